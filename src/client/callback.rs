@@ -1,0 +1,117 @@
+use std::collections::{BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::pending::Outcome;
+use super::router::Router;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::CorrelationId;
+
+/// What a callback is told: how the call ended, or that its time is over.
+pub(super) type Callback = Box<dyn FnOnce(Option<Outcome>) + Send>;
+
+/// What the callback thread is woken by.
+pub(crate) enum Event {
+    /// A call has a callback from now on.
+    Watch {
+        id: CorrelationId,
+        deadline: Instant,
+        callback: Callback,
+    },
+    /// A call has ended.
+    Done { id: CorrelationId, outcome: Outcome },
+    /// The client is gone.
+    Stop,
+}
+
+/// A client's callback thread: runs the callbacks of its calls, one after the
+/// other, and watches their deadlines. User code lives and dies here and never
+/// on the I/O thread.
+pub(super) struct CallbackThread {
+    /// Holds at most two events for each call in flight, whose number the
+    /// pending table bounds.
+    events: Sender<Event>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CallbackThread {
+    pub(super) fn start(client: &str, router: Arc<Router>) -> Result<Self> {
+        let (events, inbox) = crossbeam_channel::unbounded();
+        let thread = thread::Builder::new()
+            .name(format!("coney-callback-{client}"))
+            .spawn(move || run(&inbox, &router))
+            .map_err(|error| {
+                Error::new(ErrorKind::NotSent, "cannot start the callback thread")
+                    .with_source(error)
+            })?;
+        Ok(Self {
+            events,
+            thread: Some(thread),
+        })
+    }
+
+    pub(super) fn events(&self) -> &Sender<Event> {
+        &self.events
+    }
+}
+
+impl Drop for CallbackThread {
+    /// Waits for the callbacks that are due; one that drops the client's last
+    /// clone cannot wait for itself.
+    fn drop(&mut self) {
+        let _ = self.events.send(Event::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(inbox: &Receiver<Event>, router: &Router) {
+    let mut callbacks: HashMap<CorrelationId, (Instant, Callback)> = HashMap::new();
+    let mut deadlines: BTreeSet<(Instant, CorrelationId)> = BTreeSet::new();
+    loop {
+        let next = deadlines.first().copied();
+        let event = match next {
+            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            // A steady stream of replies must not keep deadlines waiting.
+            Some((deadline, _)) if deadline <= Instant::now() => Err(RecvTimeoutError::Timeout),
+            Some((deadline, _)) => inbox.recv_deadline(deadline),
+        };
+        let (id, outcome) = match (event, next) {
+            (
+                Ok(Event::Watch {
+                    id,
+                    deadline,
+                    callback,
+                }),
+                _,
+            ) => {
+                callbacks.insert(id, (deadline, callback));
+                deadlines.insert((deadline, id));
+                continue;
+            }
+            (Ok(Event::Done { id, outcome }), _) => (id, Some(outcome)),
+            (Err(RecvTimeoutError::Timeout), Some((deadline, id))) => {
+                deadlines.remove(&(deadline, id));
+                if !router.forget(id) {
+                    continue; // its outcome is on its way
+                }
+                (id, None)
+            }
+            (Ok(Event::Stop) | Err(_), _) => return,
+        };
+        if let Some((deadline, callback)) = callbacks.remove(&id) {
+            deadlines.remove(&(deadline, id));
+            if catch_unwind(AssertUnwindSafe(|| callback(outcome))).is_err() {
+                log::error!(target: "coney::client", "a callback panicked");
+            }
+            router.callback_done();
+        }
+    }
+}

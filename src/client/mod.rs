@@ -1,0 +1,364 @@
+//! The calling side: requests out, replies routed back to whoever waits.
+
+mod builder;
+mod callback;
+mod options;
+mod outcome;
+mod pending;
+mod pending_reply;
+mod router;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use self::builder::ServiceClientBuilder;
+use self::callback::{CallbackThread, Event};
+pub use self::options::CallOptions;
+use self::outcome::Target;
+use self::pending::{Outcome, PendingCall, Waiter};
+pub use self::pending_reply::PendingReply;
+use self::router::Router;
+use crate::deadline;
+use crate::error::{ErrorKind, Result};
+use crate::message::{CorrelationId, ServiceMessage};
+use crate::name::{check_action, check_service};
+use crate::topology::{self, SERVICE_EXCHANGE};
+use crate::transport::{Broker, Properties, Publication, Sink, Ticket, Wire};
+
+/// Calls services and waits for their answers.
+///
+/// Cheap to clone and free to share between threads: all clones use one reply
+/// queue on the broker's one connection, however many threads call. A call
+/// blocks the calling thread only. Dropping the last clone closes the client.
+///
+/// ```
+/// use coney::{Broker, ServiceClient, ServiceServer};
+///
+/// let broker = Broker::memory();
+/// let server = ServiceServer::builder(&broker, "math")
+///     .handler("double", |n: u64| Ok::<_, String>(n * 2))
+///     .start()?;
+/// let client = ServiceClient::new(&broker, "order-service")?;
+/// let answer: u64 = client.call("math", "double", &21)?;
+/// assert_eq!(answer, 42);
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct ServiceClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    timeout: Duration,
+    broker: Broker,
+    wire: Arc<dyn Wire>,
+    router: Arc<Router>,
+    callbacks: Mutex<Option<CallbackThread>>,
+}
+
+const CLIENT_CLOSED: &str = "the client has been closed";
+
+/// A request on its way: what a caller needs to wait for its reply.
+#[derive(Clone)]
+struct Sent {
+    id: CorrelationId,
+    ticket: Arc<Ticket>,
+    outcome: Receiver<Outcome>,
+    deadline: Instant,
+    timeout: Duration,
+}
+
+impl Sent {
+    /// Ends the wait at the deadline: `None`, unless the outcome was decided
+    /// at the last moment.
+    fn give_up(&self, router: &Router) -> Option<Outcome> {
+        if router.forget(self.id) {
+            None
+        } else {
+            Some(self.decided())
+        }
+    }
+
+    /// The outcome of a call that has left the table: in its slot, or put
+    /// there this moment by the thread that took the call out.
+    fn decided(&self) -> Outcome {
+        self.outcome
+            .recv()
+            .unwrap_or_else(|_| Outcome::Closed(CLIENT_CLOSED.into()))
+    }
+}
+
+impl ServiceClient {
+    /// A client with the default options. `name` is the service that calls, as
+    /// others see it in `source_service`.
+    ///
+    /// Blocks until the broker has made its reply queue, at most 10 s.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfig`] for a name that does not fit,
+    /// [`ErrorKind::TimedOut`], [`ErrorKind::Broker`] or [`ErrorKind::Closed`] if
+    /// the broker does not oblige.
+    pub fn new(broker: &Broker, name: &str) -> Result<Self> {
+        Self::builder(broker, name).build()
+    }
+
+    /// Options for a client.
+    pub fn builder(broker: &Broker, name: &str) -> ServiceClientBuilder {
+        ServiceClientBuilder::new(broker, name)
+    }
+
+    /// Calls `action` of `service` and blocks until the reply is here, at most
+    /// the client's default timeout of 5 s.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ErrorKind`]; the kind says whether the request can have run.
+    pub fn call<Req, Resp>(&self, service: &str, action: &str, request: &Req) -> Result<Resp>
+    where
+        Req: Serialize + ?Sized,
+        Resp: DeserializeOwned,
+    {
+        self.call_with(service, action, request, &CallOptions::new())
+    }
+
+    /// Calls with options: timeout, headers, persistence.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](ServiceClient::call).
+    ///
+    /// ```
+    /// # use coney::{Broker, CallOptions, ErrorKind, Phase, ServiceClient, ServiceServer};
+    /// # use std::time::Duration;
+    /// # let broker = Broker::memory();
+    /// # let server = ServiceServer::builder(&broker, "slow")
+    /// #     .handler("nap", |()| { std::thread::sleep(Duration::from_millis(200)); Ok::<_, String>(()) })
+    /// #     .start()?;
+    /// # let client = ServiceClient::new(&broker, "order-service")?;
+    /// let options = CallOptions::new()
+    ///     .timeout(Duration::from_millis(50))
+    ///     .header("trace-id", "4bf92f35");
+    /// let error = client.call_with::<_, ()>("slow", "nap", &(), &options).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::TimedOut);
+    /// assert_eq!(error.phase(), Some(Phase::Reply));
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn call_with<Req, Resp>(
+        &self,
+        service: &str,
+        action: &str,
+        request: &Req,
+        options: &CallOptions,
+    ) -> Result<Resp>
+    where
+        Req: Serialize + ?Sized,
+        Resp: DeserializeOwned,
+    {
+        let target = Target { service, action };
+        let sent = self.send(target, request, options, false)?;
+        let outcome = sent.outcome.recv_deadline(sent.deadline).ok();
+        match outcome.or_else(|| sent.give_up(&self.inner.router)) {
+            Some(outcome) => target.result(outcome, self.peer()),
+            None => Err(target.timed_out(&sent.ticket, sent.timeout, self.peer())),
+        }
+    }
+
+    /// Sends the request and returns at once; the reply is waited for through
+    /// the [`PendingReply`], or given to a callback by [`PendingReply::then`].
+    ///
+    /// Blocks only while too many requests wait to be sent, at most the
+    /// timeout, which runs from now.
+    ///
+    /// # Errors
+    ///
+    /// What can go wrong before the request is under way: encoding, names,
+    /// the limit on calls in flight, the timeout, a closed client.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// # let broker = Broker::memory();
+    /// # let server = ServiceServer::builder(&broker, "math")
+    /// #     .handler("double", |n: u64| Ok::<_, String>(n * 2)).start()?;
+    /// # let client = ServiceClient::new(&broker, "order-service")?;
+    /// let first = client.call_async::<_, u64>("math", "double", &1)?;
+    /// let second = client.call_async::<_, u64>("math", "double", &2)?;
+    /// assert_eq!(first.wait()? + second.wait()?, 6);
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn call_async<Req, Resp>(
+        &self,
+        service: &str,
+        action: &str,
+        request: &Req,
+    ) -> Result<PendingReply<Resp>>
+    where
+        Req: Serialize + ?Sized,
+        Resp: DeserializeOwned,
+    {
+        self.call_async_with(service, action, request, &CallOptions::new())
+    }
+
+    /// [`call_async`](ServiceClient::call_async) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`call_async`](ServiceClient::call_async).
+    pub fn call_async_with<Req, Resp>(
+        &self,
+        service: &str,
+        action: &str,
+        request: &Req,
+        options: &CallOptions,
+    ) -> Result<PendingReply<Resp>>
+    where
+        Req: Serialize + ?Sized,
+        Resp: DeserializeOwned,
+    {
+        let sent = self.send(Target { service, action }, request, options, true)?;
+        Ok(PendingReply::new(self.clone(), sent, service, action))
+    }
+
+    /// How many calls are waiting for their replies, or for their callbacks
+    /// to run.
+    pub fn in_flight(&self) -> usize {
+        self.inner.router.in_flight()
+    }
+
+    /// How many replies arrived that nobody waited for: too late, or forgotten
+    /// by dropping their [`PendingReply`], or never asked for.
+    pub fn unclaimed_replies(&self) -> u64 {
+        self.inner.router.unclaimed()
+    }
+
+    /// Closes the client: calls in flight, and all later ones, fail with
+    /// [`ErrorKind::Closed`]. Does not block. The broker stays open.
+    pub fn close(&self) {
+        self.inner.close();
+    }
+
+    fn send<Req: Serialize + ?Sized>(
+        &self,
+        target: Target<'_>,
+        request: &Req,
+        options: &CallOptions,
+        is_async: bool,
+    ) -> Result<Sent> {
+        check_service(target.service)?;
+        check_action(target.action)?;
+        let timeout = options.timeout.unwrap_or(self.inner.timeout);
+        let deadline = deadline::after(timeout);
+        let id = CorrelationId::random();
+        let ticket = Arc::new(Ticket::default());
+        let publication = self.request(target, request, options, is_async, id, &ticket)?;
+        publication
+            .check(self.inner.broker.max_body())
+            .map_err(|error| target.not_sent(error))?;
+        let (slot, outcome) = bounded(1);
+        let call = PendingCall {
+            ticket: Arc::clone(&ticket),
+            waiter: Waiter::Thread(slot),
+        };
+        self.inner
+            .router
+            .insert(id, call)
+            .map_err(|(kind, max)| match kind {
+                ErrorKind::Closed => target.closed(CLIENT_CLOSED),
+                _ => target.too_many_in_flight(max),
+            })?;
+        if let Err(error) = self.inner.wire.publish(publication, deadline) {
+            self.inner.router.forget(id);
+            return Err(target.not_sent(error));
+        }
+        Ok(Sent {
+            id,
+            ticket,
+            outcome,
+            deadline,
+            timeout,
+        })
+    }
+
+    fn request<Req: Serialize + ?Sized>(
+        &self,
+        target: Target<'_>,
+        request: &Req,
+        options: &CallOptions,
+        is_async: bool,
+        id: CorrelationId,
+        ticket: &Arc<Ticket>,
+    ) -> Result<Publication> {
+        let timeout = options.timeout.unwrap_or(self.inner.timeout);
+        let mut message = ServiceMessage::new(
+            self.inner.name.as_str(),
+            target.service,
+            target.action,
+            request,
+        );
+        let correlation_id = id.to_text();
+        message.correlation_id = correlation_id.as_str().into();
+        message.headers = options.wire_headers(timeout, is_async);
+        let body = message
+            .encode_awaiting_reply_queue()
+            .map_err(|error| target.not_sent(error))?;
+        let message_id = message.message_id.into_owned();
+        Ok(Publication {
+            properties: Properties {
+                persistent: options.persistent.unwrap_or(!is_async),
+                message_id: Some(message_id),
+                correlation_id: Some(correlation_id),
+                ..Properties::json()
+            },
+            mandatory: true,
+            ticket: Some(Arc::clone(ticket)),
+            ..Publication::new(
+                SERVICE_EXCHANGE,
+                topology::request_key(target.service),
+                body,
+            )
+        })
+    }
+
+    fn peer(&self) -> &str {
+        self.inner.broker.peer()
+    }
+}
+
+impl Inner {
+    /// The way to the callback thread, which starts with the first callback.
+    fn callback_events(&self) -> Result<Sender<Event>> {
+        let mut callbacks = self.callbacks.lock();
+        let thread = match &mut *callbacks {
+            Some(thread) => thread,
+            none => none.insert(CallbackThread::start(&self.name, Arc::clone(&self.router))?),
+        };
+        Ok(thread.events().clone())
+    }
+
+    fn close(&self) {
+        self.router.closed(CLIENT_CLOSED);
+        self.wire.close();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for ServiceClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceClient")
+            .field("name", &self.inner.name)
+            .field("broker", &self.inner.broker)
+            .finish_non_exhaustive()
+    }
+}

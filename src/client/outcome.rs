@@ -1,0 +1,175 @@
+//! From how a call ended to what its caller is told.
+
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::pending::Outcome;
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::message::{CODE_UNKNOWN_ACTION, Reply};
+use crate::topology;
+use crate::transport::Ticket;
+
+/// What was called, for decoding replies and for every error text.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) service: &'a str,
+    pub(super) action: &'a str,
+}
+
+impl Target<'_> {
+    pub(super) fn result<T: DeserializeOwned>(self, outcome: Outcome, peer: &str) -> Result<T> {
+        let Self { service, action } = self;
+        match outcome {
+            Outcome::Reply(body) => self.decode(&body),
+            Outcome::NoRoute(reason) => Err(Error::new(
+                ErrorKind::NoRoute,
+                format!(
+                    "cannot call {service}.{action}: no such service has ever run on {peer} (no \
+                     queue {}; {reason})",
+                    topology::request_queue(service)
+                ),
+            )),
+            Outcome::Lost(cause) => Err(Error::new(
+                ErrorKind::ConnectionLost,
+                format!(
+                    "the connection to {peer} was lost while {service}.{action} was called \
+                     ({cause}); whether it ran is unknown"
+                ),
+            )),
+            Outcome::Closed(cause) => Err(self.closed(&cause)),
+        }
+    }
+
+    fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T> {
+        let Self { service, action } = self;
+        let reply = Reply::decode(body).map_err(|error| {
+            Error::new(
+                ErrorKind::Decode,
+                format!("what {service}.{action} answered is {error}"),
+            )
+            .with_text(error.raw_text().unwrap_or_default())
+        })?;
+        if reply.success {
+            return reply.data.decode().map_err(|fault| {
+                Error::new(
+                    ErrorKind::Decode,
+                    format!(
+                        "the reply of {service}.{action} is not a {}: {fault}",
+                        std::any::type_name::<T>()
+                    ),
+                )
+                .with_text(reply.data.as_str())
+            });
+        }
+        let unknown_action = reply.error_code.as_deref() == Some(CODE_UNKNOWN_ACTION)
+            || reply.error.strip_prefix("Unknown action: ") == Some(action);
+        let (kind, message) = if unknown_action {
+            let text = format!("{service} has no action {action:?}");
+            (ErrorKind::UnknownAction, text)
+        } else {
+            let text = format!("{service}.{action} answered with an error: {}", reply.error);
+            (ErrorKind::Remote, text)
+        };
+        Err(Error::new(kind, message)
+            .with_text(reply.error)
+            .with_code(reply.error_code.map(Into::into)))
+    }
+
+    /// The deadline has passed. Gives up on the request first, so that the
+    /// answer to "can it still run?" is certain.
+    pub(super) fn timed_out(self, ticket: &Ticket, timeout: Duration, peer: &str) -> Error {
+        let Self { service, action } = self;
+        if ticket.abandon() {
+            Error::timed_out(
+                Phase::Send,
+                format!(
+                    "{service}.{action} could not be sent to {peer} within {timeout:?} and will \
+                     not be; the connection is down, blocked or too slow"
+                ),
+            )
+        } else {
+            Error::timed_out(
+                Phase::Reply,
+                format!(
+                    "{service}.{action} did not answer within {timeout:?}; the request was sent \
+                     and may still run"
+                ),
+            )
+        }
+    }
+
+    /// Says what was being called in an error from further down.
+    pub(super) fn not_sent(self, error: Error) -> Error {
+        let Self { service, action } = self;
+        let message = format!("cannot call {service}.{action}: {error}");
+        match error.phase() {
+            Some(phase) => Error::timed_out(phase, message),
+            None => Error::new(error.kind(), message),
+        }
+        .with_source(error)
+    }
+
+    pub(super) fn closed(self, cause: &str) -> Error {
+        let Self { service, action } = self;
+        Error::new(
+            ErrorKind::Closed,
+            format!("cannot call {service}.{action}: {cause}"),
+        )
+    }
+
+    pub(super) fn too_many_in_flight(self, max: usize) -> Error {
+        let Self { service, action } = self;
+        Error::new(
+            ErrorKind::Rejected,
+            format!(
+                "{service}.{action} was not sent: {max} calls are in flight already (max_in_flight)"
+            ),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result<T: DeserializeOwned>(reply: &str) -> Result<T> {
+        let target = Target {
+            service: "user-service",
+            action: "get_user",
+        };
+        target.result(Outcome::Reply(reply.as_bytes().to_vec()), "memory")
+    }
+
+    #[test]
+    fn peers_unknown_action_is_told_apart_from_a_handlers_error() {
+        let error = result::<()>(r#"{"success":false,"error":"Unknown action: get_user"}"#);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::UnknownAction);
+        let error = result::<()>(r#"{"success":false,"error":"Unknown action: other"}"#);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Remote);
+        let coded = r#"{"success":false,"error":"x","error_code":"unknown_action"}"#;
+        let error = result::<()>(coded).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnknownAction);
+        assert_eq!(error.remote_message(), Some("x"));
+    }
+
+    #[test]
+    fn what_does_not_decode_keeps_the_raw_text() {
+        let error = result::<u64>(r#"{"success":true,"data":{"a":1}}"#).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Decode);
+        assert_eq!(error.raw_text(), Some(r#"{"a":1}"#));
+        assert!(
+            error.to_string().contains("user-service.get_user"),
+            "{error}"
+        );
+        let error = result::<u64>("<html>").unwrap_err();
+        assert_eq!(error.raw_text(), Some("<html>"));
+    }
+
+    #[test]
+    fn phps_empty_array_decodes_into_a_struct() {
+        #[derive(serde::Deserialize)]
+        struct Nothing {}
+        assert!(result::<Nothing>(r#"{"success":true,"data":[]}"#).is_ok());
+    }
+}

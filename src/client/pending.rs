@@ -1,0 +1,178 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use super::callback::Event;
+use crate::error::ErrorKind;
+use crate::message::CorrelationId;
+use crate::transport::Ticket;
+
+/// The calls that wait for their replies: a plain struct with one owner.
+pub(crate) struct PendingTable {
+    calls: HashMap<CorrelationId, PendingCall>,
+    /// Finished calls whose callbacks have not run yet; they count as in flight.
+    callbacks_due: usize,
+    max: usize,
+    closed: bool,
+}
+
+/// A call that waits.
+pub(crate) struct PendingCall {
+    pub(crate) ticket: Arc<Ticket>,
+    pub(crate) waiter: Waiter,
+}
+
+/// Who waits for it.
+pub(crate) enum Waiter {
+    /// A thread, on a channel with one slot that only this call uses.
+    Thread(Sender<Outcome>),
+    /// The callback thread.
+    Callback(Sender<Event>),
+}
+
+/// How a call ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    Reply(Vec<u8>),
+    NoRoute(String),
+    Lost(Arc<str>),
+    Closed(Arc<str>),
+}
+
+impl PendingTable {
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            calls: HashMap::new(),
+            callbacks_due: 0,
+            max,
+            closed: false,
+        }
+    }
+
+    /// Adds a call; refuses with `Closed`, or with `Rejected` at the bound.
+    pub(crate) fn insert(&mut self, id: CorrelationId, call: PendingCall) -> Result<(), ErrorKind> {
+        if self.closed {
+            return Err(ErrorKind::Closed);
+        }
+        if self.in_flight() >= self.max {
+            return Err(ErrorKind::Rejected);
+        }
+        self.calls.insert(id, call);
+        Ok(())
+    }
+
+    /// Takes a call out; `None` if it has ended already.
+    pub(crate) fn remove(&mut self, id: CorrelationId) -> Option<PendingCall> {
+        let call = self.calls.remove(&id)?;
+        if matches!(call.waiter, Waiter::Callback(_)) {
+            self.callbacks_due += 1;
+        }
+        Some(call)
+    }
+
+    /// Hands a waiting call over to the callback thread; false if it has ended.
+    pub(crate) fn set_callback(&mut self, id: CorrelationId, events: Sender<Event>) -> bool {
+        match self.calls.get_mut(&id) {
+            Some(call) => {
+                call.waiter = Waiter::Callback(events);
+                true
+            }
+            None => {
+                self.callbacks_due += 1;
+                false
+            }
+        }
+    }
+
+    /// A callback has run.
+    pub(crate) fn callback_done(&mut self) {
+        self.callbacks_due = self.callbacks_due.saturating_sub(1);
+    }
+
+    /// Takes out the calls whose requests have been sent.
+    pub(crate) fn take_sent(&mut self) -> Vec<(CorrelationId, PendingCall)> {
+        let sent: Vec<CorrelationId> = self
+            .calls
+            .iter()
+            .filter(|(_, call)| call.ticket.is_sent())
+            .map(|(&id, _)| id)
+            .collect();
+        sent.into_iter()
+            .filter_map(|id| Some((id, self.remove(id)?)))
+            .collect()
+    }
+
+    /// Takes out every call, and takes no more.
+    pub(crate) fn close(&mut self) -> Vec<(CorrelationId, PendingCall)> {
+        self.closed = true;
+        let all: Vec<CorrelationId> = self.calls.keys().copied().collect();
+        all.into_iter()
+            .filter_map(|id| Some((id, self.remove(id)?)))
+            .collect()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.calls.len() + self.callbacks_due
+    }
+
+    pub(crate) fn max(&self) -> usize {
+        self.max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+
+    fn call() -> PendingCall {
+        PendingCall {
+            ticket: Arc::default(),
+            waiter: Waiter::Thread(bounded(1).0),
+        }
+    }
+
+    #[test]
+    fn is_bounded_and_closes() {
+        let mut table = PendingTable::new(2);
+        let ids = [0; 3].map(|_| CorrelationId::random());
+        assert!(table.insert(ids[0], call()).is_ok());
+        assert!(table.insert(ids[1], call()).is_ok());
+        assert_eq!(table.insert(ids[2], call()), Err(ErrorKind::Rejected));
+        assert!(table.remove(ids[0]).is_some());
+        assert!(table.remove(ids[0]).is_none());
+        assert!(table.insert(ids[2], call()).is_ok());
+        assert_eq!(table.close().len(), 2);
+        assert_eq!(table.insert(ids[0], call()), Err(ErrorKind::Closed));
+    }
+
+    #[test]
+    fn a_call_is_in_flight_until_its_callback_has_run() {
+        let mut table = PendingTable::new(1);
+        let id = CorrelationId::random();
+        table.insert(id, call()).unwrap();
+        assert!(table.set_callback(id, crossbeam_channel::unbounded().0));
+        assert!(table.remove(id).is_some());
+        assert_eq!(
+            table.insert(CorrelationId::random(), call()),
+            Err(ErrorKind::Rejected)
+        );
+        table.callback_done();
+        assert!(table.insert(id, call()).is_ok());
+    }
+
+    #[test]
+    fn a_lost_connection_takes_only_what_was_sent() {
+        let mut table = PendingTable::new(10);
+        let (sent, queued) = (CorrelationId::random(), CorrelationId::random());
+        for id in [sent, queued] {
+            table.insert(id, call()).unwrap();
+        }
+        assert!(table.calls[&sent].ticket.start_sending());
+        let taken = table.take_sent();
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].0, sent);
+        assert!(table.remove(queued).is_some());
+    }
+}

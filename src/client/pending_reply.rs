@@ -1,0 +1,192 @@
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+
+use super::callback::Event;
+use super::outcome::Target;
+use super::pending::Outcome;
+use super::{Sent, ServiceClient};
+use crate::deadline;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The reply to an asynchronous call, still to come.
+///
+/// The call's deadline runs whether anybody waits or not. Dropping this
+/// forgets the call: a request that has not been sent is not sent any more,
+/// and a reply that comes is dropped.
+#[must_use = "dropping a PendingReply forgets the call"]
+pub struct PendingReply<T> {
+    client: ServiceClient,
+    sent: Sent,
+    service: String,
+    action: String,
+    /// The outcome was given out, or a callback will be told.
+    taken: bool,
+    reply: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> PendingReply<T> {
+    pub(super) fn new(client: ServiceClient, sent: Sent, service: &str, action: &str) -> Self {
+        Self {
+            client,
+            sent,
+            service: service.to_owned(),
+            action: action.to_owned(),
+            taken: false,
+            reply: PhantomData,
+        }
+    }
+
+    /// Blocks until the reply is here, at most until the call's deadline.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServiceClient::call`].
+    pub fn wait(mut self) -> Result<T> {
+        self.wait_until(self.sent.deadline)
+            .unwrap_or_else(|| self.end_at_deadline())
+    }
+
+    /// Blocks until the reply is here, at most `timeout`; `None` means not yet.
+    /// Once the call's own deadline has passed, `Some` with the error.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServiceClient::call`]; and [`ErrorKind::Closed`] after the outcome
+    /// has been taken.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<T>> {
+        self.wait_until(deadline::after(timeout).min(self.sent.deadline))
+            .or_else(|| (Instant::now() >= self.sent.deadline).then(|| self.end_at_deadline()))
+    }
+
+    /// The reply if it is here; never blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_timeout`](PendingReply::wait_timeout).
+    pub fn try_wait(&mut self) -> Option<Result<T>> {
+        self.wait_timeout(Duration::ZERO)
+    }
+
+    /// Has `callback` run when the call ends, however it ends: with the reply,
+    /// an error, or the timeout. Returns at once.
+    ///
+    /// Callbacks run one after the other on the client's one callback thread,
+    /// which starts with the first: one that blocks holds up the others and
+    /// their timeouts. A call counts as in flight until its callback has run.
+    /// A panic in a callback is logged.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotSent`] if the callback thread cannot be started, and
+    /// [`ErrorKind::Closed`] if the outcome has been taken; the callback does
+    /// not run then.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// # let broker = Broker::memory();
+    /// # let server = ServiceServer::builder(&broker, "math")
+    /// #     .handler("double", |n: u64| Ok::<_, String>(n * 2)).start()?;
+    /// # let client = ServiceClient::new(&broker, "order-service")?;
+    /// # let (sender, receiver) = std::sync::mpsc::channel();
+    /// client.call_async::<_, u64>("math", "double", &4)?.then(move |reply| {
+    ///     sender.send(reply).unwrap();
+    /// })?;
+    /// assert_eq!(receiver.recv().unwrap()?, 8);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn then<F>(mut self, callback: F) -> Result<()>
+    where
+        F: FnOnce(Result<T>) + Send + 'static,
+        T: 'static,
+    {
+        if self.taken {
+            return Err(self.already_taken());
+        }
+        let events = self.client.inner.callback_events()?;
+        self.taken = true;
+        let client = self.client.clone();
+        let sent = self.sent.clone();
+        let callback = Box::new(move |outcome: Option<Outcome>| {
+            callback(match outcome {
+                Some(outcome) => self.target().result(outcome, self.client.peer()),
+                None => Err(self.timeout_error()),
+            });
+        });
+        let _ = events.send(Event::Watch {
+            id: sent.id,
+            deadline: sent.deadline,
+            callback,
+        });
+        if !client.inner.router.set_callback(sent.id, events.clone()) {
+            let outcome = sent.decided();
+            let _ = events.send(Event::Done {
+                id: sent.id,
+                outcome,
+            });
+        }
+        Ok(())
+    }
+
+    fn wait_until(&mut self, until: Instant) -> Option<Result<T>> {
+        if self.taken {
+            return Some(Err(self.already_taken()));
+        }
+        let outcome = self.sent.outcome.recv_deadline(until).ok()?;
+        self.taken = true;
+        Some(self.target().result(outcome, self.client.peer()))
+    }
+
+    fn end_at_deadline(&mut self) -> Result<T> {
+        self.taken = true;
+        match self.sent.give_up(&self.client.inner.router) {
+            Some(outcome) => self.target().result(outcome, self.client.peer()),
+            None => Err(self.timeout_error()),
+        }
+    }
+}
+
+impl<T> PendingReply<T> {
+    fn target(&self) -> Target<'_> {
+        Target {
+            service: &self.service,
+            action: &self.action,
+        }
+    }
+
+    fn timeout_error(&self) -> Error {
+        let peer = self.client.peer();
+        self.target()
+            .timed_out(&self.sent.ticket, self.sent.timeout, peer)
+    }
+
+    fn already_taken(&self) -> Error {
+        Error::new(
+            ErrorKind::Closed,
+            format!(
+                "the outcome of {}.{} has been taken already",
+                self.service, self.action
+            ),
+        )
+    }
+}
+
+impl<T> Drop for PendingReply<T> {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.sent.ticket.abandon();
+            self.client.inner.router.forget(self.sent.id);
+        }
+    }
+}
+
+impl<T> fmt::Debug for PendingReply<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingReply")
+            .field("service", &self.service)
+            .field("action", &self.action)
+            .finish_non_exhaustive()
+    }
+}

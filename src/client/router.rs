@@ -1,0 +1,119 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+
+use super::callback::Event;
+use super::pending::{Outcome, PendingCall, PendingTable, Waiter};
+use crate::error::ErrorKind;
+use crate::message::CorrelationId;
+use crate::transport::{Delivery, Returned, Sink};
+
+/// Routes what arrives on a client's reply queue to whoever waits for it.
+///
+/// The lock covers one operation on the table and nothing else; waking the
+/// waiter happens after it is released.
+pub(crate) struct Router {
+    table: Mutex<PendingTable>,
+    /// Replies nobody waited for any more, or that were never asked for.
+    unclaimed: AtomicU64,
+}
+
+impl Router {
+    pub(crate) fn new(max_in_flight: usize) -> Self {
+        Self {
+            table: Mutex::new(PendingTable::new(max_in_flight)),
+            unclaimed: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds a call; the bound comes back with a refusal.
+    pub(crate) fn insert(
+        &self,
+        id: CorrelationId,
+        call: PendingCall,
+    ) -> Result<(), (ErrorKind, usize)> {
+        let mut table = self.table.lock();
+        let max = table.max();
+        table.insert(id, call).map_err(|kind| (kind, max))
+    }
+
+    /// Forgets a call; false if its outcome is decided and on its way.
+    pub(crate) fn forget(&self, id: CorrelationId) -> bool {
+        self.table.lock().remove(id).is_some()
+    }
+
+    pub(crate) fn set_callback(&self, id: CorrelationId, events: Sender<Event>) -> bool {
+        self.table.lock().set_callback(id, events)
+    }
+
+    pub(crate) fn callback_done(&self) {
+        self.table.lock().callback_done();
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.table.lock().in_flight()
+    }
+
+    pub(crate) fn unclaimed(&self) -> u64 {
+        self.unclaimed.load(Ordering::Relaxed)
+    }
+
+    fn finish(&self, id: Option<CorrelationId>, outcome: Outcome) {
+        let call = id.and_then(|id| self.table.lock().remove(id));
+        match (id, call) {
+            (Some(id), Some(call)) => wake(id, call, outcome),
+            _ => {
+                self.unclaimed.fetch_add(1, Ordering::Relaxed);
+                log::debug!(target: "coney::client", "a late or unknown reply is dropped");
+            }
+        }
+    }
+}
+
+/// Never blocks: a thread's channel has a slot for this one outcome, and the
+/// callback thread's takes one event for each call in flight.
+fn wake(id: CorrelationId, call: PendingCall, outcome: Outcome) {
+    match call.waiter {
+        Waiter::Thread(slot) => {
+            let _ = slot.try_send(outcome);
+        }
+        Waiter::Callback(events) => {
+            let _ = events.try_send(Event::Done { id, outcome });
+        }
+    }
+}
+
+fn correlation_id(text: Option<&String>) -> Option<CorrelationId> {
+    text.and_then(|text| CorrelationId::parse(text))
+}
+
+impl Sink for Router {
+    fn delivery(&self, delivery: Delivery) -> Result<(), Delivery> {
+        let id = correlation_id(delivery.message().properties.correlation_id.as_ref());
+        self.finish(id, Outcome::Reply(delivery.into_body()));
+        Ok(())
+    }
+
+    fn returned(&self, returned: Returned) {
+        let id = correlation_id(returned.correlation_id.as_ref());
+        self.finish(id, Outcome::NoRoute(returned.reason));
+    }
+
+    fn lost(&self, cause: &str) {
+        let sent = self.table.lock().take_sent();
+        let cause: Arc<str> = cause.into();
+        for (id, call) in sent {
+            wake(id, call, Outcome::Lost(Arc::clone(&cause)));
+        }
+    }
+
+    fn closed(&self, cause: &str) {
+        let all = self.table.lock().close();
+        let cause: Arc<str> = cause.into();
+        for (id, call) in all {
+            wake(id, call, Outcome::Closed(Arc::clone(&cause)));
+        }
+    }
+}

@@ -1,0 +1,37 @@
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// As good as never, and far from overflowing an `Instant`.
+const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
+/// The moment `timeout` from now; a timeout too long to add is a year.
+pub(crate) fn after(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(FAR)
+}
+
+/// The same moment as a Unix time in milliseconds, for other machines.
+pub(crate) fn unix_millis_after(timeout: Duration) -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from((now + timeout.min(FAR)).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long it is until a Unix time in milliseconds; zero if it has passed.
+pub(crate) fn until_unix_millis(at: u64) -> Duration {
+    Duration::from_millis(at.saturating_sub(unix_millis_after(Duration::ZERO)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_timeout_overflows() {
+        assert!(after(Duration::MAX) > Instant::now());
+        let at = unix_millis_after(Duration::from_secs(10));
+        let left = until_unix_millis(at);
+        assert!(left > Duration::from_secs(9) && left <= Duration::from_secs(10));
+        assert_eq!(until_unix_millis(0), Duration::ZERO);
+        assert!(until_unix_millis(u64::MAX) > FAR);
+    }
+}

@@ -1,0 +1,223 @@
+use std::error::Error as StdError;
+use std::fmt;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, told so that the caller knows what it may do next.
+///
+/// [`kind`](Error::kind) says which sort of failure it is and
+/// [`is_safe_to_retry`](Error::is_safe_to_retry) whether the other side can
+/// have seen the request. The text names the service, action, queue or host
+/// concerned; it never contains a password or a payload. The cause below, if
+/// there is one, is [`source`](StdError::source).
+///
+/// ```
+/// use coney::{Broker, ErrorKind, ServiceClient};
+///
+/// let client = ServiceClient::new(&Broker::memory(), "order-service")?;
+/// let error = client.call::<_, String>("nobody", "get_user", &1).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::NoRoute);
+/// assert!(error.is_safe_to_retry());
+/// # Ok::<(), coney::Error>(())
+/// ```
+pub struct Error(Box<Repr>);
+
+struct Repr {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+    phase: Option<Phase>,
+    code: Option<String>,
+    text: Option<String>,
+}
+
+/// The sorts of failure, by what the caller may do about them.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// Nobody has ever listened for that service: its queue does not exist.
+    /// Nothing ran; retrying is safe.
+    NoRoute,
+    /// The request never left this process. Nothing ran; retrying is safe.
+    NotSent,
+    /// The deadline passed. [`Error::phase`] says what was being waited for
+    /// and so whether the request can have run.
+    TimedOut,
+    /// The connection was lost after the request was sent: whether it ran is
+    /// unknown. Retry only what may run twice.
+    ConnectionLost,
+    /// The handler ran and answered with an error: see
+    /// [`Error::remote_message`] and [`Error::remote_code`].
+    Remote,
+    /// The service is there but has no handler for that action.
+    UnknownAction,
+    /// A local policy refused the call before anything was sent, for example
+    /// the limit on outstanding callbacks.
+    Rejected,
+    /// The payload could not be encoded, or is larger than the limit. Nothing
+    /// was sent.
+    Encode,
+    /// What arrived could not be decoded into the type asked for:
+    /// [`Error::raw_text`] has it as it came.
+    Decode,
+    /// A name, URL or option is not valid; nothing was tried.
+    InvalidConfig,
+    /// No connection could be made: host, port, credentials or virtual host.
+    Connect,
+    /// The broker refused an operation, for example declaring a queue that
+    /// exists with other properties.
+    Broker,
+    /// The broker, client or server has been closed.
+    Closed,
+}
+
+/// What was being waited for when a deadline passed.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// For the connection, or for room in the queue of what is to be sent:
+    /// the request never left this process.
+    Send,
+    /// For the reply: the request was sent and may have run.
+    Reply,
+    /// For the broker to carry out an operation such as declaring a queue.
+    Broker,
+    /// For running handlers to finish during a shutdown.
+    Shutdown,
+}
+
+impl Error {
+    /// Which sort of failure this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// True if the request certainly did not run, so that sending it again
+    /// cannot make it run twice.
+    pub fn is_safe_to_retry(&self) -> bool {
+        match self.0.kind {
+            ErrorKind::NoRoute | ErrorKind::NotSent | ErrorKind::Rejected => true,
+            ErrorKind::TimedOut => self.0.phase == Some(Phase::Send),
+            _ => false,
+        }
+    }
+
+    /// For [`ErrorKind::TimedOut`]: what was being waited for.
+    pub fn phase(&self) -> Option<Phase> {
+        self.0.phase
+    }
+
+    /// For [`ErrorKind::Remote`] and [`ErrorKind::UnknownAction`]: the text
+    /// the service answered, as it came.
+    pub fn remote_message(&self) -> Option<&str> {
+        match self.0.kind {
+            ErrorKind::Remote | ErrorKind::UnknownAction => self.0.text.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// For [`ErrorKind::Remote`] and [`ErrorKind::UnknownAction`]: the code
+    /// the service answered, if it gave one. Peers in other languages give none.
+    pub fn remote_code(&self) -> Option<&str> {
+        self.0.code.as_deref()
+    }
+
+    /// For [`ErrorKind::Decode`]: the text that could not be decoded.
+    pub fn raw_text(&self) -> Option<&str> {
+        match self.0.kind {
+            ErrorKind::Decode => self.0.text.as_deref(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Repr {
+            kind,
+            message: message.into(),
+            source: None,
+            phase: None,
+            code: None,
+            text: None,
+        }))
+    }
+
+    pub(crate) fn timed_out(phase: Phase, message: impl Into<String>) -> Self {
+        let mut error = Self::new(ErrorKind::TimedOut, message);
+        error.0.phase = Some(phase);
+        error
+    }
+
+    pub(crate) fn with_source(
+        mut self,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn with_text(mut self, text: impl Into<String>) -> Self {
+        self.0.text = Some(text.into());
+        self
+    }
+
+    pub(crate) fn with_code(mut self, code: Option<String>) -> Self {
+        self.0.code = code;
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Error");
+        out.field("kind", &self.0.kind)
+            .field("message", &self.0.message);
+        if let Some(source) = &self.0.source {
+            out.field("source", source);
+        }
+        out.finish_non_exhaustive()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.0.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_send_sync_and_one_word() {
+        fn check<T: Send + Sync + 'static>() {}
+        check::<Error>();
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+
+    #[test]
+    fn safe_to_retry_follows_kind_and_phase() {
+        let safe = |error: Error| error.is_safe_to_retry();
+        assert!(safe(Error::new(ErrorKind::NoRoute, "")));
+        assert!(safe(Error::timed_out(Phase::Send, "")));
+        assert!(!safe(Error::timed_out(Phase::Reply, "")));
+        assert!(!safe(Error::new(ErrorKind::ConnectionLost, "")));
+    }
+
+    #[test]
+    fn debug_does_not_print_the_raw_text() {
+        let error = Error::new(ErrorKind::Decode, "cannot decode").with_text("secret");
+        assert!(!format!("{error:?}").contains("secret"));
+        assert_eq!(error.raw_text(), Some("secret"));
+    }
+}

@@ -1,0 +1,130 @@
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::json::{Json, is_empty_array};
+
+/// The `headers` of an envelope: metadata beside the payload, a JSON object.
+///
+/// Kept as text and looked into only when asked, because most messages are
+/// handled without a look at their headers.
+///
+/// ```
+/// use coney::message::Headers;
+///
+/// let mut headers = Headers::new();
+/// headers.insert("trace-id", &"abc");
+/// assert_eq!(headers.get::<String>("trace-id"), Some("abc".to_owned()));
+/// assert_eq!(headers.get::<u64>("trace-id"), None);
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Headers<'a>(Cow<'a, str>);
+
+impl Headers<'_> {
+    /// No headers: `{}`.
+    pub const fn new() -> Self {
+        Self(Cow::Borrowed("{}"))
+    }
+
+    /// Adds a header. A name that is there already is not replaced but
+    /// followed, and every JSON reader takes the last.
+    ///
+    /// A value that serde_json cannot encode (a map whose keys are not
+    /// strings) is left out.
+    pub fn insert<V: Serialize + ?Sized>(&mut self, name: &str, value: &V) {
+        let (Ok(name), Ok(value)) = (serde_json::to_string(name), serde_json::to_string(value))
+        else {
+            return;
+        };
+        let text = self.0.to_mut();
+        text.truncate(text.trim_end().len().saturating_sub(1));
+        if text.trim_end().len() > 1 {
+            text.push(',');
+        }
+        text.push_str(&name);
+        text.push(':');
+        text.push_str(&value);
+        text.push('}');
+    }
+
+    /// The header of that name, if it is there and is a `T`.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let all: HashMap<Cow<'_, str>, Json<'_>> = serde_json::from_str(&self.0).ok()?;
+        all.get(name)?.decode().ok()
+    }
+
+    /// The JSON object, as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The same headers, independent of the message they came in.
+    pub fn into_owned(self) -> Headers<'static> {
+        Headers(Cow::Owned(self.0.into_owned()))
+    }
+}
+
+impl Default for Headers<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Headers<'_> {
+    /// Shows the size only: headers may hold tokens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Headers({} bytes)", self.0.len())
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
+    /// Takes an object, and what PHP sends for an empty one: `[]`. `null`
+    /// counts as empty too.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <&RawValue>::deserialize(deserializer)?.get();
+        if text.starts_with('{') {
+            Ok(Self(Cow::Borrowed(text)))
+        } else if text == "null" || is_empty_array(text) {
+            Ok(Self::new())
+        } else {
+            Err(serde::de::Error::custom("expected an object"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Headers<'_>, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    #[test]
+    fn reads_objects_and_phps_empty_array() {
+        assert_eq!(parse("[]").unwrap().as_str(), "{}");
+        assert_eq!(parse("null").unwrap().as_str(), "{}");
+        let headers = parse(r#"{"async_callback":true,"a":{"b":[1]}}"#).unwrap();
+        assert_eq!(headers.get::<bool>("async_callback"), Some(true));
+        assert_eq!(headers.get::<bool>("a"), None);
+        assert_eq!(headers.get::<bool>("missing"), None);
+        assert!(parse("[1]").is_err());
+        assert!(parse("3").is_err());
+    }
+
+    #[test]
+    fn inserting_keeps_it_one_object() {
+        for start in ["{}", "{ }", r#"{"x":1}"#, r#"{"x":1} "#] {
+            let mut headers = parse(start).unwrap();
+            headers.insert("quote\"d", &vec![1, 2]);
+            headers.insert("n", &2);
+            headers.insert("n", &3);
+            assert_eq!(headers.get::<Vec<u8>>("quote\"d"), Some(vec![1, 2]));
+            assert_eq!(headers.get::<u8>("n"), Some(3), "{}", headers.as_str());
+        }
+    }
+}

@@ -1,0 +1,134 @@
+use std::cell::RefCell;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A new message id as the contract has it: `msg_`, the local time as
+/// `YYYYmmddHHMMSS`, `_`, and 16 lower-case hex digits.
+///
+/// ```
+/// let id = coney::message::new_message_id();
+/// assert_eq!(id.len(), "msg_20261123083012_862ad1d69070c888".len());
+/// ```
+pub fn new_message_id() -> String {
+    let mut id = String::with_capacity(4 + 14 + 1 + 16);
+    id.push_str("msg_");
+    push_local_time(unix_seconds(), &mut id);
+    id.push('_');
+    push_hex(fastrand::u64(..).into(), 16, &mut id);
+    id
+}
+
+/// A new correlation id as the contract has it: 32 lower-case hex digits.
+///
+/// ```
+/// assert_eq!(coney::message::new_correlation_id().len(), 32);
+/// ```
+pub fn new_correlation_id() -> String {
+    CorrelationId::random().to_text()
+}
+
+/// A correlation id of our own making, kept as a number: that is what the
+/// pending table is keyed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct CorrelationId(u128);
+
+impl CorrelationId {
+    pub(crate) fn random() -> Self {
+        Self(fastrand::u128(..))
+    }
+
+    pub(crate) fn to_text(self) -> String {
+        let mut text = String::with_capacity(32);
+        push_hex(self.0, 32, &mut text);
+        text
+    }
+
+    /// `None` for anything this process cannot have made.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let ours = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        ours.then(|| u128::from_str_radix(text, 16).ok().map(Self))
+            .flatten()
+    }
+}
+
+pub(crate) fn unix_seconds() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+        })
+}
+
+fn push_hex(value: u128, digits: u32, out: &mut String) {
+    const HEX: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+    ];
+    for digit in (0..digits).rev() {
+        out.push(HEX[(value >> (digit * 4)) as usize & 0xf]);
+    }
+}
+
+/// Formatting a local time costs more than the rest of an id, so each thread
+/// keeps the last second it formatted.
+fn push_local_time(second: i64, out: &mut String) {
+    thread_local! {
+        static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+    }
+    LAST.with_borrow_mut(|(at, text)| {
+        if *at != second {
+            *at = second;
+            *text = format_local_time(second);
+        }
+        out.push_str(text);
+    });
+}
+
+fn format_local_time(second: i64) -> String {
+    jiff::Timestamp::from_second(second)
+        .unwrap_or_default()
+        .to_zoned_datetime(jiff::tz::TimeZone::system())
+        .strftime("%Y%m%d%H%M%S")
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_ids_have_the_contracts_form() {
+        let id = new_message_id();
+        let (time, random) = id
+            .strip_prefix("msg_")
+            .and_then(|rest| rest.split_once('_'))
+            .unwrap();
+        assert_eq!(time.len(), 14);
+        assert!(time.bytes().all(|b| b.is_ascii_digit()), "{id}");
+        assert_eq!(random.len(), 16);
+        assert!(
+            random
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        );
+        let year = format_local_time(unix_seconds());
+        assert_eq!(time[..4], year[..4]);
+    }
+
+    #[test]
+    fn the_cached_second_is_renewed() {
+        let (mut first, mut second) = (String::new(), String::new());
+        push_local_time(1_700_000_000, &mut first);
+        push_local_time(1_700_000_001, &mut second);
+        assert_ne!(first, second);
+    }
+
+    #[test]
+    fn correlation_ids_survive_the_wire_and_foreign_ones_do_not_parse() {
+        let id = CorrelationId::random();
+        assert_eq!(CorrelationId::parse(&id.to_text()), Some(id));
+        let small = CorrelationId(7);
+        assert_eq!(small.to_text(), format!("{:032x}", 7));
+        for foreign in ["", "7", &"G".repeat(32), &"A".repeat(32), &"+".repeat(32)] {
+            assert_eq!(CorrelationId::parse(foreign), None, "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The envelope that travels between services: what the wire contract calls a
+//! request and a reply. Nothing in here knows how a message is transported.
+
+mod body;
+mod headers;
+mod id;
+mod json;
+mod reply;
+mod request;
+
+pub use body::Body;
+pub use headers::Headers;
+pub(crate) use id::CorrelationId;
+pub use id::{new_correlation_id, new_message_id};
+pub use json::Json;
+pub use reply::Reply;
+pub use request::ServiceMessage;
+
+/// The header that tells a server when the caller stops waiting, in Unix
+/// milliseconds. An extension: peers that do not know it ignore it.
+pub(crate) const DEADLINE_HEADER: &str = "deadline_ms";
+
+/// The error code a coney server adds to `Unknown action: …`.
+pub(crate) const CODE_UNKNOWN_ACTION: &str = "unknown_action";

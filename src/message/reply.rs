@@ -1,0 +1,161 @@
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use super::Json;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The answer to a request, as it stands on the wire.
+///
+/// ```
+/// use coney::message::Reply;
+///
+/// let body = Reply::success(&"pong", "msg_1")?;
+/// assert_eq!(body, br#"{"success":true,"data":"pong","message_id":"msg_1"}"#);
+/// let reply = Reply::decode(&body)?;
+/// assert!(reply.success);
+/// assert_eq!(reply.data.decode::<String>(), Ok("pong".to_owned()));
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Reply<'a> {
+    /// Whether the handler answered with data.
+    pub success: bool,
+    /// The data; `null` in a failure.
+    pub data: Json<'a>,
+    /// The error text; empty in a success.
+    pub error: Cow<'a, str>,
+    /// A machine-readable name for the error, where the server gives one. An
+    /// extension: peers in other languages leave it out.
+    pub error_code: Option<Cow<'a, str>>,
+    /// The id of the request answered; empty if the peer left it out.
+    pub message_id: Cow<'a, str>,
+}
+
+/// What is read: every field may be missing.
+#[derive(Deserialize)]
+struct Wire<'a> {
+    success: Option<bool>,
+    #[serde(borrow)]
+    data: Option<Json<'a>>,
+    error: Option<Cow<'a, str>>,
+    error_code: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    message_id: Cow<'a, str>,
+}
+
+#[derive(Serialize)]
+struct Success<'a, T: ?Sized> {
+    success: bool,
+    data: &'a T,
+    message_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    success: bool,
+    error: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<&'a str>,
+    message_id: &'a str,
+}
+
+impl<'a> Reply<'a> {
+    /// Reads a reply, borrowing from `body`.
+    ///
+    /// No field is required: where `success` is missing, a reply without an
+    /// `error` is a success.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Decode`] if the body is not a JSON object, or a field
+    /// holds another type than the contract's; the error keeps the text.
+    pub fn decode(body: &'a [u8]) -> Result<Self> {
+        let wire: Wire<'a> = serde_json::from_slice(body).map_err(|error| {
+            Error::new(ErrorKind::Decode, format!("not a reply: {error}"))
+                .with_text(String::from_utf8_lossy(body))
+        })?;
+        Ok(Self {
+            success: wire.success.unwrap_or(wire.error.is_none()),
+            data: wire.data.unwrap_or(Json::NULL),
+            error: wire.error.unwrap_or_default(),
+            error_code: wire.error_code,
+            message_id: wire.message_id,
+        })
+    }
+
+    /// The body of a reply that carries `data`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Encode`] if serde_json cannot encode the data.
+    pub fn success<T: Serialize + ?Sized>(data: &T, message_id: &str) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(256);
+        let reply = Success {
+            success: true,
+            data,
+            message_id,
+        };
+        match serde_json::to_writer(&mut out, &reply) {
+            Ok(()) => Ok(out),
+            Err(error) => Err(
+                Error::new(ErrorKind::Encode, "the reply cannot be encoded as JSON")
+                    .with_source(error),
+            ),
+        }
+    }
+
+    /// The body of a reply that carries an error.
+    pub fn failure(error: &str, error_code: Option<&str>, message_id: &str) -> Vec<u8> {
+        let reply = Failure {
+            success: false,
+            error,
+            error_code,
+            message_id,
+        };
+        // Strings and a bool: there is nothing serde_json could refuse.
+        serde_json::to_vec(&reply).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_field_is_never_an_error() {
+        let reply = Reply::decode(b"{}").unwrap();
+        assert!(reply.success);
+        assert_eq!(reply.data.as_str(), "null");
+        let reply = Reply::decode(br#"{"error":"no \u5f20","message_id":"m\/1"}"#).unwrap();
+        assert!(!reply.success);
+        assert_eq!(reply.error, "no 张");
+        assert_eq!(reply.message_id, "m/1");
+        assert!(reply.error_code.is_none());
+    }
+
+    #[test]
+    fn unknown_fields_are_passed_over() {
+        let reply = Reply::decode(br#"{"success":true,"data":[1],"instance":{"id":1}}"#).unwrap();
+        assert_eq!(reply.data.decode::<Vec<u8>>(), Ok(vec![1]));
+    }
+
+    #[test]
+    fn failures_read_back() {
+        let body = Reply::failure("Invalid token", Some("auth"), "m");
+        let reply = Reply::decode(&body).unwrap();
+        assert_eq!(reply.error, "Invalid token");
+        assert_eq!(reply.error_code.as_deref(), Some("auth"));
+        let bare = String::from_utf8(Reply::failure("e", None, "m")).unwrap();
+        assert_eq!(bare, r#"{"success":false,"error":"e","message_id":"m"}"#);
+    }
+
+    #[test]
+    fn what_is_not_a_reply_keeps_its_text() {
+        for body in ["", "[]]", "<html>", "7", r#"{"success":"yes"}"#] {
+            let error = Reply::decode(body.as_bytes()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Decode);
+            assert_eq!(error.raw_text(), Some(body));
+        }
+    }
+}

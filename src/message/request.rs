@@ -1,0 +1,296 @@
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Body, Headers, Json, id, new_correlation_id, new_message_id};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A request or an event as it stands on the wire: nine fields round a payload.
+///
+/// Decoding borrows from the body and leaves the payload as [`Json`], to be
+/// decoded once, into the type the handler wants; encoding writes a typed
+/// payload once, in place.
+///
+/// ```
+/// use coney::message::ServiceMessage;
+///
+/// let request = ServiceMessage::new("order-service", "user-service", "get_user", 7);
+/// let body = request.encode()?;
+/// let read = ServiceMessage::decode(&body)?;
+/// assert_eq!(read.action, "get_user");
+/// assert_eq!(read.payload.decode::<u32>(), Ok(7));
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound(deserialize = "P: Deserialize<'de>"))]
+pub struct ServiceMessage<'a, P = Json<'a>> {
+    /// Identifies the message: `msg_20261123083012_862ad1d69070c888`.
+    #[serde(borrow)]
+    pub message_id: Cow<'a, str>,
+    /// The service that sent it.
+    #[serde(borrow)]
+    pub source_service: Cow<'a, str>,
+    /// The service it is for; empty in an event.
+    #[serde(borrow)]
+    pub target_service: Cow<'a, str>,
+    /// What is asked for, or the event's name.
+    #[serde(borrow)]
+    pub action: Cow<'a, str>,
+    /// When it was made, in whole Unix seconds.
+    pub timestamp: i64,
+    /// Ties the reply to the request: 32 hex digits.
+    #[serde(borrow)]
+    pub correlation_id: Cow<'a, str>,
+    /// The queue the reply goes to, if one is wanted.
+    #[serde(default)]
+    pub reply_to: Option<Cow<'a, str>>,
+    /// Metadata.
+    #[serde(borrow, default)]
+    pub headers: Headers<'a>,
+    /// The request itself.
+    pub payload: P,
+}
+
+impl<'a, P> ServiceMessage<'a, P> {
+    /// A message made now, with new ids, no headers and no reply wanted.
+    pub fn new(
+        source: impl Into<Cow<'a, str>>,
+        target: impl Into<Cow<'a, str>>,
+        action: impl Into<Cow<'a, str>>,
+        payload: P,
+    ) -> Self {
+        Self {
+            message_id: new_message_id().into(),
+            source_service: source.into(),
+            target_service: target.into(),
+            action: action.into(),
+            timestamp: id::unix_seconds(),
+            correlation_id: new_correlation_id().into(),
+            reply_to: None,
+            headers: Headers::new(),
+            payload,
+        }
+    }
+}
+
+impl<'a> ServiceMessage<'a> {
+    /// Reads an envelope, borrowing from `body`.
+    ///
+    /// Fields it does not know are passed over, `headers` and `reply_to` may
+    /// be missing.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Decode`], naming the field that is missing or wrong.
+    pub fn decode(body: &'a [u8]) -> Result<Self> {
+        serde_json::from_slice(body).map_err(|error| {
+            Error::new(
+                ErrorKind::Decode,
+                format!("not a service envelope: {}", diagnose(body, &error)),
+            )
+        })
+    }
+}
+
+impl<P: Serialize> ServiceMessage<'_, P> {
+    /// The message as JSON, all nine fields in the contract's order.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Encode`] if serde_json cannot encode the payload.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(TYPICAL_SIZE);
+        self.write_head(&mut out)?;
+        write_json(&self.reply_to, &mut out)?;
+        self.write_tail(&mut out)?;
+        Ok(out)
+    }
+
+    /// The same, with a hole for the name of the reply queue, which only the
+    /// transport knows, and only at the moment of sending.
+    pub(crate) fn encode_awaiting_reply_queue(&self) -> Result<Body> {
+        let mut out = Vec::with_capacity(TYPICAL_SIZE);
+        self.write_head(&mut out)?;
+        let hole = out.len();
+        self.write_tail(&mut out)?;
+        Ok(Body::with_reply_queue_at(out, hole))
+    }
+
+    fn write_head(&self, out: &mut Vec<u8>) -> Result<()> {
+        out.extend_from_slice(b"{\"message_id\":");
+        write_json(&self.message_id, out)?;
+        out.extend_from_slice(b",\"source_service\":");
+        write_json(&self.source_service, out)?;
+        out.extend_from_slice(b",\"target_service\":");
+        write_json(&self.target_service, out)?;
+        out.extend_from_slice(b",\"action\":");
+        write_json(&self.action, out)?;
+        out.extend_from_slice(b",\"timestamp\":");
+        write_json(&self.timestamp, out)?;
+        out.extend_from_slice(b",\"correlation_id\":");
+        write_json(&self.correlation_id, out)?;
+        out.extend_from_slice(b",\"reply_to\":");
+        Ok(())
+    }
+
+    fn write_tail(&self, out: &mut Vec<u8>) -> Result<()> {
+        out.extend_from_slice(b",\"headers\":");
+        out.extend_from_slice(self.headers.as_str().as_bytes());
+        out.extend_from_slice(b",\"payload\":");
+        write_json(&self.payload, out)?;
+        out.push(b'}');
+        Ok(())
+    }
+}
+
+/// Room for the envelope's own fields, a small payload and the name of a
+/// reply queue, so that most messages are written without growing.
+const TYPICAL_SIZE: usize = 768;
+
+fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<()> {
+    serde_json::to_writer(out, value).map_err(|error| {
+        Error::new(ErrorKind::Encode, "the payload cannot be encoded as JSON").with_source(error)
+    })
+}
+
+/// serde says what is wrong with a value but not in which field, so on this
+/// cold path the body is read once more, field by field.
+fn diagnose(body: &[u8], error: &serde_json::Error) -> String {
+    use serde_json::Value;
+    type Fits = fn(&Value) -> bool;
+    const STRING: (&str, Fits) = ("a string", Value::is_string);
+    const FIELDS: [(&str, (&str, Fits)); 9] = [
+        ("message_id", STRING),
+        ("source_service", STRING),
+        ("target_service", STRING),
+        ("action", STRING),
+        ("timestamp", ("a whole number", Value::is_i64)),
+        ("correlation_id", STRING),
+        (
+            "reply_to",
+            ("a string or null", |v| v.is_string() || v.is_null()),
+        ),
+        (
+            "headers",
+            ("an object", |v| {
+                v.is_object() || v.is_null() || v.as_array().is_some_and(Vec::is_empty)
+            }),
+        ),
+        ("payload", ("a JSON value", |_| true)),
+    ];
+    let Ok(value) = serde_json::from_slice::<Value>(body) else {
+        return error.to_string();
+    };
+    let Some(object) = value.as_object() else {
+        return "the body is not a JSON object".to_owned();
+    };
+    for (field, (wanted, fits)) in FIELDS {
+        match object.get(field) {
+            Some(value) if !fits(value) => return format!("field `{field}` is not {wanted}"),
+            None if !matches!(field, "reply_to" | "headers") => {
+                return format!("field `{field}` is missing");
+            }
+            _ => {}
+        }
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// As a PHP peer sends it, byte for byte.
+    const PHP: &str = r#"{"message_id":"msg_20261123083012_862ad1d69070c888","source_service":"order-service","target_service":"user-service","action":"get_user","timestamp":1795422612,"correlation_id":"0123456789abcdef0123456789abcdef","reply_to":"amq.gen-x\/y","headers":[],"payload":{"name":"\u5f20\u4e09","path":"a\/b"}}"#;
+
+    #[test]
+    fn reads_what_a_php_peer_sends() {
+        let message = ServiceMessage::decode(PHP.as_bytes()).unwrap();
+        assert_eq!(message.message_id, "msg_20261123083012_862ad1d69070c888");
+        assert_eq!(message.timestamp, 1_795_422_612);
+        assert_eq!(message.reply_to.as_deref(), Some("amq.gen-x/y"));
+        assert_eq!(message.headers.as_str(), "{}");
+        let payload: std::collections::HashMap<String, String> = message.payload.decode().unwrap();
+        assert_eq!(payload["name"], "张三");
+        assert_eq!(payload["path"], "a/b");
+    }
+
+    #[test]
+    fn unknown_fields_are_passed_over() {
+        let body = PHP.replace("\"timestamp\"", "\"x\":[{\"y\":1}],\"timestamp\"");
+        assert!(ServiceMessage::decode(body.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn the_error_names_the_field() {
+        let cases = [
+            (
+                PHP.replace("\"action\"", "\"act\""),
+                "field `action` is missing",
+            ),
+            (
+                PHP.replace("\"get_user\"", "5"),
+                "field `action` is not a string",
+            ),
+            (
+                PHP.replace("1795422612", "\"now\""),
+                "field `timestamp` is not a whole number",
+            ),
+            (PHP.replace("[]", "[1]"), "field `headers` is not an object"),
+            ("[1]".to_owned(), "not a JSON object"),
+            ("{".to_owned(), "EOF"),
+            ("\u{1}".to_owned(), "expected value"),
+        ];
+        for (body, wanted) in cases {
+            let error = ServiceMessage::decode(body.as_bytes()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Decode);
+            assert!(error.to_string().contains(wanted), "{error} / {wanted}");
+        }
+    }
+
+    #[test]
+    fn encodes_all_nine_fields_in_order() {
+        let mut message = ServiceMessage::new("a", "b", "c", ());
+        message.message_id = "m".into();
+        message.correlation_id = "x".into();
+        message.timestamp = 5;
+        let text = String::from_utf8(message.encode().unwrap()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"message_id":"m","source_service":"a","target_service":"b","action":"c","timestamp":5,"correlation_id":"x","reply_to":null,"headers":{},"payload":null}"#
+        );
+        let filled = message.encode_awaiting_reply_queue().unwrap().fill("q\"1");
+        message.reply_to = Some("q\"1".into());
+        assert_eq!(filled, message.encode().unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(
+            source in ".*", target in ".*", action in ".*", payload in ".*",
+            reply_to in proptest::option::of(".*"),
+        ) {
+            let mut message = ServiceMessage::new(source, target, action, payload);
+            message.reply_to = reply_to.map(Cow::Owned);
+            let body = message.encode().unwrap();
+            let read = ServiceMessage::decode(&body).unwrap();
+            prop_assert_eq!(&read.source_service, &message.source_service);
+            prop_assert_eq!(&read.target_service, &message.target_service);
+            prop_assert_eq!(&read.action, &message.action);
+            prop_assert_eq!(&read.reply_to, &message.reply_to);
+            prop_assert_eq!(read.payload.decode::<String>(), Ok(message.payload));
+        }
+
+        #[test]
+        fn arbitrary_and_mutated_bytes_never_panic(
+            noise in proptest::collection::vec(any::<u8>(), 0..200), at in 0..PHP.len(), byte: u8,
+        ) {
+            let _ = ServiceMessage::decode(&noise);
+            let mut body = PHP.as_bytes().to_vec();
+            body[at] = byte;
+            let _ = ServiceMessage::decode(&body);
+            let _ = ServiceMessage::decode(&body[..at]);
+        }
+    }
+}

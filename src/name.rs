@@ -1,0 +1,68 @@
+//! The names that go on the wire: checked before anything is sent, because a
+//! short string over 255 bytes would corrupt the AMQP frame it is written to.
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// AMQP's limit on exchange, queue and routing key names, in bytes.
+const SHORT_STRING_MAX: usize = 255;
+
+/// Queue names wrap a service's name in `service.….request`.
+const SERVICE_MAX: usize = SHORT_STRING_MAX - "service..request".len();
+
+pub(crate) fn check_service(name: &str) -> Result<()> {
+    check("service name", name, SERVICE_MAX)
+}
+
+pub(crate) fn check_action(name: &str) -> Result<()> {
+    check("action", name, SHORT_STRING_MAX)
+}
+
+/// Checks anything that becomes an AMQP short string and may be empty, such
+/// as the name of the default exchange.
+pub(crate) fn check_short_string(what: &str, text: &str) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    check(what, text, SHORT_STRING_MAX)
+}
+
+fn check(what: &str, name: &str, max: usize) -> Result<()> {
+    let fault = if name.is_empty() {
+        "is empty".to_owned()
+    } else if name.len() > max {
+        format!("is {} bytes long; at most {max} are allowed", name.len())
+    } else if name.contains('\0') {
+        "contains a NUL character".to_owned()
+    } else {
+        return Ok(());
+    };
+    let shown: String = name.chars().take(40).collect();
+    Err(Error::new(
+        ErrorKind::InvalidConfig,
+        format!("the {what} {shown:?} {fault}"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_would_not_fit_a_frame() {
+        assert!(check_service("user-service").is_ok());
+        assert!(check_service("").is_err());
+        assert!(check_service("a\0b").is_err());
+        assert!(check_service(&"x".repeat(239)).is_ok());
+        assert!(check_service(&"x".repeat(240)).is_err());
+        assert!(check_action(&"x".repeat(255)).is_ok());
+        assert!(check_action(&"x".repeat(256)).is_err());
+        assert!(check_short_string("exchange", "").is_ok());
+    }
+
+    #[test]
+    fn the_error_names_the_fault_and_shortens_the_name() {
+        let text = check_service(&"x".repeat(300)).unwrap_err().to_string();
+        assert!(text.contains("300 bytes"), "{text}");
+        assert!(text.len() < 140, "{text}");
+    }
+}

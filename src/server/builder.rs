@@ -1,0 +1,190 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::handler::{self, Handler, HandlerError};
+use super::{Context, Dispatch, Intake, Pool, ServiceServer};
+use crate::deadline;
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::{check_action, check_service};
+use crate::topology;
+use crate::transport::{Broker, LinkSpec, Sink};
+
+/// How long declaring the service's queue may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Options and handlers for a [`ServiceServer`]; made by
+/// [`ServiceServer::builder`].
+///
+/// Handlers run on the server's workers, several at a time, so they must be
+/// `Sync`. What one returns as an error becomes an error reply, and so does a
+/// panic; neither disturbs the server. A handler may call other services,
+/// its own included, through a [`ServiceClient`](crate::ServiceClient), as
+/// long as a worker is free to answer.
+#[must_use = "a server does nothing until it is started"]
+pub struct ServiceServerBuilder {
+    broker: Broker,
+    service: String,
+    handlers: HashMap<String, Handler>,
+    workers: usize,
+    prefetch: u16,
+    shutdown_timeout: Duration,
+    fault: Option<Error>,
+}
+
+impl ServiceServerBuilder {
+    pub(super) fn new(broker: &Broker, service: &str) -> Self {
+        Self {
+            broker: broker.clone(),
+            service: service.to_owned(),
+            handlers: HashMap::new(),
+            workers: 10,
+            prefetch: 10,
+            shutdown_timeout: Duration::from_secs(10),
+            fault: None,
+        }
+    }
+
+    /// Adds a handler: a function from the decoded payload to an answer, or to
+    /// any error that displays.
+    ///
+    /// A payload that does not decode into `Req` is answered with an error and
+    /// does not reach the handler.
+    pub fn handler<Req, Resp, E, F>(self, action: &str, handler: F) -> Self
+    where
+        F: Fn(Req) -> std::result::Result<Resp, E> + Send + Sync + 'static,
+        Req: DeserializeOwned,
+        Resp: Serialize,
+        E: Into<HandlerError>,
+    {
+        self.add(action, handler::typed(move |_, request| handler(request)))
+    }
+
+    /// Adds a handler that also gets the request's [`Context`].
+    pub fn handler_with<Req, Resp, E, F>(self, action: &str, handler: F) -> Self
+    where
+        F: Fn(&Context<'_>, Req) -> std::result::Result<Resp, E> + Send + Sync + 'static,
+        Req: DeserializeOwned,
+        Resp: Serialize,
+        E: Into<HandlerError>,
+    {
+        self.add(action, handler::typed(handler))
+    }
+
+    /// Adds a handler that gets the payload as JSON text and answers in JSON
+    /// text, for programs that only pass it on.
+    ///
+    /// ```
+    /// use coney::{Broker, Context, ServiceServer};
+    ///
+    /// let server = ServiceServer::builder(&Broker::memory(), "mirror")
+    ///     .raw_handler("echo", |_: &Context<'_>, json: &str| Ok::<_, String>(json.to_owned()))
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn raw_handler<E, F>(self, action: &str, handler: F) -> Self
+    where
+        F: Fn(&Context<'_>, &str) -> std::result::Result<String, E> + Send + Sync + 'static,
+        E: Into<HandlerError>,
+    {
+        self.add(action, handler::raw(handler))
+    }
+
+    /// How many worker threads run handlers. Default: 10.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// How many requests are fetched ahead of their acknowledgement. Fewer
+    /// than workers leaves workers idle; more waits in this process instead of
+    /// going to another server. Default: 10.
+    pub fn prefetch(mut self, prefetch: u16) -> Self {
+        self.prefetch = prefetch;
+        self
+    }
+
+    /// How long dropping the server may wait for running handlers. Default: 10 s.
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.shutdown_timeout = timeout;
+        self
+    }
+
+    /// Starts the workers, declares the service's queue and consumes from it.
+    /// Blocks until the broker has agreed, at most 10 s; when it returns,
+    /// requests are being served.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfig`] for names that do not fit, an action that
+    /// was given twice, or no workers; [`ErrorKind::Broker`] if the broker
+    /// refuses, [`ErrorKind::TimedOut`] if it does not answer,
+    /// [`ErrorKind::Closed`] after the broker was closed.
+    pub fn start(self) -> Result<ServiceServer> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        check_service(&self.service)?;
+        if self.workers == 0 || self.prefetch == 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("{}: workers and prefetch must be at least 1", self.service),
+            ));
+        }
+        let max_body = self.broker.max_body();
+        let dispatch = Dispatch::new(self.service.clone(), self.handlers, max_body);
+        let pool = Pool::start(&self.service, self.workers, move |delivery| {
+            dispatch.process(delivery);
+        })
+        .map_err(|error| {
+            Error::new(
+                ErrorKind::InvalidConfig,
+                format!("{}: cannot start {} workers", self.service, self.workers),
+            )
+            .with_source(error)
+        })?;
+        let intake = Arc::new(Intake { pool });
+        let spec = LinkSpec::new(topology::for_service(&self.service))
+            .consume(topology::request_queue(&self.service), self.prefetch);
+        let sink = Arc::clone(&intake) as Arc<dyn Sink>;
+        let opened = self.broker.open(spec, sink, deadline::after(OPEN_TIMEOUT));
+        let wire = opened.inspect_err(|_| drop(intake.pool.stop()))?;
+        Ok(ServiceServer {
+            service: self.service,
+            wire,
+            intake,
+            shutdown_timeout: self.shutdown_timeout,
+            _broker: self.broker,
+        })
+    }
+
+    fn add(mut self, action: &str, handler: Handler) -> Self {
+        let fault = check_action(action).err().or_else(|| {
+            let twice = self.handlers.contains_key(action);
+            twice.then(|| {
+                Error::new(
+                    ErrorKind::InvalidConfig,
+                    format!("{}: the action {action:?} has two handlers", self.service),
+                )
+            })
+        });
+        self.fault = self.fault.or(fault);
+        self.handlers.insert(action.to_owned(), handler);
+        self
+    }
+}
+
+impl fmt::Debug for ServiceServerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceServerBuilder")
+            .field("service", &self.service)
+            .field("actions", &self.handlers.keys())
+            .field("workers", &self.workers)
+            .field("prefetch", &self.prefetch)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,116 @@
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Context;
+use crate::message::{Json, Reply};
+
+/// What a handler fails with: a text for the caller and, if it helps, a code
+/// for the caller's program.
+///
+/// Everything that displays becomes one by `?` or `into()`, so a handler may
+/// return any error type.
+///
+/// ```
+/// use coney::HandlerError;
+///
+/// fn charge(cents: i64) -> Result<(), HandlerError> {
+///     let text = "12a";
+///     let limit: i64 = text.parse()?;
+///     if cents > limit {
+///         return Err(HandlerError::new("over the limit").code("card_declined"));
+///     }
+///     Ok(())
+/// }
+/// assert_eq!(charge(1).unwrap_err().message(), "invalid digit found in string");
+/// ```
+pub struct HandlerError {
+    message: String,
+    code: Option<String>,
+}
+
+impl HandlerError {
+    /// An error with this text, which the caller gets as it is.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            code: None,
+        }
+    }
+
+    /// Adds a code, sent as `error_code`; coney's clients have it in
+    /// [`Error::remote_code`](crate::Error::remote_code).
+    pub fn code(mut self, code: impl Into<String>) -> Self {
+        self.code = Some(code.into());
+        self
+    }
+
+    /// The text.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(super) fn into_reply(self, message_id: &str) -> Vec<u8> {
+        Reply::failure(&self.message, self.code.as_deref(), message_id)
+    }
+}
+
+/// Possible because `HandlerError` itself does not display.
+impl<E: fmt::Display> From<E> for HandlerError {
+    fn from(error: E) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+impl fmt::Debug for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HandlerError")
+            .field("message", &self.message)
+            .field("code", &self.code)
+            .finish()
+    }
+}
+
+/// A handler with its types taken off: from a request's payload to the body of
+/// a reply.
+pub(super) type Handler =
+    Box<dyn Fn(&Context<'_>, Json<'_>) -> Result<Vec<u8>, HandlerError> + Send + Sync>;
+
+pub(super) fn typed<Req, Resp, E, F>(handler: F) -> Handler
+where
+    F: Fn(&Context<'_>, Req) -> Result<Resp, E> + Send + Sync + 'static,
+    Req: DeserializeOwned,
+    Resp: Serialize,
+    E: Into<HandlerError>,
+{
+    Box::new(move |context, payload| {
+        let request = payload.decode().map_err(|fault| {
+            let action = context.action();
+            HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
+                .code("bad_request")
+        })?;
+        let response = handler(context, request).map_err(Into::into)?;
+        Reply::success(&response, context.message_id())
+            .map_err(|error| HandlerError::from(error).code("bad_reply"))
+    })
+}
+
+pub(super) fn raw<E, F>(handler: F) -> Handler
+where
+    F: Fn(&Context<'_>, &str) -> Result<String, E> + Send + Sync + 'static,
+    E: Into<HandlerError>,
+{
+    Box::new(move |context, payload| {
+        let response = handler(context, payload.as_str()).map_err(Into::into)?;
+        let json: Json<'_> = serde_json::from_str(&response).map_err(|fault| {
+            let action = context.action();
+            HandlerError::new(format!(
+                "{action} answered something that is not JSON: {fault}"
+            ))
+            .code("bad_reply")
+        })?;
+        Reply::success(&json, context.message_id())
+            .map_err(|error| HandlerError::from(error).code("bad_reply"))
+    })
+}

@@ -1,0 +1,130 @@
+//! The serving side: deliveries in, handlers on a pool of workers, replies out.
+
+mod builder;
+mod context;
+mod dispatch;
+mod handler;
+mod pool;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::builder::ServiceServerBuilder;
+pub use self::context::Context;
+use self::dispatch::Dispatch;
+pub use self::handler::HandlerError;
+use self::pool::Pool;
+use crate::deadline;
+use crate::error::{Error, Phase, Result};
+use crate::transport::{Broker, Delivery, Returned, Sink, Wire};
+
+/// A running service: takes requests from its queue, runs handlers on its
+/// workers, replies, and acknowledges after the reply.
+///
+/// Several servers of one service, here or on other machines, share the queue:
+/// each request goes to one of them. Dropping the server shuts it down.
+///
+/// ```
+/// use std::time::Duration;
+/// use coney::{Broker, ServiceServer};
+///
+/// let server = ServiceServer::builder(&Broker::memory(), "math")
+///     .handler("double", |n: u64| Ok::<_, String>(n * 2))
+///     .handler("divide", |(a, b): (u64, u64)| {
+///         a.checked_div(b).ok_or("division by zero")
+///     })
+///     .start()?;
+/// server.shutdown(Duration::from_secs(10))?;
+/// # Ok::<(), coney::Error>(())
+/// ```
+pub struct ServiceServer {
+    service: String,
+    wire: Arc<dyn Wire>,
+    intake: Arc<Intake>,
+    shutdown_timeout: Duration,
+    /// Keeps the connection open as long as the server runs.
+    _broker: Broker,
+}
+
+impl ServiceServer {
+    /// Options and handlers for a server of `service`.
+    pub fn builder(broker: &Broker, service: &str) -> ServiceServerBuilder {
+        ServiceServerBuilder::new(broker, service)
+    }
+
+    /// The service it serves.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// Stops consuming, lets running handlers finish, reply and acknowledge,
+    /// and ends every worker. Requests that were fetched but not started go
+    /// back to the queue, for other servers of the service.
+    ///
+    /// Blocks until all that is done, at most `timeout`. A second call finds
+    /// nothing left to do.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if handlers still
+    /// run. Their requests go back to the queue, their replies are dropped,
+    /// and their threads end when they do.
+    pub fn shutdown(&self, timeout: Duration) -> Result<()> {
+        let deadline = deadline::after(timeout);
+        if let Err(error) = self.wire.stop_consuming(deadline) {
+            log::warn!(target: "coney::server", "{}: {error}", self.service);
+        }
+        // Dropping a delivery puts it back into its queue.
+        drop(self.intake.pool.stop());
+        let finished = self.intake.pool.join(deadline);
+        self.wire.close();
+        finished.map_err(|running| {
+            Error::timed_out(
+                Phase::Shutdown,
+                format!(
+                    "{running} handlers of {} still run after {timeout:?}; their requests go back \
+                     to the queue",
+                    self.service
+                ),
+            )
+        })
+    }
+}
+
+impl Drop for ServiceServer {
+    fn drop(&mut self) {
+        if let Err(error) = self.shutdown(self.shutdown_timeout) {
+            log::warn!(target: "coney::server", "{error}");
+        }
+    }
+}
+
+impl fmt::Debug for ServiceServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceServer")
+            .field("service", &self.service)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Takes deliveries from the transport to the workers.
+struct Intake {
+    pool: Pool<Delivery>,
+}
+
+impl Sink for Intake {
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery> {
+        self.pool.submit(delivery)
+    }
+
+    /// Replies are not mandatory: a caller that has gone needs none.
+    fn returned(&self, _returned: Returned) {}
+
+    /// What is being handled will be delivered again; settling it is a no-op.
+    fn lost(&self, _cause: &str) {}
+
+    fn closed(&self, cause: &str) {
+        log::info!(target: "coney::server", "no more requests: {cause}");
+    }
+}

@@ -1,0 +1,184 @@
+use std::io::{self, Write};
+
+/// Frame type 1 (method), channel 0.
+const METHOD_ON_CHANNEL_0: [u8; 3] = [1, 0, 0];
+const CONNECTION_START_OK: [u8; 4] = [0, 10, 0, 11];
+const FRAME_HEADER: usize = 7;
+/// Frame header, class and method: where the client properties begin.
+const PROPERTIES_AT: usize = FRAME_HEADER + 4;
+
+/// Replaces amiquip's client properties in the login by ours.
+///
+/// amiquip introduces every program as amiquip and offers no way to name the
+/// connection. Ours carry the name that RabbitMQ's management shows, and say
+/// that we understand being told why a login failed, without which the broker
+/// just hangs up after a pause.
+pub(super) struct Hello {
+    properties: Vec<u8>,
+    /// The rewritten frame while it is being written, and how much of it is out.
+    frame: Option<(Vec<u8>, usize)>,
+    done: bool,
+}
+
+impl Hello {
+    pub(super) fn new(connection_name: &str) -> Self {
+        Self {
+            properties: client_properties(connection_name),
+            frame: None,
+            done: false,
+        }
+    }
+
+    /// Writes like `socket`, and counts in the caller's bytes.
+    pub(super) fn write(&mut self, bytes: &[u8], socket: &mut impl Write) -> io::Result<usize> {
+        if self.done {
+            return socket.write(bytes);
+        }
+        let Some(length) = start_ok_length(bytes) else {
+            return socket.write(bytes); // the protocol header
+        };
+        let (frame, written) = self
+            .frame
+            .get_or_insert_with(|| (rewrite(&bytes[..length], &self.properties), 0));
+        while *written < frame.len() {
+            // On WouldBlock the caller comes back with the same bytes.
+            match socket.write(&frame[*written..])? {
+                0 => return Ok(0),
+                count => *written += count,
+            }
+        }
+        self.frame = None;
+        self.done = true;
+        Ok(length)
+    }
+}
+
+/// The length of the frame at the start of `bytes` if it is `start-ok`.
+fn start_ok_length(bytes: &[u8]) -> Option<usize> {
+    let size = bytes.get(3..FRAME_HEADER)?.try_into().ok()?;
+    let length = FRAME_HEADER + u32::from_be_bytes(size) as usize + 1;
+    let is_start_ok = bytes.starts_with(&METHOD_ON_CHANNEL_0)
+        && bytes[FRAME_HEADER..].starts_with(&CONNECTION_START_OK)
+        && bytes.len() >= length;
+    is_start_ok.then_some(length)
+}
+
+/// The frame with its properties table exchanged and its size put right.
+fn rewrite(frame: &[u8], properties: &[u8]) -> Vec<u8> {
+    let old = frame
+        .get(PROPERTIES_AT..PROPERTIES_AT + 4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u32::from_be_bytes) as usize;
+    let Some(rest) = frame.get(PROPERTIES_AT + 4 + old..) else {
+        return frame.to_vec();
+    };
+    let mut out = Vec::with_capacity(frame.len() + properties.len());
+    out.extend_from_slice(&METHOD_ON_CHANNEL_0);
+    let size = CONNECTION_START_OK.len() + 4 + properties.len() + rest.len() - 1;
+    push_u32(size, &mut out);
+    out.extend_from_slice(&CONNECTION_START_OK);
+    push_u32(properties.len(), &mut out);
+    out.extend_from_slice(properties);
+    out.extend_from_slice(rest);
+    out
+}
+
+fn client_properties(connection_name: &str) -> Vec<u8> {
+    let mut capabilities = Vec::new();
+    for capability in [
+        "authentication_failure_close",
+        "basic.nack",
+        "connection.blocked",
+        "consumer_cancel_notify",
+        "publisher_confirms",
+    ] {
+        push_key(capability, b't', &mut capabilities);
+        capabilities.push(1);
+    }
+    let mut table = Vec::new();
+    for (key, value) in [
+        ("product", "coney"),
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("platform", "Rust"),
+        ("connection_name", connection_name),
+    ] {
+        push_key(key, b'S', &mut table);
+        push_u32(value.len(), &mut table);
+        table.extend_from_slice(value.as_bytes());
+    }
+    push_key("capabilities", b'F', &mut table);
+    push_u32(capabilities.len(), &mut table);
+    table.extend_from_slice(&capabilities);
+    table
+}
+
+/// All keys are literals under 256 bytes.
+fn push_key(key: &str, kind: u8, out: &mut Vec<u8>) {
+    out.push(key.len() as u8);
+    out.extend_from_slice(key.as_bytes());
+    out.push(kind);
+}
+
+/// Everything measured here is far below 4 GiB: names are limited to 1,000 bytes.
+fn push_u32(value: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(&(value as u32).to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes a few bytes at a time and blocks in between.
+    struct Trickle(Vec<u8>, bool);
+
+    impl Write for Trickle {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let count = bytes.len().min(7);
+            self.0.extend(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn start_ok(properties: &[u8]) -> Vec<u8> {
+        let mut payload = CONNECTION_START_OK.to_vec();
+        push_u32(properties.len(), &mut payload);
+        payload.extend(properties);
+        payload.extend(b"\x05PLAIN\0\0\0\x06\0me\0pw\x05en_US");
+        let mut frame = METHOD_ON_CHANNEL_0.to_vec();
+        push_u32(payload.len(), &mut frame);
+        frame.extend(payload);
+        frame.push(0xce);
+        frame
+    }
+
+    fn send(hello: &mut Hello, mut bytes: &[u8], socket: &mut Trickle) {
+        while !bytes.is_empty() {
+            match hello.write(bytes, socket) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_properties_change_however_slowly_the_socket_takes_it() {
+        let mut hello = Hello::new("order-service");
+        let mut socket = Trickle(Vec::new(), false);
+        send(&mut hello, b"AMQP\0\0\x09\x01", &mut socket);
+        send(&mut hello, &start_ok(b"\x01aS\0\0\0\x01b"), &mut socket);
+        send(&mut hello, b"what follows", &mut socket);
+
+        let mut wanted = b"AMQP\0\0\x09\x01".to_vec();
+        wanted.extend(start_ok(&client_properties("order-service")));
+        wanted.extend(b"what follows");
+        assert_eq!(socket.0, wanted);
+    }
+}

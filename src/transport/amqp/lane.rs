@@ -1,0 +1,248 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use amiquip::{
+    Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery as AmqpDelivery,
+    ExchangeDeclareOptions, FieldTable, Publish, QueueDeclareOptions, Return,
+};
+use crossbeam_channel::Receiver;
+
+use super::convert::{self, Failure};
+use super::registry::Registered;
+use crate::topology::Topology;
+use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Settle, Sink, Source, Token};
+
+/// A link in one session: its AMQP channel, its consumer, and the deliveries
+/// it has not settled. What it publishes and what it acknowledges go through
+/// the one channel, so their order is kept.
+pub(super) struct Lane<'c> {
+    channel: &'c Channel,
+    consumer: Option<Consumer<'c>>,
+    returns: Receiver<Return>,
+    reply_queue: Option<String>,
+    sink: Arc<dyn Sink>,
+    settler: Arc<dyn Settle>,
+    acknowledges: bool,
+    /// By tag; amiquip settles deliveries, not tags. Their messages are out.
+    unsettled: HashMap<u64, AmqpDelivery>,
+}
+
+impl<'c> Lane<'c> {
+    /// Declares what the link needs and starts consuming.
+    pub(super) fn open(channel: &'c Channel, link: &Registered) -> Result<Self, Failure> {
+        // Before the first publish: amiquip logs a return nobody listens for,
+        // with its body.
+        let returns = channel.listen_for_returns()?;
+        declare(channel, &link.spec.topology)?;
+        let (consumer, reply_queue) = consume(channel, &link.spec)?;
+        Ok(Self {
+            channel,
+            consumer,
+            returns,
+            reply_queue,
+            sink: Arc::clone(&link.sink),
+            settler: Arc::clone(&link.settler),
+            acknowledges: matches!(link.spec.source, Source::Queue { .. }),
+            unsettled: HashMap::new(),
+        })
+    }
+
+    /// What the lane's deliveries arrive on, while it consumes.
+    pub(super) fn deliveries(&self) -> Option<&Receiver<ConsumerMessage>> {
+        self.consumer.as_ref().map(Consumer::receiver)
+    }
+
+    pub(super) fn returns(&self) -> &Receiver<Return> {
+        &self.returns
+    }
+
+    /// Publishes. `Ok` means that amiquip has queued it.
+    pub(super) fn publish(&self, publication: Publication) -> Result<(), Failure> {
+        let mut properties = publication.properties;
+        let body = if publication.body.wants_reply_queue() {
+            properties.reply_to = self.reply_queue.clone();
+            publication
+                .body
+                .fill(self.reply_queue.as_deref().unwrap_or_default())
+        } else {
+            publication.body.fill("")
+        };
+        Ok(self.channel.basic_publish(
+            publication.exchange,
+            Publish {
+                body: &body,
+                routing_key: publication.routing_key,
+                mandatory: publication.mandatory,
+                immediate: false,
+                properties: convert::to_amqp(properties),
+            },
+        )?)
+    }
+
+    /// Passes on up to `budget` deliveries; an error is the reason why there
+    /// will be no more.
+    pub(super) fn pass_on_deliveries(
+        &mut self,
+        session: u64,
+        budget: usize,
+    ) -> Result<(), Failure> {
+        for _ in 0..budget {
+            let Some(receiver) = self.deliveries() else {
+                return Ok(());
+            };
+            let lost = match receiver.try_recv() {
+                Ok(ConsumerMessage::Delivery(delivery)) => {
+                    self.pass_on(delivery, session)?;
+                    continue;
+                }
+                Ok(ConsumerMessage::ServerClosedChannel(error)) => return Err(error.into()),
+                Ok(ConsumerMessage::ServerClosedConnection(error)) => error.to_string(),
+                Ok(ConsumerMessage::ServerCancelled) => {
+                    "the broker cancelled a consumer; was its queue deleted?".to_owned()
+                }
+                Ok(_) => "a consumer has ended".to_owned(),
+                Err(error) if error.is_empty() => return Ok(()),
+                Err(_) => "a consumer has ended".to_owned(),
+            };
+            return Err(Failure::Lost(lost));
+        }
+        Ok(())
+    }
+
+    fn pass_on(&mut self, mut delivery: AmqpDelivery, session: u64) -> Result<(), Failure> {
+        let message = convert::take_message(&mut delivery);
+        let redelivered = delivery.redelivered;
+        let tag = delivery.delivery_tag();
+        let token = self.acknowledges.then(|| Token {
+            settler: Arc::clone(&self.settler),
+            session,
+            tag,
+        });
+        if token.is_some() {
+            self.unsettled.insert(tag, delivery);
+        }
+        match self
+            .sink
+            .delivery(Delivery::new(message, redelivered, token))
+        {
+            Ok(()) => Ok(()),
+            Err(refused) => match refused.forget() {
+                Some(tag) => self.settle(tag, Outcome::Reject { requeue: true }),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// After a loss: passes on the replies and returns that made it before.
+    /// What would have to be acknowledged is the broker's again.
+    pub(super) fn pass_on_last_words(&mut self, session: u64) {
+        if !self.acknowledges {
+            let _ = self.pass_on_deliveries(session, usize::MAX);
+        }
+        self.pass_on_returns();
+    }
+
+    /// Passes on what was returned.
+    pub(super) fn pass_on_returns(&self) {
+        for returned in self.returns.try_iter() {
+            self.sink.returned(convert::returned(returned));
+        }
+    }
+
+    /// Settles a delivery of this session, once.
+    pub(super) fn settle(&mut self, tag: u64, outcome: Outcome) -> Result<(), Failure> {
+        let Some(delivery) = self.unsettled.remove(&tag) else {
+            return Ok(());
+        };
+        match outcome {
+            Outcome::Ack { reply } => {
+                if let Some(reply) = reply {
+                    self.publish(*reply)?;
+                }
+                delivery.ack(self.channel)?;
+            }
+            Outcome::Reject { requeue } => delivery.reject(self.channel, requeue)?,
+        }
+        Ok(())
+    }
+
+    /// Stops consuming. What arrived and was not passed on goes back.
+    pub(super) fn stop_consuming(&mut self) -> Result<(), Failure> {
+        let Some(consumer) = self.consumer.take() else {
+            return Ok(());
+        };
+        consumer.cancel()?;
+        for message in consumer.receiver().try_iter() {
+            if let (ConsumerMessage::Delivery(delivery), true) = (message, self.acknowledges) {
+                delivery.reject(self.channel, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the lane in an orderly way and gives its channel back for reuse.
+    pub(super) fn close(mut self) -> Result<&'c Channel, Failure> {
+        self.stop_consuming()?;
+        for (_, delivery) in self.unsettled.drain() {
+            delivery.reject(self.channel, true)?;
+        }
+        Ok(self.channel)
+    }
+}
+
+fn declare(channel: &Channel, topology: &Topology) -> Result<(), Failure> {
+    for (name, kind) in topology.exchanges() {
+        let durable = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        channel.exchange_declare(convert::exchange_type(*kind), name, durable)?;
+    }
+    for name in topology.queues() {
+        let durable = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        channel.queue_declare(name, durable)?;
+    }
+    for binding in topology.bindings() {
+        let no_arguments = FieldTable::default();
+        channel.queue_bind(
+            &binding.queue,
+            &binding.exchange,
+            &binding.routing_key,
+            no_arguments,
+        )?;
+    }
+    Ok(())
+}
+
+fn consume<'c>(
+    channel: &'c Channel,
+    spec: &LinkSpec,
+) -> Result<(Option<Consumer<'c>>, Option<String>), Failure> {
+    match &spec.source {
+        Source::Nothing => Ok((None, None)),
+        Source::ReplyQueue => {
+            let of_our_own = QueueDeclareOptions {
+                exclusive: true,
+                auto_delete: true,
+                ..QueueDeclareOptions::default()
+            };
+            let queue = channel.queue_declare("", of_our_own)?;
+            let name = queue.name().to_owned();
+            let no_ack = ConsumerOptions {
+                no_ack: true,
+                ..ConsumerOptions::default()
+            };
+            Ok((Some(channel.basic_consume(&name, no_ack)?), Some(name)))
+        }
+        Source::Queue { name, prefetch } => {
+            // For each consumer started after it on this channel, and before:
+            // deliveries are never unbounded.
+            channel.qos(0, *prefetch, false)?;
+            let consumer = channel.basic_consume(name, ConsumerOptions::default())?;
+            Ok((Some(consumer), None))
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! RabbitMQ over amiquip.
+//!
+//! The way down: [`AmqpTransport`] hands commands to the `io_thread`, which
+//! connects, runs a `session`, backs off and connects again; a session owns one
+//! `lane` (an AMQP channel and its consumer) for each link; amiquip's own
+//! socket thread runs below, on the `stream` that checks every byte.
+
+mod command;
+mod config;
+mod connect;
+mod convert;
+mod guard;
+mod hello;
+mod io_thread;
+mod lane;
+mod registry;
+mod session;
+mod stream;
+mod url;
+mod watchdog;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crossbeam_channel::{SendTimeoutError, bounded};
+
+use self::command::{Command, LinkId, Outbox, Outgoing};
+pub use self::config::BrokerBuilder;
+use self::config::Config;
+use self::io_thread::IoHandle;
+use super::{LinkSpec, Outcome, Publication, Settle, Sink, Transport, Wire};
+use crate::error::{Error, ErrorKind, Phase, Result};
+
+pub(crate) const DEFAULT_MAX_BODY: usize = 16 << 20;
+
+pub(crate) struct AmqpTransport {
+    outbox: Outbox,
+    io: IoHandle,
+    last_link: AtomicU64,
+    peer: Arc<str>,
+    max_body: usize,
+}
+
+impl AmqpTransport {
+    /// Starts the I/O thread and waits for its first connection.
+    fn connect(config: Config) -> Result<Self> {
+        let peer = Arc::from(config.peer());
+        let max_body = config.max_body;
+        let (outbox, inbox) = command::channels();
+        let io = IoHandle::start(config, inbox)?;
+        Ok(Self {
+            outbox,
+            io,
+            last_link: AtomicU64::new(0),
+            peer,
+            max_body,
+        })
+    }
+}
+
+impl Transport for AmqpTransport {
+    fn open(
+        &self,
+        spec: LinkSpec,
+        sink: Arc<dyn Sink>,
+        deadline: Instant,
+    ) -> Result<Arc<dyn Wire>> {
+        let wire = Arc::new(AmqpWire {
+            link: self.last_link.fetch_add(1, Ordering::Relaxed) + 1,
+            outbox: self.outbox.clone(),
+            peer: Arc::clone(&self.peer),
+            max_body: self.max_body,
+        });
+        let (done, opened) = bounded(1);
+        let settler = Arc::clone(&wire) as Arc<dyn Settle>;
+        wire.command(Command::Open {
+            link: wire.link,
+            spec,
+            sink,
+            settler,
+            done,
+        })?;
+        match opened.recv_deadline(deadline) {
+            Ok(Ok(())) => Ok(wire),
+            Ok(Err(error)) => Err(error),
+            Err(error) => {
+                wire.close();
+                Err(wire.no_answer(error.is_timeout(), "declare what the link needs"))
+            }
+        }
+    }
+
+    fn close(&self, deadline: Instant) -> Result<()> {
+        let _ = self.outbox.commands.send(Command::Close);
+        if self.io.join(deadline) {
+            return Ok(());
+        }
+        Err(Error::timed_out(
+            Phase::Shutdown,
+            format!("the connection to {} did not close in time", self.peer),
+        ))
+    }
+
+    fn max_body(&self) -> usize {
+        self.max_body
+    }
+
+    fn peer(&self) -> &str {
+        &self.peer
+    }
+}
+
+struct AmqpWire {
+    link: LinkId,
+    outbox: Outbox,
+    peer: Arc<str>,
+    max_body: usize,
+}
+
+impl AmqpWire {
+    fn command(&self, command: Command) -> Result<()> {
+        self.outbox
+            .commands
+            .send(command)
+            .map_err(|_| self.closed())
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(
+            ErrorKind::Closed,
+            format!("the connection to {} has been closed", self.peer),
+        )
+    }
+
+    fn no_answer(&self, timed_out: bool, what: &str) -> Error {
+        if timed_out {
+            Error::timed_out(
+                Phase::Broker,
+                format!("{} did not {what} in time", self.peer),
+            )
+        } else {
+            self.closed()
+        }
+    }
+}
+
+impl Wire for AmqpWire {
+    fn publish(&self, publication: Publication, deadline: Instant) -> Result<()> {
+        publication.check(self.max_body)?;
+        let outgoing = Outgoing {
+            link: self.link,
+            publication,
+        };
+        match self.outbox.outgoing.send_deadline(outgoing, deadline) {
+            Ok(()) => Ok(()),
+            Err(SendTimeoutError::Disconnected(_)) => Err(self.closed()),
+            Err(SendTimeoutError::Timeout(_)) => Err(Error::timed_out(
+                Phase::Send,
+                format!(
+                    "timed out waiting for room among the messages for {}",
+                    self.peer
+                ),
+            )),
+        }
+    }
+
+    fn stop_consuming(&self, deadline: Instant) -> Result<()> {
+        let (done, stopped) = bounded(1);
+        let link = self.link;
+        self.command(Command::StopConsuming { link, done })?;
+        stopped
+            .recv_deadline(deadline)
+            .map_err(|error| self.no_answer(error.is_timeout(), "stop consuming"))
+    }
+
+    fn close(&self) {
+        let _ = self.command(Command::CloseLink { link: self.link });
+    }
+}
+
+impl Settle for AmqpWire {
+    fn settle(&self, session: u64, tag: u64, outcome: Outcome) {
+        let link = self.link;
+        let _ = self.command(Command::Settle {
+            link,
+            session,
+            tag,
+            outcome,
+        });
+    }
+}

@@ -1,0 +1,120 @@
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use mio::event::Evented;
+use mio::{Poll, PollOpt, Ready, Token};
+use parking_lot::Mutex;
+
+use super::config::Config;
+use super::guard::Guard;
+use super::hello::Hello;
+
+/// The socket amiquip gets: every byte in and out passes through here.
+///
+/// What comes in is checked frame by frame before amiquip, which trusts every
+/// length, sees it; what goes out is as amiquip wrote it, except that the
+/// login introduces us by our own name.
+pub(super) struct GuardedStream {
+    socket: mio::net::TcpStream,
+    guard: Guard,
+    hello: Hello,
+    evidence: Arc<Evidence>,
+}
+
+/// What the stream saw that amiquip's errors do not tell.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    server_close: Mutex<Option<(u16, String)>>,
+    violation: Mutex<Option<String>>,
+}
+
+impl Evidence {
+    /// The code and text of the broker's `connection.close`, if it sent one.
+    pub(super) fn server_close(&self) -> Option<(u16, String)> {
+        self.server_close.lock().clone()
+    }
+
+    /// Why the guard refused what came in, if it did.
+    pub(super) fn violation(&self) -> Option<String> {
+        self.violation.lock().clone()
+    }
+
+    pub(super) fn record_server_close(&self, code: u16, text: String) {
+        self.server_close.lock().get_or_insert((code, text));
+    }
+}
+
+impl GuardedStream {
+    pub(super) fn new(
+        socket: TcpStream,
+        config: &Config,
+        evidence: Arc<Evidence>,
+    ) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket: mio::net::TcpStream::from_stream(socket)?,
+            guard: Guard::new(config.max_body),
+            hello: Hello::new(&config.name),
+            evidence,
+        })
+    }
+}
+
+impl Read for GuardedStream {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let taken = self.guard.take(out);
+            if taken > 0 || out.is_empty() {
+                return Ok(taken);
+            }
+            if self.guard.fill(&mut self.socket)? == 0 {
+                return Ok(0);
+            }
+            if let Err(violation) = self.guard.check(&self.evidence) {
+                log::warn!(target: "coney::amqp", "connection refused by the guard: {violation}");
+                let text = violation.to_string();
+                self.evidence.violation.lock().get_or_insert(text);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
+            }
+        }
+    }
+}
+
+impl Write for GuardedStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hello.write(bytes, &mut self.socket)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
+    }
+}
+
+impl Evented for GuardedStream {
+    fn register(
+        &self,
+        poll: &Poll,
+        token: Token,
+        interest: Ready,
+        opts: PollOpt,
+    ) -> io::Result<()> {
+        self.socket.register(poll, token, interest, opts)
+    }
+
+    fn reregister(
+        &self,
+        poll: &Poll,
+        token: Token,
+        interest: Ready,
+        opts: PollOpt,
+    ) -> io::Result<()> {
+        self.socket.reregister(poll, token, interest, opts)
+    }
+
+    fn deregister(&self, poll: &Poll) -> io::Result<()> {
+        self.socket.deregister(poll)
+    }
+}
+
+impl amiquip::IoStream for GuardedStream {}

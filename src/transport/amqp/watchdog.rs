@@ -1,0 +1,167 @@
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// Ends operations that the broker does not: amiquip's calls know no timeout,
+/// but shutting the socket down frees whatever is blocked on it within
+/// milliseconds.
+///
+/// One thread per connection. It sleeps until something is armed, and while
+/// operations come and go it wakes once per limit, not once per operation.
+pub(super) struct Watchdog {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    kill_switch: Option<TcpStream>,
+    /// When to pull it, while an operation runs.
+    limit: Option<Instant>,
+    /// Until when the thread sleeps; `None` means until woken.
+    asleep_until: Option<Instant>,
+    fired: bool,
+    stop: bool,
+}
+
+impl Watchdog {
+    pub(super) fn start(number: u64) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let thread = thread::Builder::new()
+            .name(format!("coney-watch-{number}"))
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || shared.run()
+            })?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Takes charge of a new connection and guards its first operation.
+    pub(super) fn arm_connection(&self, kill_switch: TcpStream, limit: Instant) -> Armed<'_> {
+        {
+            let mut state = self.shared.state.lock();
+            state.kill_switch = Some(kill_switch);
+            state.fired = false;
+        }
+        self.arm_until(limit)
+    }
+
+    /// Guards whatever the returned value outlives.
+    pub(super) fn arm(&self, limit: Duration) -> Armed<'_> {
+        self.arm_until(Instant::now() + limit)
+    }
+
+    /// Pulls the kill switch now.
+    pub(super) fn kill(&self) {
+        self.shared.state.lock().pull();
+    }
+
+    /// A handle that can [`kill`](Watchdog::kill) from another thread.
+    pub(super) fn killer(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.state.lock().pull()
+    }
+
+    /// True if the present connection was killed.
+    pub(super) fn fired(&self) -> bool {
+        self.shared.state.lock().fired
+    }
+
+    fn arm_until(&self, limit: Instant) -> Armed<'_> {
+        let mut state = self.shared.state.lock();
+        state.limit = Some(limit);
+        if state.asleep_until.is_none_or(|until| limit < until) {
+            self.shared.wake.notify_one();
+        }
+        Armed { watchdog: self }
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.shared.state.lock().stop = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// An operation under guard, until dropped.
+pub(super) struct Armed<'a> {
+    watchdog: &'a Watchdog,
+}
+
+impl Armed<'_> {
+    pub(super) fn fired(&self) -> bool {
+        self.watchdog.fired()
+    }
+}
+
+impl Drop for Armed<'_> {
+    fn drop(&mut self) {
+        self.watchdog.shared.state.lock().limit = None;
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut state = self.state.lock();
+        while !state.stop {
+            state.asleep_until = state.limit;
+            match state.limit {
+                None => self.wake.wait(&mut state),
+                Some(limit) if limit <= Instant::now() => state.pull(),
+                Some(limit) => {
+                    // Operations that end and begin meanwhile move the limit
+                    // only further away, so nobody needs to wake this thread.
+                    self.wake.wait_until(&mut state, limit);
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn pull(&mut self) {
+        self.limit = None;
+        self.fired = true;
+        if let Some(socket) = &self.kill_switch {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    #[test]
+    fn frees_a_read_that_would_block_for_ever_and_leaves_finished_ones_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let watchdog = Watchdog::start(0).unwrap();
+        let soon = Instant::now() + Duration::from_millis(20);
+        drop(watchdog.arm_connection(socket.try_clone().unwrap(), soon));
+        thread::sleep(Duration::from_millis(60));
+        assert!(!watchdog.fired(), "what has ended is not guarded");
+
+        let armed = watchdog.arm(Duration::from_millis(20));
+        assert_eq!(socket.read(&mut [0]).unwrap(), 0);
+        assert!(armed.fired());
+    }
+}

@@ -1,0 +1,133 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::amqp::{AmqpTransport, BrokerBuilder};
+use super::memory::MemoryTransport;
+use super::{LinkSpec, Sink, Transport, Wire};
+use crate::error::Result;
+
+/// How long dropping the last handle may wait for the broker to say goodbye.
+const CLOSE_ON_DROP: Duration = Duration::from_secs(2);
+
+/// A handle on a message broker: the one thing that clients and servers need.
+///
+/// Cheap to clone and free to share between threads; all clones, and every
+/// client and server made from them, use one connection, which closes when the
+/// last of them is dropped.
+///
+/// ```
+/// use coney::Broker;
+///
+/// let broker = match std::env::var("AMQP_URL") {
+///     Ok(url) => Broker::connect(&url)?,
+///     Err(_) => Broker::memory(),
+/// };
+/// # let _ = broker;
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Broker {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    transport: Box<dyn Transport>,
+}
+
+impl Broker {
+    /// A broker inside this process: queues, prefetch, acknowledgements,
+    /// expiry and returns as RabbitMQ has them, with nothing to install. It
+    /// starts no threads, keeps nothing on disk, and serves this process only.
+    pub fn memory() -> Self {
+        Self::over(MemoryTransport::new())
+    }
+
+    /// Connects to RabbitMQ with the default options.
+    ///
+    /// The URL is `amqp://user:password@host:port/vhost`; what is left out is
+    /// `guest`, `guest`, `localhost`, `5672` and `/`. Blocks until connected,
+    /// at most the connect timeout of 10 s. Starts the connection's threads.
+    /// Later losses of the connection are repaired in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the URL
+    /// cannot be used, [`ErrorKind::Connect`](crate::ErrorKind::Connect) if no
+    /// connection can be made. Neither ever contains the password.
+    ///
+    /// ```no_run
+    /// let broker = coney::Broker::connect("amqp://localhost")?;
+    /// # let _ = broker;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn connect(url: &str) -> Result<Self> {
+        Self::builder(url).connect()
+    }
+
+    /// Options for a connection to RabbitMQ: see [`BrokerBuilder`].
+    pub fn builder(url: &str) -> BrokerBuilder {
+        BrokerBuilder::new(url)
+    }
+
+    /// Closes the connection, now, for every client and server that uses it:
+    /// their calls fail with [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    /// To let running handlers finish, shut the servers down first.
+    ///
+    /// Blocks until the connection's threads have ended, at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if they have not;
+    /// they end by themselves later.
+    pub fn close(&self, timeout: Duration) -> Result<()> {
+        self.inner.transport.close(Instant::now() + timeout)
+    }
+
+    /// Where it is: `memory`, or host, port and virtual host.
+    pub fn peer(&self) -> &str {
+        self.inner.transport.peer()
+    }
+
+    /// The largest message body it takes, in bytes.
+    pub fn max_body(&self) -> usize {
+        self.inner.transport.max_body()
+    }
+
+    pub(super) fn over_amqp(transport: AmqpTransport) -> Self {
+        Self::over(transport)
+    }
+
+    pub(crate) fn open(
+        &self,
+        spec: LinkSpec,
+        sink: Arc<dyn Sink>,
+        deadline: Instant,
+    ) -> Result<Arc<dyn Wire>> {
+        self.inner.transport.open(spec, sink, deadline)
+    }
+
+    fn over(transport: impl Transport + 'static) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                transport: Box::new(transport),
+            }),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Err(error) = self.transport.close(Instant::now() + CLOSE_ON_DROP) {
+            log::warn!("closing {}: {error}", self.transport.peer());
+        }
+    }
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker")
+            .field("peer", &self.peer())
+            .finish()
+    }
+}

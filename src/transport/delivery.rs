@@ -1,0 +1,115 @@
+use std::fmt;
+use std::sync::Arc;
+
+use super::{Message, Publication};
+
+/// A message taken from a queue, together with the duty to settle it.
+///
+/// Settle it once, by [`ack`](Delivery::ack), [`ack_with`](Delivery::ack_with)
+/// or [`reject`](Delivery::reject): each takes the delivery, so that a second
+/// time does not compile. Dropping it puts the message back into its queue.
+/// Settling never blocks; after the connection it came over was lost it does
+/// nothing, as the broker has the message back already.
+pub struct Delivery {
+    message: Arc<Message>,
+    redelivered: bool,
+    token: Option<Token>,
+}
+
+/// The right to settle one delivery, in the session it came over.
+pub(crate) struct Token {
+    pub(crate) settler: Arc<dyn Settle>,
+    pub(crate) session: u64,
+    pub(crate) tag: u64,
+}
+
+/// What becomes of a delivery.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Done; publish the reply first, over the same channel, if there is one.
+    Ack { reply: Option<Box<Publication>> },
+    /// Not done: back into the queue, or out of it for good.
+    Reject { requeue: bool },
+}
+
+/// Carries outcomes back to where deliveries come from. Must not block.
+pub(crate) trait Settle: Send + Sync {
+    fn settle(&self, session: u64, tag: u64, outcome: Outcome);
+}
+
+impl Delivery {
+    pub(crate) fn new(message: Arc<Message>, redelivered: bool, token: Option<Token>) -> Self {
+        Self {
+            message,
+            redelivered,
+            token,
+        }
+    }
+
+    /// The message.
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// True if the message was delivered before and not acknowledged.
+    pub fn is_redelivered(&self) -> bool {
+        self.redelivered
+    }
+
+    /// Acknowledges: the broker may forget the message.
+    pub fn ack(self) {
+        self.settle(Outcome::Ack { reply: None });
+    }
+
+    /// Publishes a reply and then acknowledges, in this order on one channel,
+    /// so that the request is never gone without its reply.
+    pub fn ack_with(self, reply: Publication) {
+        self.settle(Outcome::Ack {
+            reply: Some(Box::new(reply)),
+        });
+    }
+
+    /// Refuses: back into the queue with `requeue`, else dropped, or
+    /// dead-lettered where the queue has a dead-letter exchange.
+    pub fn reject(self, requeue: bool) {
+        self.settle(Outcome::Reject { requeue });
+    }
+
+    /// The message alone, of a delivery that needs no settling.
+    pub(crate) fn into_body(mut self) -> Vec<u8> {
+        self.token = None;
+        let message = Arc::clone(&self.message);
+        drop(self);
+        Arc::try_unwrap(message).map_or_else(|shared| shared.body.clone(), |own| own.body)
+    }
+
+    /// Gives up the duty to settle, without settling.
+    pub(crate) fn forget(mut self) -> Option<u64> {
+        self.token.take().map(|token| token.tag)
+    }
+
+    fn settle(mut self, outcome: Outcome) {
+        if let Some(token) = self.token.take() {
+            token.settler.settle(token.session, token.tag, outcome);
+        }
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(token) = self.token.take() {
+            let outcome = Outcome::Reject { requeue: true };
+            token.settler.settle(token.session, token.tag, outcome);
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("routing_key", &self.message.routing_key)
+            .field("redelivered", &self.redelivered)
+            .field("bytes", &self.message.body.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,128 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+use super::{Broker, Delivery, LinkSpec, Publication, Returned, Sink, Wire};
+use crate::error::Result;
+
+/// How many deliveries and returns wait for [`Link::recv_timeout`]. A link
+/// that consumes with acknowledgements never holds more than its prefetch; on
+/// a reply queue what comes beyond this is dropped.
+const INBOX_BOUND: usize = 1_024;
+
+/// Raw access to the broker, for peers that do not follow coney's contract.
+///
+/// Declares what its [`LinkSpec`] asks for, publishes any message, and hands
+/// out deliveries one at a time. It survives reconnects, except that a message
+/// sent just before a loss may be lost with it. Dropping it ends it; what was
+/// not settled goes back into its queue.
+///
+/// ```
+/// use std::time::Duration;
+/// use coney::Broker;
+/// use coney::transport::{Link, LinkSpec, Publication, Topology};
+///
+/// let spec = LinkSpec::new(Topology::default().queue("jobs")).consume("jobs", 10);
+/// let link = Link::open(&Broker::memory(), spec)?;
+/// link.publish(Publication::new("", "jobs", b"{}".to_vec()), Duration::from_secs(1))?;
+/// let delivery = link.recv_timeout(Duration::from_secs(1)).unwrap();
+/// assert_eq!(delivery.message().body, b"{}");
+/// delivery.ack();
+/// # Ok::<(), coney::Error>(())
+/// ```
+pub struct Link {
+    /// Keeps the connection open as long as the link is.
+    _broker: Broker,
+    wire: Arc<dyn Wire>,
+    deliveries: Receiver<Delivery>,
+    returns: Receiver<Returned>,
+}
+
+struct Inbox {
+    deliveries: Sender<Delivery>,
+    returns: Sender<Returned>,
+}
+
+impl Link {
+    /// Opens a link: declares and starts consuming. Blocks until the broker
+    /// has done it, at most 10 s.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) if the broker refuses,
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if it does not answer,
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the broker was closed.
+    pub fn open(broker: &Broker, spec: LinkSpec) -> Result<Self> {
+        let bound = match spec.source {
+            super::Source::Queue { prefetch, .. } => usize::from(prefetch),
+            _ => INBOX_BOUND,
+        };
+        let (deliveries_in, deliveries) = crossbeam_channel::bounded(bound);
+        let (returns_in, returns) = crossbeam_channel::bounded(INBOX_BOUND);
+        let sink = Arc::new(Inbox {
+            deliveries: deliveries_in,
+            returns: returns_in,
+        });
+        let wire = broker.open(spec, sink, Instant::now() + Duration::from_secs(10))?;
+        Ok(Self {
+            _broker: broker.clone(),
+            wire,
+            deliveries,
+            returns,
+        })
+    }
+
+    /// Hands a message over for sending; `Ok` means accepted, not yet sent.
+    /// Blocks while too much waits to be sent, at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for names
+    /// that do not fit a frame, [`ErrorKind::Encode`](crate::ErrorKind::Encode)
+    /// for a body over the limit, [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut)
+    /// and [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    pub fn publish(&self, publication: Publication, timeout: Duration) -> Result<()> {
+        self.wire.publish(publication, Instant::now() + timeout)
+    }
+
+    /// The next delivery; `None` if there is none within `timeout`.
+    pub fn recv_timeout(&self, timeout: Duration) -> Option<Delivery> {
+        self.deliveries.recv_timeout(timeout).ok()
+    }
+
+    /// The next mandatory message that fitted no queue; `None` if there is
+    /// none within `timeout`.
+    pub fn returned_timeout(&self, timeout: Duration) -> Option<Returned> {
+        self.returns.recv_timeout(timeout).ok()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.wire.close();
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl Sink for Inbox {
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery> {
+        self.deliveries
+            .try_send(delivery)
+            .map_err(TrySendError::into_inner)
+    }
+
+    fn returned(&self, returned: Returned) {
+        let _ = self.returns.try_send(returned);
+    }
+
+    fn lost(&self, _cause: &str) {}
+
+    fn closed(&self, _cause: &str) {}
+}

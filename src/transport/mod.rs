@@ -1,0 +1,133 @@
+//! The seam between coney's services and a broker, and the raw access to it.
+//!
+//! A *link* is one conversation with the broker, an AMQP channel that outlives
+//! reconnects: it declares what it needs, publishes, and consumes from one
+//! queue. [`ServiceClient`](crate::ServiceClient) and
+//! [`ServiceServer`](crate::ServiceServer) are written over links and know
+//! nothing else. [`Link`] is the same thing for programs that must speak to
+//! peers which do not follow coney's contract.
+
+pub(crate) mod amqp;
+mod broker;
+mod delivery;
+mod link;
+pub(crate) mod memory;
+mod publication;
+mod ticket;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use crate::message::Body;
+pub use crate::topology::{ExchangeKind, Topology};
+pub use amqp::BrokerBuilder;
+pub use broker::Broker;
+pub use delivery::Delivery;
+pub(crate) use delivery::{Outcome, Settle, Token};
+pub use link::Link;
+pub use publication::{Message, Properties, Publication, Returned};
+pub(crate) use ticket::Ticket;
+
+use crate::error::Result;
+
+/// What a link declares and consumes.
+#[derive(Clone, Debug, Default)]
+pub struct LinkSpec {
+    pub(crate) topology: Topology,
+    pub(crate) source: Source,
+}
+
+/// Where a link's deliveries come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Nowhere: the link only publishes.
+    #[default]
+    Nothing,
+    /// A reply queue of the link's own: named by the broker, exclusive,
+    /// auto-deleted, consumed without acknowledgements.
+    ReplyQueue,
+    /// A named queue. Every delivery must be settled; the broker sends at
+    /// most `prefetch` ahead of that.
+    Queue { name: String, prefetch: u16 },
+}
+
+impl LinkSpec {
+    /// A link that declares `topology` and only publishes.
+    pub fn new(topology: Topology) -> Self {
+        Self {
+            topology,
+            source: Source::Nothing,
+        }
+    }
+
+    /// Consume from a reply queue of the link's own: exclusive, auto-deleted,
+    /// named by the broker, without acknowledgements.
+    pub fn reply_queue(mut self) -> Self {
+        self.source = Source::ReplyQueue;
+        self
+    }
+
+    /// Consume from `queue` with manual acknowledgement; the broker sends at
+    /// most `prefetch` unacknowledged messages (at least 1).
+    pub fn consume(mut self, queue: impl Into<String>, prefetch: u16) -> Self {
+        self.source = Source::Queue {
+            name: queue.into(),
+            prefetch: prefetch.max(1),
+        };
+        self
+    }
+}
+
+/// What a broker must do. Implemented by `memory` and by `amqp`.
+pub(crate) trait Transport: Send + Sync {
+    /// Declares what `spec` asks for and starts consuming into `sink`. Called
+    /// by user threads; blocks until the broker has done it, at most until
+    /// `deadline`.
+    fn open(&self, spec: LinkSpec, sink: Arc<dyn Sink>, deadline: Instant)
+    -> Result<Arc<dyn Wire>>;
+
+    /// Ends every link and the connection. Called by user threads; returns by
+    /// `deadline` whatever state the broker is in.
+    fn close(&self, deadline: Instant) -> Result<()>;
+
+    /// The largest body it takes, in bytes.
+    fn max_body(&self) -> usize;
+
+    /// Where it is, for error texts: `memory` or `host:port/vhost`.
+    fn peer(&self) -> &str;
+}
+
+/// An open link, as its owner holds it. Called by user threads.
+pub(crate) trait Wire: Send + Sync {
+    /// Hands a message over for sending. Blocks while what is to be sent is
+    /// at its bound, at most until `deadline`. `Ok` means accepted, not sent:
+    /// the publication's ticket tells the difference.
+    fn publish(&self, publication: Publication, deadline: Instant) -> Result<()>;
+
+    /// Stops consuming; when it returns no further delivery reaches the sink,
+    /// while what was delivered can still be settled. Blocks at most until
+    /// `deadline`.
+    fn stop_consuming(&self, deadline: Instant) -> Result<()>;
+
+    /// Ends the link; the broker takes back what was not settled. Never blocks.
+    fn close(&self);
+}
+
+/// Where a link's deliveries and fates go. Called by the transport's own
+/// threads, possibly with its locks held: an implementation must neither block,
+/// nor run user code, nor call back into the transport.
+pub(crate) trait Sink: Send + Sync {
+    /// A message arrived. One that cannot be taken is handed back, and the
+    /// transport returns it to its queue.
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery>;
+
+    /// A mandatory message had no queue to go to.
+    fn returned(&self, returned: Returned);
+
+    /// The connection was lost: what was sent on it and not answered has an
+    /// unknown outcome. The link itself recovers.
+    fn lost(&self, cause: &str);
+
+    /// The link is over for good: nothing will arrive any more.
+    fn closed(&self, cause: &str);
+}

@@ -1,0 +1,136 @@
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Ticket;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Body;
+use crate::name::check_short_string;
+
+/// The properties that travel beside a body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// What the body is: `application/json` in everything coney sends.
+    pub content_type: Option<Cow<'static, str>>,
+    /// True for delivery mode 2: a durable queue keeps the message on disk.
+    pub persistent: bool,
+    /// The message's id.
+    pub message_id: Option<String>,
+    /// What ties a reply to its request.
+    pub correlation_id: Option<String>,
+    /// The queue a reply should go to.
+    pub reply_to: Option<String>,
+    /// How long the message may wait in a queue before it is dropped.
+    pub expiration: Option<Duration>,
+}
+
+impl Properties {
+    /// The properties every JSON message has.
+    pub fn json() -> Self {
+        Self {
+            content_type: Some(Cow::Borrowed("application/json")),
+            ..Self::default()
+        }
+    }
+}
+
+/// A message on its way to the broker.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// The exchange; empty for the default one, whose routing keys are queue
+    /// names.
+    pub exchange: Cow<'static, str>,
+    /// The routing key.
+    pub routing_key: String,
+    /// The properties.
+    pub properties: Properties,
+    /// The body.
+    pub body: Body,
+    /// If it fits no queue, have it returned rather than dropped.
+    pub mandatory: bool,
+    /// Lets whoever waits for the outcome know whether it was sent.
+    pub(crate) ticket: Option<Arc<Ticket>>,
+}
+
+impl Publication {
+    /// A JSON message, transient and not mandatory.
+    pub fn new(
+        exchange: impl Into<Cow<'static, str>>,
+        routing_key: impl Into<String>,
+        body: impl Into<Body>,
+    ) -> Self {
+        Self {
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
+            properties: Properties::json(),
+            body: body.into(),
+            mandatory: false,
+            ticket: None,
+        }
+    }
+
+    /// Checks everything that would corrupt a frame or exceed the limit.
+    pub(crate) fn check(&self, max_body: usize) -> Result<()> {
+        let Properties {
+            content_type,
+            message_id,
+            correlation_id,
+            reply_to,
+            ..
+        } = &self.properties;
+        check_short_string("exchange", &self.exchange)?;
+        check_short_string("routing key", &self.routing_key)?;
+        for (what, text) in [
+            ("content type", content_type.as_deref()),
+            ("message id", message_id.as_deref()),
+            ("correlation id", correlation_id.as_deref()),
+            ("reply queue", reply_to.as_deref()),
+        ] {
+            check_short_string(what, text.unwrap_or_default())?;
+        }
+        if self.body.len() > max_body {
+            return Err(Error::new(
+                ErrorKind::Encode,
+                format!(
+                    "a message for {:?} is {} bytes long; at most {max_body} are allowed",
+                    self.routing_key,
+                    self.body.len()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// For the sender: false if its owner has given up on it.
+    pub(crate) fn start_sending(&self) -> bool {
+        self.ticket
+            .as_ref()
+            .is_none_or(|ticket| ticket.start_sending())
+    }
+}
+
+/// A message as a queue holds it.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// The exchange it was published to.
+    pub exchange: Cow<'static, str>,
+    /// The routing key it was published with.
+    pub routing_key: String,
+    /// Its properties.
+    pub properties: Properties,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+/// A mandatory message that fitted no queue.
+#[derive(Clone, Debug)]
+pub struct Returned {
+    /// The exchange it was published to.
+    pub exchange: Cow<'static, str>,
+    /// The routing key no queue was bound with.
+    pub routing_key: String,
+    /// Its correlation id, if it had one.
+    pub correlation_id: Option<String>,
+    /// The broker's reason, such as `NO_ROUTE`.
+    pub reason: String,
+}
