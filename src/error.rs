@@ -93,8 +93,8 @@ impl Error {
         self.0.kind
     }
 
-    /// True if the request certainly did not run, so that sending it again
-    /// cannot make it run twice.
+    /// True if the request certainly did not run and the same request may
+    /// succeed later: sending it again cannot make it run twice.
     pub fn is_safe_to_retry(&self) -> bool {
         match self.0.kind {
             ErrorKind::NoRoute | ErrorKind::NotSent | ErrorKind::Rejected => true,

@@ -67,7 +67,10 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected>
         }),
         Err(error) => {
             let cause = if armed.fired() {
-                format!("no answer to the login within {:?}", config.connect_timeout)
+                format!(
+                    "no answer to the login within {:?}; is this RabbitMQ's AMQP port (5672)?",
+                    config.connect_timeout
+                )
             } else {
                 explain_login(&error, &evidence, config)
             };

@@ -172,9 +172,16 @@ impl<'c> Lane<'c> {
             return Ok(());
         };
         consumer.cancel()?;
-        for message in consumer.receiver().try_iter() {
-            if let (ConsumerMessage::Delivery(delivery), true) = (message, self.acknowledges) {
-                delivery.reject(self.channel, true)?;
+        // Until the last word: amiquip sends it after it has answered the
+        // cancel, and gives the whole connection up if nobody is there to
+        // hear it.
+        for message in consumer.receiver() {
+            match message {
+                ConsumerMessage::Delivery(delivery) if self.acknowledges => {
+                    delivery.reject(self.channel, true)?;
+                }
+                ConsumerMessage::Delivery(_) => {}
+                _ => break,
             }
         }
         Ok(())

@@ -106,12 +106,16 @@ impl<'c> Session<'c> {
             }
             Err(End::Closed) => End::Closed,
         };
-        // Consumers and channels say goodbye to the broker as they drop.
         let _armed = self.io.watchdog.arm(self.io.operation_timeout);
-        if matches!(end, End::Lost(_)) {
-            self.io.watchdog.kill();
+        match &end {
+            // Nobody is left to say goodbye to, or nobody who answers.
+            End::Lost(_) => self.io.watchdog.kill(),
+            End::Closed => {
+                for lane in std::mem::take(&mut self.lanes).into_values() {
+                    let _ = lane.close();
+                }
+            }
         }
-        drop(self.lanes);
         end
     }
 

@@ -1,0 +1,241 @@
+//! The shortest hand-written programs that do the same job, without envelope,
+//! error handling or anything else that coney is for.
+
+use std::net::TcpStream;
+use std::thread::{self, JoinHandle};
+
+use amiquip::{
+    AmqpProperties, Auth, Channel, Connection, ConnectionOptions, ConnectionTuning,
+    ConsumerMessage, ConsumerOptions, ExchangeDeclareOptions, ExchangeType, FieldTable, Publish,
+    QueueDeclareOptions,
+};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+
+use crate::measure::Call;
+use crate::scenario::Setup;
+
+const SERVICE: &str = "bench-bare";
+
+/// Two threads that pass a payload to and fro.
+pub struct BareMemory {
+    requests: Option<Sender<(Vec<u8>, Sender<Vec<u8>>)>>,
+    echo: Option<JoinHandle<()>>,
+}
+
+impl BareMemory {
+    pub fn start() -> Self {
+        let (requests, inbox): (_, Receiver<(Vec<u8>, Sender<Vec<u8>>)>) = bounded(1_024);
+        let echo = thread::spawn(move || {
+            for (payload, reply) in inbox {
+                let _ = reply.send(payload.clone());
+            }
+        });
+        Self {
+            requests: Some(requests),
+            echo: Some(echo),
+        }
+    }
+}
+
+impl Setup for BareMemory {
+    fn caller(&self, payload: &str) -> Call {
+        let requests = self.requests.clone().expect("it runs");
+        let payload = payload.as_bytes().to_vec();
+        let (reply, inbox) = bounded(1);
+        Box::new(move || {
+            let _ = requests.send((payload.clone(), reply.clone()));
+            inbox.recv().is_ok_and(|echoed| echoed == payload)
+        })
+    }
+}
+
+impl Drop for BareMemory {
+    fn drop(&mut self) {
+        self.requests = None;
+        let _ = self.echo.take().map(JoinHandle::join);
+    }
+}
+
+/// amiquip: one thread that echoes; each caller has a channel and a reply
+/// queue of its own on one connection, so that nobody has to route replies.
+pub struct BareAmqp {
+    client: Mutex<Option<Connection>>,
+    stop: Channel,
+    server: Mutex<Option<Connection>>,
+    echo: Option<JoinHandle<()>>,
+}
+
+impl BareAmqp {
+    pub fn start(url: &str) -> Self {
+        let mut server = connect(url);
+        let channel = server.open_channel(None).expect("a channel");
+        let stop = server.open_channel(None).expect("a channel");
+        declare(&channel);
+        let echo = thread::spawn(move || serve(&channel));
+        Self {
+            client: Mutex::new(Some(connect(url))),
+            stop,
+            server: Mutex::new(Some(server)),
+            echo: Some(echo),
+        }
+    }
+}
+
+impl Setup for BareAmqp {
+    fn caller(&self, payload: &str) -> Call {
+        let mut client = self.client.lock();
+        let client = client.as_mut().expect("it runs");
+        let channel = client.open_channel(None).expect("a channel");
+        let queue = channel
+            .queue_declare(
+                "",
+                QueueDeclareOptions {
+                    exclusive: true,
+                    auto_delete: true,
+                    ..QueueDeclareOptions::default()
+                },
+            )
+            .expect("a reply queue");
+        let reply_to = queue.name().to_owned();
+        let consumer = channel
+            .basic_consume(
+                &reply_to,
+                ConsumerOptions {
+                    no_ack: true,
+                    ..ConsumerOptions::default()
+                },
+            )
+            .expect("a consumer");
+        let replies = consumer.receiver().clone();
+        std::mem::forget(consumer); // it would be cancelled
+        let payload = payload.as_bytes().to_vec();
+        let mut sequence = 0u64;
+        Box::new(move || {
+            sequence += 1;
+            let id = format!("{sequence:032x}");
+            channel
+                .basic_publish(
+                    "service.exchange",
+                    Publish::with_properties(
+                        &payload,
+                        format!("request.{SERVICE}"),
+                        AmqpProperties::default()
+                            .with_content_type("application/json".to_owned())
+                            .with_delivery_mode(2)
+                            .with_correlation_id(id.clone())
+                            .with_reply_to(reply_to.clone()),
+                    ),
+                )
+                .expect("the connection lives");
+            match replies.recv() {
+                Ok(ConsumerMessage::Delivery(reply)) => {
+                    reply.properties.correlation_id().as_ref() == Some(&id) && reply.body == payload
+                }
+                _ => false,
+            }
+        })
+    }
+}
+
+impl Drop for BareAmqp {
+    fn drop(&mut self) {
+        // A message without reply_to ends the echo thread.
+        let _ = self.stop.basic_publish(
+            "service.exchange",
+            Publish::new(b"stop", format!("request.{SERVICE}")),
+        );
+        let _ = self.echo.take().map(JoinHandle::join);
+        for connection in [&self.client, &self.server] {
+            if let Some(connection) = connection.lock().take() {
+                let _ = connection.close();
+            }
+        }
+    }
+}
+
+fn serve(channel: &Channel) {
+    channel.qos(0, 10, false).expect("a prefetch of 10");
+    let consumer = channel
+        .basic_consume(
+            format!("service.{SERVICE}.request"),
+            ConsumerOptions::default(),
+        )
+        .expect("a consumer");
+    for message in consumer.receiver() {
+        let ConsumerMessage::Delivery(delivery) = message else {
+            return;
+        };
+        let Some(reply_to) = delivery.properties.reply_to().clone() else {
+            let _ = delivery.ack(channel);
+            return;
+        };
+        let mut properties =
+            AmqpProperties::default().with_content_type("application/json".to_owned());
+        if let Some(id) = delivery.properties.correlation_id() {
+            properties = properties.with_correlation_id(id.clone());
+        }
+        channel
+            .basic_publish(
+                "",
+                Publish::with_properties(&delivery.body, reply_to, properties),
+            )
+            .expect("the connection lives");
+        delivery.ack(channel).expect("the connection lives");
+    }
+}
+
+fn declare(channel: &Channel) {
+    channel
+        .exchange_declare(
+            ExchangeType::Direct,
+            "service.exchange",
+            ExchangeDeclareOptions {
+                durable: true,
+                ..ExchangeDeclareOptions::default()
+            },
+        )
+        .expect("the exchange");
+    let queue = format!("service.{SERVICE}.request");
+    channel
+        .queue_declare(
+            &queue,
+            QueueDeclareOptions {
+                durable: true,
+                ..QueueDeclareOptions::default()
+            },
+        )
+        .expect("the queue");
+    channel
+        .queue_bind(
+            &queue,
+            "service.exchange",
+            format!("request.{SERVICE}"),
+            FieldTable::default(),
+        )
+        .expect("the binding");
+}
+
+/// By hand, because amiquip's own connect never sets nodelay, without which a
+/// call takes 44 ms.
+fn connect(url: &str) -> Connection {
+    let rest = url.strip_prefix("amqp://").expect("an amqp URL");
+    let (login, host) = rest.split_once('@').unwrap_or(("guest:guest", rest));
+    let (username, password) = login.split_once(':').expect("user:password");
+    let address = host.trim_end_matches('/');
+    let address = if address.contains(':') {
+        address.to_owned()
+    } else {
+        format!("{address}:5672")
+    };
+    let socket = TcpStream::connect(&address).expect("the broker is there");
+    socket.set_nodelay(true).expect("nodelay");
+    socket.set_nonblocking(true).expect("non-blocking");
+    let stream = mio::net::TcpStream::from_stream(socket).expect("a socket");
+    let options = ConnectionOptions::default().auth(Auth::Plain {
+        username: username.to_owned(),
+        password: password.to_owned(),
+    });
+    let tuning = ConnectionTuning::default().mem_channel_bound(256);
+    Connection::insecure_open_stream(stream, options, tuning).expect("the login")
+}

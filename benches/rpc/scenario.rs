@@ -1,0 +1,61 @@
+use coney::{Broker, ServiceClient, ServiceServer};
+
+use crate::bare::{BareAmqp, BareMemory};
+use crate::measure::Call;
+use crate::{Scenario, Transport};
+
+/// A server that echoes, and something that calls it.
+pub trait Setup {
+    /// One caller's call: sends the payload, checks that it came back.
+    fn caller(&self, payload: &str) -> Call;
+}
+
+pub fn set_up(scenario: Scenario, transport: Transport, url: &str) -> Box<dyn Setup> {
+    match (scenario, transport) {
+        (Scenario::Bare, Transport::Memory) => Box::new(BareMemory::start()),
+        (Scenario::Bare, Transport::Amqp) => Box::new(BareAmqp::start(url)),
+        (Scenario::Call, _) => Box::new(Coney::start(transport, url)),
+    }
+}
+
+/// coney as a user would use it: typed, everything at its default.
+struct Coney {
+    client: ServiceClient,
+    _server: ServiceServer,
+}
+
+impl Coney {
+    fn start(transport: Transport, url: &str) -> Self {
+        // Two connections over RabbitMQ, as two programs would have.
+        let (of_server, of_client) = match transport {
+            Transport::Memory => {
+                let broker = Broker::memory();
+                (broker.clone(), broker)
+            }
+            Transport::Amqp => {
+                let connect = || Broker::connect(url).expect("the broker is there");
+                (connect(), connect())
+            }
+        };
+        let server = ServiceServer::builder(&of_server, "bench-coney")
+            .handler("echo", |text: String| Ok::<_, String>(text))
+            .start()
+            .expect("the server starts");
+        let client = ServiceClient::new(&of_client, "bench").expect("the client starts");
+        Self {
+            client,
+            _server: server,
+        }
+    }
+}
+
+impl Setup for Coney {
+    fn caller(&self, payload: &str) -> Call {
+        let client = self.client.clone();
+        let payload = payload.to_owned();
+        Box::new(move || {
+            let reply: coney::Result<String> = client.call("bench-coney", "echo", &payload);
+            reply.is_ok_and(|text| text == payload)
+        })
+    }
+}

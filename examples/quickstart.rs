@@ -1,0 +1,131 @@
+//! Two services in one program: order-service calls user-service.
+//!
+//!     cargo run --example quickstart
+//!
+//! needs nothing installed: the broker is in memory. The same program runs over
+//! RabbitMQ with
+//!
+//!     AMQP_URL=amqp://localhost cargo run --example quickstart
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use coney::{
+    Broker, CallOptions, HandlerError, ServiceClient, ServiceProxyFactory, ServiceServer,
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+struct GetUser {
+    user_id: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct User {
+    user_id: u64,
+    name: String,
+    email: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ValidateToken {
+    token: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct TokenState {
+    valid: bool,
+}
+
+fn get_user(request: GetUser) -> Result<User, HandlerError> {
+    Ok(User {
+        user_id: request.user_id,
+        name: "张三".to_owned(),
+        email: "zhangsan@example.com".to_owned(),
+    })
+}
+
+fn validate_token(request: ValidateToken) -> Result<TokenState, HandlerError> {
+    if request.token.len() < 10 {
+        return Err(HandlerError::new("Invalid token"));
+    }
+    Ok(TokenState { valid: true })
+}
+
+fn main() -> Result<(), coney::Error> {
+    env_logger::init();
+
+    // A broker: in this process, or RabbitMQ.
+    let broker = match std::env::var("AMQP_URL") {
+        Ok(url) => Broker::connect(&url)?,
+        Err(_) => Broker::memory(),
+    };
+    println!("broker: {}\n", broker.peer());
+
+    // user-service: handlers, run by 10 worker threads.
+    let server = ServiceServer::builder(&broker, "user-service")
+        .handler("get_user", get_user)
+        .handler("validate_token", validate_token)
+        .handler("sleep", |ms: u64| {
+            thread::sleep(Duration::from_millis(ms));
+            Ok::<_, HandlerError>(())
+        })
+        .start()?;
+    println!("user-service serves get_user, validate_token and sleep\n");
+
+    // order-service: a client, and a proxy that makes user-service look local.
+    let client = ServiceClient::new(&broker, "order-service")?;
+    let users = ServiceProxyFactory::new(client.clone()).create("user-service");
+
+    println!("1. A call blocks until the answer is here.");
+    let user: User = users.call("getUser", &GetUser { user_id: 1001 })?;
+    println!("   getUser(1001) = {user:?}");
+    let token = "eyJhbGciOiJIUzI1NiJ9".to_owned();
+    let state: TokenState = users.call("validateToken", &ValidateToken { token })?;
+    println!("   validateToken(…) = {state:?}\n");
+
+    println!("2. An asynchronous call returns at once; a callback gets the answer.");
+    let (done, wait_for_callback) = mpsc::channel();
+    users
+        .call_async("getUser", &GetUser { user_id: 1002 })?
+        .then(move |reply: coney::Result<User>| {
+            match reply {
+                Ok(user) => println!("   callback: {} <{}>", user.name, user.email),
+                Err(error) => println!("   callback: {error}"),
+            }
+            let _ = done.send(());
+        })?;
+    println!("   sent, and free to do something else");
+    let _ = wait_for_callback.recv();
+
+    println!("\n3. What goes wrong comes back as an error that says what to do.");
+    let token = "short".to_owned();
+    let invalid = users.call::<_, TokenState>("validateToken", &ValidateToken { token });
+    explain("the handler refuses", invalid.map(|state| state.valid));
+    explain("no such action", users.call::<_, ()>("deleteUser", &1001));
+    let hurry = CallOptions::new().timeout(Duration::from_millis(100));
+    explain("too slow", users.call_with::<_, ()>("sleep", &400, &hurry));
+    let nobody = client.call::<_, ()>("no-such-service", "get_user", &1001);
+    explain("nobody there", nobody);
+
+    println!("\n4. Shutdown lets running handlers finish.");
+    server.shutdown(Duration::from_secs(10))?;
+    client.close();
+    println!("   done");
+    Ok(())
+}
+
+fn explain<T: std::fmt::Debug>(what: &str, result: coney::Result<T>) {
+    match result {
+        Ok(value) => println!("   {what}: unexpectedly {value:?}"),
+        Err(error) => {
+            let retry = if error.is_safe_to_retry() {
+                "safe to retry"
+            } else {
+                "not safe to retry blindly"
+            };
+            println!("   {what}: {:?}, {retry}\n      {error}", error.kind());
+        }
+    }
+}
