@@ -97,7 +97,10 @@ fn repeat(client: &ServiceClient, options: &Options) -> coney::Result<()> {
         let callers: Vec<_> = (0..options.callers.max(1))
             .map(|_| scope.spawn(caller))
             .collect();
-        callers.into_iter().flat_map(thread::ScopedJoinHandle::join).collect()
+        callers
+            .into_iter()
+            .flat_map(thread::ScopedJoinHandle::join)
+            .collect()
     });
     let seconds = start.elapsed().as_secs_f64();
     let mut all = Histogram::<u64>::new(3).unwrap();

@@ -11,9 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use coney::{
-    Broker, CallOptions, HandlerError, ServiceClient, ServiceProxyFactory, ServiceServer,
-};
+use coney::{Broker, CallOptions, HandlerError, ServiceClient, ServiceProxyFactory, ServiceServer};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]

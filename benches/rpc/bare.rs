@@ -17,15 +17,18 @@ use crate::scenario::Setup;
 
 const SERVICE: &str = "bench-bare";
 
+/// A payload, and where its echo goes.
+type Ping = (Vec<u8>, Sender<Vec<u8>>);
+
 /// Two threads that pass a payload to and fro.
 pub struct BareMemory {
-    requests: Option<Sender<(Vec<u8>, Sender<Vec<u8>>)>>,
+    requests: Option<Sender<Ping>>,
     echo: Option<JoinHandle<()>>,
 }
 
 impl BareMemory {
     pub fn start() -> Self {
-        let (requests, inbox): (_, Receiver<(Vec<u8>, Sender<Vec<u8>>)>) = bounded(1_024);
+        let (requests, inbox): (_, Receiver<Ping>) = bounded(1_024);
         let echo = thread::spawn(move || {
             for (payload, reply) in inbox {
                 let _ = reply.send(payload.clone());

@@ -12,7 +12,7 @@ mod bare;
 mod measure;
 mod scenario;
 
-#[path = "../../tests/support/rabbitmq.rs"]
+#[path = "../../tests/it/support/rabbitmq.rs"]
 mod rabbitmq;
 
 use std::time::Duration;

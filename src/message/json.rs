@@ -38,10 +38,10 @@ impl<'a> Json<'a> {
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, String> {
         let text = self.as_str();
         serde_json::from_str(text).or_else(|error| {
-            if is_empty_array(text) {
-                if let Ok(value) = serde_json::from_str("{}") {
-                    return Ok(value);
-                }
+            if is_empty_array(text)
+                && let Ok(value) = serde_json::from_str("{}")
+            {
+                return Ok(value);
             }
             Err(error.to_string())
         })

@@ -14,7 +14,11 @@ pub struct RabbitMq {
 
 impl RabbitMq {
     pub fn start() -> Self {
-        let unique = format!("coney-rabbitmq-{}-{}", std::process::id(), fastrand::u32(..));
+        let unique = format!(
+            "coney-rabbitmq-{}-{}",
+            std::process::id(),
+            fastrand::u32(..)
+        );
         let mut broker = Self {
             process: None,
             url: String::new(),
@@ -47,7 +51,10 @@ impl RabbitMq {
             .read_line(&mut url)
             .expect("the script prints the URL");
         self.process = Some(process);
-        assert!(!url.is_empty(), "RabbitMQ did not start: tests/run installs it");
+        assert!(
+            !url.is_empty(),
+            "RabbitMQ did not start: tests/run installs it"
+        );
         url.trim().clone_into(&mut self.url);
     }
 

@@ -1,0 +1,349 @@
+//! `ServiceClient::call`, from both sides.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::{
+    Broker, CallOptions, ErrorKind, HandlerError, Phase, ServiceClient, ServiceProxyFactory,
+    ServiceServer,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::support::{PATIENCE, client, on_both, unique};
+
+on_both!(
+    typed_request_and_reply,
+    many_threads_share_one_client,
+    large_payloads_arrive_whole,
+    handler_errors_reach_the_caller_with_text_and_code,
+    unknown_action_is_an_error_of_its_own,
+    undecodable_payload_never_reaches_the_handler,
+    a_reply_of_another_type_keeps_its_raw_text,
+    nobody_has_ever_listened,
+    a_deadline_passes_while_the_handler_runs,
+    a_caller_that_has_gone_is_not_served,
+    names_are_checked_before_anything_is_sent,
+    payloads_over_the_limit_leave_the_connection_unharmed,
+    calls_after_close_fail,
+    a_closed_broker_fails_what_is_in_flight,
+    proxies_turn_camel_case_into_actions,
+    calls_in_flight_are_limited,
+);
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct User {
+    user_id: u64,
+    name: String,
+}
+
+fn typed_request_and_reply(broker: &Broker) {
+    let service = unique("user-service");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("get_user", |user_id: u64| {
+            let name = "张三 \"/\\ \u{1}".to_owned();
+            Ok::<_, HandlerError>(User { user_id, name })
+        })
+        .start()
+        .unwrap();
+    let user: User = client(broker).call(&service, "get_user", &7).unwrap();
+    assert_eq!(user.user_id, 7);
+    assert_eq!(user.name, "张三 \"/\\ \u{1}");
+}
+
+fn many_threads_share_one_client(broker: &Broker) {
+    let service = unique("math");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("double", |n: u64| Ok::<_, HandlerError>(n * 2))
+        .start()
+        .unwrap();
+    let client = client(broker);
+    thread::scope(|scope| {
+        for thread in 0..16u64 {
+            let (client, service) = (client.clone(), &service);
+            scope.spawn(move || {
+                for n in 0..50 {
+                    let number = thread * 1_000 + n;
+                    let answer: u64 = client.call(service, "double", &number).unwrap();
+                    assert_eq!(answer, number * 2);
+                }
+            });
+        }
+    });
+    assert_eq!(client.in_flight(), 0);
+    assert_eq!(client.unclaimed_replies(), 0);
+}
+
+fn large_payloads_arrive_whole(broker: &Broker) {
+    let service = unique("mirror");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("echo", |text: String| Ok::<_, HandlerError>(text))
+        .start()
+        .unwrap();
+    let client = client(broker);
+    // Around the size of a frame, where messages are cut.
+    for size in [0, 1, 131_000, 131_064, 131_065, 300_000, 4 << 20] {
+        let text = "x".repeat(size);
+        let echo: String = client.call(&service, "echo", &text).unwrap();
+        assert!(echo == text, "{size} bytes");
+    }
+}
+
+fn handler_errors_reach_the_caller_with_text_and_code(broker: &Broker) {
+    let service = unique("auth");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("validate", |token: String| {
+            if token.len() < 10 {
+                return Err(HandlerError::new("Invalid token").code("bad_token"));
+            }
+            Ok(true)
+        })
+        .handler("panic", |(): ()| -> Result<(), String> {
+            panic!("a panic that the test wants")
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let error = client
+        .call::<_, bool>(&service, "validate", "short")
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Remote);
+    assert_eq!(error.remote_message(), Some("Invalid token"));
+    assert_eq!(error.remote_code(), Some("bad_token"));
+    assert!(error.to_string().contains(&service), "{error}");
+    for _ in 0..12 {
+        // More often than there are workers: a panic kills none.
+        let error = client.call::<_, ()>(&service, "panic", &()).unwrap_err();
+        assert_eq!(error.remote_code(), Some("panic"));
+    }
+    assert!(
+        client
+            .call::<_, bool>(&service, "validate", "long enough")
+            .unwrap()
+    );
+}
+
+fn unknown_action_is_an_error_of_its_own(broker: &Broker) {
+    let service = unique("empty");
+    let _server = ServiceServer::builder(broker, &service).start().unwrap();
+    let error = client(broker)
+        .call::<_, ()>(&service, "get_user", &1)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownAction);
+    assert_eq!(error.remote_message(), Some("Unknown action: get_user"));
+}
+
+fn undecodable_payload_never_reaches_the_handler(broker: &Broker) {
+    let service = unique("strict");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("get", |_: User| Ok::<_, HandlerError>("reached"))
+        .start()
+        .unwrap();
+    let error = client(broker)
+        .call::<_, String>(&service, "get", &serde_json::json!({"user_id": 1}))
+        .unwrap_err();
+    assert_eq!(error.remote_code(), Some("bad_request"));
+    assert!(error.to_string().contains("`name`"), "{error}");
+}
+
+fn a_reply_of_another_type_keeps_its_raw_text(broker: &Broker) {
+    let service = unique("typed");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("get", |(): ()| Ok::<_, HandlerError>(vec![1, 2]))
+        .start()
+        .unwrap();
+    let error = client(broker)
+        .call::<_, User>(&service, "get", &())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Decode);
+    assert_eq!(error.raw_text(), Some("[1,2]"));
+}
+
+fn nobody_has_ever_listened(broker: &Broker) {
+    let service = unique("nobody");
+    let start = Instant::now();
+    let error = client(broker)
+        .call::<_, ()>(&service, "get", &())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRoute);
+    assert!(error.is_safe_to_retry());
+    assert!(error.to_string().contains(&service), "{error}");
+    assert!(start.elapsed() < PATIENCE, "it is known at once");
+}
+
+fn a_deadline_passes_while_the_handler_runs(broker: &Broker) {
+    let service = unique("slow");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("nap", |ms: u64| {
+            thread::sleep(Duration::from_millis(ms));
+            Ok::<_, HandlerError>(ms)
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let _: u64 = client.call(&service, "nap", &0).unwrap();
+    let timeout = Duration::from_millis(100);
+    let options = CallOptions::new().timeout(timeout);
+    let start = Instant::now();
+    let error = client
+        .call_with::<_, u64>(&service, "nap", &600, &options)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert_eq!(error.phase(), Some(Phase::Reply));
+    assert!(!error.is_safe_to_retry());
+    assert!(start.elapsed() >= timeout);
+    assert_eq!(client.in_flight(), 0);
+    // The reply that comes too late is counted and disturbs nobody.
+    crate::support::eventually("the late reply", || client.unclaimed_replies() == 1);
+    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+}
+
+fn a_caller_that_has_gone_is_not_served(broker: &Broker) {
+    let service = unique("busy");
+    let (started, starts) = crossbeam_channel::unbounded();
+    let _server = ServiceServer::builder(broker, &service)
+        .workers(1)
+        .handler("nap", move |ms: u64| {
+            started.send(ms).unwrap();
+            thread::sleep(Duration::from_millis(ms));
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let first = client.call_async::<_, ()>(&service, "nap", &400).unwrap();
+    assert_eq!(starts.recv_timeout(PATIENCE), Ok(400));
+    let hurry = CallOptions::new().timeout(Duration::from_millis(50));
+    let error = client.call_with::<_, ()>(&service, "nap", &1, &hurry);
+    assert_eq!(error.unwrap_err().phase(), Some(Phase::Reply));
+    first.wait().unwrap();
+    // The expired request was behind the first; a third one shows that the
+    // worker has passed it over.
+    client.call::<_, ()>(&service, "nap", &2).unwrap();
+    assert_eq!(starts.recv_timeout(PATIENCE), Ok(2));
+}
+
+fn names_are_checked_before_anything_is_sent(broker: &Broker) {
+    let client = client(broker);
+    let long = "x".repeat(256);
+    for (service, action) in [
+        ("", "a"),
+        ("a\0b", "a"),
+        (long.as_str(), "a"),
+        ("s", ""),
+        ("s", "a\0"),
+        ("s", long.as_str()),
+    ] {
+        let error = client.call::<_, ()>(service, action, &()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    }
+    for name in ["", "a\0", long.as_str()] {
+        assert!(ServiceClient::new(broker, name).is_err());
+        assert!(ServiceServer::builder(broker, name).start().is_err());
+        let server = ServiceServer::builder(broker, "s");
+        let server = server.handler(name, |(): ()| Ok::<_, HandlerError>(()));
+        assert_eq!(server.start().unwrap_err().kind(), ErrorKind::InvalidConfig);
+    }
+}
+
+fn payloads_over_the_limit_leave_the_connection_unharmed(broker: &Broker) {
+    let service = unique("mirror");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("echo", |text: String| Ok::<_, HandlerError>(text))
+        .handler("repeat", |n: usize| Ok::<_, HandlerError>("x".repeat(n)))
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let too_large = "x".repeat(broker.max_body());
+    let error = client
+        .call::<_, String>(&service, "echo", &too_large)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Encode);
+    // A map with keys that are not strings has no JSON.
+    let no_json = std::collections::HashMap::from([((1, 2), 3)]);
+    let error = client
+        .call::<_, String>(&service, "echo", &no_json)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Encode);
+    let error = client
+        .call::<_, String>(&service, "repeat", &broker.max_body())
+        .unwrap_err();
+    assert_eq!(error.remote_code(), Some("reply_too_large"));
+    let echo: String = client.call(&service, "echo", "still here").unwrap();
+    assert_eq!(echo, "still here");
+}
+
+fn calls_after_close_fail(broker: &Broker) {
+    let client = client(broker);
+    client.close();
+    let error = client.call::<_, ()>("s", "a", &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    broker.close(PATIENCE).unwrap();
+    assert_eq!(
+        ServiceClient::new(broker, "late").unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+    assert_eq!(
+        ServiceServer::builder(broker, "late")
+            .start()
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Closed
+    );
+}
+
+fn a_closed_broker_fails_what_is_in_flight(broker: &Broker) {
+    let service = unique("slow");
+    let (started, starts) = crossbeam_channel::unbounded();
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("nap", move |(): ()| {
+            started.send(()).unwrap();
+            thread::sleep(Duration::from_millis(300));
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let pending = client.call_async::<_, ()>(&service, "nap", &()).unwrap();
+    starts.recv_timeout(PATIENCE).unwrap();
+    broker.close(PATIENCE).unwrap();
+    assert_eq!(pending.wait().unwrap_err().kind(), ErrorKind::Closed);
+}
+
+fn proxies_turn_camel_case_into_actions(broker: &Broker) {
+    let service = unique("user-service");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("get_user", |id: u64| Ok::<_, HandlerError>(id))
+        .start()
+        .unwrap();
+    let users = ServiceProxyFactory::new(client(broker)).create(&service);
+    assert_eq!(users.call::<_, u64>("getUser", &3).unwrap(), 3);
+    assert_eq!(users.call::<_, u64>("GetUser", &4).unwrap(), 4);
+    let pending = users.call_async::<_, u64>("getUser", &5).unwrap();
+    assert_eq!(pending.wait().unwrap(), 5);
+}
+
+fn calls_in_flight_are_limited(broker: &Broker) {
+    let service = unique("slow");
+    let (release, gate) = crossbeam_channel::bounded::<()>(0);
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("wait", move |(): ()| {
+            let _ = gate.recv();
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    let client = ServiceClient::builder(broker, "order-service")
+        .timeout(PATIENCE)
+        .max_in_flight(2)
+        .build()
+        .unwrap();
+    let first = client.call_async::<_, ()>(&service, "wait", &()).unwrap();
+    let second = client.call_async::<_, ()>(&service, "wait", &()).unwrap();
+    let error = client.call::<_, ()>(&service, "wait", &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Rejected);
+    assert!(error.is_safe_to_retry());
+    drop(release);
+    first.wait().unwrap();
+    second.wait().unwrap();
+    client.call::<_, ()>(&service, "wait", &()).unwrap();
+}

@@ -1,0 +1,126 @@
+//! Connections that cannot be made: a clear error, in time, without secrets.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::{Broker, ErrorKind};
+
+use crate::support::{amqp_url, rabbitmq};
+
+/// Connects with a timeout of a second and expects to be refused in time.
+fn refused(url: &str, kind: ErrorKind, wanted: &[&str]) {
+    let start = Instant::now();
+    let error = Broker::builder(url)
+        .connect_timeout(Duration::from_secs(1))
+        .connect()
+        .unwrap_err();
+    assert!(start.elapsed() < Duration::from_millis(1_500), "{error}");
+    let text = format!("{error} {error:?}");
+    assert_eq!(error.kind(), kind, "{text}");
+    for part in wanted {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    assert!(!text.contains("hunter2"), "the password is in {text}");
+}
+
+/// A listener that treats its first connection as `serve` says.
+fn listener(serve: impl FnOnce(TcpStream) + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || serve(listener.accept().unwrap().0));
+    format!("amqp://guest:hunter2@{address}")
+}
+
+#[test]
+fn urls_that_cannot_be_used() {
+    refused("", ErrorKind::InvalidConfig, &["amqp://user:password@host"]);
+    refused("http://u:hunter2@h", ErrorKind::InvalidConfig, &["http"]);
+    refused(
+        "amqp://u:hunter2@h:port",
+        ErrorKind::InvalidConfig,
+        &["port"],
+    );
+}
+
+#[test]
+fn a_wrong_password() {
+    let url = amqp_url().replace("guest:guest", "guest:hunter2");
+    refused(
+        &url,
+        ErrorKind::Connect,
+        &["127.0.0.1", "\"guest\"", "ACCESS_REFUSED"],
+    );
+}
+
+#[test]
+fn a_wrong_virtual_host() {
+    let url = format!("{}/no%2fsuch", amqp_url());
+    refused(&url, ErrorKind::Connect, &["virtual host", "no/such"]);
+}
+
+#[test]
+fn a_port_nobody_listens_on() {
+    let port = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let url = format!("amqp://u:hunter2@127.0.0.1:{port}");
+    refused(&url, ErrorKind::Connect, &["127.0.0.1", "refused"]);
+}
+
+#[test]
+fn a_port_that_speaks_http() {
+    let url = listener(|mut socket| {
+        let _ = socket.read(&mut [0; 8]);
+        let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        thread::sleep(Duration::from_secs(2));
+    });
+    refused(
+        &url,
+        ErrorKind::Connect,
+        &["127.0.0.1", "HTTP/1.1 400", "AMQP"],
+    );
+}
+
+#[test]
+fn a_port_that_never_answers() {
+    let url = listener(|socket| {
+        thread::sleep(Duration::from_secs(3));
+        drop(socket);
+    });
+    refused(&url, ErrorKind::Connect, &["127.0.0.1", "no answer", "1s"]);
+}
+
+#[test]
+fn a_port_that_announces_gigabytes() {
+    let url = listener(|mut socket| {
+        let _ = socket.write_all(&[1, 0, 0, 0x7f, 0xff, 0xff, 0xff]);
+        thread::sleep(Duration::from_secs(2));
+    });
+    refused(&url, ErrorKind::Connect, &["frame"]);
+}
+
+#[test]
+fn a_port_that_hangs_up() {
+    let url = listener(drop);
+    refused(&url, ErrorKind::Connect, &["127.0.0.1"]);
+}
+
+#[test]
+fn a_host_that_does_not_resolve() {
+    refused(
+        "amqp://u:hunter2@no-such-host.invalid",
+        ErrorKind::Connect,
+        &["no-such-host.invalid", "resolve"],
+    );
+}
+
+#[test]
+fn what_it_says_about_itself() {
+    let broker = rabbitmq();
+    assert!(broker.peer().starts_with("127.0.0.1:"), "{}", broker.peer());
+    assert!(!format!("{broker:?}").contains("guest"));
+    assert_eq!(Broker::memory().peer(), "memory");
+}

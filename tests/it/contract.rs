@@ -1,0 +1,372 @@
+//! The wire contract, byte for byte, with the test as the peer: what a PHP
+//! client sends, what a PHP server answers, and what ours put on the wire.
+
+use std::thread;
+
+use coney::message::{Reply, ServiceMessage};
+use coney::transport::{Delivery, ExchangeKind, Link, LinkSpec, Properties, Publication, Topology};
+use coney::{Broker, CallOptions, ErrorKind, HandlerError, ServiceServer};
+use serde::Deserialize;
+
+use crate::support::{PATIENCE, client, on_both, unique};
+
+on_both!(
+    a_php_client_is_served,
+    a_php_server_is_called,
+    a_php_servers_unknown_action_is_recognised,
+    what_our_client_sends,
+    what_our_server_answers,
+    bodies_that_are_not_envelopes_are_answered_and_harm_nobody,
+    one_way_requests_are_handled_without_a_reply,
+    replies_of_others_are_counted_and_dropped,
+);
+
+fn service_topology(service: &str) -> Topology {
+    let queue = format!("service.{service}.request");
+    Topology::default()
+        .exchange("service.exchange", ExchangeKind::Direct)
+        .queue(&queue)
+        .bind(&queue, "service.exchange", format!("request.{service}"))
+}
+
+/// A peer's server: consumes the request queue.
+fn serve(broker: &Broker, service: &str) -> Link {
+    let queue = format!("service.{service}.request");
+    Link::open(
+        broker,
+        LinkSpec::new(service_topology(service)).consume(queue, 10),
+    )
+    .unwrap()
+}
+
+/// A peer's client: publishes, and has a queue for its replies.
+fn peer(broker: &Broker, reply_queue: &str) -> Link {
+    let topology = Topology::default()
+        .exchange("service.exchange", ExchangeKind::Direct)
+        .queue(reply_queue);
+    Link::open(broker, LinkSpec::new(topology).consume(reply_queue, 10)).unwrap()
+}
+
+fn request(service: &str, body: &str, reply_to: &str) -> Publication {
+    let mut publication = Publication::new(
+        "service.exchange",
+        format!("request.{service}"),
+        body.as_bytes().to_vec(),
+    );
+    publication.properties = Properties {
+        message_id: Some("msg_20261123083012_862ad1d69070c888".to_owned()),
+        correlation_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+        reply_to: Some(reply_to.to_owned()),
+        persistent: true,
+        ..Properties::json()
+    };
+    publication
+}
+
+fn recv(link: &Link) -> Delivery {
+    link.recv_timeout(PATIENCE).expect("a delivery")
+}
+
+fn text(delivery: &Delivery) -> String {
+    String::from_utf8(delivery.message().body.clone()).unwrap()
+}
+
+#[derive(Deserialize)]
+struct Filter {
+    #[serde(default)]
+    name: Option<String>,
+}
+
+fn a_php_client_is_served(broker: &Broker) {
+    let (service, replies) = (unique("user-service"), unique("replies"));
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("find", |filter: Filter| Ok::<_, HandlerError>(filter.name))
+        .start()
+        .unwrap();
+    let peer = peer(broker, &replies);
+    for (payload, wanted) in [
+        (
+            r#"{"name":"\u5f20\u4e09 \ud83d\ude00 a\/b"}"#,
+            r#""张三 😀 a/b""#,
+        ),
+        ("[]", "null"),
+        ("{}", "null"),
+    ] {
+        let body = format!(
+            r#"{{"message_id":"msg_20261123083012_862ad1d69070c888","source_service":"php","target_service":"{service}","action":"find","timestamp":1795422612,"correlation_id":"0123456789abcdef0123456789abcdef","reply_to":"{replies}","headers":[],"payload":{payload},"new_field":1}}"#
+        );
+        peer.publish(request(&service, &body, &replies), PATIENCE)
+            .unwrap();
+        let reply = recv(&peer);
+        assert_eq!(
+            text(&reply),
+            format!(
+                r#"{{"success":true,"data":{wanted},"message_id":"msg_20261123083012_862ad1d69070c888"}}"#
+            )
+        );
+        reply.ack();
+    }
+}
+
+/// Answers one request like a PHP server: reads reply_to from the body.
+fn answer_one(link: &Link, answer: impl FnOnce(&ServiceMessage<'_>) -> String) {
+    let delivery = recv(link);
+    let (body, reply_to) = {
+        let message = ServiceMessage::decode(&delivery.message().body).unwrap();
+        let reply_to = message.reply_to.as_deref().unwrap().to_owned();
+        (answer(&message), reply_to)
+    };
+    let mut reply = Publication::new("", reply_to, body.into_bytes());
+    reply.properties.correlation_id = delivery.message().properties.correlation_id.clone();
+    delivery.ack_with(reply);
+}
+
+fn a_php_server_is_called(broker: &Broker) {
+    let service = unique("php-service");
+    let link = serve(broker, &service);
+    let client = client(broker);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            answer_one(&link, |message| {
+                format!(
+                    r#"{{"success":true,"data":{{"name":"\u5f20\u4e09","tags":[]}},"message_id":"{}"}}"#,
+                    message.message_id
+                )
+            });
+            answer_one(&link, |message| {
+                let id = &message.message_id;
+                format!(r#"{{"success":false,"error":"Invalid token","message_id":"{id}"}}"#)
+            });
+            answer_one(&link, |_| "<html>".to_owned());
+        });
+        let user: serde_json::Value = client.call(&service, "get_user", &7).unwrap();
+        assert_eq!(user["name"], "张三");
+        let error = client.call::<_, ()>(&service, "get_user", &7).unwrap_err();
+        assert_eq!(error.remote_message(), Some("Invalid token"));
+        assert_eq!(error.remote_code(), None);
+        let error = client.call::<_, ()>(&service, "get_user", &7).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Decode);
+        assert_eq!(error.raw_text(), Some("<html>"));
+    });
+}
+
+fn a_php_servers_unknown_action_is_recognised(broker: &Broker) {
+    let service = unique("php-service");
+    let link = serve(broker, &service);
+    let client = client(broker);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            answer_one(&link, |message| {
+                format!(
+                    r#"{{"success":false,"error":"Unknown action: {}"}}"#,
+                    message.action
+                )
+            });
+        });
+        let error = client.call::<_, ()>(&service, "fly", &()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnknownAction);
+    });
+}
+
+fn what_our_client_sends(broker: &Broker) {
+    let service = unique("php-service");
+    let link = serve(broker, &service);
+    let client = client(broker);
+    let options = CallOptions::new().header("trace-id", "t1");
+    let blocking = thread::spawn({
+        let (client, service) = (client.clone(), service.clone());
+        move || client.call_with::<_, u64>(&service, "get_user", &[7], &options)
+    });
+    let delivery = recv(&link);
+    let body = text(&delivery);
+    let value: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let names = [
+        "message_id",
+        "source_service",
+        "target_service",
+        "action",
+        "timestamp",
+        "correlation_id",
+        "reply_to",
+        "headers",
+        "payload",
+    ];
+    assert_eq!(value.as_object().unwrap().len(), names.len());
+    assert!(names.iter().all(|name| value.get(name).is_some()), "{body}");
+    assert_eq!(value["source_service"], "order-service");
+    assert_eq!(value["target_service"], service.as_str());
+    assert_eq!(value["payload"], serde_json::json!([7]));
+    assert_eq!(value["headers"]["trace-id"], "t1");
+    assert!(value["timestamp"].as_i64().unwrap() > 1_700_000_000);
+
+    let properties = &delivery.message().properties;
+    assert_eq!(delivery.message().routing_key, format!("request.{service}"));
+    assert_eq!(delivery.message().exchange, "service.exchange");
+    assert_eq!(properties.content_type.as_deref(), Some("application/json"));
+    assert!(properties.persistent, "a blocking call is persistent");
+    assert_eq!(
+        properties.message_id.as_deref(),
+        value["message_id"].as_str()
+    );
+    assert_eq!(
+        properties.correlation_id.as_deref(),
+        value["correlation_id"].as_str()
+    );
+    assert_eq!(properties.reply_to.as_deref(), value["reply_to"].as_str());
+    assert!(
+        properties
+            .reply_to
+            .as_deref()
+            .unwrap()
+            .starts_with("amq.gen-")
+    );
+
+    let mut reply = Publication::new(
+        "",
+        properties.reply_to.clone().unwrap(),
+        Reply::success(&3, "m").unwrap(),
+    );
+    reply.properties.correlation_id = properties.correlation_id.clone();
+    delivery.ack_with(reply);
+    assert_eq!(blocking.join().unwrap().unwrap(), 3);
+
+    let _pending = client.call_async::<_, ()>(&service, "later", &()).unwrap();
+    let delivery = recv(&link);
+    let value: serde_json::Value = serde_json::from_str(&text(&delivery)).unwrap();
+    assert_eq!(value["headers"]["async_callback"], true);
+    assert!(
+        !delivery.message().properties.persistent,
+        "an asynchronous one is not"
+    );
+    delivery.ack();
+}
+
+fn what_our_server_answers(broker: &Broker) {
+    let (service, replies) = (unique("user-service"), unique("replies"));
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("fail", |(): ()| Err::<(), _>("no \"luck\""))
+        .start()
+        .unwrap();
+    let peer = peer(broker, &replies);
+    for (action, wanted) in [
+        (
+            "fail",
+            r#"{"success":false,"error":"no \"luck\"","message_id":"m1"}"#,
+        ),
+        (
+            "fly",
+            r#"{"success":false,"error":"Unknown action: fly","error_code":"unknown_action","message_id":"m1"}"#,
+        ),
+    ] {
+        let body = format!(
+            r#"{{"message_id":"m1","source_service":"php","target_service":"{service}","action":"{action}","timestamp":1,"correlation_id":"c1","reply_to":"{replies}","headers":{{}},"payload":null}}"#
+        );
+        peer.publish(request(&service, &body, &replies), PATIENCE)
+            .unwrap();
+        let reply = recv(&peer);
+        assert_eq!(text(&reply), wanted);
+        let properties = &reply.message().properties;
+        assert_eq!(properties.content_type.as_deref(), Some("application/json"));
+        assert_eq!(
+            properties.correlation_id.as_deref(),
+            Some("0123456789abcdef0123456789abcdef"),
+            "copied from the request's property"
+        );
+        assert!(!properties.persistent);
+        assert_eq!(reply.message().exchange, "");
+        reply.ack();
+    }
+}
+
+fn bodies_that_are_not_envelopes_are_answered_and_harm_nobody(broker: &Broker) {
+    let (service, replies) = (unique("user-service"), unique("replies"));
+    let server = ServiceServer::builder(broker, &service)
+        .handler("get", |(): ()| Ok::<_, HandlerError>(1))
+        .start()
+        .unwrap();
+    let peer = peer(broker, &replies);
+    let deep = "[".repeat(100_000);
+    for (body, wanted) in [
+        ("", "EOF"),
+        ("\u{0}\u{1}", "expected value"),
+        ("{}", "field `message_id` is missing"),
+        (
+            r#"{"message_id":"m","source_service":"s","target_service":"t","action":7,"timestamp":1,"correlation_id":"c","payload":1}"#,
+            "field `action` is not a string",
+        ),
+        (deep.as_str(), "not a service envelope"),
+    ] {
+        peer.publish(request(&service, body, &replies), PATIENCE)
+            .unwrap();
+        let delivery = recv(&peer);
+        let reply = Reply::decode(&delivery.message().body).unwrap();
+        assert!(!reply.success);
+        assert!(reply.error.contains(wanted), "{}", reply.error);
+        assert_eq!(reply.message_id, "msg_20261123083012_862ad1d69070c888");
+        drop(reply);
+        delivery.ack();
+        // With nowhere to answer to it is dropped.
+        let mut silent = request(&service, body, "");
+        silent.properties.reply_to = None;
+        peer.publish(silent, PATIENCE).unwrap();
+    }
+    assert_eq!(
+        client(broker).call::<_, u64>(&service, "get", &()).unwrap(),
+        1
+    );
+    server.shutdown(PATIENCE).unwrap();
+    let link = serve(broker, &service);
+    let left = link.recv_timeout(std::time::Duration::from_millis(200));
+    assert!(left.is_none(), "nothing is left in the queue: {left:?}");
+}
+
+fn one_way_requests_are_handled_without_a_reply(broker: &Broker) {
+    let (service, replies) = (unique("user-service"), unique("replies"));
+    let (ran, runs) = crossbeam_channel::unbounded();
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("note", move |n: u64| {
+            ran.send(n).unwrap();
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    let peer = peer(broker, &replies);
+    let message = ServiceMessage::new("php", service.as_str(), "note", 5u64);
+    let mut publication = request(&service, "", &replies);
+    publication.body = message.encode().unwrap().into();
+    publication.properties.reply_to = None;
+    peer.publish(publication, PATIENCE).unwrap();
+    assert_eq!(runs.recv_timeout(PATIENCE), Ok(5));
+}
+
+fn replies_of_others_are_counted_and_dropped(broker: &Broker) {
+    let service = unique("php-service");
+    let link = serve(broker, &service);
+    let client = client(broker);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let delivery = recv(&link);
+            let properties = delivery.message().properties.clone();
+            let queue = properties.reply_to.unwrap();
+            for foreign in [
+                None,
+                Some(""),
+                Some("x"),
+                Some("00000000000000000000000000000000"),
+            ] {
+                let body = Reply::success(&"forged", "m").unwrap();
+                let mut reply = Publication::new("", queue.clone(), body);
+                reply.properties.correlation_id = foreign.map(str::to_owned);
+                link.publish(reply, PATIENCE).unwrap();
+            }
+            let mut reply = Publication::new("", queue, Reply::success(&"real", "m").unwrap());
+            reply.properties.correlation_id = properties.correlation_id;
+            link.publish(reply.clone(), PATIENCE).unwrap();
+            link.publish(reply, PATIENCE).unwrap();
+            delivery.ack();
+        });
+        let answer: String = client.call(&service, "get", &()).unwrap();
+        assert_eq!(answer, "real");
+    });
+    crate::support::eventually("all foreign replies", || client.unclaimed_replies() == 5);
+}

@@ -1,0 +1,176 @@
+//! The examples, run as a user would.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::support::{amqp_url, unique};
+
+fn example(name: &str) -> Command {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop(); // deps
+    path.set_file_name("examples");
+    let mut command = Command::new(path.join(name));
+    command.env_remove("AMQP_URL").env_remove("RUST_LOG");
+    command
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{} {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn check_quickstart(text: &str) {
+    for wanted in [
+        "getUser(1001) = User { user_id: 1001, name: \"张三\"",
+        "TokenState { valid: true }",
+        "callback: 张三",
+        "Remote, not safe",
+        "Invalid token",
+        "UnknownAction",
+        "TimedOut",
+        "NoRoute, safe to retry",
+        "done",
+    ] {
+        assert!(text.contains(wanted), "{wanted:?} is not in {text}");
+    }
+}
+
+#[test]
+fn quickstart_in_memory() {
+    check_quickstart(&stdout(&example("quickstart").output().unwrap()));
+}
+
+#[test]
+fn quickstart_over_rabbitmq() {
+    let mut command = example("quickstart");
+    check_quickstart(&stdout(
+        &command.env("AMQP_URL", amqp_url()).output().unwrap(),
+    ));
+}
+
+/// A `user_service` that has said `ready`.
+struct Service {
+    process: Child,
+    name: String,
+}
+
+impl Service {
+    fn start() -> Self {
+        let name = unique("user-service");
+        let mut process = example("user_service")
+            .args(["--amqp-url", &amqp_url(), "--service", &name])
+            .args(["--workers", "3", "--prefetch", "5"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        Self { process, name }
+    }
+
+    fn call(&self, arguments: &[&str]) -> Command {
+        let mut command = example("call");
+        command.args(["--amqp-url", &amqp_url(), &self.name]);
+        command.args(arguments);
+        command
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.process.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn user_service_and_call() {
+    let service = Service::start();
+    let reply = |arguments: &[&str]| stdout(&service.call(arguments).output().unwrap());
+    let user = reply(&["get_user", r#"{"user_id":1001}"#]);
+    let user: serde_json::Value = serde_json::from_str(&user).unwrap();
+    assert_eq!(user["user_id"], 1001);
+    assert_eq!(user["name"], "张三");
+    assert_eq!(
+        reply(&["echo", r#"[1,{"a":"张"}]"#]),
+        "[1,{\"a\":\"张\"}]\n"
+    );
+    assert_eq!(reply(&["sleep", r#"{"ms":1}"#]), "null\n");
+    let summary = reply(&["echo", "1", "--repeat", "50", "--callers", "4"]);
+    assert!(summary.starts_with("50 calls in "), "{summary}");
+
+    for (arguments, code, kind) in [
+        (vec!["fail", r#"{"error":"boom"}"#], 14, "Remote: "),
+        (
+            vec!["validate_token", r#"{"token":"short"}"#],
+            14,
+            "Invalid token",
+        ),
+        (vec!["fly", "1"], 15, "UnknownAction: "),
+        (
+            vec!["sleep", r#"{"ms":500}"#, "--timeout-ms", "50"],
+            12,
+            "TimedOut: ",
+        ),
+        (
+            vec!["sleep", "1", "--amqp-url", "amqp://127.0.0.1:1"],
+            20,
+            "Connect: ",
+        ),
+        (
+            vec!["sleep", "1", "--amqp-url", "nonsense"],
+            19,
+            "InvalidConfig: ",
+        ),
+        (vec!["sleep", "no json"], 2, "error: "),
+    ] {
+        let mut command = example("call");
+        if !arguments.contains(&"--amqp-url") {
+            command.args(["--amqp-url", &amqp_url()]);
+        }
+        let output = command
+            .arg(&service.name)
+            .args(&arguments)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?} {stderr}");
+        assert!(stderr.contains(kind), "{arguments:?} {stderr}");
+    }
+    let nobody = example("call")
+        .args(["--amqp-url", &amqp_url(), &unique("nobody"), "a", "1"])
+        .output()
+        .unwrap();
+    assert_eq!(nobody.status.code(), Some(10));
+}
+
+#[test]
+fn user_service_drains_on_sigterm_and_sigint() {
+    for signal in ["TERM", "INT"] {
+        let mut service = Service::start();
+        let running = service
+            .call(&["sleep", r#"{"ms":400}"#])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        service.signal(signal);
+        assert!(service.process.wait().unwrap().success(), "it exits with 0");
+        let output = running.wait_with_output().unwrap();
+        assert_eq!(stdout(&output), "null\n", "the running call was answered");
+    }
+}

@@ -1,0 +1,13 @@
+//! All behaviour tests, in one binary. What both brokers must do is written
+//! once and run on each (see `on_both!`); `tests/run` provides the servers.
+
+mod async_calls;
+mod calls;
+mod connecting;
+mod contract;
+mod examples;
+mod faults;
+mod queues;
+mod servers;
+mod support;
+mod tidy;

@@ -1,0 +1,275 @@
+//! `ServiceServer`: context, raw handlers, sharing, draining.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::{Broker, CallOptions, Context, ErrorKind, HandlerError, Phase, ServiceServer};
+
+use crate::support::{PATIENCE, client, eventually, on_both, unique};
+
+on_both!(
+    the_context_knows_the_request,
+    raw_handlers_pass_json_through,
+    handlers_run_in_parallel_up_to_the_workers,
+    servers_of_one_service_share_its_requests,
+    a_handler_may_call_its_own_service,
+    shutdown_lets_running_handlers_reply,
+    shutdown_gives_back_what_was_not_started,
+    shutdown_names_handlers_that_do_not_end,
+    dropping_a_server_joins_its_threads,
+    the_same_action_twice_is_refused,
+);
+
+fn the_context_knows_the_request(broker: &Broker) {
+    let service = unique("ctx");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler_with("tell", |context: &Context<'_>, (): ()| {
+            assert!(context.message_id().starts_with("msg_"));
+            assert!(!context.is_redelivered());
+            assert_eq!(context.header::<String>("missing"), None);
+            let remaining = context.remaining().expect("coney's clients say it");
+            assert!(remaining <= Duration::from_secs(7), "{remaining:?}");
+            assert!(remaining > Duration::from_secs(1), "{remaining:?}");
+            Ok::<_, HandlerError>((
+                context.source_service().to_owned(),
+                context.action().to_owned(),
+                context.header::<String>("trace-id"),
+            ))
+        })
+        .start()
+        .unwrap();
+    let options = CallOptions::new()
+        .timeout(Duration::from_secs(7))
+        .header("trace-id", "abc \"1\"");
+    let (source, action, trace): (String, String, Option<String>) = client(broker)
+        .call_with(&service, "tell", &(), &options)
+        .unwrap();
+    assert_eq!(source, "order-service");
+    assert_eq!(action, "tell");
+    assert_eq!(trace.as_deref(), Some("abc \"1\""));
+}
+
+fn raw_handlers_pass_json_through(broker: &Broker) {
+    let service = unique("raw");
+    let _server = ServiceServer::builder(broker, &service)
+        .raw_handler("echo", |_: &Context<'_>, json: &str| {
+            Ok::<_, HandlerError>(json.to_owned())
+        })
+        .raw_handler("broken", |_: &Context<'_>, _: &str| {
+            Ok::<_, HandlerError>("{".to_owned())
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let payload = serde_json::json!({"a": [1, null, "张"], "b": {}});
+    let echo: serde_json::Value = client.call(&service, "echo", &payload).unwrap();
+    assert_eq!(echo, payload);
+    let error = client.call::<_, ()>(&service, "broken", &1).unwrap_err();
+    assert_eq!(error.remote_code(), Some("bad_reply"));
+}
+
+fn handlers_run_in_parallel_up_to_the_workers(broker: &Broker) {
+    let service = unique("parallel");
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let _server = ServiceServer::builder(broker, &service)
+        .workers(3)
+        .prefetch(10)
+        .handler("nap", {
+            let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+            move |(): ()| {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                thread::sleep(Duration::from_millis(50));
+                running.fetch_sub(1, Ordering::SeqCst);
+                Ok::<_, HandlerError>(thread::current().name().map(str::to_owned))
+            }
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let pending: Vec<_> = (0..12)
+        .map(|_| {
+            client
+                .call_async::<_, String>(&service, "nap", &())
+                .unwrap()
+        })
+        .collect();
+    let names: HashSet<String> = pending.into_iter().map(|p| p.wait().unwrap()).collect();
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+    assert_eq!(names.len(), 3);
+    assert!(names.iter().all(|name| name.starts_with("coney-worker-")));
+}
+
+fn servers_of_one_service_share_its_requests(broker: &Broker) {
+    let service = unique("shared");
+    let server = |name: &'static str| {
+        ServiceServer::builder(broker, &service)
+            .prefetch(1)
+            .workers(1)
+            .handler("who", move |(): ()| {
+                thread::sleep(Duration::from_millis(5));
+                Ok::<_, HandlerError>(name)
+            })
+            .start()
+            .unwrap()
+    };
+    let _servers = [server("a"), server("b")];
+    let client = client(broker);
+    let pending: Vec<_> = (0..30)
+        .map(|_| {
+            client
+                .call_async::<_, String>(&service, "who", &())
+                .unwrap()
+        })
+        .collect();
+    let names: HashSet<String> = pending.into_iter().map(|p| p.wait().unwrap()).collect();
+    assert_eq!(names.len(), 2);
+}
+
+fn a_handler_may_call_its_own_service(broker: &Broker) {
+    let service = unique("recursive");
+    let inner = client(broker);
+    let own = service.clone();
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("sum", move |n: u64| -> Result<u64, HandlerError> {
+            if n == 0 {
+                return Ok(0);
+            }
+            Ok(n + inner.call::<_, u64>(&own, "sum", &(n - 1))?)
+        })
+        .start()
+        .unwrap();
+    // Ten deep: every worker waits for another one.
+    assert_eq!(
+        client(broker).call::<_, u64>(&service, "sum", &9).unwrap(),
+        45
+    );
+}
+
+fn shutdown_lets_running_handlers_reply(broker: &Broker) {
+    let service = unique("drain");
+    let (started, starts) = crossbeam_channel::unbounded();
+    let server = ServiceServer::builder(broker, &service)
+        .handler("nap", move |ms: u64| {
+            started.send(()).unwrap();
+            thread::sleep(Duration::from_millis(ms));
+            Ok::<_, HandlerError>(ms)
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let pending = client.call_async::<_, u64>(&service, "nap", &200).unwrap();
+    starts.recv_timeout(PATIENCE).unwrap();
+    server.shutdown(PATIENCE).unwrap();
+    assert_eq!(pending.wait().unwrap(), 200);
+    server.shutdown(PATIENCE).unwrap();
+    // Nobody serves any more, but the queue remains: the request waits.
+    let hurry = CallOptions::new().timeout(Duration::from_millis(100));
+    let error = client.call_with::<_, u64>(&service, "nap", &1, &hurry);
+    assert_eq!(error.unwrap_err().phase(), Some(Phase::Reply));
+}
+
+fn shutdown_gives_back_what_was_not_started(broker: &Broker) {
+    let service = unique("handover");
+    let (started, starts) = crossbeam_channel::unbounded();
+    let first = ServiceServer::builder(broker, &service)
+        .workers(1)
+        .handler("nap", move |ms: u64| {
+            started.send(()).unwrap();
+            thread::sleep(Duration::from_millis(ms));
+            Ok::<_, HandlerError>("first")
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let running = client
+        .call_async::<_, String>(&service, "nap", &200)
+        .unwrap();
+    starts.recv_timeout(PATIENCE).unwrap();
+    let waiting: Vec<_> = (0..5)
+        .map(|_| client.call_async::<_, String>(&service, "nap", &0).unwrap())
+        .collect();
+    first.shutdown(PATIENCE).unwrap();
+    assert_eq!(running.wait().unwrap(), "first");
+    let _second = ServiceServer::builder(broker, &service)
+        .handler_with("nap", |context: &Context<'_>, _: u64| {
+            Ok::<_, HandlerError>(format!("second, redelivered {}", context.is_redelivered()))
+        })
+        .start()
+        .unwrap();
+    let answers: Vec<String> = waiting.into_iter().map(|p| p.wait().unwrap()).collect();
+    assert!(
+        answers.iter().all(|a| a.starts_with("second")),
+        "{answers:?}"
+    );
+    assert!(answers.iter().any(|a| a.ends_with("true")), "{answers:?}");
+}
+
+fn shutdown_names_handlers_that_do_not_end(broker: &Broker) {
+    let service = unique("stuck");
+    let (release, gate) = crossbeam_channel::bounded::<()>(0);
+    let (started, starts) = crossbeam_channel::unbounded();
+    let server = ServiceServer::builder(broker, &service)
+        .handler("wait", move |(): ()| {
+            started.send(()).unwrap();
+            let _ = gate.recv();
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    let pending = client(broker)
+        .call_async::<_, ()>(&service, "wait", &())
+        .unwrap();
+    starts.recv_timeout(PATIENCE).unwrap();
+    let start = Instant::now();
+    let error = server.shutdown(Duration::from_millis(100)).unwrap_err();
+    assert!(start.elapsed() < PATIENCE);
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert_eq!(error.phase(), Some(Phase::Shutdown));
+    assert!(error.to_string().contains("1 handler"), "{error}");
+    // Its request is free again for another server.
+    let _second = ServiceServer::builder(broker, &service)
+        .handler("wait", |(): ()| Ok::<_, HandlerError>(()))
+        .start()
+        .unwrap();
+    pending.wait().unwrap();
+    drop(release);
+}
+
+fn dropping_a_server_joins_its_threads(broker: &Broker) {
+    let service = unique("dropped");
+    let finished = Arc::new(AtomicUsize::new(0));
+    let (started, starts) = crossbeam_channel::unbounded();
+    let server = ServiceServer::builder(broker, &service)
+        .handler("nap", {
+            let finished = Arc::clone(&finished);
+            move |(): ()| {
+                started.send(()).unwrap();
+                thread::sleep(Duration::from_millis(150));
+                finished.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, HandlerError>(())
+            }
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    let pending = client.call_async::<_, ()>(&service, "nap", &()).unwrap();
+    starts.recv_timeout(PATIENCE).unwrap();
+    drop(server);
+    assert_eq!(finished.load(Ordering::SeqCst), 1);
+    // The handler was the only other owner of the counter.
+    eventually("the handlers are gone", || {
+        Arc::strong_count(&finished) == 1
+    });
+    pending.wait().unwrap();
+}
+
+fn the_same_action_twice_is_refused(broker: &Broker) {
+    let server = ServiceServer::builder(broker, &unique("twice"))
+        .handler("a", |(): ()| Ok::<_, HandlerError>(()))
+        .handler("a", |(): ()| Ok::<_, HandlerError>(()))
+        .start();
+    assert_eq!(server.unwrap_err().kind(), ErrorKind::InvalidConfig);
+}

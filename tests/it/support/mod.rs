@@ -1,0 +1,53 @@
+pub mod rabbitmq;
+
+use std::time::{Duration, Instant};
+
+use coney::{Broker, ServiceClient};
+
+/// Long enough for a busy machine; nothing waits for it unless it fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Defines each test twice: `memory::name` and `rabbitmq::name`.
+macro_rules! on_both {
+    ($($name:ident),+ $(,)?) => {
+        mod memory {
+            $(#[test] fn $name() { super::$name(&coney::Broker::memory()); })+
+        }
+        mod rabbitmq {
+            $(#[test] fn $name() { super::$name(&crate::support::rabbitmq()); })+
+        }
+    };
+}
+pub(crate) use on_both;
+
+/// The shared RabbitMQ that `tests/run` has started for this run. Without it
+/// tests fail; they never fall back to a server that happens to be there.
+pub fn amqp_url() -> String {
+    std::env::var("CONEY_TEST_AMQP_URL")
+        .expect("CONEY_TEST_AMQP_URL is not set: run the tests with tests/run")
+}
+
+pub fn rabbitmq() -> Broker {
+    Broker::connect(&amqp_url()).expect("the test's RabbitMQ takes connections")
+}
+
+/// A name no other test uses: RabbitMQ's queues outlive a test.
+pub fn unique(name: &str) -> String {
+    format!("{name}-{:016x}", fastrand::u64(..))
+}
+
+pub fn client(broker: &Broker) -> ServiceClient {
+    ServiceClient::builder(broker, "order-service")
+        .timeout(PATIENCE)
+        .build()
+        .expect("a client")
+}
+
+/// Waits until something has become true; the test fails if it does not.
+pub fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_true() {
+        assert!(Instant::now() < end, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,163 @@
+//! The house rules that a compiler does not know, read off the source.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every source file below `src`, with its path relative to it.
+fn sources() -> Vec<(String, String)> {
+    fn walk(dir: &Path, root: &Path, out: &mut Vec<(String, String)>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, root, out);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+                out.push((name.to_owned(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut out = Vec::new();
+    walk(&root, &root, &mut out);
+    assert!(out.len() > 30, "the source was not found");
+    out
+}
+
+/// The lines of code: without comments, and without the tests at the end.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
+    text[..end]
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+fn check(rule: &str, mut breaks: impl FnMut(&str, &str) -> bool) {
+    let mut broken = Vec::new();
+    for (file, text) in sources() {
+        for (number, line) in code(&text) {
+            if breaks(&file, line) {
+                broken.push(format!("src/{file}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{rule}\n{}", broken.join("\n"));
+}
+
+#[test]
+fn only_the_amqp_transport_knows_amiquip_and_mio() {
+    check(
+        "amiquip and mio stay in src/transport/amqp",
+        |file, line| {
+            !file.starts_with("transport/amqp/")
+                && (line.contains("amiquip") || line.contains("mio::"))
+        },
+    );
+}
+
+#[test]
+fn only_the_redis_registry_knows_redis() {
+    check(
+        "redis and r2d2 stay in src/registry/redis.rs",
+        |file, line| {
+            file != "registry/redis.rs" && (line.contains("redis::") || line.contains("r2d2"))
+        },
+    );
+}
+
+/// What each part of the crate may import from the others.
+const LAYERS: [(&str, &[&str]); 9] = [
+    ("error", &[]),
+    ("deadline", &[]),
+    ("name", &["error"]),
+    ("message", &["error"]),
+    ("topology", &[]),
+    (
+        "transport",
+        &["error", "name", "message", "topology", "deadline"],
+    ),
+    (
+        "client",
+        &[
+            "error",
+            "name",
+            "message",
+            "topology",
+            "deadline",
+            "transport",
+        ],
+    ),
+    (
+        "server",
+        &[
+            "error",
+            "name",
+            "message",
+            "topology",
+            "deadline",
+            "transport",
+        ],
+    ),
+    ("proxy", &["error", "client"]),
+];
+
+#[test]
+fn imports_point_one_way() {
+    check("imports point one way: see LAYERS", |file, line| {
+        let part = file.split(['/', '.']).next().unwrap_or_default();
+        if part == "lib" {
+            return false;
+        }
+        let allowed = LAYERS.iter().find(|(name, _)| *name == part);
+        let (_, allowed) = allowed.unwrap_or_else(|| panic!("{file} is in no layer"));
+        line.match_indices("crate::").any(|(at, found)| {
+            let target = line[at + found.len()..]
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .next()
+                .unwrap_or_default();
+            let is_module = LAYERS.iter().any(|(name, _)| *name == target);
+            is_module && target != part && !allowed.contains(&target)
+        })
+    });
+}
+
+#[test]
+fn nothing_in_the_library_unwraps_or_prints() {
+    check(
+        "no unwrap, expect or print in library code",
+        |file, line| {
+            file != "transport/memory/model.rs"
+                && [
+                    ".unwrap()",
+                    ".expect(",
+                    "println!",
+                    "todo!",
+                    "unimplemented!",
+                ]
+                .iter()
+                .any(|banned| line.contains(banned))
+        },
+    );
+}
+
+#[test]
+fn every_thread_has_a_name() {
+    check(
+        "threads are made by Builder and named coney-…",
+        |_, line| {
+            line.contains("thread::spawn(")
+                || (line.contains(".name(") && line.contains('"') && !line.contains("\"coney-"))
+        },
+    );
+}
+
+#[test]
+fn files_hold_one_idea() {
+    for (file, text) in sources() {
+        let lines = text.lines().count();
+        assert!(
+            lines <= 400,
+            "src/{file} has {lines} lines; is it one idea?"
+        );
+    }
+}
