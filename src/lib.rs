@@ -1,7 +1,71 @@
-//! coney
+//! Blocking microservice calls between plain threads, over RabbitMQ.
+//!
+//! A service calls another and blocks for the answer, with a deadline; workers
+//! answer, several at a time; what goes wrong comes back as an error that says
+//! what the caller may do next. There is no async runtime, in no feature.
+//!
+//! # Hello, service
+//!
+//! ```
+//! use coney::{Broker, ServiceClient, ServiceServer};
+//!
+//! fn main() -> coney::Result<()> {
+//!     let broker = Broker::memory(); // or Broker::connect("amqp://localhost")?
+//!     let server = ServiceServer::builder(&broker, "greeter")
+//!         .handler("greet", |name: String| Ok::<_, String>(format!("Hello, {name}!")))
+//!         .start()?;
+//!     let client = ServiceClient::new(&broker, "front")?;
+//!     let text: String = client.call("greeter", "greet", "张三")?;
+//!     assert_eq!(text, "Hello, 张三!");
+//!     server.shutdown(std::time::Duration::from_secs(10))
+//! }
+//! ```
+//!
+//! # The parts
+//!
+//! | part | what it is |
+//! | --- | --- |
+//! | [`Broker`] | a handle on RabbitMQ, or on a broker inside this process |
+//! | [`ServiceServer`] | handlers on a pool of workers, behind the service's queue |
+//! | [`ServiceClient`] | [`call`](ServiceClient::call) blocks; [`call_async`](ServiceClient::call_async) gives a [`PendingReply`] to wait for, or to give a callback to |
+//! | [`ServiceProxy`] | one service seen from outside, with `camelCase` methods |
+//! | [`Error`], [`ErrorKind`] | what went wrong, and whether it can have run |
+//! | [`message`] | the envelope on the wire, for tools and peers |
+//! | [`transport`] | raw links to the broker, for what does not follow the contract |
+//!
+//! # Sharing and closing
+//!
+//! [`Broker`] and [`ServiceClient`] are handles: clone them and use them from any
+//! number of threads. All clones of a broker share one connection, all clones
+//! of a client one reply queue. Things close when their last handle is dropped:
+//! a server after its running handlers have finished (see
+//! [`ServiceServer::shutdown`]), a client at once, a connection when nothing
+//! uses it any more.
+//!
+//! # Threads
+//!
+//! | thread | how many | what it runs |
+//! | --- | --- | --- |
+//! | `coney-io-N` | one per connection | owns the connection: publishes, takes deliveries, routes replies, reconnects. Never user code |
+//! | `coney-watch-N` | one per connection | cuts the socket when an operation takes too long; sleeps otherwise |
+//! | `amiquip-io` | one per connection | amiquip's: reads and writes the socket |
+//! | `coney-worker-SERVICE-N` | 10 per server | handlers |
+//! | `coney-callback-NAME` | one per client, from its first callback on | callbacks and their timeouts |
+//! | `coney-resolve` | for the moment of a name resolution | the system's resolver, which knows no deadline |
+//!
+//! The memory broker has no threads: who publishes delivers.
+//!
+//! # Logging
+//!
+//! Through the [`log`](https://docs.rs/log) facade, with the targets
+//! `coney::amqp`, `coney::client` and `coney::server`. Payloads and passwords are
+//! never logged. Leave `amiquip` at `info`: at `debug` it logs the password.
+
 mod client;
 mod deadline;
 mod error;
+#[doc(hidden)]
+pub mod internals;
 pub mod message;
 mod name;
 mod proxy;
@@ -14,3 +78,8 @@ pub use error::{Error, ErrorKind, Phase, Result};
 pub use proxy::{ServiceProxy, ServiceProxyFactory, action_name};
 pub use server::{Context, HandlerError, ServiceServer, ServiceServerBuilder};
 pub use transport::{Broker, BrokerBuilder};
+
+/// Runs the README's program as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

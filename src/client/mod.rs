@@ -4,7 +4,7 @@ mod builder;
 mod callback;
 mod options;
 mod outcome;
-mod pending;
+pub(crate) mod pending;
 mod pending_reply;
 mod router;
 

@@ -9,6 +9,7 @@ use crate::message::CorrelationId;
 use crate::transport::Ticket;
 
 /// The calls that wait for their replies: a plain struct with one owner.
+#[derive(Debug)]
 pub(crate) struct PendingTable {
     calls: HashMap<CorrelationId, PendingCall>,
     /// Finished calls whose callbacks have not run yet; they count as in flight.
@@ -18,12 +19,14 @@ pub(crate) struct PendingTable {
 }
 
 /// A call that waits.
+#[derive(Debug)]
 pub(crate) struct PendingCall {
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) waiter: Waiter,
 }
 
 /// Who waits for it.
+#[derive(Debug)]
 pub(crate) enum Waiter {
     /// A thread, on a channel with one slot that only this call uses.
     Thread(Sender<Outcome>),

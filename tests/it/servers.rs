@@ -185,12 +185,13 @@ fn shutdown_gives_back_what_was_not_started(broker: &Broker) {
         .unwrap();
     let client = client(broker);
     let running = client
-        .call_async::<_, String>(&service, "nap", &200)
+        .call_async::<_, String>(&service, "nap", &500)
         .unwrap();
     starts.recv_timeout(PATIENCE).unwrap();
     let waiting: Vec<_> = (0..5)
         .map(|_| client.call_async::<_, String>(&service, "nap", &0).unwrap())
         .collect();
+    thread::sleep(Duration::from_millis(200)); // until they have been fetched
     first.shutdown(PATIENCE).unwrap();
     assert_eq!(running.wait().unwrap(), "first");
     let _second = ServiceServer::builder(broker, &service)

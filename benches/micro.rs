@@ -1,0 +1,72 @@
+//! What the parts of a call cost: encoding, decoding, ids, the pending table.
+//!
+//!     cargo bench --bench micro
+
+use coney::internals::PendingTable;
+use coney::message::{Reply, ServiceMessage, new_correlation_id, new_message_id};
+use divan::{Bencher, black_box};
+
+fn main() {
+    divan::main();
+}
+
+fn payload() -> String {
+    "x".repeat(200)
+}
+
+#[divan::bench]
+fn encode_request(bencher: Bencher<'_, '_>) {
+    let payload = payload();
+    bencher.bench(|| {
+        ServiceMessage::new(
+            "order-service",
+            "user-service",
+            "get_user",
+            black_box(&payload),
+        )
+        .encode()
+    });
+}
+
+#[divan::bench]
+fn decode_request(bencher: Bencher<'_, '_>) {
+    let request = ServiceMessage::new("order-service", "user-service", "get_user", payload());
+    let body = request.encode().expect("a string encodes");
+    bencher.bench(|| {
+        let message = ServiceMessage::decode(black_box(&body)).expect("it was encoded so");
+        message.payload.decode::<String>()
+    });
+}
+
+#[divan::bench]
+fn encode_reply(bencher: Bencher<'_, '_>) {
+    let payload = payload();
+    bencher.bench(|| Reply::success(black_box(&payload), "msg_20261123083012_862ad1d69070c888"));
+}
+
+#[divan::bench]
+fn decode_reply(bencher: Bencher<'_, '_>) {
+    let body = Reply::success(&payload(), "msg_20261123083012_862ad1d69070c888")
+        .expect("a string encodes");
+    bencher.bench(|| {
+        let reply = Reply::decode(black_box(&body)).expect("it was encoded so");
+        reply.data.decode::<String>()
+    });
+}
+
+#[divan::bench]
+fn message_id() -> String {
+    new_message_id()
+}
+
+#[divan::bench]
+fn correlation_id() -> String {
+    new_correlation_id()
+}
+
+/// A call in and out again, with so many others in flight.
+#[divan::bench(args = [0, 1_000, 60_000])]
+fn pending_table(bencher: Bencher<'_, '_>, in_flight: usize) {
+    let mut table = PendingTable::with_calls(in_flight);
+    bencher.bench_local(|| table.call_in_and_out());
+}

@@ -1,0 +1,40 @@
+//! For this crate's own benchmarks: not part of the API.
+
+use std::sync::Arc;
+
+use crossbeam_channel::bounded;
+
+use crate::client::pending::{self, PendingCall, Waiter};
+use crate::message::CorrelationId;
+
+/// A client's pending table, alone.
+#[derive(Debug)]
+pub struct PendingTable(pending::PendingTable);
+
+impl PendingTable {
+    /// One with so many calls in flight.
+    pub fn with_calls(calls: usize) -> Self {
+        let mut table = Self(pending::PendingTable::new(calls + 1));
+        for _ in 0..calls {
+            table.call_in();
+        }
+        table
+    }
+
+    /// Puts a call in and takes it out, as a call and its reply do.
+    pub fn call_in_and_out(&mut self) {
+        let id = self.call_in();
+        drop(self.0.remove(id));
+    }
+
+    fn call_in(&mut self) -> CorrelationId {
+        let id = CorrelationId::random();
+        let call = PendingCall {
+            ticket: Arc::default(),
+            waiter: Waiter::Thread(bounded(1).0),
+        };
+        let inserted = self.0.insert(id, call);
+        debug_assert!(inserted.is_ok());
+        id
+    }
+}
