@@ -39,7 +39,8 @@ pub enum ErrorKind {
     /// Nobody has ever listened for that service: its queue does not exist.
     /// Nothing ran; retrying is safe.
     NoRoute,
-    /// The request never left this process. Nothing ran; retrying is safe.
+    /// The connection was closed, or given up, before the request was sent.
+    /// Nothing ran; retrying, over another connection, is safe.
     NotSent,
     /// The deadline passed. [`Error::phase`] says what was being waited for
     /// and so whether the request can have run.
@@ -47,13 +48,13 @@ pub enum ErrorKind {
     /// The connection was lost after the request was sent: whether it ran is
     /// unknown. Retry only what may run twice.
     ConnectionLost,
-    /// The handler ran and answered with an error: see
+    /// The service answered with an error, as a rule its handler's: see
     /// [`Error::remote_message`] and [`Error::remote_code`].
     Remote,
     /// The service is there but has no handler for that action.
     UnknownAction,
-    /// A local policy refused the call before anything was sent, for example
-    /// the limit on outstanding callbacks.
+    /// A local policy refused the call before anything was sent: too many are
+    /// in flight.
     Rejected,
     /// The payload could not be encoded, or is larger than the limit. Nothing
     /// was sent.

@@ -1,11 +1,13 @@
 //! For this crate's own benchmarks: not part of the API.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
 use crate::client::pending::{self, PendingCall, Waiter};
 use crate::message::CorrelationId;
+use crate::transport::Ticket;
 
 /// A client's pending table, alone.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ impl PendingTable {
     fn call_in(&mut self) -> CorrelationId {
         let id = CorrelationId::random();
         let call = PendingCall {
-            ticket: Arc::default(),
+            ticket: Arc::new(Ticket::until(Instant::now())),
             waiter: Waiter::Thread(bounded(1).0),
         };
         let inserted = self.0.insert(id, call);

@@ -39,8 +39,9 @@
 //! number of threads. All clones of a broker share one connection, all clones
 //! of a client one reply queue. Things close when their last handle is dropped:
 //! a server after its running handlers have finished (see
-//! [`ServiceServer::shutdown`]), a client at once, a connection when nothing
-//! uses it any more.
+//! [`ServiceServer::shutdown`]), a client when no
+//! [`PendingReply`] and no callback is waiting for it either, a connection when
+//! nothing uses it any more.
 //!
 //! # Threads
 //!

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::decided;
 use super::pending::Outcome;
 use super::router::Router;
 use crate::error::{Error, ErrorKind, Result};
@@ -16,10 +17,13 @@ pub(super) type Callback = Box<dyn FnOnce(Option<Outcome>) + Send>;
 
 /// What the callback thread is woken by.
 pub(crate) enum Event {
-    /// A call has a callback from now on.
+    /// A call has a callback from now on. Its outcome may be in its slot
+    /// already.
     Watch {
         id: CorrelationId,
         deadline: Instant,
+        slot: Receiver<Outcome>,
+        events: Sender<Event>,
         callback: Callback,
     },
     /// A call has ended.
@@ -45,8 +49,8 @@ impl CallbackThread {
             .name(format!("coney-callback-{client}"))
             .spawn(move || run(&inbox, &router))
             .map_err(|error| {
-                Error::new(ErrorKind::NotSent, "cannot start the callback thread")
-                    .with_source(error)
+                // Not a kind that is safe to retry: the request is on its way.
+                Error::new(ErrorKind::Closed, "cannot start the callback thread").with_source(error)
             })?;
         Ok(Self {
             events,
@@ -88,13 +92,19 @@ fn run(inbox: &Receiver<Event>, router: &Router) {
                 Ok(Event::Watch {
                     id,
                     deadline,
+                    slot,
+                    events,
                     callback,
                 }),
                 _,
             ) => {
+                let ended = !router.set_callback(id, events);
                 callbacks.insert(id, (deadline, callback));
                 deadlines.insert((deadline, id));
-                continue;
+                if !ended {
+                    continue;
+                }
+                (id, Some(decided(&slot)))
             }
             (Ok(Event::Done { id, outcome }), _) => (id, Some(outcome)),
             (Err(RecvTimeoutError::Timeout), Some((deadline, id))) => {

@@ -82,17 +82,16 @@ impl Sent {
         if router.forget(self.id) {
             None
         } else {
-            Some(self.decided())
+            Some(decided(&self.outcome))
         }
     }
+}
 
-    /// The outcome of a call that has left the table: in its slot, or put
-    /// there this moment by the thread that took the call out.
-    fn decided(&self) -> Outcome {
-        self.outcome
-            .recv()
-            .unwrap_or_else(|_| Outcome::Closed(CLIENT_CLOSED.into()))
-    }
+/// The outcome of a call that has left the table: in its slot, or put there
+/// this moment by the thread that took the call out.
+fn decided(slot: &Receiver<Outcome>) -> Outcome {
+    slot.recv()
+        .unwrap_or_else(|_| Outcome::Closed(CLIENT_CLOSED.into()))
 }
 
 impl ServiceClient {
@@ -256,11 +255,8 @@ impl ServiceClient {
         let timeout = options.timeout.unwrap_or(self.inner.timeout);
         let deadline = deadline::after(timeout);
         let id = CorrelationId::random();
-        let ticket = Arc::new(Ticket::default());
+        let ticket = Arc::new(Ticket::until(deadline));
         let publication = self.request(target, request, options, is_async, id, &ticket)?;
-        publication
-            .check(self.inner.broker.max_body())
-            .map_err(|error| target.not_sent(error))?;
         let (slot, outcome) = bounded(1);
         let call = PendingCall {
             ticket: Arc::clone(&ticket),

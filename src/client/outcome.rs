@@ -37,6 +37,10 @@ impl Target<'_> {
                      ({cause}); whether it ran is unknown"
                 ),
             )),
+            Outcome::NotSent(cause) => Err(Error::new(
+                ErrorKind::NotSent,
+                format!("{service}.{action} was not sent and will not be: {cause}"),
+            )),
             Outcome::Closed(cause) => Err(self.closed(&cause)),
         }
     }

@@ -40,6 +40,9 @@ pub(crate) enum Outcome {
     Reply(Vec<u8>),
     NoRoute(String),
     Lost(Arc<str>),
+    /// Closed before the request was sent.
+    NotSent(Arc<str>),
+    /// Closed when it was.
     Closed(Arc<str>),
 }
 
@@ -128,10 +131,11 @@ impl PendingTable {
 mod tests {
     use super::*;
     use crossbeam_channel::bounded;
+    use std::time::Duration;
 
     fn call() -> PendingCall {
         PendingCall {
-            ticket: Arc::default(),
+            ticket: Arc::new(Ticket::until(crate::deadline::after(Duration::MAX))),
             waiter: Waiter::Thread(bounded(1).0),
         }
     }

@@ -13,9 +13,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The reply to an asynchronous call, still to come.
 ///
-/// The call's deadline runs whether anybody waits or not. Dropping this
-/// forgets the call: a request that has not been sent is not sent any more,
-/// and a reply that comes is dropped.
+/// The call's deadline runs from the start. A request that has not been sent
+/// by then is not sent any more; a reply that comes later, but before anybody
+/// looks, still counts. Dropping this forgets the call, sent or not.
 #[must_use = "dropping a PendingReply forgets the call"]
 pub struct PendingReply<T> {
     client: ServiceClient,
@@ -80,9 +80,8 @@ impl<T: DeserializeOwned> PendingReply<T> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotSent`] if the callback thread cannot be started, and
-    /// [`ErrorKind::Closed`] if the outcome has been taken; the callback does
-    /// not run then.
+    /// [`ErrorKind::Closed`] if the outcome has been taken, or the callback
+    /// thread cannot be started; the callback does not run then.
     ///
     /// ```
     /// # use coney::{Broker, ServiceClient, ServiceServer};
@@ -107,7 +106,6 @@ impl<T: DeserializeOwned> PendingReply<T> {
         }
         let events = self.client.inner.callback_events()?;
         self.taken = true;
-        let client = self.client.clone();
         let sent = self.sent.clone();
         let callback = Box::new(move |outcome: Option<Outcome>| {
             callback(match outcome {
@@ -118,15 +116,10 @@ impl<T: DeserializeOwned> PendingReply<T> {
         let _ = events.send(Event::Watch {
             id: sent.id,
             deadline: sent.deadline,
+            slot: sent.outcome,
+            events: events.clone(),
             callback,
         });
-        if !client.inner.router.set_callback(sent.id, events.clone()) {
-            let outcome = sent.decided();
-            let _ = events.send(Event::Done {
-                id: sent.id,
-                outcome,
-            });
-        }
         Ok(())
     }
 

@@ -113,7 +113,13 @@ impl Sink for Router {
         let all = self.table.lock().close();
         let cause: Arc<str> = cause.into();
         for (id, call) in all {
-            wake(id, call, Outcome::Closed(Arc::clone(&cause)));
+            let cause = Arc::clone(&cause);
+            let outcome = if call.ticket.abandon() {
+                Outcome::NotSent(cause)
+            } else {
+                Outcome::Closed(cause)
+            };
+            wake(id, call, outcome);
         }
     }
 }

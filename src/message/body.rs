@@ -11,17 +11,28 @@ pub struct Body {
     reply_queue_at: Option<usize>,
 }
 
+/// What RabbitMQ makes up, `amq.gen-…`, has 30 bytes.
+const USUAL_NAME: usize = 40;
+
+/// A name of 255 bytes, in quotes.
+const LONGEST_NAME: usize = 257;
+
 impl Body {
     pub(crate) fn with_reply_queue_at(bytes: Vec<u8>, at: usize) -> Self {
+        let mut bytes = bytes;
+        // It may wait for long, and with many others.
+        bytes.shrink_to(bytes.len() + USUAL_NAME);
         Self {
             bytes,
             reply_queue_at: Some(at),
         }
     }
 
-    /// Size in bytes, without what goes into the hole.
+    /// Size in bytes; with the longest name a reply queue can have, if one is
+    /// still to be filled in.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        let name = self.reply_queue_at.map_or(0, |_| LONGEST_NAME);
+        self.bytes.len() + name
     }
 
     /// True if there is nothing in it.

@@ -40,8 +40,7 @@ struct Wire<'a> {
     data: Option<Json<'a>>,
     error: Option<Cow<'a, str>>,
     error_code: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    message_id: Cow<'a, str>,
+    message_id: Option<Cow<'a, str>>,
 }
 
 #[derive(Serialize)]
@@ -80,7 +79,7 @@ impl<'a> Reply<'a> {
             data: wire.data.unwrap_or(Json::NULL),
             error: wire.error.unwrap_or_default(),
             error_code: wire.error_code,
-            message_id: wire.message_id,
+            message_id: wire.message_id.unwrap_or_default(),
         })
     }
 
@@ -127,6 +126,7 @@ mod tests {
         let reply = Reply::decode(b"{}").unwrap();
         assert!(reply.success);
         assert_eq!(reply.data.as_str(), "null");
+        assert!(Reply::decode(br#"{"error":"e","message_id":null}"#).is_ok());
         let reply = Reply::decode(br#"{"error":"no \u5f20","message_id":"m\/1"}"#).unwrap();
         assert!(!reply.success);
         assert_eq!(reply.error, "no 张");

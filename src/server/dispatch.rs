@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::Duration;
 
 use super::Context;
 use super::handler::{Handler, HandlerError};
@@ -39,10 +39,11 @@ impl Dispatch {
     /// Handles one delivery to its end, whatever is in it.
     pub(super) fn process(&self, delivery: Delivery) {
         match ServiceMessage::decode(&delivery.message().body) {
-            Ok(message) => match self.answer(&message, &delivery) {
-                Some(answer) => self.reply(delivery, answer),
-                None => delivery.ack(),
-            },
+            Ok(message) => {
+                let answer = self.answer(&message, &delivery);
+                drop(message);
+                self.reply(delivery, answer);
+            }
             Err(error) => {
                 log::warn!(target: "coney::server", "{}: {error}", self.service);
                 self.refuse(delivery, &error.to_string());
@@ -50,21 +51,12 @@ impl Dispatch {
         }
     }
 
-    /// Runs the handler; `None` if the caller has stopped waiting.
-    fn answer(&self, message: &ServiceMessage<'_>, delivery: &Delivery) -> Option<Answer> {
+    fn answer(&self, message: &ServiceMessage<'_>, delivery: &Delivery) -> Answer {
         let properties = &delivery.message().properties;
         let deadline = message
             .headers
             .get::<u64>(DEADLINE_HEADER)
             .map(|at| deadline::after(deadline::until_unix_millis(at)));
-        if deadline.is_some_and(|at| at <= Instant::now()) {
-            log::debug!(
-                target: "coney::server",
-                "{}.{}: the caller has stopped waiting, not started",
-                self.service, message.action
-            );
-            return None;
-        }
         let context = Context::new(message, delivery.is_redelivered(), deadline);
         let result = self.run(&context, message);
         let body = result.unwrap_or_else(|error| {
@@ -78,7 +70,7 @@ impl Dispatch {
             .correlation_id
             .clone()
             .unwrap_or_else(|| message.correlation_id.clone().into_owned());
-        Some(Answer {
+        Answer {
             body,
             reply_to: match &message.reply_to {
                 Some(queue) => Some(queue.clone().into_owned()),
@@ -86,7 +78,7 @@ impl Dispatch {
             },
             correlation_id: Some(correlation_id),
             message_id: message.message_id.clone().into_owned(),
-        })
+        }
     }
 
     fn run(
@@ -100,6 +92,15 @@ impl Dispatch {
                 HandlerError::new(format!("Unknown action: {action}")).code(CODE_UNKNOWN_ACTION)
             );
         };
+        // Nobody waits for it any more, unless the two clocks disagree; then
+        // the answer says so.
+        if context.remaining() == Some(Duration::ZERO) {
+            let fault = format!(
+                "{action} was not started: its caller's deadline has passed by the clock of {}",
+                self.service
+            );
+            return Err(HandlerError::new(fault).code("expired"));
+        }
         // A handler that panics may leave its own state half-changed; coney's
         // is not reachable from it.
         catch_unwind(AssertUnwindSafe(|| handler(context, message.payload))).unwrap_or_else(|_| {

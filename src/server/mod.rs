@@ -72,7 +72,8 @@ impl ServiceServer {
     /// and their threads end when they do.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         let deadline = deadline::after(timeout);
-        if let Err(error) = self.wire.stop_consuming(deadline) {
+        // A broker that does not answer must not use up the handlers' time.
+        if let Err(error) = self.wire.stop_consuming(deadline::after(timeout / 2)) {
             log::warn!(target: "coney::server", "{}: {error}", self.service);
         }
         // Dropping a delivery puts it back into its queue.
@@ -121,8 +122,13 @@ impl Sink for Intake {
     /// Replies are not mandatory: a caller that has gone needs none.
     fn returned(&self, _returned: Returned) {}
 
-    /// What is being handled will be delivered again; settling it is a no-op.
-    fn lost(&self, _cause: &str) {}
+    /// The broker delivers all of it again, so what has not started need not
+    /// start; settling what has is a no-op.
+    fn lost(&self, _cause: &str) {
+        for delivery in self.pool.clear() {
+            delivery.forget();
+        }
+    }
 
     fn closed(&self, cause: &str) {
         log::info!(target: "coney::server", "no more requests: {cause}");

@@ -57,12 +57,12 @@ impl<J: Send + 'static> Pool<J> {
                 number,
                 jobs,
                 queue: Arc::clone(&pool.queue),
+                run: Arc::clone(&run),
                 _alive: alive.clone(),
             };
-            let run = Arc::clone(&run);
             let thread = thread::Builder::new()
                 .name(format!("coney-worker-{name}-{number}"))
-                .spawn(move || worker.work(&*run));
+                .spawn(move || worker.work());
             pool.workers.push(sender);
             match thread {
                 Ok(thread) => pool.threads.get_mut().push(thread),
@@ -96,6 +96,11 @@ impl<J: Send + 'static> Pool<J> {
         Ok(())
     }
 
+    /// Returns the jobs that nobody has started.
+    pub(super) fn clear(&self) -> Vec<J> {
+        std::mem::take(&mut self.queue.lock().backlog).into()
+    }
+
     /// Takes no more jobs and lets the workers end after the ones they run.
     /// Returns the jobs that nobody has started.
     pub(super) fn stop(&self) -> Vec<J> {
@@ -126,18 +131,20 @@ impl<J: Send + 'static> Pool<J> {
     }
 }
 
-struct Worker<J> {
+struct Worker<J, F> {
     number: usize,
     jobs: Receiver<Option<J>>,
     queue: Arc<Mutex<Queue<J>>>,
+    run: Arc<F>,
+    /// Dropped last: when it goes, so have the handlers in `run`.
     _alive: Sender<()>,
 }
 
-impl<J> Worker<J> {
-    fn work(self, run: &dyn Fn(J)) {
+impl<J, F: Fn(J)> Worker<J, F> {
+    fn work(self) {
         let mut was_running = false;
         while let Some(job) = self.next(was_running) {
-            run(job);
+            (self.run)(job);
             was_running = true;
         }
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::amqp::{AmqpTransport, BrokerBuilder};
 use super::memory::MemoryTransport;
 use super::{LinkSpec, Sink, Transport, Wire};
+use crate::deadline;
 use crate::error::Result;
 
 /// How long dropping the last handle may wait for the broker to say goodbye.
@@ -81,7 +82,7 @@ impl Broker {
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if they have not;
     /// they end by themselves later.
     pub fn close(&self, timeout: Duration) -> Result<()> {
-        self.inner.transport.close(Instant::now() + timeout)
+        self.inner.transport.close(deadline::after(timeout))
     }
 
     /// Where it is: `memory`, or host, port and virtual host.
@@ -104,6 +105,7 @@ impl Broker {
         sink: Arc<dyn Sink>,
         deadline: Instant,
     ) -> Result<Arc<dyn Wire>> {
+        spec.check()?;
         self.inner.transport.open(spec, sink, deadline)
     }
 

@@ -1,16 +1,20 @@
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
-use super::{Broker, Delivery, LinkSpec, Publication, Returned, Sink, Wire};
+use super::{Broker, Delivery, LinkSpec, Publication, Returned, Sink, Source, Wire};
+use crate::deadline;
 use crate::error::Result;
 
 /// How many deliveries and returns wait for [`Link::recv_timeout`]. A link
 /// that consumes with acknowledgements never holds more than its prefetch; on
 /// a reply queue what comes beyond this is dropped.
 const INBOX_BOUND: usize = 1_024;
+
+/// How long declaring what the link needs may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Raw access to the broker, for peers that do not follow coney's contract.
 ///
@@ -42,6 +46,8 @@ pub struct Link {
 
 struct Inbox {
     deliveries: Sender<Delivery>,
+    /// What has to be acknowledged and nobody has taken yet.
+    unsettled: Option<Receiver<Delivery>>,
     returns: Sender<Returned>,
 }
 
@@ -55,17 +61,19 @@ impl Link {
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if it does not answer,
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the broker was closed.
     pub fn open(broker: &Broker, spec: LinkSpec) -> Result<Self> {
-        let bound = match spec.source {
-            super::Source::Queue { prefetch, .. } => usize::from(prefetch),
-            _ => INBOX_BOUND,
+        let prefetch = match spec.source {
+            Source::Queue { prefetch, .. } => Some(usize::from(prefetch)),
+            Source::Nothing | Source::ReplyQueue => None,
         };
+        let bound = prefetch.unwrap_or(INBOX_BOUND);
         let (deliveries_in, deliveries) = crossbeam_channel::bounded(bound);
         let (returns_in, returns) = crossbeam_channel::bounded(INBOX_BOUND);
         let sink = Arc::new(Inbox {
             deliveries: deliveries_in,
+            unsettled: prefetch.map(|_| deliveries.clone()),
             returns: returns_in,
         });
-        let wire = broker.open(spec, sink, Instant::now() + Duration::from_secs(10))?;
+        let wire = broker.open(spec, sink, deadline::after(OPEN_TIMEOUT))?;
         Ok(Self {
             _broker: broker.clone(),
             wire,
@@ -84,7 +92,7 @@ impl Link {
     /// for a body over the limit, [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut)
     /// and [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     pub fn publish(&self, publication: Publication, timeout: Duration) -> Result<()> {
-        self.wire.publish(publication, Instant::now() + timeout)
+        self.wire.publish(publication, deadline::after(timeout))
     }
 
     /// The next delivery; `None` if there is none within `timeout`.
@@ -122,7 +130,12 @@ impl Sink for Inbox {
         let _ = self.returns.try_send(returned);
     }
 
-    fn lost(&self, _cause: &str) {}
+    /// The broker has these back and delivers them again.
+    fn lost(&self, _cause: &str) {
+        for delivery in self.unsettled.iter().flat_map(Receiver::try_iter) {
+            delivery.forget();
+        }
+    }
 
     fn closed(&self, _cause: &str) {}
 }

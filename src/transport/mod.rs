@@ -29,6 +29,7 @@ pub use publication::{Message, Properties, Publication, Returned};
 pub(crate) use ticket::Ticket;
 
 use crate::error::Result;
+use crate::name::check_short_string;
 
 /// What a link declares and consumes.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +76,27 @@ impl LinkSpec {
             prefetch: prefetch.max(1),
         };
         self
+    }
+}
+
+impl LinkSpec {
+    /// Checks every name: one that is too long would corrupt its frame.
+    fn check(&self) -> Result<()> {
+        for (exchange, _) in self.topology.exchanges() {
+            check_short_string("exchange", exchange)?;
+        }
+        for queue in self.topology.queues() {
+            check_short_string("queue", queue)?;
+        }
+        for binding in self.topology.bindings() {
+            check_short_string("queue", &binding.queue)?;
+            check_short_string("exchange", &binding.exchange)?;
+            check_short_string("routing key", &binding.routing_key)?;
+        }
+        match &self.source {
+            Source::Queue { name, .. } => check_short_string("queue", name),
+            Source::Nothing | Source::ReplyQueue => Ok(()),
+        }
     }
 }
 

@@ -20,7 +20,8 @@ pub struct Properties {
     pub correlation_id: Option<String>,
     /// The queue a reply should go to.
     pub reply_to: Option<String>,
-    /// How long the message may wait in a queue before it is dropped.
+    /// How long the message may wait in a queue before it is dropped; at most
+    /// 49 days.
     pub expiration: Option<Duration>,
 }
 
@@ -33,6 +34,9 @@ impl Properties {
         }
     }
 }
+
+/// RabbitMQ takes 2³² − 1 milliseconds.
+const LONGEST_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
 
 /// A message on its way to the broker.
 #[derive(Clone, Debug)]
@@ -76,7 +80,8 @@ impl Publication {
             message_id,
             correlation_id,
             reply_to,
-            ..
+            expiration,
+            persistent: _,
         } = &self.properties;
         check_short_string("exchange", &self.exchange)?;
         check_short_string("routing key", &self.routing_key)?;
@@ -87,6 +92,12 @@ impl Publication {
             ("reply queue", reply_to.as_deref()),
         ] {
             check_short_string(what, text.unwrap_or_default())?;
+        }
+        if expiration.is_some_and(|after| after > LONGEST_EXPIRATION) {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("an expiration of over {LONGEST_EXPIRATION:?} is not allowed"),
+            ));
         }
         if self.body.len() > max_body {
             return Err(Error::new(

@@ -1,4 +1,5 @@
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 
 const QUEUED: u8 = 0;
 const SENT: u8 = 1;
@@ -9,14 +10,25 @@ const ABANDONED: u8 = 2;
 ///
 /// A message leaves `queued` once, either way, so a caller whose deadline
 /// passes knows for certain whether its request can still go out.
-#[derive(Debug, Default)]
-pub(crate) struct Ticket(AtomicU8);
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    state: AtomicU8,
+    deadline: Instant,
+}
 
 impl Ticket {
-    /// For the sender: may the message be sent? `false` means its owner gave
-    /// up on it.
+    /// For a message that is not to be sent after `deadline`.
+    pub(crate) fn until(deadline: Instant) -> Self {
+        Self {
+            state: AtomicU8::new(QUEUED),
+            deadline,
+        }
+    }
+
+    /// For the sender: may the message be sent? `false` means that its owner
+    /// gave up on it, or will now, because it is too late.
     pub(crate) fn start_sending(&self) -> bool {
-        self.leave_queued(SENT)
+        Instant::now() < self.deadline && self.leave_queued(SENT)
     }
 
     /// For the owner: gives up on the message. `false` means it was sent.
@@ -25,11 +37,11 @@ impl Ticket {
     }
 
     pub(crate) fn is_sent(&self) -> bool {
-        self.0.load(Ordering::Acquire) == SENT
+        self.state.load(Ordering::Acquire) == SENT
     }
 
     fn leave_queued(&self, to: u8) -> bool {
-        self.0
+        self.state
             .compare_exchange(QUEUED, to, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
@@ -38,15 +50,27 @@ impl Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    fn fresh() -> Ticket {
+        Ticket::until(Instant::now() + Duration::from_secs(60))
+    }
+
+    #[test]
+    fn nothing_is_sent_too_late() {
+        let ticket = Ticket::until(Instant::now());
+        assert!(!ticket.start_sending());
+        assert!(ticket.abandon());
+    }
 
     #[test]
     fn is_sent_or_abandoned_never_both() {
-        let ticket = Ticket::default();
+        let ticket = fresh();
         assert!(ticket.start_sending());
         assert!(!ticket.abandon());
         assert!(ticket.is_sent());
 
-        let ticket = Ticket::default();
+        let ticket = fresh();
         assert!(ticket.abandon());
         assert!(!ticket.start_sending());
         assert!(!ticket.is_sent());
@@ -55,7 +79,7 @@ mod tests {
     #[test]
     fn racing_threads_agree() {
         for _ in 0..2_000 {
-            let ticket = Ticket::default();
+            let ticket = fresh();
             let (sent, given_up) = std::thread::scope(|scope| {
                 let sender = scope.spawn(|| ticket.start_sending());
                 let given_up = ticket.abandon();

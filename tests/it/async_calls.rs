@@ -103,6 +103,7 @@ fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {
     pending
         .then(move |reply| tell.send(reply).unwrap())
         .unwrap();
+    thread::sleep(Duration::from_millis(100)); // until it has been sent
     client.close();
     let error = told.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);

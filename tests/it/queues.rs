@@ -19,6 +19,8 @@ on_both!(
     declarations_must_agree,
     consumers_take_turns,
     what_was_accepted_before_a_close_is_sent,
+    names_and_sizes_are_checked,
+    a_channel_the_broker_closed_harms_no_later_link,
 );
 
 const SHORT: Duration = Duration::from_millis(150);
@@ -226,4 +228,47 @@ fn what_was_accepted_before_a_close_is_sent(broker: &Broker) {
     }
     let seen: Vec<u8> = numbers(&link, 100).into_iter().map(|(n, _)| n).collect();
     assert_eq!(seen, (0..100).collect::<Vec<u8>>());
+}
+
+fn names_and_sizes_are_checked(broker: &Broker) {
+    let long = "x".repeat(300);
+    for topology in [
+        Topology::default().queue(&long),
+        Topology::default().exchange(&long, ExchangeKind::Direct),
+        Topology::default().bind("q", "x", &long),
+    ] {
+        let error = Link::open(broker, LinkSpec::new(topology)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    }
+    let error = Link::open(broker, LinkSpec::default().consume(&long, 1)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+
+    let queue = unique("q");
+    let link = consumer(broker, &queue, 1);
+    let refused = |publication| link.publish(publication, Duration::MAX).unwrap_err().kind();
+    let key = Publication::new("", long.as_str(), vec![]);
+    assert_eq!(refused(key), ErrorKind::InvalidConfig);
+    let mut id = Publication::new("", queue.as_str(), vec![]);
+    id.properties.message_id = Some(long.clone());
+    assert_eq!(refused(id), ErrorKind::InvalidConfig);
+    let mut expiration = Publication::new("", queue.as_str(), vec![]);
+    expiration.properties.expiration = Some(Duration::MAX);
+    assert_eq!(refused(expiration), ErrorKind::InvalidConfig);
+    let body = Publication::new("", queue.as_str(), vec![0; broker.max_body() + 1]);
+    assert_eq!(refused(body), ErrorKind::Encode);
+    publish(&link, &queue, 1);
+    assert_eq!(numbers(&link, 1), [(1, false)]);
+}
+
+fn a_channel_the_broker_closed_harms_no_later_link(broker: &Broker) {
+    let queue = unique("q");
+    for _ in 0..3 {
+        let link = Link::open(broker, LinkSpec::default()).unwrap();
+        // RabbitMQ closes the channel; in memory it is an error at once.
+        let _ = link.publish(Publication::new(unique("missing"), "k", vec![]), PATIENCE);
+        drop(link);
+        let link = consumer(broker, &queue, 1);
+        publish(&link, &queue, 1);
+        assert_eq!(numbers(&link, 1), [(1, false)]);
+    }
 }

@@ -99,7 +99,7 @@ const LAYERS: [(&str, &[&str]); 10] = [
         ],
     ),
     ("proxy", &["error", "client"]),
-    ("internals", &["client", "message"]),
+    ("internals", &["client", "message", "transport"]),
 ];
 
 #[test]

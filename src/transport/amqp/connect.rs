@@ -10,6 +10,7 @@ use socket2::{SockRef, TcpKeepalive};
 use super::config::Config;
 use super::stream::{Evidence, GuardedStream};
 use super::watchdog::Watchdog;
+use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What both sides must not exceed; RabbitMQ's own default.
@@ -17,6 +18,9 @@ pub(super) const FRAME_MAX: u32 = 131_072;
 
 /// More channels than any program needs; 65,535 overflows inside amiquip.
 const CHANNEL_MAX: u16 = 2_047;
+
+/// Linux takes no more.
+const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
 
 /// A connection that has logged in.
 pub(super) struct Connected {
@@ -28,7 +32,7 @@ pub(super) struct Connected {
 /// Makes a connection: name resolution, TCP and login together take at most
 /// the connect timeout, whatever the other side does.
 pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected> {
-    let deadline = Instant::now() + config.connect_timeout;
+    let deadline = deadline::after(config.connect_timeout);
     let failed = |cause: String| {
         Error::new(
             ErrorKind::Connect,
@@ -74,6 +78,7 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected>
             } else {
                 explain_login(&error, &evidence, config)
             };
+            watchdog.kill(); // its kill switch would keep the socket open
             Err(failed(cause))
         }
     }
@@ -126,7 +131,7 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
-        .with_time(config.heartbeat)
+        .with_time(config.heartbeat.min(LONGEST_KEEPALIVE))
         .with_interval((config.heartbeat / 3).max(Duration::from_secs(1)));
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]

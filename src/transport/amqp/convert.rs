@@ -93,6 +93,10 @@ impl From<amiquip::Error> for Failure {
                 ErrorKind::Broker,
                 format!("the broker refused the operation: {message} ({code})"),
             )),
+            amiquip::Error::ExhaustedChannelIds => Self::Refused(Error::new(
+                ErrorKind::Broker,
+                "the connection has as many links as it can have channels",
+            )),
             other => Self::Lost(other.to_string()),
         }
     }

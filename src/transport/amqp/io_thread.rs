@@ -14,6 +14,7 @@ use super::connect::{Connected, connect};
 use super::registry::Registry;
 use super::session::{CONNECTION_ENDED, End, Io, Session};
 use super::watchdog::Watchdog;
+use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A session that lasted this long starts the reconnect delays anew; a shorter
@@ -176,7 +177,7 @@ impl IoThread {
             }
             // The delays never run out; the type cannot say so.
             let delay = delays.next().unwrap_or(self.config.reconnect_max);
-            if self.closed_while_waiting(Instant::now() + delay) {
+            if self.closed_while_waiting(deadline::after(delay)) {
                 return Err("the connection was closed".to_owned());
             }
             attempts += 1;

@@ -5,7 +5,7 @@ use amiquip::{
     Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery as AmqpDelivery,
     ExchangeDeclareOptions, FieldTable, Publish, QueueDeclareOptions, Return,
 };
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::convert::{self, Failure};
 use super::registry::Registered;
@@ -139,13 +139,20 @@ impl<'c> Lane<'c> {
         if !self.acknowledges {
             let _ = self.pass_on_deliveries(session, usize::MAX);
         }
-        self.pass_on_returns();
+        let _ = self.pass_on_returns();
     }
 
-    /// Passes on what was returned.
-    pub(super) fn pass_on_returns(&self) {
-        for returned in self.returns.try_iter() {
-            self.sink.returned(convert::returned(returned));
+    /// Passes on what was returned; an error if the broker has closed the
+    /// channel, which for one that only publishes shows here first.
+    pub(super) fn pass_on_returns(&self) -> Result<(), Failure> {
+        loop {
+            match self.returns.try_recv() {
+                Ok(returned) => self.sink.returned(convert::returned(returned)),
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => {
+                    return Err(Failure::Lost("the broker closed a channel".to_owned()));
+                }
+            }
         }
     }
 
@@ -193,6 +200,10 @@ impl<'c> Lane<'c> {
         for (_, delivery) in self.unsettled.drain() {
             delivery.reject(self.channel, true)?;
         }
+        // A round trip, whatever it asks: what the broker had to say about the
+        // messages before, it has said now.
+        self.channel.qos(0, 1, false)?;
+        self.pass_on_returns()?;
         Ok(self.channel)
     }
 }

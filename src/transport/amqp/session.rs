@@ -9,8 +9,7 @@ use super::command::{Command, Inbox, LinkId, Outgoing};
 use super::convert::Failure;
 use super::lane::Lane;
 use super::registry::{Registered, Registry};
-use super::watchdog::Watchdog;
-use crate::transport::Outcome;
+use super::watchdog::{Armed, Watchdog};
 
 /// How much is taken from one source before the others are looked at again.
 const BUDGET: usize = 64;
@@ -33,9 +32,10 @@ pub(super) struct Session<'c> {
     spare: Vec<&'c Channel>,
     /// The broker asked us to publish nothing for now.
     blocked: bool,
-    /// Settlements that wait for the broker to unblock; each stands for a
-    /// delivery, so the prefetch counts bound them.
-    held: VecDeque<(LinkId, u64, Outcome)>,
+    /// Commands that wait for the broker to unblock, in their order: it reads
+    /// nothing meanwhile, so an operation would hang. Bounded like the channel
+    /// they come from.
+    held: VecDeque<Command>,
     retry_refused_at: Option<Instant>,
     io: Io<'c>,
 }
@@ -106,7 +106,7 @@ impl<'c> Session<'c> {
             }
             Err(End::Closed) => End::Closed,
         };
-        let _armed = self.io.watchdog.arm(self.io.operation_timeout);
+        let _armed = self.arm();
         match &end {
             // Nobody is left to say goodbye to, or nobody who answers.
             End::Lost(_) => self.io.watchdog.kill(),
@@ -125,27 +125,23 @@ impl<'c> Session<'c> {
     }
 
     fn serve(&mut self) -> Result<(), End> {
-        {
-            let _armed = self.io.watchdog.arm(self.io.operation_timeout);
-            for link in self.io.registry.ids() {
-                self.open_link(link)?;
-            }
+        for link in self.io.registry.ids() {
+            self.open_link(link)?;
         }
         loop {
-            let wake = self.wait();
-            let _armed = self.io.watchdog.arm(self.io.operation_timeout);
-            match wake {
+            match self.wait() {
                 Wake::Command => self.commands()?,
                 Wake::Outgoing => self.outgoing(BUDGET)?,
                 Wake::Notice => self.notices()?,
                 Wake::Deliveries(link) => {
+                    let _armed = self.arm();
                     if let Some(lane) = self.lanes.get_mut(&link) {
                         lane.pass_on_deliveries(self.number, BUDGET).map_err(lost)?;
                     }
                 }
                 Wake::Returns(link) => {
                     if let Some(lane) = self.lanes.get(&link) {
-                        lane.pass_on_returns();
+                        lane.pass_on_returns().map_err(lost)?;
                     }
                 }
                 Wake::RetryRefused => self.retry_refused()?,
@@ -183,6 +179,11 @@ impl<'c> Session<'c> {
     fn commands(&mut self) -> Result<(), End> {
         for _ in 0..BUDGET {
             match self.io.inbox.commands.try_recv() {
+                Ok(Command::Close) => {
+                    let _ = self.flush();
+                    return Err(End::Closed);
+                }
+                Ok(command) if self.blocked => self.held.push_back(command),
                 Ok(command) => self.command(command)?,
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(End::Closed),
@@ -192,6 +193,7 @@ impl<'c> Session<'c> {
     }
 
     fn command(&mut self, command: Command) -> Result<(), End> {
+        let _armed = self.arm();
         match command {
             Command::Open {
                 link,
@@ -221,11 +223,10 @@ impl<'c> Session<'c> {
                 if session != self.number {
                     return Ok(()); // the broker has taken that delivery back
                 }
-                if self.blocked {
-                    self.held.push_back((link, tag, outcome));
-                    return Ok(());
+                match self.lanes.get_mut(&link) {
+                    Some(lane) => lane.settle(tag, outcome).map_err(lost),
+                    None => Ok(()),
                 }
-                self.settle(link, tag, outcome)
             }
             Command::StopConsuming { link, done } => {
                 self.io.registry.stop_consuming(link);
@@ -236,17 +237,17 @@ impl<'c> Session<'c> {
                 Ok(())
             }
             Command::CloseLink { link } => {
-                self.flush()?;
                 self.io.registry.remove(link);
-                if let Some(lane) = self.lanes.remove(&link) {
-                    self.spare.push(lane.close().map_err(lost)?);
+                self.flush()?;
+                match self.lanes.remove(&link).map(Lane::close) {
+                    Some(Ok(channel)) => self.spare.push(channel),
+                    // The broker has closed the channel: nobody's loss now.
+                    Some(Err(Failure::Refused(_))) | None => {}
+                    Some(Err(failure)) => return Err(lost(failure)),
                 }
                 Ok(())
             }
-            Command::Close => {
-                self.flush()?;
-                Err(End::Closed)
-            }
+            Command::Close => Err(End::Closed),
         }
     }
 
@@ -259,11 +260,10 @@ impl<'c> Session<'c> {
         self.outgoing(waiting)
     }
 
-    fn settle(&mut self, link: LinkId, tag: u64, outcome: Outcome) -> Result<(), End> {
-        match self.lanes.get_mut(&link) {
-            Some(lane) => lane.settle(tag, outcome).map_err(lost),
-            None => Ok(()),
-        }
+    /// Guards one operation on the connection: it takes no longer than the
+    /// operation timeout, or the connection is cut.
+    fn arm(&self) -> Armed<'c> {
+        self.io.watchdog.arm(self.io.operation_timeout)
     }
 
     fn outgoing(&mut self, budget: usize) -> Result<(), End> {
@@ -273,6 +273,7 @@ impl<'c> Session<'c> {
                 continue;
             };
             if publication.start_sending() {
+                let _armed = self.arm();
                 lane.publish(publication).map_err(lost)?;
             }
         }
@@ -288,8 +289,8 @@ impl<'c> Session<'c> {
             Ok(ConnectionBlockedNotification::Unblocked) => {
                 log::info!(target: "coney::amqp", "the broker takes messages again");
                 self.blocked = false;
-                for (link, tag, outcome) in std::mem::take(&mut self.held) {
-                    self.settle(link, tag, outcome)?;
+                for command in std::mem::take(&mut self.held) {
+                    self.command(command)?;
                 }
             }
             Err(TryRecvError::Empty) => {}
@@ -303,17 +304,19 @@ impl<'c> Session<'c> {
     /// Opens a link's lane. A broker that refuses is its owner's error the
     /// first time; after a reconnect it is logged and tried again later.
     fn open_link(&mut self, link: LinkId) -> Result<(), End> {
+        let _armed = self.arm();
         let channel = match self.spare.pop() {
-            Some(channel) => channel,
-            None => match self.connection.open_channel(None) {
-                Ok(channel) => &*self.channels.alloc(channel),
-                Err(error) => return Err(End::Lost(error.to_string())),
-            },
+            Some(channel) => Ok(channel),
+            None => self
+                .connection
+                .open_channel(None)
+                .map(|channel| &*self.channels.alloc(channel))
+                .map_err(Failure::from),
         };
         let Some(registered) = self.io.registry.get_mut(link) else {
             return Ok(());
         };
-        match Lane::open(channel, registered) {
+        match channel.and_then(|channel| Lane::open(channel, registered)) {
             Ok(lane) => {
                 self.lanes.insert(link, lane);
                 if let Some(opening) = registered.opening.take() {

@@ -55,10 +55,10 @@ pub(super) fn parse(text: &str, config: &mut Config) -> Result<()> {
             }
             "name" => config.name = value.into_owned(),
             _ => {
-                return Err(invalid(format!(
-                    "it has an unknown parameter {key:?}; known are heartbeat (seconds), \
-                     connection_timeout (milliseconds) and name"
-                )));
+                return Err(invalid(
+                    "it has an unknown parameter; known are heartbeat (seconds), \
+                     connection_timeout (milliseconds) and name",
+                ));
             }
         }
     }
@@ -136,7 +136,8 @@ mod tests {
             ("amqps://u:hunter2@h/", "TLS"),
             ("amqp://u:hunter2@h:99999/", "port"),
             ("amqp://u:hunter2@h/a/b", "%2f"),
-            ("amqp://u:hunter2@h/?frobnicate=1", "frobnicate"),
+            ("amqp://u:hunter2@h/?frobnicate=1", "unknown parameter"),
+            ("amqp://u:5?hunter2@h/", "unknown parameter"),
             ("amqp://u:hunter2@h/?heartbeat=soon", "heartbeat"),
             ("amqp://u:hunter2%00@h/", "NUL"),
             ("amqp://u:hunter2%ff@h/", "UTF-8"),

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::deadline;
+
 /// Ends operations that the broker does not: amiquip's calls know no timeout,
 /// but shutting the socket down frees whatever is blocked on it within
 /// milliseconds.
@@ -60,7 +62,7 @@ impl Watchdog {
 
     /// Guards whatever the returned value outlives.
     pub(super) fn arm(&self, limit: Duration) -> Armed<'_> {
-        self.arm_until(Instant::now() + limit)
+        self.arm_until(deadline::after(limit))
     }
 
     /// Pulls the kill switch now.

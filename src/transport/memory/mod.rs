@@ -70,14 +70,10 @@ impl Transport for MemoryTransport {
     }
 
     fn close(&self, _deadline: Instant) -> Result<()> {
-        let Some(mut state) = self.shared.state.lock().take() else {
-            return Ok(());
-        };
+        let state = self.shared.state.lock().take();
         self.shared.room.notify_all();
-        for link in state.links() {
-            if let Some(sink) = state.close(link, Instant::now()) {
-                sink.closed("the broker was closed");
-            }
+        for sink in state.iter().flat_map(State::sinks) {
+            sink.closed("the broker was closed");
         }
         Ok(())
     }
@@ -98,6 +94,7 @@ struct MemoryWire {
 
 impl Wire for MemoryWire {
     fn publish(&self, publication: Publication, deadline: Instant) -> Result<()> {
+        publication.check(MAX_BODY)?;
         let mut guard = self.shared.state.lock();
         loop {
             let state = guard.as_mut().ok_or_else(closed)?;

@@ -279,8 +279,8 @@ impl State {
         Some(state.sink)
     }
 
-    pub(super) fn links(&self) -> Vec<LinkId> {
-        self.links.keys().copied().collect()
+    pub(super) fn sinks(&self) -> impl Iterator<Item = &Arc<dyn Sink>> {
+        self.links.values().map(|link| &link.sink)
     }
 
     fn delete_queue(&mut self, id: QueueId) {
