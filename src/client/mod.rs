@@ -292,15 +292,17 @@ impl ServiceClient {
         ticket: &Arc<Ticket>,
     ) -> Result<Publication> {
         let timeout = options.timeout.unwrap_or(self.inner.timeout);
-        let mut message = ServiceMessage::new(
-            self.inner.name.as_str(),
-            target.service,
-            target.action,
-            request,
-        );
         let correlation_id = id.to_text();
-        message.correlation_id = correlation_id.as_str().into();
-        message.headers = options.wire_headers(timeout, is_async);
+        let message = ServiceMessage {
+            headers: options.wire_headers(timeout, is_async),
+            ..ServiceMessage::with_correlation_id(
+                correlation_id.as_str(),
+                &self.inner.name,
+                target.service,
+                target.action,
+                request,
+            )
+        };
         let body = message
             .encode_awaiting_reply_queue()
             .map_err(|error| target.not_sent(error))?;

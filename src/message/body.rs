@@ -1,5 +1,7 @@
 use std::fmt;
 
+use super::Json;
+
 /// The bytes of a message, possibly with a hole for the name of a reply queue.
 ///
 /// A reply queue is named by the broker and gets a new name at every
@@ -49,7 +51,7 @@ impl Body {
     pub(crate) fn fill(self, name: &str) -> Vec<u8> {
         let mut bytes = self.bytes;
         if let Some(at) = self.reply_queue_at {
-            let text = serde_json::Value::from(name).to_string();
+            let text = Json::quote(name);
             bytes.splice(at..at, text.into_bytes());
         }
         bytes

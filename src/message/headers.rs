@@ -1,9 +1,8 @@
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::json::{Json, is_empty_array};
@@ -53,8 +52,9 @@ impl Headers<'_> {
 
     /// The header of that name, if it is there and is a `T`.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        let all: HashMap<Cow<'_, str>, Json<'_>> = serde_json::from_str(&self.0).ok()?;
-        all.get(name)?.decode().ok()
+        let mut reader = serde_json::Deserializer::from_str(&self.0);
+        let value = reader.deserialize_map(Find(name)).ok()??;
+        value.decode().ok()
     }
 
     /// The JSON object, as text.
@@ -84,7 +84,7 @@ impl fmt::Debug for Headers<'_> {
 impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
     /// Takes an object, and what PHP sends for an empty one: `[]`. `null`
     /// counts as empty too.
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <&RawValue>::deserialize(deserializer)?.get();
         if text.starts_with('{') {
             Ok(Self(Cow::Borrowed(text)))
@@ -95,6 +95,33 @@ impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
         }
     }
 }
+
+/// Finds the last entry of a name, keeping nothing of the others.
+struct Find<'n>(&'n str);
+
+impl<'de> Visitor<'de> for Find<'_> {
+    type Value = Option<Json<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(name) = map.next_key::<Name<'de>>()? {
+            if name.0 == self.0 {
+                found = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A key, borrowed from the text unless it has escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {

@@ -22,6 +22,12 @@ impl<'a> Json<'a> {
     /// JSON's `null`.
     pub const NULL: Json<'static> = Json(RawValue::NULL);
 
+    /// A text as a JSON string.
+    pub(super) fn quote(text: &str) -> String {
+        // Strings are the one thing serde_json never refuses.
+        serde_json::to_string(text).unwrap_or_default()
+    }
+
     /// The text, as it came.
     pub fn as_str(&self) -> &'a str {
         self.0.get()

@@ -59,13 +59,23 @@ impl<'a, P> ServiceMessage<'a, P> {
         action: impl Into<Cow<'a, str>>,
         payload: P,
     ) -> Self {
+        Self::with_correlation_id(new_correlation_id(), source, target, action, payload)
+    }
+
+    pub(crate) fn with_correlation_id(
+        correlation_id: impl Into<Cow<'a, str>>,
+        source: impl Into<Cow<'a, str>>,
+        target: impl Into<Cow<'a, str>>,
+        action: impl Into<Cow<'a, str>>,
+        payload: P,
+    ) -> Self {
         Self {
             message_id: new_message_id().into(),
             source_service: source.into(),
             target_service: target.into(),
             action: action.into(),
             timestamp: id::unix_seconds(),
-            correlation_id: new_correlation_id().into(),
+            correlation_id: correlation_id.into(),
             reply_to: None,
             headers: Headers::new(),
             payload,
