@@ -12,8 +12,7 @@ use amiquip::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use crate::measure::Call;
-use crate::scenario::Setup;
+use crate::measure::{Call, Setup};
 
 const SERVICE: &str = "bench-bare";
 

@@ -10,6 +10,12 @@ use crate::{Scenario, Transport};
 /// One call, ready to be made again and again by one thread; false if it failed.
 pub type Call = Box<dyn FnMut() -> bool + Send>;
 
+/// A server that echoes, and something that calls it.
+pub trait Setup {
+    /// One caller's call: sends the payload, checks that it came back.
+    fn caller(&self, payload: &str) -> Call;
+}
+
 /// What the callers of one slice saw.
 pub struct Slice {
     seconds: f64,

@@ -1,14 +1,8 @@
 use coney::{Broker, ServiceClient, ServiceServer};
 
 use crate::bare::{BareAmqp, BareMemory};
-use crate::measure::Call;
+use crate::measure::{Call, Setup};
 use crate::{Scenario, Transport};
-
-/// A server that echoes, and something that calls it.
-pub trait Setup {
-    /// One caller's call: sends the payload, checks that it came back.
-    fn caller(&self, payload: &str) -> Call;
-}
 
 pub fn set_up(scenario: Scenario, transport: Transport, url: &str) -> Box<dyn Setup> {
     match (scenario, transport) {

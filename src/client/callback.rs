@@ -7,30 +7,10 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::decided;
-use super::pending::Outcome;
+use super::event::{Callback, Event};
 use super::router::Router;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::CorrelationId;
-
-/// What a callback is told: how the call ended, or that its time is over.
-pub(super) type Callback = Box<dyn FnOnce(Option<Outcome>) + Send>;
-
-/// What the callback thread is woken by.
-pub(crate) enum Event {
-    /// A call has a callback from now on. Its outcome may be in its slot
-    /// already.
-    Watch {
-        id: CorrelationId,
-        deadline: Instant,
-        slot: Receiver<Outcome>,
-        events: Sender<Event>,
-        callback: Callback,
-    },
-    /// A call has ended.
-    Done { id: CorrelationId, outcome: Outcome },
-    /// The client is gone.
-    Stop,
-}
 
 /// A client's callback thread: runs the callbacks of its calls, one after the
 /// other, and watches their deadlines. User code lives and dies here and never

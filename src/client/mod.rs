@@ -2,6 +2,7 @@
 
 mod builder;
 mod callback;
+mod event;
 mod options;
 mod outcome;
 pub(crate) mod pending;
@@ -18,10 +19,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::builder::ServiceClientBuilder;
-use self::callback::{CallbackThread, Event};
+use self::callback::CallbackThread;
+use self::event::{Event, Outcome};
 pub use self::options::CallOptions;
 use self::outcome::Target;
-use self::pending::{Outcome, PendingCall, Waiter};
+use self::pending::{PendingCall, Waiter};
 pub use self::pending_reply::PendingReply;
 use self::router::Router;
 use crate::deadline;

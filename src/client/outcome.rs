@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::pending::Outcome;
+use super::event::Outcome;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::{CODE_UNKNOWN_ACTION, Reply};
 use crate::topology;

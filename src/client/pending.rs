@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use super::callback::Event;
+use super::event::{Event, Outcome};
 use crate::error::ErrorKind;
 use crate::message::CorrelationId;
 use crate::transport::Ticket;
@@ -32,18 +32,6 @@ pub(crate) enum Waiter {
     Thread(Sender<Outcome>),
     /// The callback thread.
     Callback(Sender<Event>),
-}
-
-/// How a call ended.
-#[derive(Clone, Debug)]
-pub(crate) enum Outcome {
-    Reply(Vec<u8>),
-    NoRoute(String),
-    Lost(Arc<str>),
-    /// Closed before the request was sent.
-    NotSent(Arc<str>),
-    /// Closed when it was.
-    Closed(Arc<str>),
 }
 
 impl PendingTable {

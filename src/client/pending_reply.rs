@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
-use super::callback::Event;
+use super::event::{Event, Outcome};
 use super::outcome::Target;
-use super::pending::Outcome;
 use super::{Sent, ServiceClient};
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::callback::Event;
-use super::pending::{Outcome, PendingCall, PendingTable, Waiter};
+use super::event::{Event, Outcome};
+use super::pending::{PendingCall, PendingTable, Waiter};
 use crate::error::ErrorKind;
 use crate::message::CorrelationId;
 use crate::transport::{Delivery, Returned, Sink};

@@ -17,10 +17,7 @@ const OUTGOING_BOUND: usize = 1_024;
 pub(super) enum Command {
     Open {
         link: LinkId,
-        spec: LinkSpec,
-        sink: Arc<dyn Sink>,
-        settler: Arc<dyn Settle>,
-        done: Sender<Result<()>>,
+        registered: Registered,
     },
     Settle {
         link: LinkId,
@@ -36,6 +33,15 @@ pub(super) enum Command {
         link: LinkId,
     },
     Close,
+}
+
+/// A link as its owner knows it: what outlives a session.
+pub(super) struct Registered {
+    pub(super) spec: LinkSpec,
+    pub(super) sink: Arc<dyn Sink>,
+    pub(super) settler: Arc<dyn Settle>,
+    /// Who waits for the link to be opened for the first time.
+    pub(super) opening: Option<Sender<Result<()>>>,
 }
 
 /// A message to be sent over a link's channel.

@@ -8,13 +8,12 @@ use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::config::Config;
-use super::stream::{Evidence, GuardedStream};
+use super::evidence::Evidence;
+use super::guard::FRAME_MAX;
+use super::stream::GuardedStream;
 use super::watchdog::Watchdog;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
-
-/// What both sides must not exceed; RabbitMQ's own default.
-pub(super) const FRAME_MAX: u32 = 131_072;
 
 /// More channels than any program needs; 65,535 overflows inside amiquip.
 const CHANNEL_MAX: u16 = 2_047;

@@ -1,8 +1,10 @@
 use std::fmt;
 use std::io::{self, Read};
 
-use super::connect::FRAME_MAX;
-use super::stream::Evidence;
+use super::evidence::Evidence;
+
+/// What both sides must not exceed; RabbitMQ's own default.
+pub(super) const FRAME_MAX: u32 = 131_072;
 
 /// What a peer may send before limits are negotiated: RabbitMQ's first frame
 /// is under 1 kB; something that is not AMQP could announce gigabytes.

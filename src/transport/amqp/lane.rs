@@ -7,8 +7,8 @@ use amiquip::{
 };
 use crossbeam_channel::{Receiver, TryRecvError};
 
+use super::command::Registered;
 use super::convert::{self, Failure};
-use super::registry::Registered;
 use crate::topology::Topology;
 use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Settle, Sink, Source, Token};
 

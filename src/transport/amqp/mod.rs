@@ -5,10 +5,12 @@
 //! `lane` (an AMQP channel and its consumer) for each link; amiquip's own
 //! socket thread runs below, on the `stream` that checks every byte.
 
+mod builder;
 mod command;
 mod config;
 mod connect;
 mod convert;
+mod evidence;
 mod guard;
 mod hello;
 mod io_thread;
@@ -25,8 +27,8 @@ use std::time::Instant;
 
 use crossbeam_channel::{SendTimeoutError, bounded};
 
-use self::command::{Command, LinkId, Outbox, Outgoing};
-pub use self::config::BrokerBuilder;
+pub use self::builder::BrokerBuilder;
+use self::command::{Command, LinkId, Outbox, Outgoing, Registered};
 use self::config::Config;
 use self::io_thread::IoHandle;
 use super::{LinkSpec, Outcome, Publication, Settle, Sink, Transport, Wire};
@@ -76,10 +78,12 @@ impl Transport for AmqpTransport {
         let settler = Arc::clone(&wire) as Arc<dyn Settle>;
         wire.command(Command::Open {
             link: wire.link,
-            spec,
-            sink,
-            settler,
-            done,
+            registered: Registered {
+                spec,
+                sink,
+                settler,
+                opening: Some(done),
+            },
         })?;
         match opened.recv_deadline(deadline) {
             Ok(Ok(())) => Ok(wire),

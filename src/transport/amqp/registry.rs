@@ -1,24 +1,12 @@
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use crossbeam_channel::Sender;
+use super::command::{Command, LinkId, Registered};
+use crate::transport::Source;
 
-use super::command::{Command, LinkId};
-use crate::error::Result;
-use crate::transport::{LinkSpec, Settle, Sink, Source};
-
-/// The links as their owners know them: what outlives a session.
+/// The links there are, open in the present session or not.
 #[derive(Default)]
 pub(super) struct Registry {
     links: BTreeMap<LinkId, Registered>,
-}
-
-pub(super) struct Registered {
-    pub(super) spec: LinkSpec,
-    pub(super) sink: Arc<dyn Sink>,
-    pub(super) settler: Arc<dyn Settle>,
-    /// Who waits for the link to be opened for the first time.
-    pub(super) opening: Option<Sender<Result<()>>>,
 }
 
 impl Registry {
@@ -48,21 +36,7 @@ impl Registry {
     /// Carries out a command while there is no session; true if it is `Close`.
     pub(super) fn apply(&mut self, command: Command) -> bool {
         match command {
-            Command::Open {
-                link,
-                spec,
-                sink,
-                settler,
-                done,
-            } => self.add(
-                link,
-                Registered {
-                    spec,
-                    sink,
-                    settler,
-                    opening: Some(done),
-                },
-            ),
+            Command::Open { link, registered } => self.add(link, registered),
             // The broker took every delivery back when the connection went.
             Command::Settle { .. } => {}
             Command::StopConsuming { link, done } => {

@@ -8,7 +8,7 @@ use typed_arena::Arena;
 use super::command::{Command, Inbox, LinkId, Outgoing};
 use super::convert::Failure;
 use super::lane::Lane;
-use super::registry::{Registered, Registry};
+use super::registry::Registry;
 use super::watchdog::{Armed, Watchdog};
 
 /// How much is taken from one source before the others are looked at again.
@@ -195,23 +195,8 @@ impl<'c> Session<'c> {
     fn command(&mut self, command: Command) -> Result<(), End> {
         let _armed = self.arm();
         match command {
-            Command::Open {
-                link,
-                spec,
-                sink,
-                settler,
-                done,
-            } => {
-                let opening = Some(done);
-                self.io.registry.add(
-                    link,
-                    Registered {
-                        spec,
-                        sink,
-                        settler,
-                        opening,
-                    },
-                );
+            Command::Open { link, registered } => {
+                self.io.registry.add(link, registered);
                 self.open_link(link)
             }
             Command::Settle {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use mio::event::Evented;
 use mio::{Poll, PollOpt, Ready, Token};
-use parking_lot::Mutex;
 
 use super::config::Config;
+use super::evidence::Evidence;
 use super::guard::Guard;
 use super::hello::Hello;
 
@@ -20,29 +20,6 @@ pub(super) struct GuardedStream {
     guard: Guard,
     hello: Hello,
     evidence: Arc<Evidence>,
-}
-
-/// What the stream saw that amiquip's errors do not tell.
-#[derive(Debug, Default)]
-pub(super) struct Evidence {
-    server_close: Mutex<Option<(u16, String)>>,
-    violation: Mutex<Option<String>>,
-}
-
-impl Evidence {
-    /// The code and text of the broker's `connection.close`, if it sent one.
-    pub(super) fn server_close(&self) -> Option<(u16, String)> {
-        self.server_close.lock().clone()
-    }
-
-    /// Why the guard refused what came in, if it did.
-    pub(super) fn violation(&self) -> Option<String> {
-        self.violation.lock().clone()
-    }
-
-    pub(super) fn record_server_close(&self, code: u16, text: String) {
-        self.server_close.lock().get_or_insert((code, text));
-    }
 }
 
 impl GuardedStream {
@@ -73,8 +50,7 @@ impl Read for GuardedStream {
             }
             if let Err(violation) = self.guard.check(&self.evidence) {
                 log::warn!(target: "coney::amqp", "connection refused by the guard: {violation}");
-                let text = violation.to_string();
-                self.evidence.violation.lock().get_or_insert(text);
+                self.evidence.record_violation(violation.to_string());
                 return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
             }
         }
