@@ -16,7 +16,7 @@ use self::dispatch::Dispatch;
 pub use self::handler::HandlerError;
 use self::pool::Pool;
 use crate::deadline;
-use crate::error::{Error, Phase, Result};
+use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::transport::{Broker, Delivery, Returned, Sink, Wire};
 
 /// A running service: takes requests from its queue, runs handlers on its
@@ -67,14 +67,17 @@ impl ServiceServer {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if handlers still
+    /// [`ErrorKind::TimedOut`] if handlers still
     /// run. Their requests go back to the queue, their replies are dropped,
     /// and their threads end when they do.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         let deadline = deadline::after(timeout);
         // A broker that does not answer must not use up the handlers' time.
         if let Err(error) = self.wire.stop_consuming(deadline::after(timeout / 2)) {
-            log::warn!(target: "coney::server", "{}: {error}", self.service);
+            // A closed connection delivers nothing more either.
+            if error.kind() != ErrorKind::Closed {
+                log::warn!(target: "coney::server", "{}: {error}", self.service);
+            }
         }
         // Dropping a delivery puts it back into its queue.
         drop(self.intake.pool.stop());
