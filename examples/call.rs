@@ -18,6 +18,11 @@ use serde_json::Value;
 
 #[derive(Parser)]
 #[command(about = "Calls an action of a service over RabbitMQ")]
+#[command(
+    after_help = "Exit codes: 10 no route, 11 not sent, 12 timed out, 13 connection lost, 14 remote, \
+                  15 unknown action, 16 rejected, 17 encode, 18 decode, 19 invalid configuration, \
+                  20 connect, 21 broker, 22 closed"
+)]
 struct Options {
     /// Where RabbitMQ is: amqp://user:password@host:port/vhost
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]

@@ -37,7 +37,8 @@ struct Repr {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// Nobody has ever listened for that service: its queue does not exist.
-    /// Nothing ran; retrying is safe.
+    /// (Once a server has run, its queue stays; calls then wait for the next
+    /// server and time out.) Nothing ran; retrying is safe.
     NoRoute,
     /// The connection was closed, or given up, before the request was sent.
     /// Nothing ran; retrying, over another connection, is safe.
@@ -59,8 +60,9 @@ pub enum ErrorKind {
     /// The payload could not be encoded, or is larger than the limit. Nothing
     /// was sent.
     Encode,
-    /// What arrived could not be decoded into the type asked for:
-    /// [`Error::raw_text`] has it as it came.
+    /// The reply could not be decoded into the type asked for:
+    /// [`Error::raw_text`] has it as it came. (A request that the service could
+    /// not decode is [`ErrorKind::Remote`] with the code `bad_request`.)
     Decode,
     /// A name, URL or option is not valid; nothing was tried.
     InvalidConfig,
@@ -120,6 +122,11 @@ impl Error {
 
     /// For [`ErrorKind::Remote`] and [`ErrorKind::UnknownAction`]: the code
     /// the service answered, if it gave one. Peers in other languages give none.
+    ///
+    /// Beside the handlers' own there are `bad_request` (the payload does not
+    /// decode into what the handler takes), `bad_envelope`, `bad_reply` (what the
+    /// handler returned has no JSON), `reply_too_large`, `panic`, `expired` (the
+    /// deadline had passed before the handler was started) and `unknown_action`.
     pub fn remote_code(&self) -> Option<&str> {
         self.0.code.as_deref()
     }

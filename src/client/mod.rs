@@ -23,11 +23,11 @@ use self::callback::CallbackThread;
 use self::event::{Event, Outcome};
 pub use self::options::CallOptions;
 use self::outcome::Target;
-use self::pending::{PendingCall, Waiter};
+use self::pending::{PendingCall, Refusal, Waiter};
 pub use self::pending_reply::PendingReply;
 use self::router::Router;
 use crate::deadline;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::message::{CorrelationId, ServiceMessage};
 use crate::name::{check_action, check_service};
 use crate::topology::{self, SERVICE_EXCHANGE};
@@ -104,8 +104,10 @@ impl ServiceClient {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`] for a name that does not fit,
-    /// [`ErrorKind::TimedOut`], [`ErrorKind::Broker`] or [`ErrorKind::Closed`] if
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a name that does not fit,
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut),
+    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) or
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) if
     /// the broker does not oblige.
     pub fn new(broker: &Broker, name: &str) -> Result<Self> {
         Self::builder(broker, name).build()
@@ -117,11 +119,12 @@ impl ServiceClient {
     }
 
     /// Calls `action` of `service` and blocks until the reply is here, at most
-    /// the client's default timeout of 5 s.
+    /// the client's timeout, by default 5 s. The type of the reply must be known:
+    /// `let n: u64 = client.call(…)?`, or `client.call::<_, ()>(…)?`.
     ///
     /// # Errors
     ///
-    /// Any [`ErrorKind`]; the kind says whether the request can have run.
+    /// Any [`ErrorKind`](crate::ErrorKind); the kind says whether the request can have run.
     pub fn call<Req, Resp>(&self, service: &str, action: &str, request: &Req) -> Result<Resp>
     where
         Req: Serialize + ?Sized,
@@ -240,7 +243,8 @@ impl ServiceClient {
     }
 
     /// Closes the client: calls in flight, and all later ones, fail with
-    /// [`ErrorKind::Closed`]. Does not block. The broker stays open.
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed), those not sent yet with
+    /// [`ErrorKind::NotSent`](crate::ErrorKind::NotSent). Does not block. The broker stays open.
     pub fn close(&self) {
         self.inner.close();
     }
@@ -267,9 +271,9 @@ impl ServiceClient {
         self.inner
             .router
             .insert(id, call)
-            .map_err(|(kind, max)| match kind {
-                ErrorKind::Closed => target.closed(CLIENT_CLOSED),
-                _ => target.too_many_in_flight(max),
+            .map_err(|refusal| match refusal {
+                Refusal::Closed(cause) => target.closed(&cause),
+                Refusal::Full(max) => target.too_many_in_flight(max),
             })?;
         if let Err(error) = self.inner.wire.publish(publication, deadline) {
             self.inner.router.forget(id);

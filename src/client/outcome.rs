@@ -59,7 +59,7 @@ impl Target<'_> {
                 Error::new(
                     ErrorKind::Decode,
                     format!(
-                        "the reply of {service}.{action} is not a {}: {fault}",
+                        "the reply of {service}.{action} cannot be read as {}: {fault}",
                         std::any::type_name::<T>()
                     ),
                 )
@@ -96,8 +96,8 @@ impl Target<'_> {
             Error::timed_out(
                 Phase::Reply,
                 format!(
-                    "{service}.{action} did not answer within {timeout:?}; the request was sent \
-                     and may still run"
+                    "{service}.{action} did not answer within {timeout:?}: it is slow, or no \
+                     server of {service} is running; the request was sent and may still run"
                 ),
             )
         }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use super::event::{Event, Outcome};
-use crate::error::ErrorKind;
 use crate::message::CorrelationId;
 use crate::transport::Ticket;
 
@@ -15,7 +14,16 @@ pub(crate) struct PendingTable {
     /// Finished calls whose callbacks have not run yet; they count as in flight.
     callbacks_due: usize,
     max: usize,
-    closed: bool,
+    /// Why it takes no more.
+    closed: Option<Arc<str>>,
+}
+
+/// Why a call is not entered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Closed(Arc<str>),
+    /// So many are in flight already.
+    Full(usize),
 }
 
 /// A call that waits.
@@ -40,17 +48,17 @@ impl PendingTable {
             calls: HashMap::new(),
             callbacks_due: 0,
             max,
-            closed: false,
+            closed: None,
         }
     }
 
-    /// Adds a call; refuses with `Closed`, or with `Rejected` at the bound.
-    pub(crate) fn insert(&mut self, id: CorrelationId, call: PendingCall) -> Result<(), ErrorKind> {
-        if self.closed {
-            return Err(ErrorKind::Closed);
+    /// Adds a call.
+    pub(crate) fn insert(&mut self, id: CorrelationId, call: PendingCall) -> Result<(), Refusal> {
+        if let Some(cause) = &self.closed {
+            return Err(Refusal::Closed(Arc::clone(cause)));
         }
         if self.in_flight() >= self.max {
-            return Err(ErrorKind::Rejected);
+            return Err(Refusal::Full(self.max));
         }
         self.calls.insert(id, call);
         Ok(())
@@ -98,8 +106,8 @@ impl PendingTable {
     }
 
     /// Takes out every call, and takes no more.
-    pub(crate) fn close(&mut self) -> Vec<(CorrelationId, PendingCall)> {
-        self.closed = true;
+    pub(crate) fn close(&mut self, cause: Arc<str>) -> Vec<(CorrelationId, PendingCall)> {
+        self.closed.get_or_insert(cause);
         let all: Vec<CorrelationId> = self.calls.keys().copied().collect();
         all.into_iter()
             .filter_map(|id| Some((id, self.remove(id)?)))
@@ -108,10 +116,6 @@ impl PendingTable {
 
     pub(crate) fn in_flight(&self) -> usize {
         self.calls.len() + self.callbacks_due
-    }
-
-    pub(crate) fn max(&self) -> usize {
-        self.max
     }
 }
 
@@ -134,12 +138,14 @@ mod tests {
         let ids = [0; 3].map(|_| CorrelationId::random());
         assert!(table.insert(ids[0], call()).is_ok());
         assert!(table.insert(ids[1], call()).is_ok());
-        assert_eq!(table.insert(ids[2], call()), Err(ErrorKind::Rejected));
+        assert_eq!(table.insert(ids[2], call()), Err(Refusal::Full(2)));
         assert!(table.remove(ids[0]).is_some());
         assert!(table.remove(ids[0]).is_none());
         assert!(table.insert(ids[2], call()).is_ok());
-        assert_eq!(table.close().len(), 2);
-        assert_eq!(table.insert(ids[0], call()), Err(ErrorKind::Closed));
+        assert_eq!(table.close("a".into()).len(), 2);
+        assert_eq!(table.close("b".into()).len(), 0);
+        let refusal = table.insert(ids[0], call());
+        assert_eq!(refusal, Err(Refusal::Closed("a".into())));
     }
 
     #[test]
@@ -151,7 +157,7 @@ mod tests {
         assert!(table.remove(id).is_some());
         assert_eq!(
             table.insert(CorrelationId::random(), call()),
-            Err(ErrorKind::Rejected)
+            Err(Refusal::Full(1))
         );
         table.callback_done();
         assert!(table.insert(id, call()).is_ok());

@@ -74,7 +74,8 @@ impl<T: DeserializeOwned> PendingReply<T> {
     ///
     /// Callbacks run one after the other on the client's one callback thread,
     /// which starts with the first: one that blocks holds up the others and
-    /// their timeouts. A call counts as in flight until its callback has run.
+    /// their timeouts. So it may make a call, but must not wait for another
+    /// callback. A call counts as in flight until its callback has run.
     /// A panic in a callback is logged.
     ///
     /// # Errors

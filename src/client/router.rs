@@ -5,8 +5,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::event::{Event, Outcome};
-use super::pending::{PendingCall, PendingTable, Waiter};
-use crate::error::ErrorKind;
+use super::pending::{PendingCall, PendingTable, Refusal, Waiter};
 use crate::message::CorrelationId;
 use crate::transport::{Delivery, Returned, Sink};
 
@@ -28,15 +27,9 @@ impl Router {
         }
     }
 
-    /// Adds a call; the bound comes back with a refusal.
-    pub(crate) fn insert(
-        &self,
-        id: CorrelationId,
-        call: PendingCall,
-    ) -> Result<(), (ErrorKind, usize)> {
-        let mut table = self.table.lock();
-        let max = table.max();
-        table.insert(id, call).map_err(|kind| (kind, max))
+    /// Adds a call.
+    pub(crate) fn insert(&self, id: CorrelationId, call: PendingCall) -> Result<(), Refusal> {
+        self.table.lock().insert(id, call)
     }
 
     /// Forgets a call; false if its outcome is decided and on its way.
@@ -110,8 +103,8 @@ impl Sink for Router {
     }
 
     fn closed(&self, cause: &str) {
-        let all = self.table.lock().close();
         let cause: Arc<str> = cause.into();
+        let all = self.table.lock().close(Arc::clone(&cause));
         for (id, call) in all {
             let cause = Arc::clone(&cause);
             let outcome = if call.ticket.abandon() {

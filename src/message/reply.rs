@@ -97,10 +97,10 @@ impl<'a> Reply<'a> {
         };
         match serde_json::to_writer(&mut out, &reply) {
             Ok(()) => Ok(out),
-            Err(error) => Err(
-                Error::new(ErrorKind::Encode, "the reply cannot be encoded as JSON")
-                    .with_source(error),
-            ),
+            Err(error) => Err(Error::new(
+                ErrorKind::Encode,
+                format!("the reply cannot be encoded as JSON: {error}"),
+            )),
         }
     }
 

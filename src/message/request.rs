@@ -159,7 +159,10 @@ const TYPICAL_SIZE: usize = 768;
 
 fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<()> {
     serde_json::to_writer(out, value).map_err(|error| {
-        Error::new(ErrorKind::Encode, "the payload cannot be encoded as JSON").with_source(error)
+        Error::new(
+            ErrorKind::Encode,
+            format!("the payload cannot be encoded as JSON: {error}"),
+        )
     })
 }
 

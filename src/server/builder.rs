@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -25,6 +26,12 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// panic; neither disturbs the server. A handler may call other services,
 /// its own included, through a [`ServiceClient`](crate::ServiceClient), as
 /// long as a worker is free to answer.
+///
+/// # When it does not compile
+///
+/// A closure whose error type cannot be inferred names it: end with
+/// `Ok::<_, HandlerError>(value)`, or declare what it returns. A handler owns its
+/// request: take `String`, not `&str`.
 #[must_use = "a server does nothing until it is started"]
 pub struct ServiceServerBuilder {
     broker: Broker,
@@ -52,8 +59,8 @@ impl ServiceServerBuilder {
     /// Adds a handler: a function from the decoded payload to an answer, or to
     /// any error that displays.
     ///
-    /// A payload that does not decode into `Req` is answered with an error and
-    /// does not reach the handler.
+    /// A payload that does not decode into `Req` is answered with an error
+    /// (code `bad_request`) and does not reach the handler.
     pub fn handler<Req, Resp, E, F>(self, action: &str, handler: F) -> Self
     where
         F: Fn(Req) -> std::result::Result<Resp, E> + Send + Sync + 'static,
@@ -94,7 +101,8 @@ impl ServiceServerBuilder {
         self.add(action, handler::raw(handler))
     }
 
-    /// How many worker threads run handlers. Default: 10.
+    /// How many worker threads run handlers. Handlers that call their own
+    /// service need more than one. Default: 10.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
@@ -124,6 +132,8 @@ impl ServiceServerBuilder {
     /// was given twice, or no workers; [`ErrorKind::Broker`] if the broker
     /// refuses, [`ErrorKind::TimedOut`] if it does not answer,
     /// [`ErrorKind::Closed`] after the broker was closed.
+    ///
+    /// Keep what it returns: dropping it shuts the server down.
     pub fn start(self) -> Result<ServiceServer> {
         if let Some(fault) = self.fault {
             return Err(fault);
@@ -135,6 +145,15 @@ impl ServiceServerBuilder {
                 format!("{}: workers and prefetch must be at least 1", self.service),
             ));
         }
+        if self.handlers.is_empty() {
+            log::warn!(
+                target: "coney::server",
+                "{} has no handlers: every request gets an error", self.service
+            );
+        }
+        let mut actions: Vec<&str> = self.handlers.keys().map(String::as_str).collect();
+        actions.sort_unstable();
+        let actions = actions.join(", ");
         let max_body = self.broker.max_body();
         let dispatch = Dispatch::new(self.service.clone(), self.handlers, max_body);
         let pool = Pool::start(&self.service, self.workers, move |delivery| {
@@ -153,7 +172,12 @@ impl ServiceServerBuilder {
         let sink = Arc::clone(&intake) as Arc<dyn Sink>;
         let opened = self.broker.open(spec, sink, deadline::after(OPEN_TIMEOUT));
         let wire = opened.inspect_err(|_| drop(intake.pool.stop()))?;
+        log::info!(
+            target: "coney::server",
+            "{} serves {actions} with {} workers", self.service, self.workers
+        );
         Ok(ServiceServer {
+            stopped: AtomicBool::new(false),
             service: self.service,
             wire,
             intake,

@@ -60,8 +60,16 @@ impl Dispatch {
         let context = Context::new(message, delivery.is_redelivered(), deadline);
         let result = self.run(&context, message);
         let body = result.unwrap_or_else(|error| {
-            log::debug!(
-                target: "coney::server",
+            // What a handler answers is its own business; the rest is a fault
+            // in one of the two programs.
+            let level = match error.code() {
+                Some("bad_request" | "bad_reply" | "expired" | CODE_UNKNOWN_ACTION) => {
+                    log::Level::Warn
+                }
+                _ => log::Level::Debug,
+            };
+            log::log!(
+                target: "coney::server", level,
                 "{}.{} failed: {}", self.service, message.action, error.message()
             );
             error.into_reply(&message.message_id)
@@ -88,9 +96,8 @@ impl Dispatch {
     ) -> Result<Vec<u8>, HandlerError> {
         let action = &*message.action;
         let Some(handler) = self.handlers.get(action) else {
-            return Err(
-                HandlerError::new(format!("Unknown action: {action}")).code(CODE_UNKNOWN_ACTION)
-            );
+            return Err(HandlerError::new(format!("Unknown action: {action}"))
+                .with_code(CODE_UNKNOWN_ACTION));
         };
         // Nobody waits for it any more, unless the two clocks disagree; then
         // the answer says so.
@@ -99,13 +106,13 @@ impl Dispatch {
                 "{action} was not started: its caller's deadline has passed by the clock of {}",
                 self.service
             );
-            return Err(HandlerError::new(fault).code("expired"));
+            return Err(HandlerError::new(fault).with_code("expired"));
         }
         // A handler that panics may leave its own state half-changed; coney's
         // is not reachable from it.
         catch_unwind(AssertUnwindSafe(|| handler(context, message.payload))).unwrap_or_else(|_| {
             log::error!(target: "coney::server", "{}.{action} panicked", self.service);
-            Err(HandlerError::new(format!("the handler of {action} panicked")).code("panic"))
+            Err(HandlerError::new(format!("the handler of {action} panicked")).with_code("panic"))
         })
     }
 
@@ -147,7 +154,7 @@ impl Dispatch {
                 self.max_body
             );
             log::warn!(target: "coney::server", "{}: {fault}", self.service);
-            let error = HandlerError::new(fault).code("reply_too_large");
+            let error = HandlerError::new(fault).with_code("reply_too_large");
             reply.body = error.into_reply(&answer.message_id).into();
         }
         match reply.check(self.max_body) {

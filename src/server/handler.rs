@@ -10,7 +10,13 @@ use crate::message::{Json, Reply};
 /// for the caller's program.
 ///
 /// Everything that displays becomes one by `?` or `into()`, so a handler may
-/// return any error type.
+/// return any error type. That is why it does not display itself: print its
+/// [`message`](HandlerError::message).
+///
+/// Of an [`Error`](crate::Error) from a call to another service only the text
+/// is taken over, as a rule the right thing: its code belongs to that service's
+/// contract. To pass it on, build the error with
+/// [`with_code`](HandlerError::with_code).
 ///
 /// ```
 /// use coney::HandlerError;
@@ -19,7 +25,7 @@ use crate::message::{Json, Reply};
 ///     let text = "12a";
 ///     let limit: i64 = text.parse()?;
 ///     if cents > limit {
-///         return Err(HandlerError::new("over the limit").code("card_declined"));
+///         return Err(HandlerError::new("over the limit").with_code("card_declined"));
 ///     }
 ///     Ok(())
 /// }
@@ -41,7 +47,7 @@ impl HandlerError {
 
     /// Adds a code, sent as `error_code`; coney's clients have it in
     /// [`Error::remote_code`](crate::Error::remote_code).
-    pub fn code(mut self, code: impl Into<String>) -> Self {
+    pub fn with_code(mut self, code: impl Into<String>) -> Self {
         self.code = Some(code.into());
         self
     }
@@ -51,12 +57,18 @@ impl HandlerError {
         &self.message
     }
 
+    /// The code, if it has one.
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
     pub(super) fn into_reply(self, message_id: &str) -> Vec<u8> {
         Reply::failure(&self.message, self.code.as_deref(), message_id)
     }
 }
 
-/// Possible because `HandlerError` itself does not display.
+/// Possible because `HandlerError` itself does not display; otherwise it would
+/// collide with every type's `From` itself.
 impl<E: fmt::Display> From<E> for HandlerError {
     fn from(error: E) -> Self {
         Self::new(error.to_string())
@@ -88,11 +100,11 @@ where
         let request = payload.decode().map_err(|fault| {
             let action = context.action();
             HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
-                .code("bad_request")
+                .with_code("bad_request")
         })?;
         let response = handler(context, request).map_err(Into::into)?;
         Reply::success(&response, context.message_id())
-            .map_err(|error| HandlerError::from(error).code("bad_reply"))
+            .map_err(|error| HandlerError::from(error).with_code("bad_reply"))
     })
 }
 
@@ -108,9 +120,9 @@ where
             HandlerError::new(format!(
                 "{action} answered something that is not JSON: {fault}"
             ))
-            .code("bad_reply")
+            .with_code("bad_reply")
         })?;
         Reply::success(&json, context.message_id())
-            .map_err(|error| HandlerError::from(error).code("bad_reply"))
+            .map_err(|error| HandlerError::from(error).with_code("bad_reply"))
     })
 }

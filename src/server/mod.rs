@@ -8,6 +8,7 @@ mod pool;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use self::builder::ServiceServerBuilder;
@@ -23,7 +24,9 @@ use crate::transport::{Broker, Delivery, Returned, Sink, Wire};
 /// workers, replies, and acknowledges after the reply.
 ///
 /// Several servers of one service, here or on other machines, share the queue:
-/// each request goes to one of them. Dropping the server shuts it down.
+/// each request goes to one of them. Keep the server as long as it is to serve:
+/// dropping it shuts it down. Its queue stays, and keeps what callers send, until
+/// the next server of the service takes it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,11 +41,13 @@ use crate::transport::{Broker, Delivery, Returned, Sink, Wire};
 /// server.shutdown(Duration::from_secs(10))?;
 /// # Ok::<(), coney::Error>(())
 /// ```
+#[must_use = "dropping the server shuts it down"]
 pub struct ServiceServer {
     service: String,
     wire: Arc<dyn Wire>,
     intake: Arc<Intake>,
     shutdown_timeout: Duration,
+    stopped: AtomicBool,
     /// Keeps the connection open as long as the server runs.
     _broker: Broker,
 }
@@ -63,14 +68,25 @@ impl ServiceServer {
     /// back to the queue, for other servers of the service.
     ///
     /// Blocks until all that is done, at most `timeout`. A second call finds
-    /// nothing left to do.
+    /// nothing left to do. Not for the server's own handlers, which it would
+    /// wait for: there it does nothing and fails.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`] if handlers still
     /// run. Their requests go back to the queue, their replies are dropped,
-    /// and their threads end when they do.
+    /// and their threads end when they do. [`ErrorKind::InvalidConfig`] if a
+    /// handler of this server calls it.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
+        if self.intake.pool.is_worker() {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!(
+                    "a handler of {} cannot shut its own server down: it would wait for itself",
+                    self.service
+                ),
+            ));
+        }
         let deadline = deadline::after(timeout);
         // A broker that does not answer must not use up the handlers' time.
         if let Err(error) = self.wire.stop_consuming(deadline::after(timeout / 2)) {
@@ -83,6 +99,9 @@ impl ServiceServer {
         drop(self.intake.pool.stop());
         let finished = self.intake.pool.join(deadline);
         self.wire.close();
+        if !self.stopped.swap(true, Ordering::Relaxed) {
+            log::info!(target: "coney::server", "{} has stopped", self.service);
+        }
         finished.map_err(|running| {
             Error::timed_out(
                 Phase::Shutdown,
@@ -98,6 +117,10 @@ impl ServiceServer {
 
 impl Drop for ServiceServer {
     fn drop(&mut self) {
+        if self.intake.pool.is_worker() {
+            drop(self.intake.pool.stop());
+            return self.wire.close();
+        }
         if let Err(error) = self.shutdown(self.shutdown_timeout) {
             log::warn!(target: "coney::server", "{error}");
         }

@@ -118,6 +118,13 @@ impl<J: Send + 'static> Pool<J> {
         backlog.into()
     }
 
+    /// Is this called by one of the workers?
+    pub(super) fn is_worker(&self) -> bool {
+        let me = thread::current().id();
+        let threads = self.threads.lock();
+        threads.iter().any(|thread| thread.thread().id() == me)
+    }
+
     /// Waits until every worker has ended and joins them; at `deadline`, the
     /// number of jobs that still run.
     pub(super) fn join(&self, deadline: Instant) -> Result<(), usize> {

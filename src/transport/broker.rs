@@ -40,6 +40,7 @@ impl Broker {
     /// A broker inside this process: queues, prefetch, acknowledgements,
     /// expiry and returns as RabbitMQ has them, with nothing to install. It
     /// starts no threads, keeps nothing on disk, and serves this process only.
+    /// Each call makes another broker: clone one to share it.
     pub fn memory() -> Self {
         Self::over(MemoryTransport::new())
     }
@@ -47,7 +48,8 @@ impl Broker {
     /// Connects to RabbitMQ with the default options.
     ///
     /// The URL is `amqp://user:password@host:port/vhost`; what is left out is
-    /// `guest`, `guest`, `localhost`, `5672` and `/`. Blocks until connected,
+    /// `guest`, `guest`, `localhost`, `5672` and `/`. It may end in
+    /// `?heartbeat=SECONDS&connection_timeout=MILLISECONDS&name=NAME`. Blocks until connected,
     /// at most the connect timeout of 10 s. Starts the connection's threads.
     /// Later losses of the connection are repaired in the background.
     ///

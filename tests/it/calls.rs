@@ -93,7 +93,7 @@ fn handler_errors_reach_the_caller_with_text_and_code(broker: &Broker) {
     let _server = ServiceServer::builder(broker, &service)
         .handler("validate", |token: String| {
             if token.len() < 10 {
-                return Err(HandlerError::new("Invalid token").code("bad_token"));
+                return Err(HandlerError::new("Invalid token").with_code("bad_token"));
             }
             Ok(true)
         })

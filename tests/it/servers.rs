@@ -21,6 +21,7 @@ on_both!(
     shutdown_names_handlers_that_do_not_end,
     dropping_a_server_joins_its_threads,
     the_same_action_twice_is_refused,
+    a_handler_cannot_shut_its_own_server_down,
 );
 
 fn the_context_knows_the_request(broker: &Broker) {
@@ -273,4 +274,27 @@ fn the_same_action_twice_is_refused(broker: &Broker) {
         .handler("a", |(): ()| Ok::<_, HandlerError>(()))
         .start();
     assert_eq!(server.unwrap_err().kind(), ErrorKind::InvalidConfig);
+}
+
+fn a_handler_cannot_shut_its_own_server_down(broker: &Broker) {
+    let service = unique("quit");
+    let own: Arc<std::sync::OnceLock<Arc<ServiceServer>>> = Arc::default();
+    let server = ServiceServer::builder(broker, &service)
+        .handler("quit", {
+            let own = Arc::clone(&own);
+            move |(): ()| -> Result<(), HandlerError> {
+                let server = own.get().expect("set before the first call");
+                Ok(server.shutdown(PATIENCE)?)
+            }
+        })
+        .start()
+        .unwrap();
+    let server = Arc::new(server);
+    own.set(Arc::clone(&server)).unwrap();
+    let client = client(broker);
+    for _ in 0..2 {
+        let error = client.call::<_, ()>(&service, "quit", &()).unwrap_err();
+        assert!(error.to_string().contains("wait for itself"), "{error}");
+    }
+    server.shutdown(PATIENCE).unwrap();
 }

@@ -7,13 +7,17 @@ use url::Url;
 use super::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 
-const FORM: &str = "expected amqp://user:password@host:port/vhost";
+const FORM: &str = "expected amqp://user:password@host:port/vhost, with special characters of user, \
+                    password and vhost percent-encoded";
 
 /// Reads an AMQP URL into `config`.
 ///
 /// The errors never quote the URL: it may hold a password, and in a URL that
 /// cannot be parsed nobody knows where.
 pub(super) fn parse(text: &str, config: &mut Config) -> Result<()> {
+    if !text.contains("://") {
+        return Err(invalid(format!("it has no scheme; {FORM}")));
+    }
     let url = Url::parse(text).map_err(|error| invalid(format!("{error}; {FORM}")))?;
     match url.scheme() {
         "amqp" => {}
@@ -130,8 +134,8 @@ mod tests {
     #[test]
     fn faults_are_named_and_secrets_are_not() {
         for (url, wanted) in [
-            ("", "relative URL"),
-            ("localhost", "relative URL"),
+            ("", "no scheme"),
+            ("localhost:5672", "no scheme"),
             ("http://u:hunter2@h/", "scheme is \"http\""),
             ("amqps://u:hunter2@h/", "TLS"),
             ("amqp://u:hunter2@h:99999/", "port"),
