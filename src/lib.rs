@@ -73,6 +73,7 @@ mod proxy;
 mod server;
 mod topology;
 pub mod transport;
+mod wait;
 
 pub use client::{CallOptions, PendingReply, ServiceClient, ServiceClientBuilder};
 pub use error::{Error, ErrorKind, Phase, Result};

@@ -32,6 +32,7 @@ use crate::message::{CorrelationId, ServiceMessage};
 use crate::name::{check_action, check_service};
 use crate::topology::{self, SERVICE_EXCHANGE};
 use crate::transport::{Broker, Properties, Publication, Sink, Ticket, Wire};
+use crate::wait;
 
 /// Calls services and waits for their answers.
 ///
@@ -168,7 +169,8 @@ impl ServiceClient {
     {
         let target = Target { service, action };
         let sent = self.send(target, request, options, false)?;
-        let outcome = sent.outcome.recv_deadline(sent.deadline).ok();
+        let awake = self.inner.broker.awake();
+        let outcome = wait::recv(&sent.outcome, Some(sent.deadline), awake);
         match outcome.or_else(|| sent.give_up(&self.inner.router)) {
             Some(outcome) => target.result(outcome, self.peer()),
             None => Err(target.timed_out(&sent.ticket, sent.timeout, self.peer())),

@@ -9,6 +9,7 @@ use super::outcome::Target;
 use super::{Sent, ServiceClient};
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
+use crate::wait;
 
 /// The reply to an asynchronous call, still to come.
 ///
@@ -127,7 +128,8 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if self.taken {
             return Some(Err(self.already_taken()));
         }
-        let outcome = self.sent.outcome.recv_deadline(until).ok()?;
+        let awake = Duration::ZERO; // nobody who waits later is in a hurry
+        let outcome = wait::recv(&self.sent.outcome, Some(until), awake)?;
         self.taken = true;
         Some(self.target().result(outcome, self.client.peer()))
     }

@@ -156,9 +156,14 @@ impl ServiceServerBuilder {
         let actions = actions.join(", ");
         let max_body = self.broker.max_body();
         let dispatch = Dispatch::new(self.service.clone(), self.handlers, max_body);
-        let pool = Pool::start(&self.service, self.workers, move |delivery| {
-            dispatch.process(delivery);
-        })
+        let pool = Pool::start(
+            &self.service,
+            self.workers,
+            self.broker.awake(),
+            move |delivery| {
+                dispatch.process(delivery);
+            },
+        )
         .map_err(|error| {
             Error::new(
                 ErrorKind::InvalidConfig,

@@ -1,10 +1,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
+
+use crate::wait;
 
 /// A fixed set of named worker threads.
 ///
@@ -31,8 +33,14 @@ struct Queue<J> {
 }
 
 impl<J: Send + 'static> Pool<J> {
-    /// Starts the workers. `run` must not panic.
-    pub(super) fn start<F>(name: &str, workers: usize, run: F) -> std::io::Result<Self>
+    /// Starts the workers; each stays awake so long after a job. `run` must not
+    /// panic.
+    pub(super) fn start<F>(
+        name: &str,
+        workers: usize,
+        awake: Duration,
+        run: F,
+    ) -> std::io::Result<Self>
     where
         F: Fn(J) + Send + Sync + 'static,
     {
@@ -58,6 +66,7 @@ impl<J: Send + 'static> Pool<J> {
                 jobs,
                 queue: Arc::clone(&pool.queue),
                 run: Arc::clone(&run),
+                awake,
                 _alive: alive.clone(),
             };
             let thread = thread::Builder::new()
@@ -143,6 +152,7 @@ struct Worker<J, F> {
     jobs: Receiver<Option<J>>,
     queue: Arc<Mutex<Queue<J>>>,
     run: Arc<F>,
+    awake: Duration,
     /// Dropped last: when it goes, so have the handlers in `run`.
     _alive: Sender<()>,
 }
@@ -169,7 +179,7 @@ impl<J, F: Fn(J)> Worker<J, F> {
             }
             queue.idle.push(self.number);
         }
-        let job = self.jobs.recv().ok().flatten()?;
+        let job = wait::recv(&self.jobs, None, self.awake).flatten()?;
         self.queue.lock().running += 1;
         Some(job)
     }
@@ -179,7 +189,6 @@ impl<J, F: Fn(J)> Worker<J, F> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(10)
@@ -188,7 +197,7 @@ mod tests {
     #[test]
     fn every_job_runs_once() {
         let ran = Arc::new(AtomicUsize::new(0));
-        let pool = Pool::start("test", 4, {
+        let pool = Pool::start("test", 4, Duration::ZERO, {
             let ran = Arc::clone(&ran);
             move |n: usize| {
                 ran.fetch_add(n, Ordering::Relaxed);
@@ -209,7 +218,7 @@ mod tests {
     fn stop_returns_what_was_not_started_and_join_names_what_still_runs() {
         let (release, gate) = bounded::<()>(0);
         let (entered, inside) = bounded(1);
-        let pool = Pool::start("test", 1, move |_: u8| {
+        let pool = Pool::start("test", 1, Duration::ZERO, move |_: u8| {
             let _ = entered.send(());
             let _ = gate.recv();
         })

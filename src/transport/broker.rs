@@ -97,6 +97,10 @@ impl Broker {
         self.inner.transport.max_body()
     }
 
+    pub(crate) fn awake(&self) -> Duration {
+        self.inner.transport.awake()
+    }
+
     pub(super) fn over_amqp(transport: AmqpTransport) -> Self {
         Self::over(transport)
     }

@@ -16,7 +16,7 @@ mod publication;
 mod ticket;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use crate::message::Body;
 pub use crate::topology::{ExchangeKind, Topology};
@@ -114,6 +114,9 @@ pub(crate) trait Transport: Send + Sync {
 
     /// The largest body it takes, in bytes.
     fn max_body(&self) -> usize;
+
+    /// How long it is worth staying awake for an answer before sleeping.
+    fn awake(&self) -> Duration;
 
     /// Where it is, for error texts: `memory` or `host:port/vhost`.
     fn peer(&self) -> &str;

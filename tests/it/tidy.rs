@@ -66,9 +66,10 @@ fn only_the_redis_registry_knows_redis() {
 }
 
 /// What each part of the crate may import from the others.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 11] = [
     ("error", &[]),
     ("deadline", &[]),
+    ("wait", &[]),
     ("name", &["error"]),
     ("message", &["error"]),
     ("topology", &[]),

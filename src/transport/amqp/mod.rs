@@ -23,7 +23,7 @@ mod watchdog;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{SendTimeoutError, bounded};
 
@@ -108,6 +108,11 @@ impl Transport for AmqpTransport {
 
     fn max_body(&self) -> usize {
         self.max_body
+    }
+
+    /// A call takes some hundred microseconds, more than is worth it.
+    fn awake(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn peer(&self) -> &str {
