@@ -24,6 +24,7 @@ pub(crate) fn recv<T>(
     }
     if !awake.is_zero() {
         let sleepy = Instant::now() + awake;
+        let sleepy = deadline.map_or(sleepy, |deadline| sleepy.min(deadline));
         while Instant::now() < sleepy {
             if let Ok(value) = receiver.try_recv() {
                 return Some(value);

@@ -128,7 +128,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if self.taken {
             return Some(Err(self.already_taken()));
         }
-        let awake = Duration::ZERO; // nobody who waits later is in a hurry
+        let awake = self.client.inner.broker.awake();
         let outcome = wait::recv(&self.sent.outcome, Some(until), awake)?;
         self.taken = true;
         Some(self.target().result(outcome, self.client.peer()))

@@ -65,6 +65,16 @@ fn only_the_redis_registry_knows_redis() {
     );
 }
 
+const CLIENT_AND_SERVER: &[&str] = &[
+    "error",
+    "name",
+    "message",
+    "topology",
+    "deadline",
+    "wait",
+    "transport",
+];
+
 /// What each part of the crate may import from the others.
 const LAYERS: [(&str, &[&str]); 11] = [
     ("error", &[]),
@@ -77,28 +87,8 @@ const LAYERS: [(&str, &[&str]); 11] = [
         "transport",
         &["error", "name", "message", "topology", "deadline"],
     ),
-    (
-        "client",
-        &[
-            "error",
-            "name",
-            "message",
-            "topology",
-            "deadline",
-            "transport",
-        ],
-    ),
-    (
-        "server",
-        &[
-            "error",
-            "name",
-            "message",
-            "topology",
-            "deadline",
-            "transport",
-        ],
-    ),
+    ("client", CLIENT_AND_SERVER),
+    ("server", CLIENT_AND_SERVER),
     ("proxy", &["error", "client"]),
     ("internals", &["client", "message", "transport"]),
 ];
