@@ -1,0 +1,119 @@
+//! What a call in flight costs in memory, and what an idle client and server do.
+//!
+//!     cargo bench --bench memory
+//!
+//! Over the memory broker, where a call in flight includes the message in its
+//! queue, and over RabbitMQ (AMQP_URL, or a private one it starts), where it does
+//! not. Prints one JSON object per line. Linux only: it reads /proc.
+
+#[path = "../tests/it/support/rabbitmq.rs"]
+#[allow(dead_code)] // the tests restart theirs
+mod rabbitmq;
+
+use std::process::Command;
+use std::time::Duration;
+
+use coney::transport::{ExchangeKind, Link, LinkSpec, Topology};
+use coney::{Broker, PendingReply, ServiceClient, ServiceServer};
+
+const CALLS: usize = 10_000;
+
+/// Which figure a process of its own is to measure: what one has freed, the
+/// next would use again.
+const PART: &str = "CONEY_BENCH_PART";
+
+fn main() {
+    let own_broker;
+    let url = match std::env::var("AMQP_URL") {
+        Ok(url) => url,
+        Err(_) => {
+            own_broker = rabbitmq::RabbitMq::start();
+            own_broker.url().to_owned()
+        }
+    };
+    let amqp = || Broker::connect(&url).expect("the broker is there");
+    match std::env::var(PART).as_deref() {
+        Ok("idle") => idle(&amqp()),
+        Ok("amqp") => in_flight("amqp", &amqp()),
+        Ok("memory") => in_flight("memory", &Broker::memory()),
+        _ => {
+            for part in ["idle", "amqp", "memory"] {
+                let this = std::env::current_exe().expect("a path");
+                let mut part_of_it = Command::new(this);
+                part_of_it.env(PART, part).env("AMQP_URL", &url);
+                assert!(part_of_it.status().expect("it starts").success());
+            }
+        }
+    }
+}
+
+/// A client and a server that do nothing: resident memory, processor time.
+fn idle(broker: &Broker) {
+    let _server = ServiceServer::builder(broker, "bench-idle")
+        .handler("echo", |text: String| Ok::<_, String>(text))
+        .start()
+        .expect("a server");
+    let client = ServiceClient::new(broker, "bench").expect("a client");
+    let _: String = client.call("bench-idle", "echo", "warm").expect("a reply");
+    let before = cpu_ticks();
+    std::thread::sleep(Duration::from_secs(5));
+    let report = serde_json::json!({
+        "scenario": "idle",
+        "resident_kib": resident_kib(),
+        "cpu_ticks_in_5_s": cpu_ticks() - before,
+    });
+    println!("{report}");
+}
+
+/// Calls to a service whose queue exists and whose server does not.
+fn in_flight(transport: &str, broker: &Broker) {
+    let queue = "service.bench-nobody.request";
+    let topology = Topology::default()
+        .exchange("service.exchange", ExchangeKind::Direct)
+        .queue(queue)
+        .bind(queue, "service.exchange", "request.bench-nobody");
+    let _link = Link::open(broker, LinkSpec::new(topology)).expect("a queue");
+    let client = ServiceClient::builder(broker, "bench")
+        .timeout(Duration::from_secs(30))
+        .build()
+        .expect("a client");
+    let payload = "x".repeat(200);
+    let call = |count: usize| -> Vec<PendingReply<String>> {
+        let calls = (0..count)
+            .map(|_| client.call_async("bench-nobody", "echo", &payload))
+            .collect::<coney::Result<_>>()
+            .expect("calls under way");
+        std::thread::sleep(Duration::from_secs(1)); // until they are sent
+        calls
+    };
+    drop(call(100));
+    let before = resident_kib();
+    let calls = call(CALLS);
+    let after = resident_kib();
+    let report = serde_json::json!({
+        "scenario": "in_flight",
+        "transport": transport,
+        "calls": calls.len(),
+        "payload": payload.len(),
+        "kib_per_call": (after.saturating_sub(before)) as f64 / CALLS as f64,
+    });
+    println!("{report}");
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS"));
+    let value = line.and_then(|line| line.split_whitespace().nth(1));
+    value.and_then(|value| value.parse().ok()).expect("VmRSS")
+}
+
+/// User and system time of this process, in hundredths of a second.
+fn cpu_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+    let after_name = stat.rsplit(')').next().expect("a name in brackets");
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    [11, 12]
+        .iter()
+        .filter_map(|&at| fields.get(at)?.parse::<u64>().ok())
+        .sum()
+}
