@@ -82,12 +82,11 @@ impl Watchdog {
     }
 
     fn arm_until(&self, limit: Instant) -> Armed<'_> {
-        let mut state = self.shared.state.lock();
-        state.limit = Some(limit);
-        if state.asleep_until.is_none_or(|until| limit < until) {
-            self.shared.wake.notify_one();
+        let outer = self.shared.set_limit(Some(limit));
+        Armed {
+            watchdog: self,
+            outer,
         }
-        Armed { watchdog: self }
     }
 }
 
@@ -101,9 +100,11 @@ impl Drop for Watchdog {
     }
 }
 
-/// An operation under guard, until dropped.
+/// An operation under guard, until dropped. One inside another has its own
+/// limit, and the outer one's counts again after it.
 pub(super) struct Armed<'a> {
     watchdog: &'a Watchdog,
+    outer: Option<Instant>,
 }
 
 impl Armed<'_> {
@@ -114,11 +115,23 @@ impl Armed<'_> {
 
 impl Drop for Armed<'_> {
     fn drop(&mut self) {
-        self.watchdog.shared.state.lock().limit = None;
+        self.watchdog.shared.set_limit(self.outer);
     }
 }
 
 impl Shared {
+    /// Sets the limit, and wakes the thread if it would sleep past it. Returns
+    /// the limit there was.
+    fn set_limit(&self, limit: Option<Instant>) -> Option<Instant> {
+        let mut state = self.state.lock();
+        if let Some(limit) = limit
+            && state.asleep_until.is_none_or(|until| limit < until)
+        {
+            self.wake.notify_one();
+        }
+        std::mem::replace(&mut state.limit, limit)
+    }
+
     fn run(&self) {
         let mut state = self.state.lock();
         while !state.stop {
@@ -163,7 +176,8 @@ mod tests {
         assert!(!watchdog.fired(), "what has ended is not guarded");
 
         let armed = watchdog.arm(Duration::from_millis(20));
-        assert_eq!(socket.read(&mut [0]).unwrap(), 0);
+        drop(watchdog.arm(Duration::from_secs(60)));
+        assert_eq!(socket.read(&mut [0]).unwrap(), 0, "guarded again");
         assert!(armed.fired());
     }
 }
