@@ -157,12 +157,6 @@ impl Dispatch {
             let error = HandlerError::new(fault).with_code("reply_too_large");
             reply.body = error.into_reply(&answer.message_id).into();
         }
-        match reply.check(self.max_body) {
-            Ok(()) => delivery.ack_with(reply),
-            Err(error) => {
-                log::warn!(target: "coney::server", "{}: cannot reply: {error}", self.service);
-                delivery.ack();
-            }
-        }
+        delivery.ack_with(reply);
     }
 }

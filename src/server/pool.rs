@@ -140,7 +140,8 @@ impl<J: Send + 'static> Pool<J> {
         if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
             return Err(self.queue.lock().running);
         }
-        for thread in self.threads.lock().drain(..) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
             let _ = thread.join();
         }
         Ok(())

@@ -32,6 +32,18 @@ pub(crate) enum Outcome {
     Reject { requeue: bool },
 }
 
+impl Outcome {
+    /// Leaves out a reply that cannot be sent.
+    pub(crate) fn checked(self, max_body: usize) -> Self {
+        match self {
+            Self::Ack { reply: Some(reply) } => Self::Ack {
+                reply: reply.checked_reply(max_body),
+            },
+            other => other,
+        }
+    }
+}
+
 /// Carries outcomes back to where deliveries come from. Must not block.
 pub(crate) trait Settle: Send + Sync {
     fn settle(&self, session: u64, tag: u64, outcome: Outcome);
@@ -62,7 +74,8 @@ impl Delivery {
     }
 
     /// Publishes a reply and then acknowledges, in this order on one channel,
-    /// so that the request is never gone without its reply.
+    /// so that the request is never gone without its reply. A reply that
+    /// [`Link::publish`](super::Link::publish) would refuse is logged and dropped.
     pub fn ack_with(self, reply: Publication) {
         self.settle(Outcome::Ack {
             reply: Some(Box::new(reply)),

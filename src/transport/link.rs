@@ -20,7 +20,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// Declares what its [`LinkSpec`] asks for, publishes any message, and hands
 /// out deliveries one at a time. It survives reconnects, except that a message
-/// sent just before a loss may be lost with it. Dropping it ends it; what was
+/// sent just before a loss may be lost with it, and so are messages while the
+/// broker, after a reconnect, refuses what the link declares. Dropping it ends it; what was
 /// not settled goes back into its queue.
 ///
 /// ```

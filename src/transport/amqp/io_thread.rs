@@ -143,10 +143,14 @@ impl IoThread {
                 watchdog: &self.watchdog,
                 operation_timeout: self.config.operation_timeout,
             };
-            match Session::start(self.sessions, &mut connection, &channels, io) {
+            let end = match Session::start(self.sessions, &mut connection, &channels, io) {
                 Ok(session) => session.run(),
                 Err(end) => end,
-            }
+            };
+            // Each channel closes with a round trip as it is dropped.
+            let _armed = self.watchdog.arm(self.config.operation_timeout);
+            drop(channels);
+            end
         };
         // amiquip tells the cause of a connection's death only here.
         let armed = self.watchdog.arm(self.config.operation_timeout);

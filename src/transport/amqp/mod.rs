@@ -195,7 +195,7 @@ impl Settle for AmqpWire {
             link,
             session,
             tag,
-            outcome,
+            outcome: outcome.checked(self.max_body),
         });
     }
 }

@@ -33,8 +33,8 @@ pub(super) struct Session<'c> {
     /// The broker asked us to publish nothing for now.
     blocked: bool,
     /// Commands that wait for the broker to unblock, in their order: it reads
-    /// nothing meanwhile, so an operation would hang. Bounded like the channel
-    /// they come from.
+    /// nothing meanwhile, so an operation would hang. Beside settlements it holds
+    /// one or two for each attempt to open or close a link during the alarm.
     held: VecDeque<Command>,
     retry_refused_at: Option<Instant>,
     io: Io<'c>,
@@ -108,8 +108,15 @@ impl<'c> Session<'c> {
         };
         let _armed = self.arm();
         match &end {
-            // Nobody is left to say goodbye to, or nobody who answers.
-            End::Lost(_) => self.io.watchdog.kill(),
+            // Nobody is left to say goodbye to.
+            End::Lost(_) => {
+                self.io.watchdog.kill();
+                for command in std::mem::take(&mut self.held) {
+                    self.io.registry.apply(command);
+                }
+            }
+            // Nobody who would answer.
+            End::Closed if self.blocked => self.io.watchdog.kill(),
             End::Closed => {
                 for lane in std::mem::take(&mut self.lanes).into_values() {
                     let _ = lane.close();
@@ -151,6 +158,11 @@ impl<'c> Session<'c> {
 
     /// Sleeps until there is something to do.
     fn wait(&self) -> Wake {
+        let retry_at = self.retry_refused_at.filter(|_| !self.blocked);
+        // However much there is to do, the retry comes.
+        if retry_at.is_some_and(|at| at <= Instant::now()) {
+            return Wake::RetryRefused;
+        }
         let mut select = Select::new();
         let mut wakes = Vec::with_capacity(4 + 2 * self.lanes.len());
         select.recv(&self.io.inbox.commands);
@@ -169,7 +181,7 @@ impl<'c> Session<'c> {
             select.recv(lane.returns());
             wakes.push(Wake::Returns(link));
         }
-        let ready = match self.retry_refused_at {
+        let ready = match retry_at {
             None => Some(select.ready()),
             Some(at) => select.ready_deadline(at).ok(),
         };
@@ -254,7 +266,12 @@ impl<'c> Session<'c> {
     fn outgoing(&mut self, budget: usize) -> Result<(), End> {
         for Outgoing { link, publication } in self.io.inbox.outgoing.try_iter().take(budget) {
             let Some(lane) = self.lanes.get(&link) else {
-                log::debug!(target: "coney::amqp", "a message of a closed link is dropped");
+                if self.io.registry.get_mut(link).is_some() {
+                    log::warn!(
+                        target: "coney::amqp",
+                        "a message is dropped: the broker refuses to open its link"
+                    );
+                }
                 continue;
             };
             if publication.start_sending() {
@@ -274,7 +291,7 @@ impl<'c> Session<'c> {
             Ok(ConnectionBlockedNotification::Unblocked) => {
                 log::info!(target: "coney::amqp", "the broker takes messages again");
                 self.blocked = false;
-                for command in std::mem::take(&mut self.held) {
+                while let Some(command) = self.held.pop_front() {
                     self.command(command)?;
                 }
             }

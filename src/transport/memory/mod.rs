@@ -107,8 +107,10 @@ impl Wire for MemoryWire {
         loop {
             let state = guard.as_mut().ok_or_else(closed)?;
             let queues = state.route(&publication.exchange, &publication.routing_key)?;
+            let now = Instant::now();
+            state.drop_expired(&queues, now);
             if queues.iter().all(|&q| state.queue_len(q) < QUEUE_BOUND) {
-                state.publish(self.link, publication, &queues, Instant::now());
+                state.publish(self.link, publication, &queues, now);
                 return Ok(());
             }
             if self
@@ -148,6 +150,7 @@ impl Wire for MemoryWire {
 
 impl Settle for MemoryWire {
     fn settle(&self, _session: u64, tag: u64, outcome: Outcome) {
+        let outcome = outcome.checked(MAX_BODY);
         if let Some(state) = self.shared.state.lock().as_mut() {
             state.settle(self.link, tag, outcome, Instant::now());
         }

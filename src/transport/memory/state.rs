@@ -157,6 +157,14 @@ impl State {
         Ok(queues)
     }
 
+    pub(super) fn drop_expired(&mut self, queues: &[QueueId], now: Instant) {
+        for id in queues {
+            if let Some(queue) = self.queues.get_mut(id) {
+                queue.drop_expired(now);
+            }
+        }
+    }
+
     pub(super) fn queue_len(&self, queue: QueueId) -> usize {
         self.queues.get(&queue).map_or(0, Queue::len)
     }
