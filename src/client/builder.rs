@@ -5,14 +5,10 @@ use parking_lot::Mutex;
 
 use super::router::Router;
 use super::{Inner, ServiceClient};
-use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_service;
 use crate::topology;
 use crate::transport::{Broker, LinkSpec, Sink};
-
-/// How long making the reply queue may take.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Options for a [`ServiceClient`]; made by [`ServiceClient::builder`].
 ///
@@ -76,9 +72,7 @@ impl ServiceClientBuilder {
         let router = Arc::new(Router::new(self.max_in_flight));
         let sink = Arc::clone(&router) as Arc<dyn Sink>;
         let spec = LinkSpec::new(topology::for_client()).reply_queue();
-        let wire = self
-            .broker
-            .open(spec, sink, deadline::after(OPEN_TIMEOUT))?;
+        let wire = self.broker.open(spec, sink)?;
         Ok(ServiceClient {
             inner: Arc::new(Inner {
                 name: self.name,

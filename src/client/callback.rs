@@ -27,7 +27,10 @@ impl CallbackThread {
         let (events, inbox) = crossbeam_channel::unbounded();
         let thread = thread::Builder::new()
             .name(format!("coney-callback-{client}"))
-            .spawn(move || run(&inbox, &router))
+            .spawn({
+                let events = events.clone();
+                move || run(&inbox, &events, &router)
+            })
             .map_err(|error| {
                 // Not a kind that is safe to retry: the request is on its way.
                 Error::new(ErrorKind::Closed, "cannot start the callback thread").with_source(error)
@@ -56,7 +59,9 @@ impl Drop for CallbackThread {
     }
 }
 
-fn run(inbox: &Receiver<Event>, router: &Router) {
+/// Ends with [`Event::Stop`]: it has a sender of its own, for the calls it
+/// watches.
+fn run(inbox: &Receiver<Event>, events: &Sender<Event>, router: &Router) {
     let mut callbacks: HashMap<CorrelationId, (Instant, Callback)> = HashMap::new();
     let mut deadlines: BTreeSet<(Instant, CorrelationId)> = BTreeSet::new();
     loop {
@@ -73,12 +78,11 @@ fn run(inbox: &Receiver<Event>, router: &Router) {
                     id,
                     deadline,
                     slot,
-                    events,
                     callback,
                 }),
                 _,
             ) => {
-                let ended = !router.set_callback(id, events);
+                let ended = !router.set_callback(id, events.clone());
                 callbacks.insert(id, (deadline, callback));
                 deadlines.insert((deadline, id));
                 if !ended {

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 
 use crate::message::CorrelationId;
 
@@ -28,7 +28,6 @@ pub(crate) enum Event {
         id: CorrelationId,
         deadline: Instant,
         slot: Receiver<Outcome>,
-        events: Sender<Event>,
         callback: Callback,
     },
     /// A call has ended.

@@ -118,7 +118,6 @@ impl<T: DeserializeOwned> PendingReply<T> {
             id: sent.id,
             deadline: sent.deadline,
             slot: sent.outcome,
-            events: events.clone(),
             callback,
         });
         Ok(())

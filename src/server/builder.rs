@@ -9,14 +9,10 @@ use serde::de::DeserializeOwned;
 
 use super::handler::{self, Handler, HandlerError};
 use super::{Context, Dispatch, Intake, Pool, ServiceServer};
-use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{check_action, check_service};
 use crate::topology;
 use crate::transport::{Broker, LinkSpec, Sink};
-
-/// How long declaring the service's queue may take.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Options and handlers for a [`ServiceServer`]; made by
 /// [`ServiceServer::builder`].
@@ -175,7 +171,7 @@ impl ServiceServerBuilder {
         let spec = LinkSpec::new(topology::for_service(&self.service))
             .consume(topology::request_queue(&self.service), self.prefetch);
         let sink = Arc::clone(&intake) as Arc<dyn Sink>;
-        let opened = self.broker.open(spec, sink, deadline::after(OPEN_TIMEOUT));
+        let opened = self.broker.open(spec, sink);
         let wire = opened.inspect_err(|_| drop(intake.pool.stop()))?;
         log::info!(
             target: "coney::server",

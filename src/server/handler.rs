@@ -103,8 +103,7 @@ where
                 .with_code("bad_request")
         })?;
         let response = handler(context, request).map_err(Into::into)?;
-        Reply::success(&response, context.message_id())
-            .map_err(|error| HandlerError::from(error).with_code("bad_reply"))
+        reply(&response, context)
     })
 }
 
@@ -122,7 +121,11 @@ where
             ))
             .with_code("bad_reply")
         })?;
-        Reply::success(&json, context.message_id())
-            .map_err(|error| HandlerError::from(error).with_code("bad_reply"))
+        reply(&json, context)
     })
+}
+
+fn reply<T: Serialize>(response: &T, context: &Context<'_>) -> Result<Vec<u8>, HandlerError> {
+    Reply::success(response, context.message_id())
+        .map_err(|error| HandlerError::from(error).with_code("bad_reply"))
 }

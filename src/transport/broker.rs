@@ -8,6 +8,9 @@ use super::{LinkSpec, Sink, Transport, Wire};
 use crate::deadline;
 use crate::error::Result;
 
+/// How long declaring what a link needs may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long dropping the last handle may wait for the broker to say goodbye.
 const CLOSE_ON_DROP: Duration = Duration::from_secs(2);
 
@@ -105,13 +108,10 @@ impl Broker {
         Self::over(transport)
     }
 
-    pub(crate) fn open(
-        &self,
-        spec: LinkSpec,
-        sink: Arc<dyn Sink>,
-        deadline: Instant,
-    ) -> Result<Arc<dyn Wire>> {
+    /// Opens a link. Blocks until the broker has done it, at most 10 s.
+    pub(crate) fn open(&self, spec: LinkSpec, sink: Arc<dyn Sink>) -> Result<Arc<dyn Wire>> {
         spec.check()?;
+        let deadline = deadline::after(OPEN_TIMEOUT);
         self.inner.transport.open(spec, sink, deadline)
     }
 

@@ -33,14 +33,16 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// Leaves out a reply that cannot be sent.
+    /// Leaves out a reply that cannot be sent, with a line in the log; the
+    /// request is done all the same.
     pub(crate) fn checked(self, max_body: usize) -> Self {
-        match self {
-            Self::Ack { reply: Some(reply) } => Self::Ack {
-                reply: reply.checked_reply(max_body),
-            },
-            other => other,
+        if let Self::Ack { reply: Some(reply) } = &self
+            && let Err(error) = reply.check(max_body)
+        {
+            log::warn!(target: "coney::transport", "a reply is dropped: {error}");
+            return Self::Ack { reply: None };
         }
+        self
     }
 }
 

@@ -13,16 +13,13 @@ use crate::error::Result;
 /// a reply queue what comes beyond this is dropped.
 const INBOX_BOUND: usize = 1_024;
 
-/// How long declaring what the link needs may take.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Raw access to the broker, for peers that do not follow coney's contract.
 ///
 /// Declares what its [`LinkSpec`] asks for, publishes any message, and hands
 /// out deliveries one at a time. It survives reconnects, except that a message
 /// sent just before a loss may be lost with it, and so are messages while the
-/// broker, after a reconnect, refuses what the link declares. Dropping it ends it; what was
-/// not settled goes back into its queue.
+/// broker, after a reconnect, refuses what the link declares. Dropping it ends
+/// it; what was not settled goes back into its queue.
 ///
 /// ```
 /// use std::time::Duration;
@@ -74,7 +71,7 @@ impl Link {
             unsettled: prefetch.map(|_| deliveries.clone()),
             returns: returns_in,
         });
-        let wire = broker.open(spec, sink, deadline::after(OPEN_TIMEOUT))?;
+        let wire = broker.open(spec, sink)?;
         Ok(Self {
             _broker: broker.clone(),
             wire,

@@ -112,18 +112,6 @@ impl Publication {
         Ok(())
     }
 
-    /// A reply to send along with an acknowledgement: `None`, and a line in the
-    /// log, if it cannot be sent. The request is done all the same.
-    pub(crate) fn checked_reply(self: Box<Self>, max_body: usize) -> Option<Box<Self>> {
-        match self.check(max_body) {
-            Ok(()) => Some(self),
-            Err(error) => {
-                log::warn!(target: "coney::transport", "a reply is dropped: {error}");
-                None
-            }
-        }
-    }
-
     /// For the sender: false if its owner has given up on it.
     pub(crate) fn start_sending(&self) -> bool {
         self.ticket

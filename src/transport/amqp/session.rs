@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use amiquip::{Channel, Connection, ConnectionBlockedNotification};
@@ -91,9 +92,9 @@ impl<'c> Session<'c> {
 
     /// Opens every registered link and serves them until the end.
     pub(super) fn run(mut self) -> End {
-        let end = match self.serve() {
-            Ok(()) => End::Closed,
-            Err(End::Lost(cause)) => {
+        let Err(end) = self.serve();
+        let end = match end {
+            End::Lost(cause) => {
                 for lane in self.lanes.values_mut() {
                     lane.pass_on_last_words(self.number);
                 }
@@ -104,7 +105,7 @@ impl<'c> Session<'c> {
                     cause
                 })
             }
-            Err(End::Closed) => End::Closed,
+            End::Closed => End::Closed,
         };
         let _armed = self.arm();
         match &end {
@@ -131,7 +132,7 @@ impl<'c> Session<'c> {
         format!("an operation took longer than {limit:?}")
     }
 
-    fn serve(&mut self) -> Result<(), End> {
+    fn serve(&mut self) -> Result<Infallible, End> {
         for link in self.io.registry.ids() {
             self.open_link(link)?;
         }
@@ -191,11 +192,9 @@ impl<'c> Session<'c> {
     fn commands(&mut self) -> Result<(), End> {
         for _ in 0..BUDGET {
             match self.io.inbox.commands.try_recv() {
-                Ok(Command::Close) => {
-                    let _ = self.flush();
-                    return Err(End::Closed);
+                Ok(command) if self.blocked && !matches!(command, Command::Close) => {
+                    self.held.push_back(command);
                 }
-                Ok(command) if self.blocked => self.held.push_back(command),
                 Ok(command) => self.command(command)?,
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(End::Closed),
@@ -244,7 +243,10 @@ impl<'c> Session<'c> {
                 }
                 Ok(())
             }
-            Command::Close => Err(End::Closed),
+            Command::Close => {
+                let _ = self.flush(); // lost or not, it is the end
+                Err(End::Closed)
+            }
         }
     }
 
