@@ -46,8 +46,8 @@ pub enum ErrorKind {
     /// The deadline passed. [`Error::phase`] says what was being waited for
     /// and so whether the request can have run.
     TimedOut,
-    /// The connection was lost after the request was sent: whether it ran is
-    /// unknown. Retry only what may run twice.
+    /// The connection was lost after the request was sent: whether it ran, or the
+    /// broker has it, is unknown. Retry only what may run twice.
     ConnectionLost,
     /// The service answered with an error, as a rule its handler's: see
     /// [`Error::remote_message`] and [`Error::remote_code`].
@@ -69,7 +69,7 @@ pub enum ErrorKind {
     /// No connection could be made: host, port, credentials or virtual host.
     Connect,
     /// The broker refused an operation, for example declaring a queue that
-    /// exists with other properties.
+    /// exists with other properties, or taking a command into a queue that is full.
     Broker,
     /// The broker, client or server has been closed.
     Closed,
@@ -84,6 +84,9 @@ pub enum Phase {
     Send,
     /// For the reply: the request was sent and may have run.
     Reply,
+    /// For the broker to confirm a command: it was sent, and the broker may have
+    /// taken it.
+    Confirm,
     /// For the broker to carry out an operation such as declaring a queue.
     Broker,
     /// For running handlers to finish during a shutdown.

@@ -34,6 +34,7 @@ impl PendingTable {
         let call = PendingCall {
             ticket: Arc::new(Ticket::until(Instant::now())),
             waiter: Waiter::Thread(bounded(1).0),
+            again: None,
         };
         let inserted = self.0.insert(id, call);
         debug_assert!(inserted.is_ok());

@@ -63,6 +63,7 @@
 //! never logged. Leave `amiquip` at `info`: at `debug` it logs the password.
 
 mod client;
+mod dead_letters;
 mod deadline;
 mod error;
 #[doc(hidden)]
@@ -75,11 +76,15 @@ mod topology;
 pub mod transport;
 mod wait;
 
-pub use client::{CallOptions, PendingReply, ServiceClient, ServiceClientBuilder};
+pub use client::{CallOptions, PendingReply, PendingSend, ServiceClient, ServiceClientBuilder};
+pub use dead_letters::{DeadLetter, DeadLetters, Replayed};
 pub use error::{Error, ErrorKind, Phase, Result};
 pub use proxy::{ServiceProxy, ServiceProxyFactory, action_name};
-pub use server::{Context, HandlerError, ServiceServer, ServiceServerBuilder};
-pub use transport::{Broker, BrokerBuilder};
+pub use server::{
+    Claim, Context, HandlerError, MemoryReplyStore, ReplyStore, ServiceServer,
+    ServiceServerBuilder, StoreError,
+};
+pub use transport::{Broker, BrokerBuilder, ConnectionState};
 
 /// Runs the README's program as a test.
 #[cfg(doctest)]

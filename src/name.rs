@@ -6,8 +6,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// AMQP's limit on exchange, queue and routing key names, in bytes.
 const SHORT_STRING_MAX: usize = 255;
 
-/// Queue names wrap a service's name in `service.….request`.
-const SERVICE_MAX: usize = SHORT_STRING_MAX - "service..request".len();
+/// Queue names wrap a service's name, the longest in `service.….retry.MILLISECONDS`.
+const SERVICE_MAX: usize = SHORT_STRING_MAX - "service..retry.4294967295".len();
 
 pub(crate) fn check_service(name: &str) -> Result<()> {
     check("service name", name, SERVICE_MAX)
@@ -52,8 +52,8 @@ mod tests {
         assert!(check_service("user-service").is_ok());
         assert!(check_service("").is_err());
         assert!(check_service("a\0b").is_err());
-        assert!(check_service(&"x".repeat(239)).is_ok());
-        assert!(check_service(&"x".repeat(240)).is_err());
+        assert!(check_service(&"x".repeat(230)).is_ok());
+        assert!(check_service(&"x".repeat(231)).is_err());
         assert!(check_action(&"x".repeat(255)).is_ok());
         assert!(check_action(&"x".repeat(256)).is_err());
         assert!(check_short_string("exchange", "").is_ok());

@@ -4,6 +4,8 @@
 //! what exists to the letter, or the broker refuses it (406), so this is the
 //! only place that knows these names and kinds.
 
+use std::time::Duration;
+
 /// How an exchange picks the queues a message goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExchangeKind {
@@ -26,13 +28,69 @@ pub enum ExchangeKind {
 ///     .exchange("audit", ExchangeKind::Fanout)
 ///     .queue("audit.log")
 ///     .bind("audit.log", "audit", "");
-/// assert_eq!(topology.queues(), ["audit.log"]);
+/// assert_eq!(topology.queues().next(), Some("audit.log"));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topology {
     exchanges: Vec<(String, ExchangeKind)>,
-    queues: Vec<String>,
+    queues: Vec<(String, QueueOptions)>,
     bindings: Vec<Binding>,
+}
+
+/// What a queue does beside keeping messages. A queue that exists must have been
+/// declared with the same options, or the broker refuses to declare it.
+///
+/// ```
+/// use std::time::Duration;
+/// use coney::transport::{QueueOptions, Topology};
+///
+/// // What waits here for ten seconds moves on to the queue `jobs`.
+/// let wait = QueueOptions::new()
+///     .message_ttl(Duration::from_secs(10))
+///     .dead_letter_to("", "jobs");
+/// let topology = Topology::default().queue("jobs").queue_with("jobs.wait", wait);
+/// # let _ = topology;
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueOptions {
+    pub(crate) message_ttl: Option<Duration>,
+    pub(crate) dead_letter_to: Option<(String, String)>,
+    pub(crate) quorum: Option<u32>,
+}
+
+impl QueueOptions {
+    /// A plain queue: no arguments, as the wire contract has them all.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long a message may wait before it is dropped, or dead-lettered; in
+    /// whole milliseconds, at most 49 days. Default: for ever.
+    pub fn message_ttl(mut self, ttl: Duration) -> Self {
+        self.message_ttl = Some(ttl);
+        self
+    }
+
+    /// Where messages go that expire here or are rejected without requeueing:
+    /// an exchange, empty for the default one, and a routing key. Default: they
+    /// are dropped.
+    pub fn dead_letter_to(
+        mut self,
+        exchange: impl Into<String>,
+        routing_key: impl Into<String>,
+    ) -> Self {
+        self.dead_letter_to = Some((exchange.into(), routing_key.into()));
+        self
+    }
+
+    /// A quorum queue: replicated, and dead-lettering a message that was
+    /// delivered over `delivery_limit` times without being acknowledged. The
+    /// memory broker has nothing to replicate and counts nothing. Default: a
+    /// classic queue.
+    pub fn quorum(mut self, delivery_limit: u32) -> Self {
+        self.quorum = Some(delivery_limit);
+        self
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +108,13 @@ impl Topology {
     }
 
     /// Adds a durable queue: not exclusive, not auto-deleted, no arguments.
-    pub fn queue(mut self, name: impl Into<String>) -> Self {
-        self.queues.push(name.into());
+    pub fn queue(self, name: impl Into<String>) -> Self {
+        self.queue_with(name, QueueOptions::new())
+    }
+
+    /// Adds a durable queue with options.
+    pub fn queue_with(mut self, name: impl Into<String>, options: QueueOptions) -> Self {
+        self.queues.push((name.into(), options));
         self
     }
 
@@ -75,13 +138,25 @@ impl Topology {
         &self.exchanges
     }
 
-    /// The queues, in the order they are declared.
-    pub fn queues(&self) -> &[String] {
+    /// The queues' names, in the order they are declared.
+    pub fn queues(&self) -> impl Iterator<Item = &str> {
+        self.queues.iter().map(|(name, _)| name.as_str())
+    }
+
+    pub(crate) fn queues_with_options(&self) -> &[(String, QueueOptions)] {
         &self.queues
     }
 
     pub(crate) fn bindings(&self) -> &[Binding] {
         &self.bindings
+    }
+
+    /// What both declare.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.exchanges.extend(other.exchanges);
+        self.queues.extend(other.queues);
+        self.bindings.extend(other.bindings);
+        self
     }
 }
 
@@ -101,16 +176,107 @@ pub(crate) fn request_queue(service: &str) -> String {
     format!("service.{service}.request")
 }
 
-/// What a client needs before it can send requests.
-pub(crate) fn for_client() -> Topology {
+/// Where requests of a service wait for their next attempt, for `delay`. The
+/// delay is in the name because a queue's arguments cannot be changed.
+pub(crate) fn retry_queue(service: &str, delay: Duration) -> String {
+    format!("service.{service}.retry.{}", delay.as_millis())
+}
+
+/// The exchange that every dead letter goes through, keyed by the queue it was
+/// taken from.
+pub(crate) const DEAD_EXCHANGE: &str = "dead.exchange";
+
+/// The queue that keeps all dead letters.
+pub(crate) const DEAD_QUEUE: &str = "dead.letter";
+
+/// A reply must not go where it would be taken for a request or a dead letter.
+pub(crate) fn may_take_replies(queue: &str) -> bool {
+    let ours =
+        queue.starts_with("service.") && (queue.ends_with(".request") || queue.contains(".retry."));
+    !ours && queue != DEAD_QUEUE
+}
+
+/// What whoever sends requests needs.
+pub(crate) fn for_requests() -> Topology {
     Topology::default().exchange(SERVICE_EXCHANGE, ExchangeKind::Direct)
 }
 
-/// What a service needs before it can take requests.
-pub(crate) fn for_service(service: &str) -> Topology {
-    for_client().queue(request_queue(service)).bind(
-        request_queue(service),
-        SERVICE_EXCHANGE,
-        request_key(service),
-    )
+/// What whoever sends, keeps or looks through dead letters needs.
+pub(crate) fn for_dead_letters() -> Topology {
+    Topology::default()
+        .exchange(DEAD_EXCHANGE, ExchangeKind::Topic)
+        .queue(DEAD_QUEUE)
+        .bind(DEAD_QUEUE, DEAD_EXCHANGE, "#")
+}
+
+/// What a service needs before it can take requests: its queue, one queue for
+/// each delay between attempts, and the dead letters'. With a delivery limit
+/// its queues are quorum queues, and the broker moves between them as safely.
+pub(crate) fn for_service(
+    service: &str,
+    retry_delays: &[Duration],
+    delivery_limit: Option<u32>,
+) -> Topology {
+    let queue = request_queue(service);
+    let mut options = QueueOptions::new();
+    options.quorum = delivery_limit;
+    let requests = match delivery_limit {
+        Some(_) => options.clone().dead_letter_to(DEAD_EXCHANGE, &queue),
+        None => options.clone(),
+    };
+    let mut topology = for_requests()
+        .and(for_dead_letters())
+        .queue_with(&queue, requests)
+        .bind(&queue, SERVICE_EXCHANGE, request_key(service));
+    let mut seen = Vec::new();
+    for &delay in retry_delays {
+        if !seen.contains(&delay) {
+            seen.push(delay);
+            let wait = options
+                .clone()
+                .message_ttl(delay)
+                .dead_letter_to("", &queue);
+            topology = topology.queue_with(retry_queue(service, delay), wait);
+        }
+    }
+    topology
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_do_not_go_into_the_queues_of_the_contract() {
+        let queue = request_queue("user-service");
+        assert!(!may_take_replies(&queue));
+        let retry = retry_queue("user-service", Duration::from_secs(1));
+        assert!(!may_take_replies(&retry), "{retry}");
+        assert!(!may_take_replies(DEAD_QUEUE));
+        assert!(may_take_replies("amq.gen-J7nq"));
+        assert!(may_take_replies("replies.of.the.order-service"));
+    }
+
+    #[test]
+    fn a_request_queue_has_no_arguments_unless_asked_for() {
+        let second = Duration::from_secs(1);
+        let options = |topology: &Topology, name: &str| {
+            let queues = topology.queues_with_options();
+            let found = queues.iter().find(|(queue, _)| queue == name);
+            found.map(|(_, options)| options.clone())
+        };
+        let plain = for_service("s", &[second, second], None);
+        assert_eq!(
+            options(&plain, "service.s.request"),
+            Some(QueueOptions::new())
+        );
+        assert_eq!(options(&plain, DEAD_QUEUE), Some(QueueOptions::new()));
+        assert_eq!(plain.queues().count(), 3);
+        let quorum = for_service("s", &[second], Some(5));
+        assert_eq!(
+            options(&quorum, "service.s.retry.1000").unwrap().quorum,
+            Some(5)
+        );
+        assert_eq!(options(&quorum, DEAD_QUEUE), Some(QueueOptions::new()));
+    }
 }

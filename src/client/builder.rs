@@ -41,7 +41,8 @@ impl ServiceClientBuilder {
         }
     }
 
-    /// How long a call may take where its options do not say. Default: 5 s.
+    /// How long a call or a command may take where its options do not say.
+    /// Default: 5 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -71,9 +72,10 @@ impl ServiceClientBuilder {
         }
         let router = Arc::new(Router::new(self.max_in_flight));
         let sink = Arc::clone(&router) as Arc<dyn Sink>;
-        let spec = LinkSpec::new(topology::for_client()).reply_queue();
+        let spec = LinkSpec::new(topology::for_requests()).reply_queue();
         let wire = self.broker.open(spec, sink)?;
         Ok(ServiceClient {
+            until: None,
             inner: Arc::new(Inner {
                 name: self.name,
                 timeout: self.timeout,

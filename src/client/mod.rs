@@ -7,7 +7,10 @@ mod options;
 mod outcome;
 pub(crate) mod pending;
 mod pending_reply;
+mod pending_send;
+mod request;
 mod router;
+mod send;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,16 +25,16 @@ pub use self::builder::ServiceClientBuilder;
 use self::callback::CallbackThread;
 use self::event::{Event, Outcome};
 pub use self::options::CallOptions;
+use self::options::Kind;
 use self::outcome::Target;
 use self::pending::{PendingCall, Refusal, Waiter};
 pub use self::pending_reply::PendingReply;
+pub use self::pending_send::PendingSend;
+use self::request::Request;
 use self::router::Router;
-use crate::deadline;
 use crate::error::Result;
-use crate::message::{CorrelationId, ServiceMessage};
-use crate::name::{check_action, check_service};
-use crate::topology::{self, SERVICE_EXCHANGE};
-use crate::transport::{Broker, Properties, Publication, Sink, Ticket, Wire};
+use crate::message::CorrelationId;
+use crate::transport::{Broker, Sink, Ticket, Wire};
 use crate::wait;
 
 /// Calls services and waits for their answers.
@@ -55,6 +58,8 @@ use crate::wait;
 #[derive(Clone)]
 pub struct ServiceClient {
     inner: Arc<Inner>,
+    /// When everything this handle sends must be done.
+    until: Option<Instant>,
 }
 
 struct Inner {
@@ -168,7 +173,7 @@ impl ServiceClient {
         Resp: DeserializeOwned,
     {
         let target = Target { service, action };
-        let sent = self.send(target, request, options, false)?;
+        let sent = self.start_call(target, request, options, Kind::Call)?;
         let awake = self.inner.broker.awake();
         let outcome = wait::recv(&sent.outcome, Some(sent.deadline), awake);
         match outcome.or_else(|| sent.give_up(&self.inner.router)) {
@@ -228,8 +233,29 @@ impl ServiceClient {
         Req: Serialize + ?Sized,
         Resp: DeserializeOwned,
     {
-        let sent = self.send(Target { service, action }, request, options, true)?;
+        let target = Target { service, action };
+        let sent = self.start_call(target, request, options, Kind::AsyncCall)?;
         Ok(PendingReply::new(self.clone(), sent, service, action))
+    }
+
+    /// A handle on the same client all of whose calls and commands end by
+    /// `deadline`, however long their own timeouts are.
+    ///
+    /// ```
+    /// # use coney::{Broker, ErrorKind, ServiceClient};
+    /// # use std::time::{Duration, Instant};
+    /// # let client = ServiceClient::new(&Broker::memory(), "order-service")?;
+    /// let hurried = client.with_deadline(Instant::now() + Duration::from_millis(100));
+    /// # std::thread::sleep(Duration::from_millis(110));
+    /// # let error = hurried.call::<_, ()>("s", "a", &()).unwrap_err();
+    /// # assert_eq!(error.kind(), ErrorKind::TimedOut);
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn with_deadline(&self, deadline: Instant) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            until: Some(self.until.map_or(deadline, |until| until.min(deadline))),
+        }
     }
 
     /// How many calls are waiting for their replies, or for their callbacks
@@ -251,24 +277,25 @@ impl ServiceClient {
         self.inner.close();
     }
 
-    fn send<Req: Serialize + ?Sized>(
+    fn start_call<Req: Serialize + ?Sized>(
         &self,
         target: Target<'_>,
         request: &Req,
         options: &CallOptions,
-        is_async: bool,
+        kind: Kind,
     ) -> Result<Sent> {
-        check_service(target.service)?;
-        check_action(target.action)?;
-        let timeout = options.timeout.unwrap_or(self.inner.timeout);
-        let deadline = deadline::after(timeout);
-        let id = CorrelationId::random();
-        let ticket = Arc::new(Ticket::until(deadline));
-        let publication = self.request(target, request, options, is_async, id, &ticket)?;
+        let Request {
+            id,
+            ticket,
+            deadline,
+            timeout,
+            publication,
+        } = self.request(target, request, options, kind)?;
         let (slot, outcome) = bounded(1);
         let call = PendingCall {
             ticket: Arc::clone(&ticket),
             waiter: Waiter::Thread(slot),
+            again: options.idempotent.then(|| Box::new(publication.clone())),
         };
         self.inner
             .router
@@ -277,7 +304,7 @@ impl ServiceClient {
                 Refusal::Closed(cause) => target.closed(&cause),
                 Refusal::Full(max) => target.too_many_in_flight(max),
             })?;
-        if let Err(error) = self.inner.wire.publish(publication, deadline) {
+        if let Err(error) = self.inner.wire.publish(publication, None, deadline) {
             self.inner.router.forget(id);
             return Err(target.not_sent(error));
         }
@@ -287,48 +314,6 @@ impl ServiceClient {
             outcome,
             deadline,
             timeout,
-        })
-    }
-
-    fn request<Req: Serialize + ?Sized>(
-        &self,
-        target: Target<'_>,
-        request: &Req,
-        options: &CallOptions,
-        is_async: bool,
-        id: CorrelationId,
-        ticket: &Arc<Ticket>,
-    ) -> Result<Publication> {
-        let timeout = options.timeout.unwrap_or(self.inner.timeout);
-        let correlation_id = id.to_text();
-        let message = ServiceMessage {
-            headers: options.wire_headers(timeout, is_async),
-            ..ServiceMessage::with_correlation_id(
-                correlation_id.as_str(),
-                &self.inner.name,
-                target.service,
-                target.action,
-                request,
-            )
-        };
-        let body = message
-            .encode_awaiting_reply_queue()
-            .map_err(|error| target.not_sent(error))?;
-        let message_id = message.message_id.into_owned();
-        Ok(Publication {
-            properties: Properties {
-                persistent: options.persistent.unwrap_or(!is_async),
-                message_id: Some(message_id),
-                correlation_id: Some(correlation_id),
-                ..Properties::json()
-            },
-            mandatory: true,
-            ticket: Some(Arc::clone(ticket)),
-            ..Publication::new(
-                SERVICE_EXCHANGE,
-                topology::request_key(target.service),
-                body,
-            )
         })
     }
 

@@ -6,7 +6,16 @@ use crate::message::{DEADLINE_HEADER, Headers};
 /// The header that marks an asynchronous call.
 const ASYNC_HEADER: &str = "async_callback";
 
-/// Options for one call.
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Call,
+    AsyncCall,
+    /// One way: no reply, but a confirmation.
+    Command,
+}
+
+/// Options for one call or command.
 ///
 /// ```
 /// use std::time::Duration;
@@ -21,6 +30,7 @@ const ASYNC_HEADER: &str = "async_callback";
 pub struct CallOptions {
     pub(super) timeout: Option<Duration>,
     pub(super) persistent: Option<bool>,
+    pub(super) idempotent: bool,
     headers: Vec<(String, String)>,
 }
 
@@ -30,8 +40,8 @@ impl CallOptions {
         Self::default()
     }
 
-    /// How long the call may take in all, from now to the reply. Default: the
-    /// client's timeout.
+    /// How long the call may take in all, from now to the reply; of a command,
+    /// to the broker's confirmation. Default: the client's timeout.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -45,23 +55,36 @@ impl CallOptions {
     }
 
     /// Whether the broker keeps the request on disk until it is handled.
-    /// Default: true for a blocking call, false for an asynchronous one, as
-    /// the wire contract has it.
+    /// Default: true for a blocking call and for a command, false for an
+    /// asynchronous call, as the wire contract has it.
     pub fn persistent(mut self, persistent: bool) -> Self {
         self.persistent = Some(persistent);
         self
     }
 
+    /// The request may run twice: if the connection is lost after it was sent, it
+    /// is sent again, with the same message id, until the deadline, instead of
+    /// failing with [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost).
+    /// A server that [remembers](crate::ServiceServerBuilder::deduplicate) message ids
+    /// runs it once all the same. Default: false.
+    pub fn idempotent(mut self, idempotent: bool) -> Self {
+        self.idempotent = idempotent;
+        self
+    }
+
     /// The envelope's headers: the user's first, so that ours prevail.
-    pub(super) fn wire_headers(&self, timeout: Duration, is_async: bool) -> Headers<'static> {
+    pub(super) fn wire_headers(&self, timeout: Duration, kind: Kind) -> Headers<'static> {
         let mut headers = Headers::new();
         for (name, value) in &self.headers {
             headers.insert(name, value);
         }
-        if is_async {
+        if kind == Kind::AsyncCall {
             headers.insert(ASYNC_HEADER, &true);
         }
-        headers.insert(DEADLINE_HEADER, &deadline::unix_millis_after(timeout));
+        // A command is to be carried out however late it comes.
+        if kind != Kind::Command {
+            headers.insert(DEADLINE_HEADER, &deadline::unix_millis_after(timeout));
+        }
         headers
     }
 }
@@ -75,11 +98,13 @@ mod tests {
         let options = CallOptions::new()
             .header("a", "1")
             .header("deadline_ms", "0");
-        let headers = options.wire_headers(Duration::from_secs(5), true);
+        let headers = options.wire_headers(Duration::from_secs(5), Kind::AsyncCall);
         assert_eq!(headers.get::<String>("a").as_deref(), Some("1"));
         assert_eq!(headers.get::<bool>(ASYNC_HEADER), Some(true));
         assert!(headers.get::<u64>(DEADLINE_HEADER) > Some(1_700_000_000_000));
-        let plain = CallOptions::new().wire_headers(Duration::ZERO, false);
+        let plain = CallOptions::new().wire_headers(Duration::ZERO, Kind::Call);
         assert_eq!(plain.get::<bool>(ASYNC_HEADER), None);
+        let command = CallOptions::new().wire_headers(Duration::ZERO, Kind::Command);
+        assert_eq!(command, Headers::new());
     }
 }

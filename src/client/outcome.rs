@@ -8,7 +8,11 @@ use super::event::Outcome;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::{CODE_UNKNOWN_ACTION, Reply};
 use crate::topology;
-use crate::transport::Ticket;
+use crate::transport::{Fate, Ticket};
+
+/// Why a transport lets go of a message.
+const LET_GO: &str =
+    "the connection was closed, or the broker refuses coney's channel (see the log)";
 
 /// What was called, for decoding replies and for every error text.
 #[derive(Clone, Copy)]
@@ -22,14 +26,7 @@ impl Target<'_> {
         let Self { service, action } = self;
         match outcome {
             Outcome::Reply(body) => self.decode(&body),
-            Outcome::NoRoute(reason) => Err(Error::new(
-                ErrorKind::NoRoute,
-                format!(
-                    "cannot call {service}.{action}: no such service has ever run on {peer} (no \
-                     queue {}; {reason})",
-                    topology::request_queue(service)
-                ),
-            )),
+            Outcome::NoRoute(reason) => Err(self.no_route(&reason, peer)),
             Outcome::Lost(cause) => Err(Error::new(
                 ErrorKind::ConnectionLost,
                 format!(
@@ -37,12 +34,57 @@ impl Target<'_> {
                      ({cause}); whether it ran is unknown"
                 ),
             )),
-            Outcome::NotSent(cause) => Err(Error::new(
-                ErrorKind::NotSent,
-                format!("{service}.{action} was not sent and will not be: {cause}"),
-            )),
+            Outcome::NotSent(cause) => Err(self.never_sent(&cause)),
             Outcome::Closed(cause) => Err(self.closed(&cause)),
         }
+    }
+
+    /// What became of a command.
+    pub(super) fn confirmed(self, fate: Fate, ticket: &Ticket, peer: &str) -> Result<()> {
+        let Self { service, action } = self;
+        let unknown = |cause: &str| {
+            Error::new(
+                ErrorKind::ConnectionLost,
+                format!(
+                    "the connection to {peer} was lost before {service}.{action} was confirmed \
+                     ({cause}); whether the broker has it is unknown"
+                ),
+            )
+        };
+        match fate {
+            Fate::Confirmed => Ok(()),
+            Fate::Returned(reason) => Err(self.no_route(&reason, peer)),
+            Fate::Refused => Err(Error::new(
+                ErrorKind::Broker,
+                format!(
+                    "{peer} refused {service}.{action}: the queue {} is full or has failed",
+                    topology::request_queue(service)
+                ),
+            )),
+            Fate::Lost(cause) => Err(unknown(&cause)),
+            Fate::Dropped if ticket.abandon() => Err(self.never_sent(LET_GO)),
+            Fate::Dropped => Err(unknown(LET_GO)),
+        }
+    }
+
+    fn no_route(self, reason: &str, peer: &str) -> Error {
+        let Self { service, action } = self;
+        Error::new(
+            ErrorKind::NoRoute,
+            format!(
+                "cannot call {service}.{action}: no such service has ever run on {peer} (no \
+                 queue {}; {reason})",
+                topology::request_queue(service)
+            ),
+        )
+    }
+
+    fn never_sent(self, cause: &str) -> Error {
+        let Self { service, action } = self;
+        Error::new(
+            ErrorKind::NotSent,
+            format!("{service}.{action} was not sent and will not be: {cause}"),
+        )
     }
 
     fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T> {
@@ -85,22 +127,41 @@ impl Target<'_> {
     pub(super) fn timed_out(self, ticket: &Ticket, timeout: Duration, peer: &str) -> Error {
         let Self { service, action } = self;
         if ticket.abandon() {
-            Error::timed_out(
-                Phase::Send,
-                format!(
-                    "{service}.{action} could not be sent to {peer} within {timeout:?} and will \
-                     not be; the connection is down, blocked or too slow"
-                ),
-            )
-        } else {
-            Error::timed_out(
-                Phase::Reply,
-                format!(
-                    "{service}.{action} did not answer within {timeout:?}: it is slow, or no \
-                     server of {service} is running; the request was sent and may still run"
-                ),
-            )
+            return self.too_late_to_send(timeout, peer);
         }
+        Error::timed_out(
+            Phase::Reply,
+            format!(
+                "{service}.{action} did not answer within {timeout:?}: it is slow, or no \
+                 server of {service} is running; the request was sent and may still run"
+            ),
+        )
+    }
+
+    /// The same for a command.
+    pub(super) fn unconfirmed(self, ticket: &Ticket, timeout: Duration, peer: &str) -> Error {
+        let Self { service, action } = self;
+        if ticket.abandon() {
+            return self.too_late_to_send(timeout, peer);
+        }
+        Error::timed_out(
+            Phase::Confirm,
+            format!(
+                "{peer} did not confirm {service}.{action} within {timeout:?}; it was sent, and \
+                 whether the broker has it is unknown"
+            ),
+        )
+    }
+
+    fn too_late_to_send(self, timeout: Duration, peer: &str) -> Error {
+        let Self { service, action } = self;
+        Error::timed_out(
+            Phase::Send,
+            format!(
+                "{service}.{action} could not be sent to {peer} within {timeout:?} and will \
+                 not be; the connection is down, blocked or too slow"
+            ),
+        )
     }
 
     /// Says what was being called in an error from further down.

@@ -5,7 +5,7 @@ use crossbeam_channel::Sender;
 
 use super::event::{Event, Outcome};
 use crate::message::CorrelationId;
-use crate::transport::Ticket;
+use crate::transport::{Publication, Ticket};
 
 /// The calls that wait for their replies: a plain struct with one owner.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(crate) enum Refusal {
 pub(crate) struct PendingCall {
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) waiter: Waiter,
+    /// The request, if it may be sent again after a loss.
+    pub(crate) again: Option<Box<Publication>>,
 }
 
 /// Who waits for it.
@@ -92,17 +94,22 @@ impl PendingTable {
         self.callbacks_due = self.callbacks_due.saturating_sub(1);
     }
 
-    /// Takes out the calls whose requests have been sent.
-    pub(crate) fn take_sent(&mut self) -> Vec<(CorrelationId, PendingCall)> {
-        let sent: Vec<CorrelationId> = self
-            .calls
-            .iter()
-            .filter(|(_, call)| call.ticket.is_sent())
-            .map(|(&id, _)| id)
-            .collect();
-        sent.into_iter()
-            .filter_map(|id| Some((id, self.remove(id)?)))
-            .collect()
+    /// After a loss: the requests that are to be sent again, whose calls go on
+    /// waiting, and the other calls whose requests have been sent, taken out.
+    pub(crate) fn take_sent(&mut self) -> (Vec<Publication>, Vec<(CorrelationId, PendingCall)>) {
+        let (mut again, mut lost) = (Vec::new(), Vec::new());
+        for (&id, call) in self.calls.iter().filter(|(_, call)| call.ticket.is_sent()) {
+            match &call.again {
+                Some(publication) => {
+                    call.ticket.send_again();
+                    again.push((**publication).clone());
+                }
+                None => lost.push(id),
+            }
+        }
+        let lost = lost.into_iter();
+        let lost = lost.filter_map(|id| Some((id, self.remove(id)?))).collect();
+        (again, lost)
     }
 
     /// Takes out every call, and takes no more.
@@ -112,6 +119,10 @@ impl PendingTable {
         all.into_iter()
             .filter_map(|id| Some((id, self.remove(id)?)))
             .collect()
+    }
+
+    pub(crate) fn closed_cause(&self) -> Option<Arc<str>> {
+        self.closed.clone()
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -129,6 +140,7 @@ mod tests {
         PendingCall {
             ticket: Arc::new(Ticket::until(crate::deadline::after(Duration::MAX))),
             waiter: Waiter::Thread(bounded(1).0),
+            again: None,
         }
     }
 
@@ -166,14 +178,23 @@ mod tests {
     #[test]
     fn a_lost_connection_takes_only_what_was_sent() {
         let mut table = PendingTable::new(10);
-        let (sent, queued) = (CorrelationId::random(), CorrelationId::random());
+        let [sent, queued, idempotent] = [0; 3].map(|_| CorrelationId::random());
         for id in [sent, queued] {
             table.insert(id, call()).unwrap();
         }
+        let publication = Publication::new("", "q", Vec::new());
+        let again = PendingCall {
+            again: Some(Box::new(publication)),
+            ..call()
+        };
+        table.insert(idempotent, again).unwrap();
         assert!(table.calls[&sent].ticket.start_sending());
-        let taken = table.take_sent();
-        assert_eq!(taken.len(), 1);
-        assert_eq!(taken[0].0, sent);
+        assert!(table.calls[&idempotent].ticket.start_sending());
+        let (again, lost) = table.take_sent();
+        assert_eq!(again.len(), 1);
+        assert_eq!(lost.len(), 1);
+        assert_eq!(lost[0].0, sent);
         assert!(table.remove(queued).is_some());
+        assert!(table.calls[&idempotent].ticket.start_sending(), "again");
     }
 }

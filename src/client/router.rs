@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::event::{Event, Outcome};
 use super::pending::{PendingCall, PendingTable, Refusal, Waiter};
 use crate::message::CorrelationId;
-use crate::transport::{Delivery, Returned, Sink};
+use crate::transport::{Delivery, Publication, Returned, Sink};
 
 /// Routes what arrives on a client's reply queue to whoever waits for it.
 ///
@@ -47,6 +47,11 @@ impl Router {
 
     pub(crate) fn in_flight(&self) -> usize {
         self.table.lock().in_flight()
+    }
+
+    /// Why it takes no more calls, once it does not.
+    pub(crate) fn closed_cause(&self) -> Option<Arc<str>> {
+        self.table.lock().closed_cause()
     }
 
     pub(crate) fn unclaimed(&self) -> u64 {
@@ -94,12 +99,13 @@ impl Sink for Router {
         self.finish(id, Outcome::NoRoute(returned.reason));
     }
 
-    fn lost(&self, cause: &str) {
-        let sent = self.table.lock().take_sent();
+    fn lost(&self, cause: &str) -> Vec<Publication> {
+        let (again, lost) = self.table.lock().take_sent();
         let cause: Arc<str> = cause.into();
-        for (id, call) in sent {
+        for (id, call) in lost {
             wake(id, call, Outcome::Lost(Arc::clone(&cause)));
         }
+        again
     }
 
     fn closed(&self, cause: &str) {

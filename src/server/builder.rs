@@ -4,11 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crossbeam_channel::bounded;
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::context::Nested;
+use super::deduplication::{Deduplication, ReplyStore};
 use super::handler::{self, Handler, HandlerError};
+use super::mover::Mover;
 use super::{Context, Dispatch, Intake, Pool, ServiceServer};
+use crate::client::ServiceClient;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{check_action, check_service};
 use crate::topology;
@@ -36,8 +42,17 @@ pub struct ServiceServerBuilder {
     workers: usize,
     prefetch: u16,
     shutdown_timeout: Duration,
+    retry_delays: Vec<Duration>,
+    redelivery_limit: u32,
+    quorum: bool,
+    deduplication: Option<(Arc<dyn ReplyStore>, Duration)>,
+    deduplication_lease: Duration,
+    client: Option<ServiceClient>,
     fault: Option<Error>,
 }
+
+/// More attempts than anybody needs, each with a queue of its own.
+const MOST_RETRIES: usize = 20;
 
 impl ServiceServerBuilder {
     pub(super) fn new(broker: &Broker, service: &str) -> Self {
@@ -48,6 +63,12 @@ impl ServiceServerBuilder {
             workers: 10,
             prefetch: 10,
             shutdown_timeout: Duration::from_secs(10),
+            retry_delays: [1, 5, 25, 125].map(Duration::from_secs).to_vec(),
+            redelivery_limit: 5,
+            quorum: false,
+            deduplication: None,
+            deduplication_lease: Duration::from_secs(60),
+            client: None,
             fault: None,
         }
     }
@@ -118,6 +139,69 @@ impl ServiceServerBuilder {
         self
     }
 
+    /// How long a command whose handler has failed waits before its second
+    /// attempt, its third, and so on; after the last it goes to the dead letters.
+    /// Default: 1 s, 5 s, 25 s and 125 s, that is, five attempts. None means one.
+    ///
+    /// A command is a request without `reply_to`. It waits in a queue of the
+    /// broker, `service.NAME.retry.MILLISECONDS`, and not in a worker. Calls are
+    /// not tried again: their callers get the error.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use coney::{Broker, ServiceServer};
+    /// let server = ServiceServer::builder(&Broker::memory(), "mailer")
+    ///     .handler("mail", |_: String| Err::<(), _>("no network"))
+    ///     .retry_delays([Duration::from_secs(10), Duration::from_secs(600)])
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn retry_delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
+        self.retry_delays = delays.into_iter().collect();
+        self
+    }
+
+    /// How often a message may come back because its worker died, or lost its
+    /// connection, while it had it. One more goes to the dead letters unopened,
+    /// for it may be what kills the workers. Default: 5.
+    pub fn redelivery_limit(mut self, redeliveries: u32) -> Self {
+        self.redelivery_limit = redeliveries;
+        self
+    }
+
+    /// Runs a request whose message id has been handled before, in the last
+    /// `ttl`, no second time: it gets the reply of the first. A repeated command
+    /// is acknowledged. What failed may be repeated, except that a call gets the
+    /// error it got. Default: every request is run.
+    pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
+        self.deduplication = Some((store, ttl));
+        self
+    }
+
+    /// How long a worker that deduplicates may take over a request before another
+    /// may think it dead and begin anew. Default: 60 s.
+    pub fn deduplication_lease(mut self, lease: Duration) -> Self {
+        self.deduplication_lease = lease;
+        self
+    }
+
+    /// Makes the service's queues quorum queues: replicated in a cluster, counting
+    /// redeliveries themselves, and safe on their way to retries and dead letters
+    /// too. For those who own the whole topology: a peer that declares the
+    /// service's queue must declare it the same way, and a classic one that exists
+    /// must be deleted first. Default: classic queues, as the wire contract has them.
+    pub fn quorum_queues(mut self) -> Self {
+        self.quorum = true;
+        self
+    }
+
+    /// The client that [`Context::client`] gives out. Default: one with the
+    /// default options on the server's broker, made when it is first needed.
+    pub fn client(mut self, client: ServiceClient) -> Self {
+        self.client = Some(client);
+        self
+    }
+
     /// Starts the workers, declares the service's queue and consumes from it.
     /// Blocks until the broker has agreed, at most 10 s; when it returns,
     /// requests are being served.
@@ -125,7 +209,7 @@ impl ServiceServerBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidConfig`] for names that do not fit, an action that
-    /// was given twice, or no workers; [`ErrorKind::Broker`] if the broker
+    /// was given twice, no workers, or delays that are no delays; [`ErrorKind::Broker`] if the broker
     /// refuses, [`ErrorKind::TimedOut`] if it does not answer,
     /// [`ErrorKind::Closed`] after the broker was closed.
     ///
@@ -141,6 +225,16 @@ impl ServiceServerBuilder {
                 format!("{}: workers and prefetch must be at least 1", self.service),
             ));
         }
+        let is_delay = |delay: &Duration| (1..=u32::MAX.into()).contains(&delay.as_millis());
+        if self.retry_delays.len() > MOST_RETRIES || !self.retry_delays.iter().all(is_delay) {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!(
+                    "{}: there may be {MOST_RETRIES} retry delays, from a millisecond to 49 days",
+                    self.service
+                ),
+            ));
+        }
         if self.handlers.is_empty() {
             log::warn!(
                 target: "coney::server",
@@ -150,8 +244,33 @@ impl ServiceServerBuilder {
         let mut actions: Vec<&str> = self.handlers.keys().map(String::as_str).collect();
         actions.sort_unstable();
         let actions = actions.join(", ");
-        let max_body = self.broker.max_body();
-        let dispatch = Dispatch::new(self.service.clone(), self.handlers, max_body);
+        let delivery_limit = self.quorum.then_some(self.redelivery_limit);
+        let topology = topology::for_service(&self.service, &self.retry_delays, delivery_limit);
+        let (running, stopping) = bounded(0);
+        let deduplication = self.deduplication.map(|(store, ttl)| Deduplication {
+            service: self.service.clone(),
+            store,
+            ttl,
+            lease: self.deduplication_lease,
+        });
+        let dispatch = Dispatch {
+            service: self.service.clone(),
+            handlers: self.handlers,
+            max_body: self.broker.max_body(),
+            mover: Mover {
+                broker: self.broker.clone(),
+                service: self.service.clone(),
+                retry_delays: self.retry_delays,
+                redelivery_limit: self.redelivery_limit,
+                stopping,
+            },
+            deduplication,
+            nested: Nested {
+                broker: self.broker.clone(),
+                service: self.service.clone(),
+                client: Mutex::new(self.client),
+            },
+        };
         let pool = Pool::start(
             &self.service,
             self.workers,
@@ -168,8 +287,8 @@ impl ServiceServerBuilder {
             .with_source(error)
         })?;
         let intake = Arc::new(Intake { pool });
-        let spec = LinkSpec::new(topology::for_service(&self.service))
-            .consume(topology::request_queue(&self.service), self.prefetch);
+        let spec =
+            LinkSpec::new(topology).consume(topology::request_queue(&self.service), self.prefetch);
         let sink = Arc::clone(&intake) as Arc<dyn Sink>;
         let opened = self.broker.open(spec, sink);
         let wire = opened.inspect_err(|_| drop(intake.pool.stop()))?;
@@ -182,6 +301,7 @@ impl ServiceServerBuilder {
             service: self.service,
             wire,
             intake,
+            running: Mutex::new(Some(running)),
             shutdown_timeout: self.shutdown_timeout,
             _broker: self.broker,
         })

@@ -1,9 +1,13 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
+use crate::client::ServiceClient;
+use crate::error::Result;
 use crate::message::ServiceMessage;
+use crate::transport::Broker;
 
 /// What a handler may know about the request beside its payload.
 ///
@@ -21,6 +25,14 @@ pub struct Context<'a> {
     message: &'a ServiceMessage<'a>,
     redelivered: bool,
     deadline: Option<Instant>,
+    nested: &'a Nested,
+}
+
+/// The client for a server's own calls, made when the first handler asks for it.
+pub(super) struct Nested {
+    pub(super) broker: Broker,
+    pub(super) service: String,
+    pub(super) client: Mutex<Option<ServiceClient>>,
 }
 
 impl<'a> Context<'a> {
@@ -28,11 +40,13 @@ impl<'a> Context<'a> {
         message: &'a ServiceMessage<'a>,
         redelivered: bool,
         deadline: Option<Instant>,
+        nested: &'a Nested,
     ) -> Self {
         Self {
             message,
             redelivered,
             deadline,
+            nested,
         }
     }
 
@@ -73,6 +87,47 @@ impl<'a> Context<'a> {
     pub fn remaining(&self) -> Option<Duration> {
         let deadline = self.deadline?;
         Some(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// A client for calls to other services, in the name of this one, none of
+    /// which outlives the time the caller still waits.
+    ///
+    /// All handlers of a server share one client; the first to ask makes it,
+    /// and blocks until the broker has made its reply queue, at most 10 s. To
+    /// set its options, give the server one:
+    /// [`ServiceServerBuilder::client`](crate::ServiceServerBuilder::client).
+    ///
+    /// # Errors
+    ///
+    /// As [`ServiceClient::new`].
+    ///
+    /// ```
+    /// use coney::{Broker, Context, ServiceServer};
+    ///
+    /// let server = ServiceServer::builder(&Broker::memory(), "order-service")
+    ///     .handler_with("total", |context: &Context<'_>, order: u64| {
+    ///         context.client()?.call::<_, u64>("price-service", "sum", &order)
+    ///     })
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn client(&self) -> Result<ServiceClient> {
+        let client = {
+            let mut client = self.nested.client.lock();
+            match &*client {
+                Some(client) => client.clone(),
+                None => client
+                    .insert(ServiceClient::new(
+                        &self.nested.broker,
+                        &self.nested.service,
+                    )?)
+                    .clone(),
+            }
+        };
+        Ok(match self.deadline {
+            Some(deadline) => client.with_deadline(deadline),
+            None => client,
+        })
     }
 }
 

@@ -1,162 +1,207 @@
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::Context;
+use super::answer::Answer;
+use super::context::Nested;
+use super::deduplication::{Admission, Deduplication};
 use super::handler::{Handler, HandlerError};
+use super::mover::{Failure, Mover, Reason};
 use crate::deadline;
-use crate::message::{CODE_UNKNOWN_ACTION, DEADLINE_HEADER, Reply, ServiceMessage};
-use crate::transport::{Delivery, Properties, Publication};
+use crate::message::{CODE_UNKNOWN_ACTION, DEADLINE_HEADER, ServiceMessage};
+use crate::name::{check_action, check_short_string};
+use crate::topology;
+use crate::transport::Delivery;
 
-/// What a worker does with a delivery: decode, run the handler, reply, ack.
+/// What a worker does with a delivery, whatever is in it: decode, run the
+/// handler, reply, ack; or see to it that it is tried again or kept.
 pub(super) struct Dispatch {
-    service: String,
-    handlers: HashMap<String, Handler>,
-    max_body: usize,
+    pub(super) service: String,
+    pub(super) handlers: HashMap<String, Handler>,
+    pub(super) max_body: usize,
+    pub(super) mover: Mover,
+    pub(super) deduplication: Option<Deduplication>,
+    pub(super) nested: Nested,
 }
 
-/// The answer to a request, and where it goes.
-struct Answer {
-    body: Vec<u8>,
-    reply_to: Option<String>,
-    correlation_id: Option<String>,
-    message_id: String,
+/// How a request ended that was not refused.
+enum Verdict {
+    /// It was answered, or there was nothing to answer.
+    Done(Option<Vec<u8>>),
+    Failed(HandlerError),
+    /// Another worker is at the same request.
+    InProgress,
 }
 
 impl Dispatch {
-    pub(super) fn new(
-        service: String,
-        handlers: HashMap<String, Handler>,
-        max_body: usize,
-    ) -> Self {
-        Self {
-            service,
-            handlers,
-            max_body,
-        }
-    }
-
-    /// Handles one delivery to its end, whatever is in it.
+    /// Handles one delivery to its end.
     pub(super) fn process(&self, delivery: Delivery) {
-        match ServiceMessage::decode(&delivery.message().body) {
-            Ok(message) => {
-                let answer = self.answer(&message, &delivery);
-                drop(message);
-                self.reply(delivery, answer);
-            }
+        // Before anything of it is looked at: it may be what kills workers.
+        let Some(delivery) = self.mover.count_redelivery(delivery, |delivery, failure| {
+            self.refuse(delivery, &failure, "poison");
+        }) else {
+            return;
+        };
+        let message = match ServiceMessage::decode(&delivery.message().body) {
+            Ok(message) => message,
             Err(error) => {
-                log::warn!(target: "coney::server", "{}: {error}", self.service);
-                self.refuse(delivery, &error.to_string());
+                let failure = Failure::new(Reason::Undecodable, error.to_string());
+                return self.refuse(delivery, &failure, "bad_envelope");
             }
+        };
+        if let Err(fault) = check(&message, &delivery) {
+            drop(message);
+            let failure = Failure::new(Reason::Undecodable, fault);
+            return self.refuse(delivery, &failure, "bad_envelope");
+        }
+        let answer = Answer::to(&message, &delivery);
+        let Some(handler) = self.handlers.get(&*message.action) else {
+            let fault = format!("Unknown action: {}", message.action);
+            drop(message);
+            let body = answer.failure(&fault, Some(CODE_UNKNOWN_ACTION));
+            let reply = answer.publication(body, self.max_body);
+            let failure = Failure::new(Reason::NoHandler, fault);
+            return self.mover.bury(delivery, &failure, reply);
+        };
+        let verdict = self.handle(&message, handler, &delivery, &answer);
+        drop(message);
+        match verdict {
+            Verdict::Done(None) => delivery.ack(),
+            Verdict::Done(Some(body)) => self.reply(delivery, &answer, body),
+            Verdict::InProgress => self.mover.postpone(delivery),
+            Verdict::Failed(error) if answer.is_wanted() => {
+                let body = answer.failure(error.message(), error.code());
+                self.reply(delivery, &answer, body);
+            }
+            Verdict::Failed(error) => self.mover.failed(delivery, error),
         }
     }
 
-    fn answer(&self, message: &ServiceMessage<'_>, delivery: &Delivery) -> Answer {
-        let properties = &delivery.message().properties;
+    /// Runs the handler if the request is still wanted and not a repetition.
+    fn handle(
+        &self,
+        message: &ServiceMessage<'_>,
+        handler: &Handler,
+        delivery: &Delivery,
+        answer: &Answer,
+    ) -> Verdict {
         let deadline = message
             .headers
             .get::<u64>(DEADLINE_HEADER)
             .map(|at| deadline::after(deadline::until_unix_millis(at)));
-        let context = Context::new(message, delivery.is_redelivered(), deadline);
-        let result = self.run(&context, message);
-        let body = result.unwrap_or_else(|error| {
-            // What a handler answers is its own business; the rest is a fault
-            // in one of the two programs.
-            let level = match error.code() {
-                Some("bad_request" | "bad_reply" | "expired" | CODE_UNKNOWN_ACTION) => {
-                    log::Level::Warn
-                }
-                _ => log::Level::Debug,
-            };
-            log::log!(
-                target: "coney::server", level,
-                "{}.{} failed: {}", self.service, message.action, error.message()
-            );
-            error.into_reply(&message.message_id)
-        });
-        let correlation_id = properties
-            .correlation_id
-            .clone()
-            .unwrap_or_else(|| message.correlation_id.clone().into_owned());
-        Answer {
-            body,
-            reply_to: match &message.reply_to {
-                Some(queue) => Some(queue.clone().into_owned()),
-                None => properties.reply_to.clone(),
-            },
-            correlation_id: Some(correlation_id),
-            message_id: message.message_id.clone().into_owned(),
-        }
-    }
-
-    fn run(
-        &self,
-        context: &Context<'_>,
-        message: &ServiceMessage<'_>,
-    ) -> Result<Vec<u8>, HandlerError> {
-        let action = &*message.action;
-        let Some(handler) = self.handlers.get(action) else {
-            return Err(HandlerError::new(format!("Unknown action: {action}"))
-                .with_code(CODE_UNKNOWN_ACTION));
-        };
+        let redelivered = self.mover.was_redelivered(delivery);
+        let context = Context::new(message, redelivered, deadline, &self.nested);
         // Nobody waits for it any more, unless the two clocks disagree; then
         // the answer says so.
-        if context.remaining() == Some(Duration::ZERO) {
+        if answer.is_wanted() && context.remaining() == Some(Duration::ZERO) {
             let fault = format!(
-                "{action} was not started: its caller's deadline has passed by the clock of {}",
-                self.service
+                "{} was not started: its caller's deadline has passed by the clock of {}",
+                message.action, self.service
             );
-            return Err(HandlerError::new(fault).with_code("expired"));
+            return self.failed(message, HandlerError::new(fault).with_code("expired"));
         }
+        let claim = match &self.deduplication {
+            None => None,
+            Some(deduplication) => match deduplication.admit(&message.message_id) {
+                Admission::Run(claim) => Some(claim),
+                Admission::Repeated(reply) => {
+                    return Verdict::Done(answer.is_wanted().then_some(reply));
+                }
+                Admission::InProgress => return Verdict::InProgress,
+                Admission::Unknown(error) => return self.failed(message, error),
+            },
+        };
         // A handler that panics may leave its own state half-changed; coney's
         // is not reachable from it.
-        catch_unwind(AssertUnwindSafe(|| handler(context, message.payload))).unwrap_or_else(|_| {
-            log::error!(target: "coney::server", "{}.{action} panicked", self.service);
-            Err(HandlerError::new(format!("the handler of {action} panicked")).with_code("panic"))
-        })
+        let run = AssertUnwindSafe(|| handler(&context, message.payload));
+        match catch_unwind(run) {
+            Ok(Ok(body)) => {
+                if let Some(claim) = claim {
+                    claim.complete(&body);
+                }
+                Verdict::Done(answer.is_wanted().then_some(body))
+            }
+            Ok(Err(error)) => {
+                if let (Some(claim), true) = (claim, answer.is_wanted()) {
+                    claim.complete(&answer.failure(error.message(), error.code()));
+                }
+                self.failed(message, error)
+            }
+            Err(_) => {
+                let action = shown(&message.action);
+                log::error!(target: "coney::server", "{}.{action} panicked", self.service);
+                let fault = format!("the handler of {action} panicked");
+                Verdict::Failed(HandlerError::new(fault).with_code("panic"))
+            }
+        }
     }
 
-    /// Answers a body that is not an envelope, as far as its properties say
-    /// where to. It is rejected rather than acknowledged when nobody is told,
-    /// so that a dead-letter policy on the queue can keep it.
-    fn refuse(&self, delivery: Delivery, error: &str) {
-        let properties = &delivery.message().properties;
-        let message_id = properties.message_id.clone().unwrap_or_default();
-        let answer = Answer {
-            body: Reply::failure(error, Some("bad_envelope"), &message_id),
-            reply_to: properties.reply_to.clone(),
-            correlation_id: properties.correlation_id.clone(),
-            message_id,
+    fn failed(&self, message: &ServiceMessage<'_>, error: HandlerError) -> Verdict {
+        // What a handler answers is its own business; the rest is a fault in one
+        // of the two programs.
+        let level = match error.code() {
+            Some("bad_request" | "bad_reply" | "expired") => log::Level::Warn,
+            _ => log::Level::Debug,
         };
-        if answer.reply_to.is_some() {
-            self.reply(delivery, answer);
-        } else {
-            delivery.reject(false);
-        }
+        log::log!(
+            target: "coney::server", level,
+            "{}.{} failed: {}", self.service, shown(&message.action), error.message()
+        );
+        Verdict::Failed(error)
+    }
+
+    /// Answers a message that is not looked into, as far as its properties say
+    /// where to, and keeps it among the dead letters.
+    fn refuse(&self, delivery: Delivery, failure: &Failure, code: &str) {
+        let answer = Answer::to_properties(&delivery);
+        let body = answer.failure(&failure.error, Some(code));
+        let reply = answer.publication(body, self.max_body);
+        self.mover.bury(delivery, failure, reply);
     }
 
     /// Publishes the reply, then acknowledges.
-    fn reply(&self, delivery: Delivery, answer: Answer) {
-        let Some(reply_to) = answer.reply_to.filter(|queue| !queue.is_empty()) else {
-            return delivery.ack();
-        };
-        let mut reply = Publication {
-            properties: Properties {
-                correlation_id: answer.correlation_id,
-                ..Properties::json()
-            },
-            ..Publication::new("", reply_to, answer.body)
-        };
-        if reply.body.len() > self.max_body {
-            let fault = format!(
-                "the reply is {} bytes long; at most {} are allowed",
-                reply.body.len(),
-                self.max_body
-            );
-            log::warn!(target: "coney::server", "{}: {fault}", self.service);
-            let error = HandlerError::new(fault).with_code("reply_too_large");
-            reply.body = error.into_reply(&answer.message_id).into();
+    fn reply(&self, delivery: Delivery, answer: &Answer, body: Vec<u8>) {
+        match answer.publication(body, self.max_body) {
+            Some(reply) => delivery.ack_with(reply),
+            None => delivery.ack(),
         }
-        delivery.ack_with(reply);
     }
+}
+
+/// Nothing in the envelope is longer than what AMQP has for it, and the reply
+/// goes nowhere it could do harm.
+fn check(message: &ServiceMessage<'_>, delivery: &Delivery) -> Result<(), String> {
+    for (what, text) in [
+        ("message id", &*message.message_id),
+        ("correlation id", &*message.correlation_id),
+        ("source service", &*message.source_service),
+    ] {
+        check_short_string(what, text).map_err(|error| error.to_string())?;
+    }
+    check_action(&message.action).map_err(|error| error.to_string())?;
+    let properties = &delivery.message().properties;
+    let reply_to = message
+        .reply_to
+        .as_deref()
+        .or(properties.reply_to.as_deref());
+    match reply_to {
+        Some(queue) if !topology::may_take_replies(queue) => Err(format!(
+            "reply_to names {:?}, which is not a queue for replies",
+            shown(queue)
+        )),
+        Some(queue) => check_short_string("reply queue", queue).map_err(|error| error.to_string()),
+        None => Ok(()),
+    }
+}
+
+/// A name from the network as a log may show it: short and on one line.
+fn shown(name: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 80;
+    if name.len() <= LONGEST && !name.contains(char::is_control) {
+        return Cow::Borrowed(name);
+    }
+    let start: String = name.chars().take(LONGEST).collect();
+    Cow::Owned(start.escape_debug().to_string())
 }

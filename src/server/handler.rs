@@ -34,6 +34,7 @@ use crate::message::{Json, Reply};
 pub struct HandlerError {
     message: String,
     code: Option<String>,
+    do_not_retry: bool,
 }
 
 impl HandlerError {
@@ -42,7 +43,27 @@ impl HandlerError {
         Self {
             message: message.into(),
             code: None,
+            do_not_retry: false,
         }
+    }
+
+    /// Another attempt would fail too: a command that fails with this goes to the
+    /// dead letters at once. For a call it makes no difference; the caller gets
+    /// the error and decides.
+    ///
+    /// ```
+    /// # use coney::HandlerError;
+    /// fn ship(country: &str) -> Result<(), HandlerError> {
+    ///     match country {
+    ///         "XX" => Err(HandlerError::new("no such country").do_not_retry()),
+    ///         _ => Ok(()),
+    ///     }
+    /// }
+    /// # assert!(ship("XX").is_err());
+    /// ```
+    pub fn do_not_retry(mut self) -> Self {
+        self.do_not_retry = true;
+        self
     }
 
     /// Adds a code, sent as `error_code`; coney's clients have it in
@@ -62,8 +83,8 @@ impl HandlerError {
         self.code.as_deref()
     }
 
-    pub(super) fn into_reply(self, message_id: &str) -> Vec<u8> {
-        Reply::failure(&self.message, self.code.as_deref(), message_id)
+    pub(super) fn may_be_retried(&self) -> bool {
+        !self.do_not_retry
     }
 }
 
@@ -101,6 +122,7 @@ where
             let action = context.action();
             HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
                 .with_code("bad_request")
+                .do_not_retry()
         })?;
         let response = handler(context, request).map_err(Into::into)?;
         reply(&response, context)

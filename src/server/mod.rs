@@ -1,9 +1,12 @@
 //! The serving side: deliveries in, handlers on a pool of workers, replies out.
 
+mod answer;
 mod builder;
 mod context;
+mod deduplication;
 mod dispatch;
 mod handler;
+mod mover;
 mod pool;
 
 use std::fmt;
@@ -11,14 +14,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+
 pub use self::builder::ServiceServerBuilder;
 pub use self::context::Context;
+pub use self::deduplication::{Claim, MemoryReplyStore, ReplyStore, StoreError};
 use self::dispatch::Dispatch;
 pub use self::handler::HandlerError;
 use self::pool::Pool;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Phase, Result};
-use crate::transport::{Broker, Delivery, Returned, Sink, Wire};
+use crate::transport::{Broker, Delivery, Publication, Returned, Sink, Wire};
 
 /// A running service: takes requests from its queue, runs handlers on its
 /// workers, replies, and acknowledges after the reply.
@@ -48,6 +55,8 @@ pub struct ServiceServer {
     intake: Arc<Intake>,
     shutdown_timeout: Duration,
     stopped: AtomicBool,
+    /// Dropped when the server shuts down, which ends what its workers wait for.
+    running: Mutex<Option<Sender<()>>>,
     /// Keeps the connection open as long as the server runs.
     _broker: Broker,
 }
@@ -95,6 +104,7 @@ impl ServiceServer {
                 log::warn!(target: "coney::server", "{}: {error}", self.service);
             }
         }
+        drop(self.running.lock().take());
         // Dropping a delivery puts it back into its queue.
         drop(self.intake.pool.stop());
         let finished = self.intake.pool.join(deadline);
@@ -150,10 +160,11 @@ impl Sink for Intake {
 
     /// The broker delivers all of it again, so what has not started need not
     /// start; settling what has is a no-op.
-    fn lost(&self, _cause: &str) {
+    fn lost(&self, _cause: &str) -> Vec<Publication> {
         for delivery in self.pool.clear() {
             delivery.forget();
         }
+        Vec::new()
     }
 
     fn closed(&self, cause: &str) {

@@ -3,8 +3,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::amqp::{AmqpTransport, BrokerBuilder};
+use super::confirmed::ConfirmedLink;
 use super::memory::MemoryTransport;
-use super::{LinkSpec, Sink, Transport, Wire};
+use super::{Confirmation, LinkSpec, Publication, Sink, Transport, Wire};
 use crate::deadline;
 use crate::error::Result;
 
@@ -37,6 +38,7 @@ pub struct Broker {
 
 struct Inner {
     transport: Box<dyn Transport>,
+    confirmed: ConfirmedLink,
 }
 
 impl Broker {
@@ -115,10 +117,26 @@ impl Broker {
         self.inner.transport.open(spec, sink, deadline)
     }
 
+    /// Publishes a message that the broker is to confirm. Blocks while too many
+    /// are under way, at most until `deadline`; an error means that it will not
+    /// be sent.
+    pub(crate) fn publish_confirmed(
+        &self,
+        publication: Publication,
+        deadline: Instant,
+    ) -> Result<Confirmation> {
+        let Inner {
+            transport,
+            confirmed,
+        } = &*self.inner;
+        confirmed.publish(&**transport, publication, deadline)
+    }
+
     fn over(transport: impl Transport + 'static) -> Self {
         Self {
             inner: Arc::new(Inner {
                 transport: Box::new(transport),
+                confirmed: ConfirmedLink::new(),
             }),
         }
     }

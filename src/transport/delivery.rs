@@ -98,6 +98,17 @@ impl Delivery {
         Arc::try_unwrap(message).map_or_else(|shared| shared.body.clone(), |own| own.body)
     }
 
+    /// The duty to settle alone, without the message.
+    pub(crate) fn without_message(mut self) -> Self {
+        self.message = Arc::default();
+        self
+    }
+
+    /// The message, to be kept beyond the delivery.
+    pub(crate) fn share_message(&self) -> Arc<Message> {
+        Arc::clone(&self.message)
+    }
+
     /// Gives up the duty to settle, without settling.
     pub(crate) fn forget(mut self) -> Option<u64> {
         self.token.take().map(|token| token.tag)

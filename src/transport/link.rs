@@ -7,6 +7,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use super::{Broker, Delivery, LinkSpec, Publication, Returned, Sink, Source, Wire};
 use crate::deadline;
 use crate::error::Result;
+use crate::name::check_short_string;
 
 /// How many deliveries and returns wait for [`Link::recv_timeout`]. A link
 /// that consumes with acknowledgements never holds more than its prefetch; on
@@ -90,7 +91,24 @@ impl Link {
     /// for a body over the limit, [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut)
     /// and [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     pub fn publish(&self, publication: Publication, timeout: Duration) -> Result<()> {
-        self.wire.publish(publication, deadline::after(timeout))
+        self.wire
+            .publish(publication, None, deadline::after(timeout))
+    }
+
+    /// Takes the first message off `queue`, any queue, without consuming from
+    /// it: `None` if it is empty. Blocks at most `timeout`.
+    ///
+    /// A round trip for each message: a consumer is faster by far.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) if there is no such queue,
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) and
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    pub fn get(&self, queue: &str, timeout: Duration) -> Result<Option<Delivery>> {
+        check_short_string("queue", queue)?;
+        let got = self.wire.get(queue, deadline::after(timeout))?;
+        Ok(got.map(|(delivery, _)| delivery))
     }
 
     /// The next delivery; `None` if there is none within `timeout`.
@@ -129,10 +147,11 @@ impl Sink for Inbox {
     }
 
     /// The broker has these back and delivers them again.
-    fn lost(&self, _cause: &str) {
+    fn lost(&self, _cause: &str) -> Vec<Publication> {
         for delivery in self.unsettled.iter().flat_map(Receiver::try_iter) {
             delivery.forget();
         }
+        Vec::new()
     }
 
     fn closed(&self, _cause: &str) {}

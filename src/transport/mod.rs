@@ -9,7 +9,11 @@
 
 pub(crate) mod amqp;
 mod broker;
+mod confirmation;
+mod confirmed;
+pub(crate) mod death;
 mod delivery;
+mod header;
 mod link;
 pub(crate) mod memory;
 mod publication;
@@ -19,16 +23,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use crate::message::Body;
-pub use crate::topology::{ExchangeKind, Topology};
-pub use amqp::BrokerBuilder;
+pub use crate::topology::{ExchangeKind, QueueOptions, Topology};
+pub use amqp::{BrokerBuilder, ConnectionState};
 pub use broker::Broker;
+pub(crate) use confirmation::{Confirmation, Fate, Receipt};
 pub use delivery::Delivery;
 pub(crate) use delivery::{Outcome, Settle, Token};
+pub use header::{HeaderTable, HeaderValue};
 pub use link::Link;
-pub use publication::{Message, Properties, Publication, Returned};
+pub(crate) use publication::LONGEST_EXPIRATION;
+pub use publication::{Message, Properties, Publication, RareProperties, Returned};
 pub(crate) use ticket::Ticket;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_short_string;
 
 /// What a link declares and consumes.
@@ -36,6 +43,8 @@ use crate::name::check_short_string;
 pub struct LinkSpec {
     pub(crate) topology: Topology,
     pub(crate) source: Source,
+    /// The broker confirms what is published with a receipt.
+    pub(crate) confirms: bool,
 }
 
 /// Where a link's deliveries come from.
@@ -57,7 +66,7 @@ impl LinkSpec {
     pub fn new(topology: Topology) -> Self {
         Self {
             topology,
-            source: Source::Nothing,
+            ..Self::default()
         }
     }
 
@@ -85,8 +94,21 @@ impl LinkSpec {
         for (exchange, _) in self.topology.exchanges() {
             check_short_string("exchange", exchange)?;
         }
-        for queue in self.topology.queues() {
+        for (queue, options) in self.topology.queues_with_options() {
             check_short_string("queue", queue)?;
+            if let Some((exchange, key)) = &options.dead_letter_to {
+                check_short_string("exchange", exchange)?;
+                check_short_string("routing key", key)?;
+            }
+            if options
+                .message_ttl
+                .is_some_and(|ttl| ttl > LONGEST_EXPIRATION)
+            {
+                return Err(Error::new(
+                    ErrorKind::InvalidConfig,
+                    format!("the queue {queue:?} has a TTL of over {LONGEST_EXPIRATION:?}"),
+                ));
+            }
         }
         for binding in self.topology.bindings() {
             check_short_string("queue", &binding.queue)?;
@@ -126,8 +148,18 @@ pub(crate) trait Transport: Send + Sync {
 pub(crate) trait Wire: Send + Sync {
     /// Hands a message over for sending. Blocks while what is to be sent is
     /// at its bound, at most until `deadline`. `Ok` means accepted, not sent:
-    /// the publication's ticket tells the difference.
-    fn publish(&self, publication: Publication, deadline: Instant) -> Result<()>;
+    /// the publication's ticket tells the difference. A receipt, on a link that
+    /// confirms, is settled when the broker has spoken.
+    fn publish(
+        &self,
+        publication: Publication,
+        receipt: Option<Receipt>,
+        deadline: Instant,
+    ) -> Result<()>;
+
+    /// Takes the first message off `queue`, and says how many are behind it.
+    /// Blocks at most until `deadline`.
+    fn get(&self, queue: &str, deadline: Instant) -> Result<Option<(Delivery, usize)>>;
 
     /// Stops consuming; when it returns no further delivery reaches the sink,
     /// while what was delivered can still be settled. Blocks at most until
@@ -150,9 +182,27 @@ pub(crate) trait Sink: Send + Sync {
     fn returned(&self, returned: Returned);
 
     /// The connection was lost: what was sent on it and not answered has an
-    /// unknown outcome. The link itself recovers.
-    fn lost(&self, cause: &str);
+    /// unknown outcome. The link itself recovers, and sends first what this
+    /// returns.
+    fn lost(&self, cause: &str) -> Vec<Publication>;
 
     /// The link is over for good: nothing will arrive any more.
     fn closed(&self, cause: &str);
+}
+
+/// The sink of a link that consumes nothing, and whose returns go to receipts.
+pub(crate) struct NoSink;
+
+impl Sink for NoSink {
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery> {
+        Err(delivery)
+    }
+
+    fn returned(&self, _returned: Returned) {}
+
+    fn lost(&self, _cause: &str) -> Vec<Publication> {
+        Vec::new()
+    }
+
+    fn closed(&self, _cause: &str) {}
 }

@@ -2,13 +2,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Ticket;
+use super::{HeaderTable, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Body;
 use crate::name::check_short_string;
 
 /// The properties that travel beside a body.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Properties {
     /// What the body is: `application/json` in everything coney sends.
     pub content_type: Option<Cow<'static, str>>,
@@ -23,6 +23,25 @@ pub struct Properties {
     /// How long the message may wait in a queue before it is dropped; at most
     /// 49 days.
     pub expiration: Option<Duration>,
+    /// Headers, most often none.
+    pub headers: HeaderTable,
+    /// What hardly any message has.
+    pub rare: Option<Box<RareProperties>>,
+}
+
+/// The properties that coney has no use for, but passes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RareProperties {
+    /// How the body is encoded, such as `gzip`.
+    pub content_encoding: Option<String>,
+    /// From 0 to 9.
+    pub priority: Option<u8>,
+    /// When it was made, in Unix seconds.
+    pub timestamp: Option<u64>,
+    /// The property AMQP calls `type`.
+    pub kind: Option<String>,
+    /// Which program sent it.
+    pub app_id: Option<String>,
 }
 
 impl Properties {
@@ -36,7 +55,10 @@ impl Properties {
 }
 
 /// RabbitMQ takes 2³² − 1 milliseconds.
-const LONGEST_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
+pub(crate) const LONGEST_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
+
+/// All properties must fit one frame of 128 KiB, beside nine short strings.
+pub(crate) const LARGEST_HEADERS: usize = 120_000;
 
 /// A message on its way to the broker.
 #[derive(Clone, Debug)]
@@ -54,6 +76,8 @@ pub struct Publication {
     pub mandatory: bool,
     /// Lets whoever waits for the outcome know whether it was sent.
     pub(crate) ticket: Option<Arc<Ticket>>,
+    /// May be sent again when the connection was lost before it was confirmed.
+    pub(crate) idempotent: bool,
 }
 
 impl Publication {
@@ -70,6 +94,7 @@ impl Publication {
             body: body.into(),
             mandatory: false,
             ticket: None,
+            idempotent: false,
         }
     }
 
@@ -81,8 +106,11 @@ impl Publication {
             correlation_id,
             reply_to,
             expiration,
+            headers,
+            rare,
             persistent: _,
         } = &self.properties;
+        let rare = rare.as_deref();
         check_short_string("exchange", &self.exchange)?;
         check_short_string("routing key", &self.routing_key)?;
         for (what, text) in [
@@ -90,6 +118,12 @@ impl Publication {
             ("message id", message_id.as_deref()),
             ("correlation id", correlation_id.as_deref()),
             ("reply queue", reply_to.as_deref()),
+            (
+                "content encoding",
+                rare.and_then(|rare| rare.content_encoding.as_deref()),
+            ),
+            ("type", rare.and_then(|rare| rare.kind.as_deref())),
+            ("app id", rare.and_then(|rare| rare.app_id.as_deref())),
         ] {
             check_short_string(what, text.unwrap_or_default())?;
         }
@@ -99,6 +133,7 @@ impl Publication {
                 format!("an expiration of over {LONGEST_EXPIRATION:?} is not allowed"),
             ));
         }
+        headers.check()?;
         if self.body.len() > max_body {
             return Err(Error::new(
                 ErrorKind::Encode,
@@ -112,16 +147,21 @@ impl Publication {
         Ok(())
     }
 
-    /// For the sender: false if its owner has given up on it.
-    pub(crate) fn start_sending(&self) -> bool {
-        self.ticket
-            .as_ref()
-            .is_none_or(|ticket| ticket.start_sending())
+    /// For the sender: false if its owner has given up on it. A message that
+    /// may expire gets what is left of its owner's time.
+    pub(crate) fn start_sending(&mut self) -> bool {
+        let Some(ticket) = &self.ticket else {
+            return true;
+        };
+        if self.properties.expiration.is_some() {
+            self.properties.expiration = Some(ticket.left().min(LONGEST_EXPIRATION));
+        }
+        ticket.start_sending()
     }
 }
 
 /// A message as a queue holds it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Message {
     /// The exchange it was published to.
     pub exchange: Cow<'static, str>,
@@ -140,6 +180,8 @@ pub struct Returned {
     pub exchange: Cow<'static, str>,
     /// The routing key no queue was bound with.
     pub routing_key: String,
+    /// Its id, if it had one.
+    pub message_id: Option<String>,
     /// Its correlation id, if it had one.
     pub correlation_id: Option<String>,
     /// The broker's reason, such as `NO_ROUTE`.

@@ -1,15 +1,19 @@
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const QUEUED: u8 = 0;
 const SENT: u8 = 1;
 const ABANDONED: u8 = 2;
+/// Sent once, over a connection that was lost, and waiting to be sent again.
+const QUEUED_AGAIN: u8 = 3;
+const ABANDONED_LATER: u8 = 4;
 
 /// Whether a queued message has been sent: the one fact that the thread that
 /// waits for its outcome and the thread that sends it must agree on.
 ///
 /// A message leaves `queued` once, either way, so a caller whose deadline
-/// passes knows for certain whether its request can still go out.
+/// passes knows for certain whether its request can still go out, and whether
+/// it ever did.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     state: AtomicU8,
@@ -28,21 +32,38 @@ impl Ticket {
     /// For the sender: may the message be sent? `false` means that its owner
     /// gave up on it, or will now, because it is too late.
     pub(crate) fn start_sending(&self) -> bool {
-        Instant::now() < self.deadline && self.leave_queued(SENT)
+        Instant::now() < self.deadline && (self.turn(QUEUED, SENT) || self.turn(QUEUED_AGAIN, SENT))
     }
 
-    /// For the owner: gives up on the message. `false` means it was sent.
+    /// For the sender: what was sent is lost and waits to be sent again.
+    pub(crate) fn send_again(&self) {
+        self.turn(SENT, QUEUED_AGAIN);
+    }
+
+    /// For the owner: gives up on the message. `false` means that it was sent.
     pub(crate) fn abandon(&self) -> bool {
-        self.leave_queued(ABANDONED) || !self.is_sent()
+        self.turn(QUEUED_AGAIN, ABANDONED_LATER);
+        self.turn(QUEUED, ABANDONED) || !self.was_sent()
     }
 
+    /// It was sent and not lost since.
     pub(crate) fn is_sent(&self) -> bool {
         self.state.load(Ordering::Acquire) == SENT
     }
 
-    fn leave_queued(&self, to: u8) -> bool {
+    /// How long it may still be sent; at least a millisecond.
+    pub(crate) fn left(&self) -> Duration {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        left.max(Duration::from_millis(1))
+    }
+
+    fn was_sent(&self) -> bool {
+        !matches!(self.state.load(Ordering::Acquire), QUEUED | ABANDONED)
+    }
+
+    fn turn(&self, from: u8, to: u8) -> bool {
         self.state
-            .compare_exchange(QUEUED, to, Ordering::AcqRel, Ordering::Acquire)
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
 }
@@ -50,7 +71,6 @@ impl Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn fresh() -> Ticket {
         Ticket::until(Instant::now() + Duration::from_secs(60))
@@ -74,6 +94,22 @@ mod tests {
         assert!(ticket.abandon());
         assert!(!ticket.start_sending());
         assert!(!ticket.is_sent());
+    }
+
+    #[test]
+    fn what_was_sent_once_is_never_called_unsent() {
+        let ticket = fresh();
+        assert!(ticket.start_sending());
+        ticket.send_again();
+        assert!(!ticket.is_sent());
+        assert!(!ticket.abandon(), "it may have run");
+        assert!(!ticket.start_sending(), "and is not sent again");
+
+        let ticket = fresh();
+        assert!(ticket.start_sending());
+        ticket.send_again();
+        assert!(ticket.start_sending());
+        assert!(!ticket.abandon());
     }
 
     #[test]

@@ -65,7 +65,7 @@ fn only_the_redis_registry_knows_redis() {
     );
 }
 
-const CLIENT_AND_SERVER: &[&str] = &[
+const CLIENT: &[&str] = &[
     "error",
     "name",
     "message",
@@ -75,8 +75,20 @@ const CLIENT_AND_SERVER: &[&str] = &[
     "transport",
 ];
 
+/// A server gives its handlers a client.
+const SERVER: &[&str] = &[
+    "error",
+    "name",
+    "message",
+    "topology",
+    "deadline",
+    "wait",
+    "transport",
+    "client",
+];
+
 /// What each part of the crate may import from the others.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     ("error", &[]),
     ("deadline", &[]),
     ("wait", &[]),
@@ -87,8 +99,9 @@ const LAYERS: [(&str, &[&str]); 11] = [
         "transport",
         &["error", "name", "message", "topology", "deadline"],
     ),
-    ("client", CLIENT_AND_SERVER),
-    ("server", CLIENT_AND_SERVER),
+    ("client", CLIENT),
+    ("server", SERVER),
+    ("dead_letters", SERVER),
     ("proxy", &["error", "client"]),
     ("internals", &["client", "message", "transport"]),
 ];

@@ -1,7 +1,8 @@
+use std::fmt;
 use std::time::Duration;
 
 use super::config::Config;
-use super::{AmqpTransport, url};
+use super::{AmqpTransport, ConnectionState, Listener, url};
 use crate::error::{Error, Result};
 use crate::transport::Broker;
 
@@ -19,9 +20,9 @@ use crate::transport::Broker;
 /// # let _ = broker;
 /// # Ok::<(), coney::Error>(())
 /// ```
-#[derive(Debug)]
 pub struct BrokerBuilder {
     config: Config,
+    listener: Option<Listener>,
     url_error: Option<Error>,
 }
 
@@ -29,7 +30,11 @@ impl BrokerBuilder {
     pub(crate) fn new(url: &str) -> Self {
         let mut config = Config::default();
         let url_error = url::parse(url, &mut config).err();
-        Self { config, url_error }
+        Self {
+            config,
+            listener: None,
+            url_error,
+        }
     }
 
     /// The name RabbitMQ's management shows for the connection. Default:
@@ -75,6 +80,41 @@ impl BrokerBuilder {
         self
     }
 
+    /// For how long [`connect`](BrokerBuilder::connect) keeps trying if the
+    /// broker cannot be reached: with the delays and the limit of reconnects.
+    /// `Duration::MAX` is for ever. Default: zero, that is, one attempt.
+    pub fn retry_first_connect(mut self, for_at_most: Duration) -> Self {
+        self.config.first_connect = for_at_most;
+        self
+    }
+
+    /// Has `listener` told what becomes of the connection, from the first attempt
+    /// on, each change once and in order.
+    ///
+    /// It runs on a thread of its own, `coney-state-N`, which ends with the
+    /// connection. While it blocks, up to 1,024 changes wait; later ones are
+    /// dropped. A panic in it is logged.
+    ///
+    /// ```no_run
+    /// use coney::{Broker, ConnectionState};
+    ///
+    /// let broker = Broker::builder("amqp://localhost")
+    ///     .on_state_change(|state| match state {
+    ///         ConnectionState::Lost(cause) => eprintln!("RabbitMQ is gone: {cause}"),
+    ///         other => eprintln!("{other:?}"),
+    ///     })
+    ///     .connect()?;
+    /// # let _ = broker;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn on_state_change<F>(mut self, listener: F) -> Self
+    where
+        F: Fn(&ConnectionState) + Send + 'static,
+    {
+        self.listener = Some(Box::new(listener));
+        self
+    }
+
     /// The largest message body, in bytes, sent or received. A larger one that
     /// arrives ends the connection before it takes any memory. Default: 16 MiB.
     pub fn max_body(mut self, bytes: usize) -> Self {
@@ -82,7 +122,8 @@ impl BrokerBuilder {
         self
     }
 
-    /// Connects. Blocks until connected, at most the connect timeout.
+    /// Connects. Blocks until connected, at most the connect timeout; with
+    /// [`retry_first_connect`](BrokerBuilder::retry_first_connect), so much longer.
     ///
     /// # Errors
     ///
@@ -92,7 +133,18 @@ impl BrokerBuilder {
             return Err(error);
         }
         self.config.check()?;
-        Ok(Broker::over_amqp(AmqpTransport::connect(self.config)?))
+        Ok(Broker::over_amqp(AmqpTransport::connect(
+            self.config,
+            self.listener,
+        )?))
+    }
+}
+
+impl fmt::Debug for BrokerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrokerBuilder")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 

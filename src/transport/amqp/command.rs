@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::Result;
-use crate::transport::{LinkSpec, Outcome, Publication, Settle, Sink};
+use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink};
 
 pub(super) type LinkId = u64;
 
@@ -25,6 +25,11 @@ pub(super) enum Command {
         tag: u64,
         outcome: Outcome,
     },
+    Get {
+        link: LinkId,
+        queue: String,
+        done: Sender<Got>,
+    },
     StopConsuming {
         link: LinkId,
         done: Sender<()>,
@@ -34,6 +39,9 @@ pub(super) enum Command {
     },
     Close,
 }
+
+/// The first message of a queue, and how many are behind it.
+pub(super) type Got = Result<Option<(Delivery, usize)>>;
 
 /// A link as its owner knows it: what outlives a session.
 pub(super) struct Registered {
@@ -48,6 +56,7 @@ pub(super) struct Registered {
 pub(super) struct Outgoing {
     pub(super) link: LinkId,
     pub(super) publication: Publication,
+    pub(super) receipt: Option<Receipt>,
 }
 
 /// The sending ends, shared by everything that uses the connection.
@@ -55,7 +64,7 @@ pub(super) struct Outgoing {
 pub(super) struct Outbox {
     /// Never full: it holds at most one command for each unsettled delivery,
     /// whose number the prefetch counts bound, and one or two for each thread
-    /// that opens or closes a link.
+    /// that opens or closes a link or takes a message off a queue.
     pub(super) commands: Sender<Command>,
     /// Bounded by [`OUTGOING_BOUND`].
     pub(super) outgoing: Sender<Outgoing>,

@@ -20,6 +20,7 @@ pub(super) struct Config {
     pub(super) reconnect_min: Duration,
     pub(super) reconnect_max: Duration,
     pub(super) reconnect_limit: Option<usize>,
+    pub(super) first_connect: Duration,
     pub(super) max_body: usize,
 }
 
@@ -38,6 +39,7 @@ impl Default for Config {
             reconnect_min: Duration::from_millis(200),
             reconnect_max: Duration::from_secs(10),
             reconnect_limit: None,
+            first_connect: Duration::ZERO,
             max_body: DEFAULT_MAX_BODY,
         }
     }

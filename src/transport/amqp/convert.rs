@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use amiquip::AmqpProperties;
+use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
+use super::headers;
 use crate::error::{Error, ErrorKind};
-use crate::topology::ExchangeKind;
-use crate::transport::{Message, Properties, Returned};
+use crate::topology::{ExchangeKind, QueueOptions};
+use crate::transport::{HeaderTable, Message, Properties, RareProperties, Returned};
 
 const TRANSIENT: u8 = 1;
 const PERSISTENT: u8 = 2;
@@ -33,7 +34,43 @@ pub(super) fn to_amqp(properties: Properties) -> AmqpProperties {
     if let Some(after) = properties.expiration {
         out = out.with_expiration(after.as_millis().to_string());
     }
+    if !properties.headers.is_empty() {
+        out = out.with_headers(headers::to_amqp(&properties.headers));
+    }
+    match properties.rare {
+        Some(rare) => with_rare(out, *rare),
+        None => out,
+    }
+}
+
+fn with_rare(mut out: AmqpProperties, rare: RareProperties) -> AmqpProperties {
+    if let Some(encoding) = rare.content_encoding {
+        out = out.with_content_encoding(encoding);
+    }
+    if let Some(priority) = rare.priority {
+        out = out.with_priority(priority);
+    }
+    if let Some(seconds) = rare.timestamp {
+        out = out.with_timestamp(seconds);
+    }
+    if let Some(kind) = rare.kind {
+        out = out.with_type_(kind);
+    }
+    if let Some(app) = rare.app_id {
+        out = out.with_app_id(app);
+    }
     out
+}
+
+fn rare(properties: &AmqpProperties) -> Option<Box<RareProperties>> {
+    let rare = RareProperties {
+        content_encoding: properties.content_encoding().clone(),
+        priority: *properties.priority(),
+        timestamp: *properties.timestamp(),
+        kind: properties.type_().clone(),
+        app_id: properties.app_id().clone(),
+    };
+    (rare != RareProperties::default()).then(|| Box::new(rare))
 }
 
 fn from_amqp(properties: &AmqpProperties) -> Properties {
@@ -48,6 +85,11 @@ fn from_amqp(properties: &AmqpProperties) -> Properties {
             .as_ref()
             .and_then(|text| text.parse().ok())
             .map(Duration::from_millis),
+        headers: match properties.headers() {
+            Some(table) => headers::from_amqp(table),
+            None => HeaderTable::new(),
+        },
+        rare: rare(properties),
     }
 }
 
@@ -65,6 +107,7 @@ pub(super) fn returned(from: amiquip::Return) -> Returned {
     Returned {
         exchange: Cow::Owned(from.exchange),
         routing_key: from.routing_key,
+        message_id: from.properties.message_id().clone(),
         correlation_id: from.properties.correlation_id().clone(),
         reason: from.reply_text,
     }
@@ -76,6 +119,30 @@ pub(super) fn exchange_type(kind: ExchangeKind) -> amiquip::ExchangeType {
         ExchangeKind::Topic => amiquip::ExchangeType::Topic,
         ExchangeKind::Fanout => amiquip::ExchangeType::Fanout,
     }
+}
+
+pub(super) fn queue_arguments(options: &QueueOptions) -> FieldTable {
+    let text = |text: &str| AmqpValue::LongString(text.to_owned());
+    let mut arguments = FieldTable::new();
+    let mut add = |name: &str, value| arguments.insert(name.to_owned(), value);
+    if let Some(ttl) = options.message_ttl {
+        let millis = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+        add("x-message-ttl", AmqpValue::LongLongInt(millis));
+    }
+    if let Some((exchange, key)) = &options.dead_letter_to {
+        add("x-dead-letter-exchange", text(exchange));
+        add("x-dead-letter-routing-key", text(key));
+    }
+    if let Some(limit) = options.quorum {
+        add("x-queue-type", text("quorum"));
+        add("x-delivery-limit", AmqpValue::LongLongInt(limit.into()));
+        if options.dead_letter_to.is_some() {
+            // Moved on with confirmation; RabbitMQ wants the other for it.
+            add("x-dead-letter-strategy", text("at-least-once"));
+            add("x-overflow", text("reject-publish"));
+        }
+    }
+    arguments
 }
 
 /// What an operation on a channel failed of.

@@ -2,6 +2,7 @@ use std::fmt;
 use std::io::{self, Read};
 
 use super::evidence::Evidence;
+use super::sanitize;
 
 /// What both sides must not exceed; RabbitMQ's own default.
 pub(super) const FRAME_MAX: u32 = 131_072;
@@ -23,7 +24,7 @@ const HEARTBEAT: u8 = 8;
 const CONNECTION_TUNE: [u8; 4] = [0, 10, 0, 30];
 const CONNECTION_CLOSE: [u8; 4] = [0, 10, 0, 50];
 
-/// Lets whole, plausible frames through and nothing else.
+/// Lets whole, plausible frames through, made harmless, and nothing else.
 ///
 /// Holds at most one frame and two reads' worth of bytes.
 ///
@@ -113,9 +114,11 @@ impl Guard {
     /// Checks the whole frames that have come in.
     pub(super) fn check(&mut self, evidence: &Evidence) -> Result<(), Violation> {
         while let Some(frame) = self.next_frame()? {
-            let payload = &self.buffer[frame.start + HEADER..frame.end - 1];
-            match self.buffer[frame.start] {
+            let kind = self.buffer[frame.start];
+            let payload = &mut self.buffer[frame.start + HEADER..frame.end - 1];
+            match kind {
                 METHOD => {
+                    sanitize::method(payload).map_err(|_| Violation::BadFrame)?;
                     if payload.starts_with(&CONNECTION_TUNE) {
                         self.frame_max = FRAME_MAX as usize;
                     } else if payload.starts_with(&CONNECTION_CLOSE) {
@@ -129,6 +132,7 @@ impl Guard {
                         let max = self.max_body;
                         return Err(Violation::BodyTooLarge { size, max });
                     }
+                    sanitize::content_header(payload).map_err(|_| Violation::BadFrame)?;
                 }
                 _ => {}
             }

@@ -13,6 +13,7 @@ use super::config::Config;
 use super::connect::{Connected, connect};
 use super::registry::Registry;
 use super::session::{CONNECTION_ENDED, End, Io, Session};
+use super::states::{ConnectionState, Listener, States};
 use super::watchdog::Watchdog;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,7 +24,8 @@ const STABLE_AFTER: Duration = Duration::from_secs(5);
 
 /// The connection's I/O thread, seen from outside.
 pub(super) struct IoHandle {
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The I/O thread's own, and the state listener's.
+    threads: Mutex<Vec<JoinHandle<()>>>,
     /// Disconnects when the thread ends.
     ended: Receiver<()>,
     kill: Box<dyn Fn() + Send + Sync>,
@@ -31,7 +33,7 @@ pub(super) struct IoHandle {
 
 impl IoHandle {
     /// Starts the thread and waits until it has connected or failed to.
-    pub(super) fn start(config: Config, inbox: Inbox) -> Result<Self> {
+    pub(super) fn start(config: Config, inbox: Inbox, listener: Option<Listener>) -> Result<Self> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         let no_thread = |error: std::io::Error| {
@@ -40,6 +42,8 @@ impl IoHandle {
         };
         let watchdog = Watchdog::start(number).map_err(no_thread)?;
         let kill = Box::new(watchdog.killer());
+        let mut states = States::start(number, listener).map_err(no_thread)?;
+        let mut threads = Vec::from_iter(states.take_thread());
         let (started, first) = bounded(1);
         let (alive, ended) = bounded(0);
         let io = IoThread {
@@ -48,6 +52,7 @@ impl IoHandle {
             inbox,
             registry: Registry::default(),
             watchdog,
+            states,
             sessions: 0,
         };
         let thread = thread::Builder::new()
@@ -57,15 +62,19 @@ impl IoHandle {
                 io.run(&started);
             })
             .map_err(no_thread)?;
-        // The thread answers within the connect timeout.
+        threads.push(thread);
+        // The thread answers within the connect timeout, or as long as it may
+        // go on trying.
         match first.recv() {
             Ok(Ok(())) => Ok(Self {
-                thread: Mutex::new(Some(thread)),
+                threads: Mutex::new(threads),
                 ended,
                 kill,
             }),
             Ok(Err(error)) => {
-                let _ = thread.join();
+                for thread in threads {
+                    let _ = thread.join();
+                }
                 Err(error)
             }
             Err(_) => Err(Error::new(
@@ -75,15 +84,19 @@ impl IoHandle {
         }
     }
 
-    /// Waits for the thread to end; false if it has not by `deadline`, in
-    /// which case the socket is cut and the thread ends by itself.
+    /// Waits for the threads to end; false if they have not by `deadline`, in
+    /// which case the socket is cut and they end by themselves.
     pub(super) fn join(&self, deadline: Instant) -> bool {
         if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
             (self.kill)();
             return false;
         }
-        if let Some(thread) = self.thread.lock().take() {
-            let _ = thread.join();
+        let me = thread::current().id();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            // A state listener may be the one that closes the connection.
+            if thread.thread().id() != me {
+                let _ = thread.join();
+            }
         }
         true
     }
@@ -95,38 +108,54 @@ struct IoThread {
     inbox: Inbox,
     registry: Registry,
     watchdog: Watchdog,
+    states: States,
     sessions: u64,
 }
 
 impl IoThread {
     fn run(mut self, started: &Sender<Result<()>>) {
-        let mut connected = match connect(&self.config, &self.watchdog) {
+        let mut delays = self.delays();
+        let give_up_at = deadline::after(self.config.first_connect);
+        let mut connected = match self.connect(&mut delays, Some(give_up_at)) {
             Ok(connected) => connected,
             Err(error) => {
+                self.closed(&error.to_string());
                 let _ = started.try_send(Err(error));
                 return;
             }
         };
         let _ = started.try_send(Ok(()));
-        let mut delays = self.delays();
         loop {
             log::info!(target: "coney::amqp", "connected to {}", self.peer);
+            self.states.tell(ConnectionState::Connected);
             let since = Instant::now();
             match self.session(connected) {
-                End::Closed => return self.registry.closed("the connection was closed"),
+                End::Closed => return self.closed("the connection was closed"),
                 End::Lost(cause) => {
                     log::warn!(target: "coney::amqp", "lost the connection to {}: {cause}", self.peer);
                     self.registry.lost(&cause);
+                    self.states.tell(ConnectionState::Lost(cause));
                 }
             }
             if since.elapsed() >= STABLE_AFTER {
                 delays = self.delays();
             }
-            connected = match self.reconnect(&mut delays) {
+            // The delays never run out; the type cannot say so.
+            let delay = delays.next().unwrap_or(self.config.reconnect_max);
+            let reconnected = match self.closed_while_waiting(deadline::after(delay)) {
+                true => Err(was_closed()),
+                false => self.connect(&mut delays, None),
+            };
+            connected = match reconnected {
                 Ok(connected) => connected,
-                Err(cause) => return self.registry.closed(&cause),
+                Err(error) => return self.closed(&error.to_string()),
             };
         }
+    }
+
+    fn closed(&mut self, cause: &str) {
+        self.registry.closed(cause);
+        self.states.tell(ConnectionState::Closed(cause.to_owned()));
     }
 
     fn session(&mut self, connected: Connected) -> End {
@@ -141,6 +170,7 @@ impl IoThread {
                 inbox: &self.inbox,
                 registry: &mut self.registry,
                 watchdog: &self.watchdog,
+                states: &self.states,
                 operation_timeout: self.config.operation_timeout,
             };
             let end = match Session::start(self.sessions, &mut connection, &channels, io) {
@@ -168,28 +198,36 @@ impl IoThread {
         end
     }
 
-    /// Tries again until connected, after growing delays. The error says why
-    /// it gave up: the limit was reached, or the broker handle was closed.
-    fn reconnect(
+    /// Tries until connected, with growing delays in between. Gives up after
+    /// `give_up_at`, after as many attempts as are allowed, and when the broker
+    /// handle is closed.
+    fn connect(
         &mut self,
         delays: &mut ExponentialBackoff,
-    ) -> std::result::Result<Connected, String> {
+        give_up_at: Option<Instant>,
+    ) -> Result<Connected> {
         let mut attempts = 0;
         loop {
-            if self.config.reconnect_limit == Some(attempts) {
-                return Err(format!("gave up reconnecting after {attempts} attempts"));
-            }
-            // The delays never run out; the type cannot say so.
-            let delay = delays.next().unwrap_or(self.config.reconnect_max);
-            if self.closed_while_waiting(deadline::after(delay)) {
-                return Err("the connection was closed".to_owned());
-            }
-            attempts += 1;
-            match connect(&self.config, &self.watchdog) {
+            self.states.tell(ConnectionState::Connecting);
+            let error = match connect(&self.config, &self.watchdog) {
                 Ok(connected) => return Ok(connected),
-                Err(error) => {
-                    log::warn!(target: "coney::amqp", "attempt {attempts} to reconnect: {error}");
-                }
+                Err(error) => error,
+            };
+            attempts += 1;
+            let late = give_up_at.is_some_and(|at| at <= Instant::now());
+            if late || self.config.reconnect_limit == Some(attempts) {
+                let fault = match attempts {
+                    1 => error.to_string(),
+                    _ => format!("gave up after {attempts} attempts to connect: {error}"),
+                };
+                return Err(Error::new(ErrorKind::Connect, fault));
+            }
+            log::warn!(target: "coney::amqp", "attempt {attempts} to connect: {error}");
+            self.states.tell(ConnectionState::Lost(error.to_string()));
+            let delay = delays.next().unwrap_or(self.config.reconnect_max);
+            let next = deadline::after(delay);
+            if self.closed_while_waiting(give_up_at.map_or(next, |at| at.min(next))) {
+                return Err(was_closed());
             }
         }
     }
@@ -217,4 +255,8 @@ impl IoThread {
             .without_max_times()
             .build()
     }
+}
+
+fn was_closed() -> Error {
+    Error::new(ErrorKind::Closed, "the connection was closed")
 }

@@ -2,15 +2,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use amiquip::{
-    Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery as AmqpDelivery,
+    Channel, Confirm, Consumer, ConsumerMessage, ConsumerOptions, Delivery as AmqpDelivery,
     ExchangeDeclareOptions, FieldTable, Publish, QueueDeclareOptions, Return,
 };
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::command::Registered;
+use super::confirms::Unconfirmed;
 use super::convert::{self, Failure};
 use crate::topology::Topology;
-use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Settle, Sink, Source, Token};
+use crate::transport::{
+    Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Source, Token,
+};
 
 /// A link in one session: its AMQP channel, its consumer, and the deliveries
 /// it has not settled. What it publishes and what it acknowledges go through
@@ -23,16 +26,46 @@ pub(super) struct Lane<'c> {
     sink: Arc<dyn Sink>,
     settler: Arc<dyn Settle>,
     acknowledges: bool,
+    confirming: Option<Confirming>,
     /// By tag; amiquip settles deliveries, not tags. Their messages are out.
     unsettled: HashMap<u64, AmqpDelivery>,
 }
 
+/// The confirming half of a lane.
+struct Confirming {
+    confirms: Receiver<Confirm>,
+    unconfirmed: Unconfirmed,
+}
+
+/// An open channel that no link uses. One that confirms does so for good, and
+/// goes on counting.
+pub(super) struct Spare<'c> {
+    channel: &'c Channel,
+    pub(super) confirms: bool,
+    published: u64,
+}
+
+impl<'c> Spare<'c> {
+    pub(super) fn new(channel: &'c Channel, confirms: bool) -> Self {
+        Self {
+            channel,
+            confirms,
+            published: 0,
+        }
+    }
+}
+
 impl<'c> Lane<'c> {
     /// Declares what the link needs and starts consuming.
-    pub(super) fn open(channel: &'c Channel, link: &Registered) -> Result<Self, Failure> {
+    pub(super) fn open(spare: Spare<'c>, link: &Registered) -> Result<Self, Failure> {
+        let channel = spare.channel;
         // Before the first publish: amiquip logs a return nobody listens for,
         // with its body.
         let returns = channel.listen_for_returns()?;
+        let confirming = match link.spec.confirms {
+            true => Some(confirm(&spare)?),
+            false => None,
+        };
         declare(channel, &link.spec.topology)?;
         let (consumer, reply_queue) = consume(channel, &link.spec)?;
         Ok(Self {
@@ -43,6 +76,7 @@ impl<'c> Lane<'c> {
             sink: Arc::clone(&link.sink),
             settler: Arc::clone(&link.settler),
             acknowledges: matches!(link.spec.source, Source::Queue { .. }),
+            confirming,
             unsettled: HashMap::new(),
         })
     }
@@ -56,8 +90,27 @@ impl<'c> Lane<'c> {
         &self.returns
     }
 
+    /// What the broker's confirmations arrive on, where it gives them.
+    pub(super) fn confirms(&self) -> Option<&Receiver<Confirm>> {
+        self.confirming
+            .as_ref()
+            .map(|confirming| &confirming.confirms)
+    }
+
+    /// Nothing would be lost with the channel.
+    pub(super) fn is_idle(&self) -> bool {
+        self.consumer.is_none() && self.unsettled.is_empty() && self.confirming.is_none()
+    }
+
     /// Publishes. `Ok` means that amiquip has queued it.
-    pub(super) fn publish(&self, publication: Publication) -> Result<(), Failure> {
+    pub(super) fn publish(
+        &mut self,
+        publication: Publication,
+        receipt: Option<Receipt>,
+    ) -> Result<(), Failure> {
+        if let Some(Confirming { unconfirmed, .. }) = &mut self.confirming {
+            unconfirmed.publishing(&publication, receipt);
+        }
         let mut properties = publication.properties;
         let body = if publication.body.wants_reply_queue() {
             properties.reply_to = self.reply_queue.clone();
@@ -109,22 +162,37 @@ impl<'c> Lane<'c> {
         Ok(())
     }
 
-    fn pass_on(&mut self, mut delivery: AmqpDelivery, session: u64) -> Result<(), Failure> {
-        let message = convert::take_message(&mut delivery);
-        let redelivered = delivery.redelivered;
-        let tag = delivery.delivery_tag();
-        let token = self.acknowledges.then(|| Token {
+    /// Takes the first message off a queue.
+    pub(super) fn get(
+        &mut self,
+        queue: &str,
+        session: u64,
+    ) -> Result<Option<(Delivery, usize)>, Failure> {
+        let got = self.channel.basic_get(queue, false)?;
+        Ok(got.map(|got| {
+            let behind = usize::try_from(got.message_count).unwrap_or(usize::MAX);
+            (self.hand_out(got.delivery, session, true), behind)
+        }))
+    }
+
+    fn hand_out(&mut self, mut from: AmqpDelivery, session: u64, acknowledge: bool) -> Delivery {
+        let message = convert::take_message(&mut from);
+        let redelivered = from.redelivered;
+        let tag = from.delivery_tag();
+        let token = acknowledge.then(|| Token {
             settler: Arc::clone(&self.settler),
             session,
             tag,
         });
-        if token.is_some() {
-            self.unsettled.insert(tag, delivery);
+        if acknowledge {
+            self.unsettled.insert(tag, from);
         }
-        match self
-            .sink
-            .delivery(Delivery::new(message, redelivered, token))
-        {
+        Delivery::new(message, redelivered, token)
+    }
+
+    fn pass_on(&mut self, delivery: AmqpDelivery, session: u64) -> Result<(), Failure> {
+        let delivery = self.hand_out(delivery, session, self.acknowledges);
+        match self.sink.delivery(delivery) {
             Ok(()) => Ok(()),
             Err(refused) => match refused.forget() {
                 Some(tag) => self.settle(tag, Outcome::Reject { requeue: true }),
@@ -133,27 +201,68 @@ impl<'c> Lane<'c> {
         }
     }
 
-    /// After a loss: passes on the replies and returns that made it before.
-    /// What would have to be acknowledged is the broker's again.
+    /// After a loss: passes on the replies, returns and confirmations that made
+    /// it before. What would have to be acknowledged is the broker's again.
     pub(super) fn pass_on_last_words(&mut self, session: u64) {
         if !self.acknowledges {
             let _ = self.pass_on_deliveries(session, usize::MAX);
         }
+        let _ = self.pass_on_confirms(usize::MAX);
         let _ = self.pass_on_returns();
+    }
+
+    /// After that: what is to be sent again; the others' senders are told.
+    pub(super) fn lost(&mut self, cause: &Arc<str>) -> Vec<(Publication, Receipt)> {
+        match &mut self.confirming {
+            Some(Confirming { unconfirmed, .. }) => unconfirmed.lost(cause),
+            None => Vec::new(),
+        }
     }
 
     /// Passes on what was returned; an error if the broker has closed the
     /// channel, which for one that only publishes shows here first.
-    pub(super) fn pass_on_returns(&self) -> Result<(), Failure> {
+    pub(super) fn pass_on_returns(&mut self) -> Result<(), Failure> {
         loop {
             match self.returns.try_recv() {
-                Ok(returned) => self.sink.returned(convert::returned(returned)),
+                Ok(returned) => {
+                    let returned = convert::returned(returned);
+                    match &mut self.confirming {
+                        Some(Confirming { unconfirmed, .. }) => {
+                            unconfirmed.returned(returned.message_id, returned.reason);
+                        }
+                        None => self.sink.returned(returned),
+                    }
+                }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
                     return Err(Failure::Lost("the broker closed a channel".to_owned()));
                 }
             }
         }
+    }
+
+    /// Passes on up to `budget` confirmations.
+    pub(super) fn pass_on_confirms(&mut self, budget: usize) -> Result<(), Failure> {
+        for _ in 0..budget {
+            let Some(Confirming { confirms, .. }) = &self.confirming else {
+                return Ok(());
+            };
+            match confirms.try_recv() {
+                Ok(confirm) => {
+                    // What was returned was returned before it was confirmed.
+                    let returns = self.pass_on_returns();
+                    if let Some(Confirming { unconfirmed, .. }) = &mut self.confirming {
+                        unconfirmed.confirmed(confirm);
+                    }
+                    returns?;
+                }
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => {
+                    return Err(Failure::Lost("the broker closed a channel".to_owned()));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Settles a delivery of this session, once.
@@ -164,7 +273,7 @@ impl<'c> Lane<'c> {
         match outcome {
             Outcome::Ack { reply } => {
                 if let Some(reply) = reply {
-                    self.publish(*reply)?;
+                    self.publish(*reply, None)?;
                 }
                 delivery.ack(self.channel)?;
             }
@@ -195,7 +304,7 @@ impl<'c> Lane<'c> {
     }
 
     /// Ends the lane in an orderly way and gives its channel back for reuse.
-    pub(super) fn close(mut self) -> Result<&'c Channel, Failure> {
+    pub(super) fn close(mut self) -> Result<Spare<'c>, Failure> {
         self.stop_consuming()?;
         for (_, delivery) in self.unsettled.drain() {
             delivery.reject(self.channel, true)?;
@@ -203,9 +312,28 @@ impl<'c> Lane<'c> {
         // A round trip, whatever it asks: what the broker had to say about the
         // messages before, it has said now.
         self.channel.qos(0, 1, false)?;
+        self.pass_on_confirms(usize::MAX)?;
         self.pass_on_returns()?;
-        Ok(self.channel)
+        let unconfirmed = self.confirming.map(|confirming| confirming.unconfirmed);
+        Ok(Spare {
+            channel: self.channel,
+            confirms: unconfirmed.is_some(),
+            published: unconfirmed.map_or(0, |unconfirmed| unconfirmed.published()),
+        })
     }
+}
+
+/// Has the broker confirm what is published. Once a channel does, it is not asked
+/// again: it would answer, but it goes on counting.
+fn confirm(spare: &Spare<'_>) -> Result<Confirming, Failure> {
+    let confirms = spare.channel.listen_for_publisher_confirms()?;
+    if spare.published == 0 {
+        spare.channel.enable_publisher_confirms()?;
+    }
+    Ok(Confirming {
+        confirms,
+        unconfirmed: Unconfirmed::after(spare.published),
+    })
 }
 
 fn declare(channel: &Channel, topology: &Topology) -> Result<(), Failure> {
@@ -216,9 +344,10 @@ fn declare(channel: &Channel, topology: &Topology) -> Result<(), Failure> {
         };
         channel.exchange_declare(convert::exchange_type(*kind), name, durable)?;
     }
-    for name in topology.queues() {
+    for (name, options) in topology.queues_with_options() {
         let durable = QueueDeclareOptions {
             durable: true,
+            arguments: convert::queue_arguments(options),
             ..QueueDeclareOptions::default()
         };
         channel.queue_declare(name, durable)?;

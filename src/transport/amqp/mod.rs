@@ -8,15 +8,20 @@
 mod builder;
 mod command;
 mod config;
+mod confirms;
 mod connect;
 mod convert;
 mod evidence;
 mod guard;
+mod headers;
 mod hello;
 mod io_thread;
 mod lane;
+mod links;
 mod registry;
+mod sanitize;
 mod session;
+mod states;
 mod stream;
 mod url;
 mod watchdog;
@@ -28,10 +33,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{SendTimeoutError, bounded};
 
 pub use self::builder::BrokerBuilder;
-use self::command::{Command, LinkId, Outbox, Outgoing, Registered};
+use self::command::{Command, Got, LinkId, Outbox, Outgoing, Registered};
 use self::config::Config;
 use self::io_thread::IoHandle;
-use super::{LinkSpec, Outcome, Publication, Settle, Sink, Transport, Wire};
+pub use self::states::ConnectionState;
+use self::states::Listener;
+use super::{LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Transport, Wire};
 use crate::error::{Error, ErrorKind, Phase, Result};
 
 pub(crate) const DEFAULT_MAX_BODY: usize = 16 << 20;
@@ -46,11 +53,11 @@ pub(crate) struct AmqpTransport {
 
 impl AmqpTransport {
     /// Starts the I/O thread and waits for its first connection.
-    fn connect(config: Config) -> Result<Self> {
+    fn connect(config: Config, listener: Option<Listener>) -> Result<Self> {
         let peer = Arc::from(config.peer());
         let max_body = config.max_body;
         let (outbox, inbox) = command::channels();
-        let io = IoHandle::start(config, inbox)?;
+        let io = IoHandle::start(config, inbox, listener)?;
         Ok(Self {
             outbox,
             io,
@@ -155,11 +162,17 @@ impl AmqpWire {
 }
 
 impl Wire for AmqpWire {
-    fn publish(&self, publication: Publication, deadline: Instant) -> Result<()> {
+    fn publish(
+        &self,
+        publication: Publication,
+        receipt: Option<Receipt>,
+        deadline: Instant,
+    ) -> Result<()> {
         publication.check(self.max_body)?;
         let outgoing = Outgoing {
             link: self.link,
             publication,
+            receipt,
         };
         match self.outbox.outgoing.send_deadline(outgoing, deadline) {
             Ok(()) => Ok(()),
@@ -171,6 +184,19 @@ impl Wire for AmqpWire {
                     self.peer
                 ),
             )),
+        }
+    }
+
+    fn get(&self, queue: &str, deadline: Instant) -> Got {
+        let (done, got) = bounded(1);
+        self.command(Command::Get {
+            link: self.link,
+            queue: queue.to_owned(),
+            done,
+        })?;
+        match got.recv_deadline(deadline) {
+            Ok(got) => got,
+            Err(error) => Err(self.no_answer(error.is_timeout(), "give out a message")),
         }
     }
 

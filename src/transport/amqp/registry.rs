@@ -1,12 +1,17 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use super::command::{Command, LinkId, Registered};
+use super::command::{Command, LinkId, Outgoing, Registered};
+use crate::error::{Error, ErrorKind};
 use crate::transport::Source;
 
-/// The links there are, open in the present session or not.
+/// What outlives a session: the links there are, open in the present one or not,
+/// and what the last one lost.
 #[derive(Default)]
 pub(super) struct Registry {
     links: BTreeMap<LinkId, Registered>,
+    /// What was sent, may be sent again, and goes first in the next session. No
+    /// more than was in flight.
+    pub(super) again: VecDeque<Outgoing>,
 }
 
 impl Registry {
@@ -39,6 +44,12 @@ impl Registry {
             Command::Open { link, registered } => self.add(link, registered),
             // The broker took every delivery back when the connection went.
             Command::Settle { .. } => {}
+            Command::Get { queue, done, .. } => {
+                let _ = done.try_send(Err(Error::new(
+                    ErrorKind::ConnectionLost,
+                    format!("cannot take a message off {queue:?}: the connection is down"),
+                )));
+            }
             Command::StopConsuming { link, done } => {
                 self.stop_consuming(link);
                 let _ = done.try_send(());
@@ -50,14 +61,21 @@ impl Registry {
     }
 
     /// Tells every link that what was sent has an unknown outcome.
-    pub(super) fn lost(&self, cause: &str) {
-        for registered in self.links.values() {
-            registered.sink.lost(cause);
+    pub(super) fn lost(&mut self, cause: &str) {
+        for (&link, registered) in &self.links {
+            for publication in registered.sink.lost(cause) {
+                self.again.push_back(Outgoing {
+                    link,
+                    publication,
+                    receipt: None,
+                });
+            }
         }
     }
 
     /// Tells every link that it is over.
     pub(super) fn closed(&mut self, cause: &str) {
+        self.again.clear();
         for (_, registered) in std::mem::take(&mut self.links) {
             registered.sink.closed(cause);
         }

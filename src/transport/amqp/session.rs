@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amiquip::{Channel, Connection, ConnectionBlockedNotification};
@@ -8,37 +9,34 @@ use typed_arena::Arena;
 
 use super::command::{Command, Inbox, LinkId, Outgoing};
 use super::convert::Failure;
-use super::lane::Lane;
+use super::lane::{Lane, Spare};
 use super::registry::Registry;
+use super::states::{ConnectionState, States};
 use super::watchdog::{Armed, Watchdog};
 
 /// How much is taken from one source before the others are looked at again.
 const BUDGET: usize = 64;
-
-/// How long a link that the broker refuses to open again after a reconnect
-/// waits for the next attempt.
-const REFUSED_RETRY: Duration = Duration::from_secs(10);
 
 /// The cause of a loss where only amiquip's thread knows the real one.
 pub(super) const CONNECTION_ENDED: &str = "the connection has ended";
 
 /// One live connection: the event loop that owns its channels.
 pub(super) struct Session<'c> {
-    number: u64,
-    channels: &'c Arena<Channel>,
-    connection: &'c mut Connection,
+    pub(super) number: u64,
+    pub(super) channels: &'c Arena<Channel>,
+    pub(super) connection: &'c mut Connection,
     notices: Receiver<ConnectionBlockedNotification>,
-    lanes: BTreeMap<LinkId, Lane<'c>>,
+    pub(super) lanes: BTreeMap<LinkId, Lane<'c>>,
     /// Channels of links that were closed, open and ready for reuse.
-    spare: Vec<&'c Channel>,
+    pub(super) spare: Vec<Spare<'c>>,
     /// The broker asked us to publish nothing for now.
     blocked: bool,
     /// Commands that wait for the broker to unblock, in their order: it reads
     /// nothing meanwhile, so an operation would hang. Beside settlements it holds
     /// one or two for each attempt to open or close a link during the alarm.
     held: VecDeque<Command>,
-    retry_refused_at: Option<Instant>,
-    io: Io<'c>,
+    pub(super) retry_refused_at: Option<Instant>,
+    pub(super) io: Io<'c>,
 }
 
 /// What the I/O thread lends a session.
@@ -46,6 +44,7 @@ pub(super) struct Io<'c> {
     pub(super) inbox: &'c Inbox,
     pub(super) registry: &'c mut Registry,
     pub(super) watchdog: &'c Watchdog,
+    pub(super) states: &'c States,
     pub(super) operation_timeout: Duration,
 }
 
@@ -56,6 +55,7 @@ enum Wake {
     Notice,
     Deliveries(LinkId),
     Returns(LinkId),
+    Confirms(LinkId),
     RetryRefused,
 }
 
@@ -95,15 +95,12 @@ impl<'c> Session<'c> {
         let Err(end) = self.serve();
         let end = match end {
             End::Lost(cause) => {
-                for lane in self.lanes.values_mut() {
-                    lane.pass_on_last_words(self.number);
-                }
-                let timed_out = self.io.watchdog.fired();
-                End::Lost(if timed_out {
-                    self.took_too_long()
-                } else {
-                    cause
-                })
+                let cause = match self.io.watchdog.fired() {
+                    true => self.took_too_long(),
+                    false => cause,
+                };
+                self.last_words(&cause);
+                End::Lost(cause)
             }
             End::Closed => End::Closed,
         };
@@ -127,6 +124,22 @@ impl<'c> Session<'c> {
         end
     }
 
+    /// Passes on what arrived before the loss, and tells what did not, or has it
+    /// sent again in the next session.
+    fn last_words(&mut self, cause: &str) {
+        let cause = Arc::from(cause);
+        for (&link, lane) in &mut self.lanes {
+            lane.pass_on_last_words(self.number);
+            for (publication, receipt) in lane.lost(&cause) {
+                self.io.registry.again.push_back(Outgoing {
+                    link,
+                    publication,
+                    receipt: Some(receipt),
+                });
+            }
+        }
+    }
+
     fn took_too_long(&self) -> String {
         let limit = self.io.operation_timeout;
         format!("an operation took longer than {limit:?}")
@@ -148,8 +161,13 @@ impl<'c> Session<'c> {
                     }
                 }
                 Wake::Returns(link) => {
-                    if let Some(lane) = self.lanes.get(&link) {
+                    if let Some(lane) = self.lanes.get_mut(&link) {
                         lane.pass_on_returns().map_err(lost)?;
+                    }
+                }
+                Wake::Confirms(link) => {
+                    if let Some(lane) = self.lanes.get_mut(&link) {
+                        lane.pass_on_confirms(BUDGET).map_err(lost)?;
                     }
                 }
                 Wake::RetryRefused => self.retry_refused()?,
@@ -164,8 +182,11 @@ impl<'c> Session<'c> {
         if retry_at.is_some_and(|at| at <= Instant::now()) {
             return Wake::RetryRefused;
         }
+        if !self.blocked && !self.io.registry.again.is_empty() {
+            return Wake::Outgoing;
+        }
         let mut select = Select::new();
-        let mut wakes = Vec::with_capacity(4 + 2 * self.lanes.len());
+        let mut wakes = Vec::with_capacity(4 + 3 * self.lanes.len());
         select.recv(&self.io.inbox.commands);
         wakes.push(Wake::Command);
         select.recv(&self.notices);
@@ -181,6 +202,10 @@ impl<'c> Session<'c> {
             }
             select.recv(lane.returns());
             wakes.push(Wake::Returns(link));
+            if let Some(confirms) = lane.confirms() {
+                select.recv(confirms);
+                wakes.push(Wake::Confirms(link));
+            }
         }
         let ready = match retry_at {
             None => Some(select.ready()),
@@ -224,6 +249,7 @@ impl<'c> Session<'c> {
                     None => Ok(()),
                 }
             }
+            Command::Get { link, queue, done } => self.get(link, &queue, &done),
             Command::StopConsuming { link, done } => {
                 self.io.registry.stop_consuming(link);
                 if let Some(lane) = self.lanes.get_mut(&link) {
@@ -232,17 +258,7 @@ impl<'c> Session<'c> {
                 let _ = done.try_send(());
                 Ok(())
             }
-            Command::CloseLink { link } => {
-                self.io.registry.remove(link);
-                self.flush()?;
-                match self.lanes.remove(&link).map(Lane::close) {
-                    Some(Ok(channel)) => self.spare.push(channel),
-                    // The broker has closed the channel: nobody's loss now.
-                    Some(Err(Failure::Refused(_))) | None => {}
-                    Some(Err(failure)) => return Err(lost(failure)),
-                }
-                Ok(())
-            }
+            Command::CloseLink { link } => self.close_link(link),
             Command::Close => {
                 let _ = self.flush(); // lost or not, it is the end
                 Err(End::Closed)
@@ -251,8 +267,8 @@ impl<'c> Session<'c> {
     }
 
     /// Sends what was accepted before, so that closing loses nothing.
-    fn flush(&mut self) -> Result<(), End> {
-        let waiting = self.io.inbox.outgoing.len();
+    pub(super) fn flush(&mut self) -> Result<(), End> {
+        let waiting = self.io.registry.again.len() + self.io.inbox.outgoing.len();
         if self.blocked || waiting == 0 {
             return Ok(());
         }
@@ -261,25 +277,39 @@ impl<'c> Session<'c> {
 
     /// Guards one operation on the connection: it takes no longer than the
     /// operation timeout, or the connection is cut.
-    fn arm(&self) -> Armed<'c> {
+    pub(super) fn arm(&self) -> Armed<'c> {
         self.io.watchdog.arm(self.io.operation_timeout)
     }
 
     fn outgoing(&mut self, budget: usize) -> Result<(), End> {
-        for Outgoing { link, publication } in self.io.inbox.outgoing.try_iter().take(budget) {
-            let Some(lane) = self.lanes.get(&link) else {
-                if self.io.registry.get_mut(link).is_some() {
-                    log::warn!(
-                        target: "coney::amqp",
-                        "a message is dropped: the broker refuses to open its link"
-                    );
-                }
-                continue;
+        for _ in 0..budget {
+            let again = self.io.registry.again.pop_front();
+            let Some(next) = again.or_else(|| self.io.inbox.outgoing.try_recv().ok()) else {
+                return Ok(());
             };
-            if publication.start_sending() {
-                let _armed = self.arm();
-                lane.publish(publication).map_err(lost)?;
+            self.publish(next)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, outgoing: Outgoing) -> Result<(), End> {
+        let Outgoing {
+            link,
+            mut publication,
+            receipt,
+        } = outgoing;
+        let Some(lane) = self.lanes.get_mut(&link) else {
+            if self.io.registry.get_mut(link).is_some() {
+                log::warn!(
+                    target: "coney::amqp",
+                    "a message is dropped: the broker refuses to open its link"
+                );
             }
+            return Ok(());
+        };
+        if publication.start_sending() {
+            let _armed = self.io.watchdog.arm(self.io.operation_timeout);
+            lane.publish(publication, receipt).map_err(lost)?;
         }
         Ok(())
     }
@@ -289,10 +319,12 @@ impl<'c> Session<'c> {
             Ok(ConnectionBlockedNotification::Blocked(reason)) => {
                 log::warn!(target: "coney::amqp", "the broker blocks publishing: {reason}");
                 self.blocked = true;
+                self.io.states.tell(ConnectionState::Blocked(reason));
             }
             Ok(ConnectionBlockedNotification::Unblocked) => {
                 log::info!(target: "coney::amqp", "the broker takes messages again");
                 self.blocked = false;
+                self.io.states.tell(ConnectionState::Unblocked);
                 while let Some(command) = self.held.pop_front() {
                     self.command(command)?;
                 }
@@ -304,62 +336,12 @@ impl<'c> Session<'c> {
         }
         Ok(())
     }
-
-    /// Opens a link's lane. A broker that refuses is its owner's error the
-    /// first time; after a reconnect it is logged and tried again later.
-    fn open_link(&mut self, link: LinkId) -> Result<(), End> {
-        let _armed = self.arm();
-        let channel = match self.spare.pop() {
-            Some(channel) => Ok(channel),
-            None => self
-                .connection
-                .open_channel(None)
-                .map(|channel| &*self.channels.alloc(channel))
-                .map_err(Failure::from),
-        };
-        let Some(registered) = self.io.registry.get_mut(link) else {
-            return Ok(());
-        };
-        match channel.and_then(|channel| Lane::open(channel, registered)) {
-            Ok(lane) => {
-                self.lanes.insert(link, lane);
-                if let Some(opening) = registered.opening.take() {
-                    let _ = opening.try_send(Ok(()));
-                }
-                Ok(())
-            }
-            Err(Failure::Refused(error)) => {
-                if let Some(opening) = registered.opening.take() {
-                    let _ = opening.try_send(Err(error));
-                    self.io.registry.remove(link);
-                } else {
-                    log::error!(
-                        target: "coney::amqp",
-                        "a link cannot be opened again, next attempt in {REFUSED_RETRY:?}: {error}"
-                    );
-                    self.retry_refused_at = Some(Instant::now() + REFUSED_RETRY);
-                }
-                Ok(())
-            }
-            Err(Failure::Lost(cause)) => Err(End::Lost(cause)),
-        }
-    }
-
-    fn retry_refused(&mut self) -> Result<(), End> {
-        self.retry_refused_at = None;
-        for link in self.io.registry.ids() {
-            if !self.lanes.contains_key(&link) {
-                self.open_link(link)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A channel that the broker closes in mid-session is repaired like a lost
 /// connection: by a new one. Other links pay for it with a reconnect; in
 /// return there is one way to recover, not two.
-fn lost(failure: Failure) -> End {
+pub(super) fn lost(failure: Failure) -> End {
     match failure {
         Failure::Refused(error) => End::Lost(error.to_string()),
         Failure::Lost(cause) => End::Lost(cause),

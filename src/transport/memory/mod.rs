@@ -1,13 +1,18 @@
-//! A broker inside the process: RabbitMQ's semantics, no network, no threads.
+//! A broker inside the process: RabbitMQ's semantics, no network.
 //!
 //! Whoever publishes routes the message and hands it to its consumer's sink
-//! in the same call. What it does not have is durability and other processes.
+//! in the same call. One thread, started when the first queue needs it, moves on
+//! what expires where nobody looks. What there is not is durability and other
+//! processes.
 
+mod declare;
 mod exchange;
+mod expiry;
 #[cfg(test)]
 mod model;
 mod queue;
 mod state;
+mod timer;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +21,8 @@ use parking_lot::{Condvar, Mutex};
 
 use self::queue::LinkId;
 use self::state::State;
-use super::{LinkSpec, Outcome, Publication, Settle, Sink, Transport, Wire};
+use self::timer::Timer;
+use super::{Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Transport, Wire};
 use crate::error::{Error, ErrorKind, Phase, Result};
 
 /// How many messages a queue holds before publishers to it wait: enough for
@@ -34,12 +40,33 @@ const AWAKE: Duration = Duration::from_micros(25);
 
 pub(crate) struct MemoryTransport {
     shared: Arc<Shared>,
+    timer: Mutex<Option<Timer>>,
 }
 
 struct Shared {
     state: Mutex<Option<State>>,
     /// Signalled when a message leaves a queue that somebody waits to fill.
     room: Condvar,
+    /// Signalled when the timer may have to wake earlier, and at the end.
+    tick: Condvar,
+}
+
+impl Shared {
+    /// Does something with the state; `None` after the broker was closed.
+    fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> Option<R> {
+        let mut guard = self.state.lock();
+        let result = act(guard.as_mut()?);
+        self.wake_timer(&mut guard);
+        Some(result)
+    }
+
+    fn wake_timer(&self, state: &mut Option<State>) {
+        if let Some(state) = state
+            && std::mem::take(&mut state.timer_due)
+        {
+            self.tick.notify_one();
+        }
+    }
 }
 
 impl MemoryTransport {
@@ -48,7 +75,9 @@ impl MemoryTransport {
             shared: Arc::new(Shared {
                 state: Mutex::new(Some(State::default())),
                 room: Condvar::new(),
+                tick: Condvar::new(),
             }),
+            timer: Mutex::new(None),
         }
     }
 }
@@ -60,22 +89,33 @@ impl Transport for MemoryTransport {
         sink: Arc<dyn Sink>,
         _deadline: Instant,
     ) -> Result<Arc<dyn Wire>> {
-        let mut guard = self.shared.state.lock();
-        let state = guard.as_mut().ok_or_else(closed)?;
-        let wire = Arc::new(MemoryWire {
-            shared: Arc::clone(&self.shared),
-            link: state.next_id(),
+        let queues = spec.topology.queues_with_options();
+        if queues
+            .iter()
+            .any(|(_, options)| options.dead_letter_to.is_some())
+        {
+            let mut timer = self.timer.lock();
+            if timer.is_none() {
+                *timer = Some(Timer::start(&self.shared)?);
+            }
+        }
+        let opened = self.shared.with(|state| {
+            let wire = Arc::new(MemoryWire {
+                shared: Arc::clone(&self.shared),
+                link: state.next_id(),
+            });
+            let settler = Arc::clone(&wire) as Arc<dyn Settle>;
+            state.open(wire.link, &spec, sink, settler, Instant::now())?;
+            Ok(wire)
         });
-        let settler = Arc::clone(&wire) as Arc<dyn Settle>;
-        state.open(wire.link, &spec, sink, settler, Instant::now())?;
-        drop(guard);
         self.shared.room.notify_all();
-        Ok(wire)
+        Ok(opened.ok_or_else(closed)??)
     }
 
     fn close(&self, _deadline: Instant) -> Result<()> {
         let state = self.shared.state.lock().take();
         self.shared.room.notify_all();
+        drop(self.timer.lock().take());
         for sink in state.iter().flat_map(State::sinks) {
             sink.closed("the broker was closed");
         }
@@ -101,16 +141,24 @@ struct MemoryWire {
 }
 
 impl Wire for MemoryWire {
-    fn publish(&self, publication: Publication, deadline: Instant) -> Result<()> {
+    fn publish(
+        &self,
+        publication: Publication,
+        receipt: Option<Receipt>,
+        deadline: Instant,
+    ) -> Result<()> {
         publication.check(MAX_BODY)?;
         let mut guard = self.shared.state.lock();
         loop {
             let state = guard.as_mut().ok_or_else(closed)?;
             let queues = state.route(&publication.exchange, &publication.routing_key)?;
             let now = Instant::now();
-            state.drop_expired(&queues, now);
+            for &queue in &queues {
+                state.expire(queue, now);
+            }
             if queues.iter().all(|&q| state.queue_len(q) < QUEUE_BOUND) {
-                state.publish(self.link, publication, &queues, now);
+                state.publish(self.link, publication, receipt, &queues, now);
+                self.shared.wake_timer(&mut guard);
                 return Ok(());
             }
             if self
@@ -130,19 +178,23 @@ impl Wire for MemoryWire {
         }
     }
 
+    fn get(&self, queue: &str, _deadline: Instant) -> Result<Option<(Delivery, usize)>> {
+        let got = self
+            .shared
+            .with(|state| state.get(self.link, queue, Instant::now()));
+        self.shared.room.notify_all();
+        got.ok_or_else(closed)?
+    }
+
     fn stop_consuming(&self, _deadline: Instant) -> Result<()> {
-        if let Some(state) = self.shared.state.lock().as_mut() {
-            state.stop_consuming(self.link);
-        }
+        self.shared.with(|state| state.stop_consuming(self.link));
         Ok(())
     }
 
     fn close(&self) {
-        let mut guard = self.shared.state.lock();
-        let sink = guard
-            .as_mut()
-            .and_then(|state| state.close(self.link, Instant::now()));
-        drop(guard);
+        let sink = self
+            .shared
+            .with(|state| state.close(self.link, Instant::now()));
         drop(sink); // outside the lock: its last reference may own anything
         self.shared.room.notify_all();
     }
@@ -151,9 +203,8 @@ impl Wire for MemoryWire {
 impl Settle for MemoryWire {
     fn settle(&self, _session: u64, tag: u64, outcome: Outcome) {
         let outcome = outcome.checked(MAX_BODY);
-        if let Some(state) = self.shared.state.lock().as_mut() {
-            state.settle(self.link, tag, outcome, Instant::now());
-        }
+        self.shared
+            .with(|state| state.settle(self.link, tag, outcome, Instant::now()));
         self.shared.room.notify_all();
     }
 }

@@ -85,7 +85,9 @@ impl Sink for Consumer {
         *self.returned.lock() += 1;
     }
 
-    fn lost(&self, _: &str) {}
+    fn lost(&self, _: &str) -> Vec<Publication> {
+        Vec::new()
+    }
     fn closed(&self, _: &str) {}
 }
 
@@ -174,7 +176,7 @@ proptest! {
                     publication.mandatory = mandatory;
                     publication.properties.expiration = expires_in.map(Duration::from_millis);
                     let to = state.route(&publication.exchange, &publication.routing_key).unwrap();
-                    state.publish(publisher, publication, &to, now);
+                    state.publish(publisher, publication, None, &to, now);
                     match queue {
                         Some(queue) => model.ready[queue].push(Waiting {
                             number: model.published,

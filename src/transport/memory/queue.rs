@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::topology::QueueOptions;
 use crate::transport::Message;
 
 pub(super) type QueueId = u64;
@@ -12,6 +13,7 @@ pub(super) struct Queue {
     pub(super) name: String,
     /// An exclusive queue's owner; the queue goes when its owner does.
     pub(super) owner: Option<LinkId>,
+    pub(super) options: QueueOptions,
     /// In the order of their arrival, which a requeued message gets back.
     ready: VecDeque<Entry>,
     /// Whose turn is next comes first.
@@ -29,10 +31,11 @@ pub(super) struct Entry {
 }
 
 impl Queue {
-    pub(super) fn new(name: String, owner: Option<LinkId>) -> Self {
+    pub(super) fn new(name: String, owner: Option<LinkId>, options: QueueOptions) -> Self {
         Self {
             name,
             owner,
+            options,
             ready: VecDeque::new(),
             consumers: VecDeque::new(),
             arrivals: 0,
@@ -45,7 +48,8 @@ impl Queue {
 
     pub(super) fn push(&mut self, message: Arc<Message>, now: Instant) {
         self.arrivals += 1;
-        let expires = message.properties.expiration.map(|after| now + after);
+        let ttl = [message.properties.expiration, self.options.message_ttl];
+        let expires = ttl.into_iter().flatten().min().map(|after| now + after);
         self.ready.push_back(Entry {
             message,
             redelivered: false,
@@ -68,13 +72,16 @@ impl Queue {
         self.ready.insert(at, entry);
     }
 
-    /// As in RabbitMQ, messages expire when they come to the head of their
-    /// queue.
-    pub(super) fn drop_expired(&mut self, now: Instant) {
-        let expired = |entry: &Entry| entry.expires.is_some_and(|at| at <= now);
-        while self.ready.front().is_some_and(expired) {
-            self.ready.pop_front();
-        }
+    /// Takes off the first message if it has expired. As in RabbitMQ, messages
+    /// expire when they come to the head of their queue.
+    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
+        self.next_expiry().filter(|&at| at <= now)?;
+        self.ready.pop_front()
+    }
+
+    /// When the first message expires, if it does.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.ready.front()?.expires
     }
 
     pub(super) fn pop(&mut self) -> Option<Entry> {

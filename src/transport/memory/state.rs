@@ -5,9 +5,10 @@ use std::time::Instant;
 use super::exchange::Exchange;
 use super::queue::{Entry, LinkId, Queue, QueueId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::topology::Topology;
+use crate::topology::QueueOptions;
 use crate::transport::{
-    Delivery, LinkSpec, Message, Outcome, Publication, Returned, Settle, Sink, Source, Token,
+    Delivery, Fate, LinkSpec, Message, Outcome, Publication, Receipt, Returned, Settle, Sink,
+    Source, Token,
 };
 
 /// Everything the broker holds, as one plain struct with no lock and no clock
@@ -17,11 +18,13 @@ use crate::transport::{
 /// consumer in the queue's order only if nobody can come in between.
 #[derive(Default)]
 pub(super) struct State {
-    exchanges: HashMap<String, Exchange>,
-    queues: HashMap<QueueId, Queue>,
-    queue_names: HashMap<String, QueueId>,
+    pub(super) exchanges: HashMap<String, Exchange>,
+    pub(super) queues: HashMap<QueueId, Queue>,
+    pub(super) queue_names: HashMap<String, QueueId>,
     links: HashMap<LinkId, LinkState>,
     last_id: u64,
+    /// A message has come into a queue whose messages the timer moves on.
+    pub(super) timer_due: bool,
 }
 
 struct LinkState {
@@ -37,6 +40,19 @@ struct LinkState {
 impl LinkState {
     fn has_room(&self) -> bool {
         self.prefetch.is_none_or(|max| self.unsettled.len() < max)
+    }
+
+    /// Makes a delivery that must be settled.
+    fn hand_out(&mut self, queue: QueueId, entry: Entry, tag: u64) -> Delivery {
+        let message = Arc::clone(&entry.message);
+        let redelivered = entry.redelivered;
+        self.unsettled.insert(tag, (queue, entry));
+        let token = Token {
+            settler: Arc::clone(&self.settler),
+            session: 0, // a memory link never reconnects
+            tag,
+        };
+        Delivery::new(message, redelivered, Some(token))
     }
 }
 
@@ -61,7 +77,7 @@ impl State {
             Source::Nothing => (None, None, None),
             Source::ReplyQueue => {
                 let name = format!("amq.gen-{}", fastrand::u64(..));
-                let id = self.add_queue(name.clone(), Some(link));
+                let id = self.add_queue(name.clone(), Some(link), QueueOptions::new());
                 (Some(id), Some(name), None)
             }
             Source::Queue { name, prefetch } => {
@@ -96,48 +112,6 @@ impl State {
         Ok(())
     }
 
-    fn declare(&mut self, topology: &Topology) -> Result<()> {
-        for (name, kind) in topology.exchanges() {
-            let exchange = self
-                .exchanges
-                .entry(name.clone())
-                .or_insert_with(|| Exchange::new(*kind));
-            if exchange.kind() != *kind {
-                return Err(Error::new(
-                    ErrorKind::Broker,
-                    format!("the exchange {name:?} exists with another kind than {kind:?}"),
-                ));
-            }
-        }
-        for name in topology.queues() {
-            if !self.queue_names.contains_key(name) {
-                self.add_queue(name.clone(), None);
-            }
-        }
-        for binding in topology.bindings() {
-            let queue = self.queue_names.get(&binding.queue);
-            let exchange = self.exchanges.get_mut(&binding.exchange);
-            let (Some(&queue), Some(exchange)) = (queue, exchange) else {
-                return Err(Error::new(
-                    ErrorKind::Broker,
-                    format!(
-                        "cannot bind the queue {:?} to the exchange {:?}: one of them is missing",
-                        binding.queue, binding.exchange
-                    ),
-                ));
-            };
-            exchange.bind(&binding.routing_key, queue);
-        }
-        Ok(())
-    }
-
-    fn add_queue(&mut self, name: String, owner: Option<LinkId>) -> QueueId {
-        let id = self.next_id();
-        self.queue_names.insert(name.clone(), id);
-        self.queues.insert(id, Queue::new(name, owner));
-        id
-    }
-
     /// The queues a message would go to.
     pub(super) fn route(&self, exchange: &str, key: &str) -> Result<Vec<QueueId>> {
         let mut queues = Vec::with_capacity(1);
@@ -157,14 +131,6 @@ impl State {
         Ok(queues)
     }
 
-    pub(super) fn drop_expired(&mut self, queues: &[QueueId], now: Instant) {
-        for id in queues {
-            if let Some(queue) = self.queues.get_mut(id) {
-                queue.drop_expired(now);
-            }
-        }
-    }
-
     pub(super) fn queue_len(&self, queue: QueueId) -> usize {
         self.queues.get(&queue).map_or(0, Queue::len)
     }
@@ -173,21 +139,26 @@ impl State {
     pub(super) fn publish(
         &mut self,
         link: LinkId,
-        publication: Publication,
+        mut publication: Publication,
+        receipt: Option<Receipt>,
         queues: &[QueueId],
         now: Instant,
     ) {
         if !publication.start_sending() {
             return;
         }
-        if queues.is_empty() {
-            if let (true, Some(from)) = (publication.mandatory, self.links.get(&link)) {
-                from.sink.returned(Returned {
+        if queues.is_empty() && publication.mandatory {
+            let reason = "NO_ROUTE".to_owned();
+            match (receipt, self.links.get(&link)) {
+                (Some(receipt), _) => receipt.settle(Fate::Returned(reason)),
+                (None, Some(from)) => from.sink.returned(Returned {
                     exchange: publication.exchange,
                     routing_key: publication.routing_key,
+                    message_id: publication.properties.message_id,
                     correlation_id: publication.properties.correlation_id,
-                    reason: "NO_ROUTE".to_owned(),
-                });
+                    reason,
+                }),
+                (None, None) => {}
             }
             return;
         }
@@ -200,21 +171,52 @@ impl State {
         } else {
             publication.body.fill("")
         };
-        let message = Arc::new(Message {
+        let message = Message {
             exchange: publication.exchange,
             routing_key: publication.routing_key,
             properties,
             body,
-        });
+        };
+        self.push(message, queues, now);
+        if let Some(receipt) = receipt {
+            receipt.settle(Fate::Confirmed);
+        }
+    }
+
+    /// Puts a message into queues and delivers what can be delivered.
+    pub(super) fn push(&mut self, message: Message, queues: &[QueueId], now: Instant) {
+        let message = Arc::new(message);
         for &id in queues {
             if let Some(queue) = self.queues.get_mut(&id) {
                 queue.push(Arc::clone(&message), now);
+                self.timer_due |= queue.options.dead_letter_to.is_some();
             }
         }
         drop(message);
         for &id in queues {
             self.dispatch_to(Some(id), now);
         }
+    }
+
+    /// Takes the first message off a queue, and says how many are behind it.
+    pub(super) fn get(
+        &mut self,
+        link: LinkId,
+        queue: &str,
+        now: Instant,
+    ) -> Result<Option<(Delivery, usize)>> {
+        let &id = self
+            .queue_names
+            .get(queue)
+            .ok_or_else(|| Error::new(ErrorKind::Broker, format!("there is no queue {queue:?}")))?;
+        self.expire(id, now);
+        let tag = self.next_id();
+        let (Some(queue), Some(link)) = (self.queues.get_mut(&id), self.links.get_mut(&link))
+        else {
+            return Ok(None);
+        };
+        let entry = queue.pop();
+        Ok(entry.map(|entry| (link.hand_out(id, entry, tag), queue.len())))
     }
 
     /// Settles a delivery. One that is unknown, because it was settled or its
@@ -234,14 +236,11 @@ impl State {
                 let queues = self
                     .route(&reply.exchange, &reply.routing_key)
                     .unwrap_or_default();
-                self.publish(link, *reply, &queues, now);
+                self.publish(link, *reply, None, &queues, now);
             }
-            Outcome::Ack { reply: None } | Outcome::Reject { requeue: false } => {}
-            Outcome::Reject { requeue: true } => {
-                if let Some(queue) = self.queues.get_mut(&queue) {
-                    queue.requeue(entry);
-                }
-            }
+            Outcome::Ack { reply: None } => {}
+            Outcome::Reject { requeue: false } => self.bury(queue, entry, "rejected", now),
+            Outcome::Reject { requeue: true } => self.requeue(queue, entry),
         }
         self.dispatch_to(Some(queue), now);
     }
@@ -267,10 +266,8 @@ impl State {
         let state = self.links.remove(&link)?;
         let mut touched = Vec::new();
         for (_, (id, entry)) in state.unsettled {
-            if let Some(queue) = self.queues.get_mut(&id) {
-                queue.requeue(entry);
-                touched.push(id);
-            }
+            self.requeue(id, entry);
+            touched.push(id);
         }
         let owned: Vec<QueueId> = self
             .queues
@@ -285,6 +282,13 @@ impl State {
             self.dispatch_to(Some(id), now);
         }
         Some(state.sink)
+    }
+
+    fn requeue(&mut self, queue: QueueId, entry: Entry) {
+        if let Some(queue) = self.queues.get_mut(&queue) {
+            queue.requeue(entry);
+            self.timer_due |= queue.options.dead_letter_to.is_some();
+        }
     }
 
     pub(super) fn sinks(&self) -> impl Iterator<Item = &Arc<dyn Sink>> {
@@ -304,14 +308,11 @@ impl State {
     pub(super) fn dispatch_to(&mut self, queue: Option<QueueId>, now: Instant) {
         let Some(id) = queue else { return };
         loop {
+            self.expire(id, now);
             let links = &self.links;
-            let Some(queue) = self.queues.get_mut(&id) else {
+            let Some(queue) = self.queues.get_mut(&id).filter(|queue| queue.len() > 0) else {
                 return;
             };
-            queue.drop_expired(now);
-            if queue.len() == 0 {
-                return;
-            }
             let has_room = |link| links.get(&link).is_some_and(LinkState::has_room);
             let Some(to) = queue.next_consumer(has_room) else {
                 return;
@@ -337,28 +338,11 @@ fn deliver(
         queue.restore(entry);
         return false;
     };
-    let redelivered = entry.redelivered;
-    let (message, token) = match (link.prefetch, link.consuming) {
-        (Some(_), Some(id)) => {
-            let message = Arc::clone(&entry.message);
-            link.unsettled.insert(tag, (id, entry));
-            let settler = Arc::clone(&link.settler);
-            let session = 0; // a memory link never reconnects
-            (
-                message,
-                Some(Token {
-                    settler,
-                    session,
-                    tag,
-                }),
-            )
-        }
-        _ => (entry.message, None),
+    let delivery = match (link.prefetch, link.consuming) {
+        (Some(_), Some(id)) => link.hand_out(id, entry, tag),
+        _ => Delivery::new(entry.message, entry.redelivered, None),
     };
-    match link
-        .sink
-        .delivery(Delivery::new(message, redelivered, token))
-    {
+    match link.sink.delivery(delivery) {
         Ok(()) => true,
         Err(refused) => {
             let Some(tag) = refused.forget() else {

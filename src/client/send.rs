@@ -1,0 +1,132 @@
+//! Commands: one way, confirmed by the broker.
+
+use serde::Serialize;
+
+use super::options::Kind;
+use super::outcome::Target;
+use super::{CallOptions, PendingSend, ServiceClient};
+use crate::error::Result;
+
+impl ServiceClient {
+    /// Sends a command: a request whose sender wants no reply but certainty that
+    /// it is not lost. Blocks until the broker has confirmed it, that is, has put
+    /// it on disk in the service's queue, at most the client's timeout.
+    ///
+    /// The service carries it out at least once, however late; where that fails
+    /// it is tried again, and kept among the [`DeadLetters`](crate::DeadLetters) in
+    /// the end.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoRoute`](crate::ErrorKind::NoRoute) if the service has no queue,
+    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) if the broker refuses the message,
+    /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) or
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) in
+    /// [`Phase::Confirm`](crate::Phase::Confirm) if it is not known whether it has
+    /// it; and as [`send_async`](ServiceClient::send_async).
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// # let broker = Broker::memory();
+    /// # let (done, orders) = std::sync::mpsc::channel();
+    /// # let server = ServiceServer::builder(&broker, "order-service")
+    /// #     .handler("create_order", move |n: u64| done.send(n)).start()?;
+    /// let client = ServiceClient::new(&broker, "shop")?;
+    /// client.send("order-service", "create_order", &4711)?;
+    /// # assert_eq!(orders.recv().unwrap(), 4711);
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn send<Req>(&self, service: &str, action: &str, request: &Req) -> Result<()>
+    where
+        Req: Serialize + ?Sized,
+    {
+        self.send_with(service, action, request, &CallOptions::new())
+    }
+
+    /// [`send`](ServiceClient::send) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](ServiceClient::send).
+    pub fn send_with<Req>(
+        &self,
+        service: &str,
+        action: &str,
+        request: &Req,
+        options: &CallOptions,
+    ) -> Result<()>
+    where
+        Req: Serialize + ?Sized,
+    {
+        self.send_async_with(service, action, request, options)?
+            .wait()
+    }
+
+    /// Sends a command and returns before it is confirmed, so that thousands can
+    /// be under way. The [`PendingSend`] tells what became of this one.
+    ///
+    /// Blocks only while too many wait to be sent, or 16,384 of this connection
+    /// to be confirmed, at most the timeout, which runs from now. Commands of one
+    /// thread are sent in order.
+    ///
+    /// # Errors
+    ///
+    /// What can go wrong before the command is under way: encoding, names, the
+    /// timeout, a closed broker. It was not sent then.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// # let broker = Broker::memory();
+    /// # let server = ServiceServer::builder(&broker, "order-service")
+    /// #     .handler("create_order", move |_: u64| Ok::<_, String>(())).start()?;
+    /// let client = ServiceClient::new(&broker, "shop")?;
+    /// let pending = (0..100)
+    ///     .map(|order| client.send_async("order-service", "create_order", &order))
+    ///     .collect::<coney::Result<Vec<_>>>()?;
+    /// for send in pending {
+    ///     send.wait()?;
+    /// }
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn send_async<Req>(&self, service: &str, action: &str, request: &Req) -> Result<PendingSend>
+    where
+        Req: Serialize + ?Sized,
+    {
+        self.send_async_with(service, action, request, &CallOptions::new())
+    }
+
+    /// [`send_async`](ServiceClient::send_async) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`send_async`](ServiceClient::send_async).
+    pub fn send_async_with<Req>(
+        &self,
+        service: &str,
+        action: &str,
+        request: &Req,
+        options: &CallOptions,
+    ) -> Result<PendingSend>
+    where
+        Req: Serialize + ?Sized,
+    {
+        let target = Target { service, action };
+        if let Some(cause) = self.inner.router.closed_cause() {
+            return Err(target.closed(&cause));
+        }
+        let request = self.request(target, request, options, Kind::Command)?;
+        let broker = &self.inner.broker;
+        let confirmation = broker
+            .publish_confirmed(request.publication, request.deadline)
+            .map_err(|error| target.not_sent(error))?;
+        Ok(PendingSend {
+            client: self.clone(),
+            service: service.to_owned(),
+            action: action.to_owned(),
+            confirmation,
+            ticket: request.ticket,
+            deadline: request.deadline,
+            timeout: request.timeout,
+        })
+    }
+}

@@ -1,0 +1,126 @@
+use std::fmt;
+use std::sync::Arc;
+
+use crate::message::ServiceMessage;
+use crate::transport::death::{ATTEMPTS, Death, FIRST_ERROR, LAST_ERROR, REDELIVERIES};
+use crate::transport::{Message, Properties};
+
+/// A message that failed for good, and what is known about its end: see
+/// [`DeadLetters`](crate::DeadLetters).
+pub struct DeadLetter {
+    message: Arc<Message>,
+    death: Death,
+    envelope: Envelope,
+}
+
+/// What the body says, if it is an envelope.
+#[derive(Default)]
+struct Envelope {
+    message_id: Option<String>,
+    source_service: Option<String>,
+    action: Option<String>,
+}
+
+impl DeadLetter {
+    pub(super) fn new(message: Arc<Message>) -> Self {
+        let deaths = Death::read(&message.properties.headers);
+        let envelope = match ServiceMessage::decode(&message.body) {
+            Ok(envelope) => Envelope {
+                message_id: Some(envelope.message_id.into_owned()),
+                source_service: Some(envelope.source_service.into_owned()),
+                action: Some(envelope.action.into_owned()),
+            },
+            Err(_) => Envelope::default(),
+        };
+        Self {
+            death: deaths.into_iter().next().unwrap_or_else(|| Death {
+                queue: message.routing_key.clone(),
+                count: 1,
+                ..Death::default()
+            }),
+            message,
+            envelope,
+        }
+    }
+
+    /// The message's id: the property's, or else the envelope's.
+    pub fn message_id(&self) -> Option<&str> {
+        let property = self.message.properties.message_id.as_deref();
+        property.or(self.envelope.message_id.as_deref())
+    }
+
+    /// The queue it was taken from, where a replay sends it.
+    pub fn queue(&self) -> &str {
+        &self.death.queue
+    }
+
+    /// Why it was given up: `rejected` (its handler said that there is no point
+    /// in another attempt), `retries_exhausted`, `undecodable`, `no_handler`,
+    /// `delivery_limit` (its workers died on it), or a reason of RabbitMQ's such
+    /// as `expired`. Empty if whoever put it here did not say.
+    pub fn reason(&self) -> &str {
+        &self.death.reason
+    }
+
+    /// How many attempts were made.
+    pub fn attempts(&self) -> u64 {
+        u64::try_from(self.death.count).unwrap_or(0)
+    }
+
+    /// When it was given up, in Unix seconds; 0 if that is not known.
+    pub fn died_at(&self) -> u64 {
+        self.death.time
+    }
+
+    /// What the first attempt failed of.
+    pub fn first_error(&self) -> Option<&str> {
+        self.message.properties.headers.text(FIRST_ERROR)
+    }
+
+    /// What the last attempt failed of.
+    pub fn last_error(&self) -> Option<&str> {
+        self.message.properties.headers.text(LAST_ERROR)
+    }
+
+    /// The service that sent it, if it is an envelope.
+    pub fn source_service(&self) -> Option<&str> {
+        self.envelope.source_service.as_deref()
+    }
+
+    /// The action it asked for, if it is an envelope.
+    pub fn action(&self) -> Option<&str> {
+        self.envelope.action.as_deref()
+    }
+
+    /// The body, as it came.
+    pub fn body(&self) -> &[u8] {
+        &self.message.body
+    }
+
+    /// The properties it had, with the headers that say how it died.
+    pub fn properties(&self) -> &Properties {
+        &self.message.properties
+    }
+
+    /// The properties without a trace of what has happened to it.
+    pub(super) fn properties_as_new(&self) -> Properties {
+        let mut properties = self.message.properties.clone();
+        let headers = &mut properties.headers;
+        Death::forget(headers);
+        for name in [ATTEMPTS, REDELIVERIES, FIRST_ERROR, LAST_ERROR] {
+            headers.remove(name);
+        }
+        properties
+    }
+}
+
+impl fmt::Debug for DeadLetter {
+    /// Without the body: payloads do not belong in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeadLetter")
+            .field("message_id", &self.message_id())
+            .field("queue", &self.queue())
+            .field("reason", &self.reason())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,259 @@
+//! Where messages go that are not done with: back for another attempt, or among
+//! the dead letters. Each move is confirmed by the broker before the original is
+//! acknowledged, so a message may be doubled by a fault, and never lost.
+
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use super::HandlerError;
+use crate::deadline;
+use crate::topology::{self, DEAD_EXCHANGE};
+use crate::transport::death::{ATTEMPTS, Death, FIRST_ERROR, LAST_ERROR, REDELIVERIES};
+use crate::transport::{Broker, Delivery, Fate, HeaderTable, Properties, Publication, Ticket};
+
+/// What a quorum queue counts itself.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// How much of an error a header holds, in bytes.
+const LONGEST_ERROR: usize = 1_000;
+
+/// How long the broker may take over a move.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a worker waits after a move that failed. The message then goes back
+/// into its queue, from which it would return at once.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a message is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Its handler said so.
+    Rejected,
+    RetriesExhausted,
+    Undecodable,
+    NoHandler,
+    DeliveryLimit,
+}
+
+impl Reason {
+    /// RabbitMQ's own words where it has them.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::RetriesExhausted => "retries_exhausted",
+            Self::Undecodable => "undecodable",
+            Self::NoHandler => "no_handler",
+            Self::DeliveryLimit => "delivery_limit",
+        }
+    }
+}
+
+/// Why a message is given up, and what there is to say about it.
+pub(super) struct Failure {
+    pub(super) reason: Reason,
+    pub(super) error: String,
+}
+
+impl Failure {
+    pub(super) fn new(reason: Reason, error: impl Into<String>) -> Self {
+        Self {
+            reason,
+            error: error.into(),
+        }
+    }
+}
+
+pub(super) struct Mover {
+    pub(super) broker: Broker,
+    pub(super) service: String,
+    /// Before the second attempt, the third, and so on.
+    pub(super) retry_delays: Vec<Duration>,
+    pub(super) redelivery_limit: u32,
+    /// Disconnects when the server shuts down.
+    pub(super) stopping: Receiver<()>,
+}
+
+impl Mover {
+    /// Lets a delivery pass unless it has been delivered before.
+    ///
+    /// A classic queue only marks redeliveries and does not count them, so one
+    /// that is marked goes back to the end of its queue as a new message with
+    /// the count in a header, before anything else is done with it: that
+    /// survives the next worker's death too. A message over the limit is given
+    /// to `refuse`.
+    pub(super) fn count_redelivery(
+        &self,
+        delivery: Delivery,
+        refuse: impl FnOnce(Delivery, Failure),
+    ) -> Option<Delivery> {
+        let headers = &delivery.message().properties.headers;
+        let counted_by_queue = headers.int(DELIVERY_COUNT);
+        let marked = delivery.is_redelivered() && counted_by_queue.is_none();
+        let count = counted_by_queue.or(headers.int(REDELIVERIES)).unwrap_or(0);
+        let count = count.saturating_add(i64::from(marked));
+        if count > i64::from(self.redelivery_limit) {
+            let error = format!(
+                "delivered {} times without being settled; the workers that had it died or lost \
+                 their connections",
+                count.saturating_add(1)
+            );
+            refuse(delivery, Failure::new(Reason::DeliveryLimit, error));
+            return None;
+        }
+        if !marked {
+            return Some(delivery);
+        }
+        let mut copy = self.copy(&delivery, "", topology::request_queue(&self.service));
+        copy.properties.expiration = delivery.message().properties.expiration;
+        copy.properties.headers.insert(REDELIVERIES, count);
+        self.move_to(delivery, copy, None);
+        None
+    }
+
+    /// Was it delivered before, by the queue's mark or by our count?
+    pub(super) fn was_redelivered(&self, delivery: &Delivery) -> bool {
+        let headers = &delivery.message().properties.headers;
+        delivery.is_redelivered() || headers.int(REDELIVERIES).is_some_and(|count| count > 0)
+    }
+
+    /// After a one-way message's handler has failed: another attempt later, or
+    /// the end.
+    pub(super) fn failed(&self, delivery: Delivery, error: HandlerError) {
+        let headers = &delivery.message().properties.headers;
+        let before = usize::try_from(headers.int(ATTEMPTS).unwrap_or(0)).unwrap_or(0);
+        if !error.may_be_retried() {
+            let failure = Failure::new(Reason::Rejected, error.message());
+            return self.bury(delivery, &failure, None);
+        }
+        let Some(&delay) = self.retry_delays.get(before) else {
+            let failure = Failure::new(Reason::RetriesExhausted, error.message());
+            return self.bury(delivery, &failure, None);
+        };
+        let retry_queue = topology::retry_queue(&self.service, delay);
+        log::info!(
+            target: "coney::server",
+            "{}: attempt {} failed, the next is in {delay:?}: {}",
+            self.service, before + 1, clip(error.message())
+        );
+        let mut copy = self.copy(&delivery, "", retry_queue);
+        let headers = &mut copy.properties.headers;
+        Death::forget(headers);
+        headers.insert(ATTEMPTS, i64::try_from(before + 1).unwrap_or(i64::MAX));
+        if headers.text(FIRST_ERROR).is_none() {
+            headers.insert(FIRST_ERROR, clip(error.message()));
+        }
+        self.move_to(delivery, copy, None);
+    }
+
+    /// Another worker is at the same message: to be looked at again later.
+    pub(super) fn postpone(&self, delivery: Delivery) {
+        let Some(&delay) = self.retry_delays.first() else {
+            self.pause();
+            return drop(delivery); // back into the queue
+        };
+        let retry_queue = topology::retry_queue(&self.service, delay);
+        let mut copy = self.copy(&delivery, "", retry_queue);
+        Death::forget(&mut copy.properties.headers);
+        self.move_to(delivery, copy, None);
+    }
+
+    /// Keeps a message among the dead letters, and then sends the reply.
+    pub(super) fn bury(&self, delivery: Delivery, failure: &Failure, reply: Option<Publication>) {
+        let queue = topology::request_queue(&self.service);
+        log::warn!(
+            target: "coney::server",
+            "{}: a message is dead-lettered ({}): {}",
+            self.service, failure.reason.as_str(), clip(&failure.error)
+        );
+        let mut copy = self.copy(&delivery, DEAD_EXCHANGE, queue.clone());
+        let headers = &mut copy.properties.headers;
+        let attempts = headers.remove(ATTEMPTS).map_or(0, |_| {
+            let headers = &delivery.message().properties.headers;
+            headers.int(ATTEMPTS).unwrap_or(0)
+        });
+        let attempts = match failure.reason {
+            Reason::Rejected | Reason::RetriesExhausted => attempts + 1,
+            _ => attempts.max(1),
+        };
+        Death::forget(headers);
+        if headers.text(FIRST_ERROR).is_none() {
+            headers.insert(FIRST_ERROR, clip(&failure.error));
+        }
+        headers.insert(LAST_ERROR, clip(&failure.error));
+        let message = delivery.message();
+        let death = Death {
+            queue,
+            reason: failure.reason.as_str().to_owned(),
+            exchange: message.exchange.clone().into_owned(),
+            routing_key: message.routing_key.clone(),
+            count: attempts,
+            time: deadline::unix_millis_after(Duration::ZERO) / 1_000,
+        };
+        death.add(headers);
+        self.move_to(delivery, copy, reply);
+    }
+
+    /// The message as it is, but kept on disk and without an expiry of its own.
+    fn copy(&self, delivery: &Delivery, exchange: &'static str, key: String) -> Publication {
+        let message = delivery.message();
+        let mut properties = Properties {
+            persistent: true,
+            expiration: None,
+            ..message.properties.clone()
+        };
+        // A quorum queue's count is of one queue alone.
+        properties.headers.remove(DELIVERY_COUNT);
+        if properties.headers.check().is_err() {
+            log::warn!(
+                target: "coney::server",
+                "{}: headers too large to be passed on are dropped", self.service
+            );
+            properties.headers = HeaderTable::new();
+        }
+        Publication {
+            properties,
+            mandatory: true,
+            ..Publication::new(exchange, key, message.body.clone())
+        }
+    }
+
+    /// Publishes the copy; once the broker has it, replies and acknowledges the
+    /// original. If that fails, the original goes back into its queue.
+    fn move_to(&self, delivery: Delivery, mut copy: Publication, reply: Option<Publication>) {
+        let to = copy.routing_key.clone();
+        let deadline = deadline::after(MOVE_TIMEOUT);
+        copy.ticket = Some(Ticket::until(deadline).into());
+        let moved = self.broker.publish_confirmed(copy, deadline);
+        let fault = match moved.map(|confirmation| confirmation.wait(deadline)) {
+            Ok(Some(Fate::Confirmed)) => {
+                return match reply {
+                    Some(reply) => delivery.ack_with(reply),
+                    None => delivery.ack(),
+                };
+            }
+            // The delivery is void too: the broker delivers it again.
+            Ok(Some(Fate::Lost(_) | Fate::Dropped)) => return drop(delivery),
+            Ok(Some(Fate::Returned(reason))) => format!("no queue takes it ({reason})"),
+            Ok(Some(Fate::Refused)) => "the broker refuses it".to_owned(),
+            Ok(None) => format!("not confirmed within {MOVE_TIMEOUT:?}"),
+            Err(error) => error.to_string(),
+        };
+        log::error!(
+            target: "coney::server",
+            "{}: a message cannot be moved on to {to:?}, so it goes back into its queue: {fault}",
+            self.service
+        );
+        self.pause();
+        drop(delivery);
+    }
+
+    fn pause(&self) {
+        let _ = self.stopping.recv_timeout(PAUSE);
+    }
+}
+
+/// As much of an error as a header holds.
+fn clip(error: &str) -> &str {
+    &error[..error.floor_char_boundary(LONGEST_ERROR)]
+}

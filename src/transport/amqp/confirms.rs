@@ -1,0 +1,183 @@
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use amiquip::Confirm;
+
+use crate::transport::{Fate, Publication, Receipt};
+
+/// What was published on a confirming channel and not confirmed yet.
+///
+/// The broker numbers what it is sent, channel by channel, from 1; so must we. It
+/// confirms in any order, one by one or everything up to a number. A message that
+/// fits no queue is returned first, and then confirmed all the same, so whoever
+/// calls [`confirmed`](Unconfirmed::confirmed) has passed on the returns before.
+pub(super) struct Unconfirmed {
+    /// The number of the first in `waiting`.
+    first: u64,
+    waiting: VecDeque<Option<Waiting>>,
+    /// Reasons by message id, of what was returned and not confirmed yet.
+    returned: HashMap<String, String>,
+}
+
+struct Waiting {
+    receipt: Receipt,
+    message_id: Option<String>,
+    /// The message itself, if it may be sent again after a loss.
+    again: Option<Publication>,
+}
+
+impl Unconfirmed {
+    /// For a channel that has published `before` messages in confirm mode.
+    pub(super) fn after(before: u64) -> Self {
+        Self {
+            first: before + 1,
+            waiting: VecDeque::new(),
+            returned: HashMap::new(),
+        }
+    }
+
+    /// How many messages the channel has published.
+    pub(super) fn published(&self) -> u64 {
+        self.first - 1 + self.waiting.len() as u64
+    }
+
+    /// Notes the message that is published next.
+    pub(super) fn publishing(&mut self, publication: &Publication, receipt: Option<Receipt>) {
+        self.waiting.push_back(receipt.map(|receipt| Waiting {
+            receipt,
+            message_id: publication.properties.message_id.clone(),
+            again: publication.idempotent.then(|| publication.clone()),
+        }));
+    }
+
+    /// The broker has returned a message.
+    pub(super) fn returned(&mut self, message_id: Option<String>, reason: String) {
+        if let Some(id) = message_id {
+            self.returned.insert(id, reason);
+        }
+    }
+
+    /// The broker has spoken.
+    pub(super) fn confirmed(&mut self, confirm: Confirm) {
+        let (payload, taken) = match confirm {
+            Confirm::Ack(payload) => (payload, true),
+            Confirm::Nack(payload) => (payload, false),
+        };
+        // A number below is of a link that had the channel before.
+        let Some(at) = payload.delivery_tag.checked_sub(self.first) else {
+            return;
+        };
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        let from = if payload.multiple { 0 } else { at };
+        for slot in from..=at.min(self.waiting.len().saturating_sub(1)) {
+            if let Some(waiting) = self.waiting.get_mut(slot).and_then(Option::take) {
+                let id = waiting.message_id.as_deref().unwrap_or_default();
+                waiting.receipt.settle(match self.returned.remove(id) {
+                    Some(reason) => Fate::Returned(reason),
+                    None if taken => Fate::Confirmed,
+                    None => Fate::Refused,
+                });
+            }
+        }
+        while let Some(None) = self.waiting.front() {
+            self.waiting.pop_front();
+            self.first += 1;
+        }
+    }
+
+    /// The connection is lost: returns what is to be sent again, with its
+    /// receipts, and tells the others.
+    pub(super) fn lost(&mut self, cause: &Arc<str>) -> Vec<(Publication, Receipt)> {
+        let mut again = Vec::new();
+        for waiting in self.waiting.drain(..).flatten() {
+            match waiting.again {
+                Some(publication) => {
+                    if let Some(ticket) = &publication.ticket {
+                        ticket.send_again();
+                    }
+                    again.push((publication, waiting.receipt));
+                }
+                None => waiting.receipt.settle(Fate::Lost(Arc::clone(cause))),
+            }
+        }
+        again
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::confirmation::{self, Confirmation, Window};
+    use amiquip::ConfirmPayload;
+    use std::time::Instant;
+
+    fn publish(unconfirmed: &mut Unconfirmed, id: &str) -> Confirmation {
+        let window = Arc::new(Window::new(1));
+        let permit = window.enter(Instant::now()).unwrap();
+        let (receipt, confirmation) = confirmation::pair(permit);
+        let mut publication = Publication::new("", "q", Vec::new());
+        publication.properties.message_id = Some(id.to_owned());
+        publication.idempotent = id == "again";
+        unconfirmed.publishing(&publication, Some(receipt));
+        confirmation
+    }
+
+    fn payload(delivery_tag: u64, multiple: bool) -> ConfirmPayload {
+        ConfirmPayload {
+            delivery_tag,
+            multiple,
+        }
+    }
+
+    fn fate(confirmation: &Confirmation) -> Option<Fate> {
+        confirmation.wait(Instant::now())
+    }
+
+    #[test]
+    fn in_any_order_one_by_one_or_many_at_once() {
+        let mut unconfirmed = Unconfirmed::after(5);
+        let all = ["a", "b", "c", "d"].map(|id| publish(&mut unconfirmed, id));
+        assert_eq!(unconfirmed.published(), 9);
+        unconfirmed.confirmed(Confirm::Ack(payload(2, true))); // of another link
+        assert_eq!(fate(&all[0]), None);
+        unconfirmed.confirmed(Confirm::Nack(payload(8, false)));
+        assert_eq!(fate(&all[2]), Some(Fate::Refused));
+        unconfirmed.confirmed(Confirm::Ack(payload(7, true)));
+        assert_eq!(fate(&all[0]), Some(Fate::Confirmed));
+        assert_eq!(fate(&all[1]), Some(Fate::Confirmed));
+        assert_eq!(fate(&all[3]), None);
+        unconfirmed.confirmed(Confirm::Ack(payload(99, true))); // nonsense, and harmless
+        assert_eq!(fate(&all[3]), Some(Fate::Confirmed));
+        let next = publish(&mut unconfirmed, "e");
+        unconfirmed.confirmed(Confirm::Ack(payload(10, false)));
+        assert_eq!(fate(&next), Some(Fate::Confirmed));
+    }
+
+    #[test]
+    fn a_returned_message_is_not_confirmed() {
+        let mut unconfirmed = Unconfirmed::after(0);
+        let (a, b) = (
+            publish(&mut unconfirmed, "a"),
+            publish(&mut unconfirmed, "b"),
+        );
+        unconfirmed.returned(Some("b".to_owned()), "NO_ROUTE".to_owned());
+        unconfirmed.confirmed(Confirm::Ack(payload(2, true)));
+        assert_eq!(fate(&a), Some(Fate::Confirmed));
+        assert_eq!(fate(&b), Some(Fate::Returned("NO_ROUTE".to_owned())));
+    }
+
+    #[test]
+    fn a_loss_tells_all_but_what_is_sent_again() {
+        let mut unconfirmed = Unconfirmed::after(0);
+        let (a, b) = (
+            publish(&mut unconfirmed, "a"),
+            publish(&mut unconfirmed, "again"),
+        );
+        let again = unconfirmed.lost(&"gone".into());
+        assert_eq!(fate(&a), Some(Fate::Lost("gone".into())));
+        assert_eq!(fate(&b), None);
+        assert_eq!(again.len(), 1);
+        drop(again);
+        assert_eq!(fate(&b), Some(Fate::Dropped));
+    }
+}

@@ -1,0 +1,77 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+/// How many changes wait for a listener that blocks; later ones are dropped.
+const WAITING: usize = 1_024;
+
+/// What becomes of a connection: see
+/// [`BrokerBuilder::on_state_change`](crate::BrokerBuilder::on_state_change).
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// An attempt to connect begins.
+    Connecting,
+    /// Connected and logged in; links are being opened again.
+    Connected,
+    /// The broker is short of memory or disk and takes no messages; its words.
+    /// What is to be sent waits, at most until its deadline.
+    Blocked(String),
+    /// The broker takes messages again.
+    Unblocked,
+    /// The connection was lost, or an attempt failed; the cause. The next attempt
+    /// follows, unless the state is `Closed` next.
+    Lost(String),
+    /// The end: closed, or given up; the cause.
+    Closed(String),
+}
+
+pub(super) type Listener = Box<dyn Fn(&ConnectionState) + Send>;
+
+/// Tells a user's listener, on a thread of its own, because it may block.
+pub(super) struct States {
+    changes: Option<Sender<ConnectionState>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl States {
+    pub(super) fn start(number: u64, listener: Option<Listener>) -> std::io::Result<Self> {
+        let Some(listener) = listener else {
+            return Ok(Self {
+                changes: None,
+                thread: None,
+            });
+        };
+        let (changes, inbox) = bounded(WAITING);
+        let thread = thread::Builder::new()
+            .name(format!("coney-state-{number}"))
+            .spawn(move || listen(&inbox, &listener))?;
+        Ok(Self {
+            changes: Some(changes),
+            thread: Some(thread),
+        })
+    }
+
+    /// Never blocks.
+    pub(super) fn tell(&self, state: ConnectionState) {
+        if let Some(changes) = &self.changes
+            && changes.try_send(state).is_err()
+        {
+            log::warn!(target: "coney::amqp", "the state listener blocks: a change is dropped");
+        }
+    }
+
+    /// What whoever closes the connection waits for: the listener's thread.
+    pub(super) fn take_thread(&mut self) -> Option<JoinHandle<()>> {
+        self.thread.take()
+    }
+}
+
+fn listen(inbox: &Receiver<ConnectionState>, listener: &Listener) {
+    for state in inbox {
+        if catch_unwind(AssertUnwindSafe(|| listener(&state))).is_err() {
+            log::error!(target: "coney::amqp", "the state listener panicked");
+        }
+    }
+}

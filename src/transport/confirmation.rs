@@ -1,0 +1,165 @@
+//! The broker's word on a message: that it has taken responsibility, or why not.
+//!
+//! A pair, like the two ends of a channel: the transport holds the [`Receipt`]
+//! and fills it in, the sender holds the [`Confirmation`] and waits for it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+/// What became of a message that wanted to be confirmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The broker has it.
+    Confirmed,
+    /// It fitted no queue; the broker's reason.
+    Returned(String),
+    /// The broker would not take it.
+    Refused,
+    /// The connection was lost in between.
+    Lost(Arc<str>),
+    /// The transport has let go of it: it was closed, or dropped the message.
+    Dropped,
+}
+
+#[derive(Default)]
+struct Shared {
+    fate: Mutex<Option<Fate>>,
+    decided: Condvar,
+}
+
+/// The transport's end. Dropping it says [`Fate::Dropped`], so that nobody ever
+/// waits for a message that is gone.
+pub(crate) struct Receipt {
+    shared: Arc<Shared>,
+    _permit: Permit,
+}
+
+/// The sender's end.
+pub(crate) struct Confirmation {
+    shared: Arc<Shared>,
+}
+
+pub(crate) fn pair(permit: Permit) -> (Receipt, Confirmation) {
+    let shared = Arc::new(Shared::default());
+    let receipt = Receipt {
+        shared: Arc::clone(&shared),
+        _permit: permit,
+    };
+    (receipt, Confirmation { shared })
+}
+
+impl Receipt {
+    pub(crate) fn settle(self, fate: Fate) {
+        self.decide(fate);
+    }
+
+    fn decide(&self, fate: Fate) {
+        self.shared.fate.lock().get_or_insert(fate);
+        self.shared.decided.notify_all();
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        self.decide(Fate::Dropped);
+    }
+}
+
+impl Confirmation {
+    /// Blocks until the fate is known, at most until `deadline`.
+    pub(crate) fn wait(&self, deadline: Instant) -> Option<Fate> {
+        let mut fate = self.shared.fate.lock();
+        while fate.is_none() {
+            if self
+                .shared
+                .decided
+                .wait_until(&mut fate, deadline)
+                .timed_out()
+            {
+                break;
+            }
+        }
+        fate.clone()
+    }
+}
+
+/// How many messages may be unconfirmed at a time. A sender waits for its turn,
+/// so that a broker that confirms slowly slows its senders down.
+pub(crate) struct Window {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// One message's place in a [`Window`], given back when dropped.
+pub(crate) struct Permit(Arc<Window>);
+
+impl Window {
+    pub(crate) fn new(messages: usize) -> Self {
+        Self {
+            free: Mutex::new(messages),
+            freed: Condvar::new(),
+        }
+    }
+
+    /// Blocks until there is room, at most until `deadline`.
+    pub(crate) fn enter(self: &Arc<Self>, deadline: Instant) -> Option<Permit> {
+        let mut free = self.free.lock();
+        while *free == 0 {
+            if self.freed.wait_until(&mut free, deadline).timed_out() && *free == 0 {
+                return None;
+            }
+        }
+        *free -= 1;
+        Some(Permit(Arc::clone(self)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *self.0.free.lock() += 1;
+        self.0.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use std::time::Duration;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(20)
+    }
+
+    #[test]
+    fn a_receipt_tells_once_and_a_dropped_one_tells_too() {
+        let window = Arc::new(Window::new(1));
+        let (receipt, confirmation) = pair(window.enter(soon()).unwrap());
+        assert_eq!(confirmation.wait(soon()), None);
+        assert!(window.enter(soon()).is_none(), "one at a time");
+        let waiting =
+            thread::spawn(move || confirmation.wait(Instant::now() + Duration::from_secs(60)));
+        receipt.settle(Fate::Confirmed);
+        assert_eq!(waiting.join().unwrap(), Some(Fate::Confirmed));
+        let (receipt, confirmation) = pair(window.enter(soon()).expect("room again"));
+        drop(receipt);
+        assert_eq!(confirmation.wait(soon()), Some(Fate::Dropped));
+    }
+
+    #[test]
+    fn waiting_for_room_ends_when_there_is_some() {
+        let window = Arc::new(Window::new(1));
+        let permit = window.enter(soon()).unwrap();
+        let other = Arc::clone(&window);
+        let waiting = thread::spawn(move || {
+            other
+                .enter(Instant::now() + Duration::from_secs(60))
+                .is_some()
+        });
+        thread::sleep(Duration::from_millis(10));
+        drop(permit);
+        assert!(waiting.join().unwrap());
+    }
+}

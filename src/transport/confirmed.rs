@@ -1,0 +1,78 @@
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::confirmation::{self, Confirmation, Window};
+use super::{LinkSpec, NoSink, Publication, Transport, Wire};
+use crate::error::{Error, Phase, Result};
+use crate::topology;
+
+/// How many messages may be under way without a confirmation. A sender waits
+/// for room beyond it; at some 200 bytes each it is 3 MiB.
+const WINDOW: usize = 16_384;
+
+/// A connection's link for everything that must be confirmed: commands, retries
+/// and dead letters. It is apart from the links of clients and servers, because
+/// a channel confirms all it publishes or nothing, and confirming requests and
+/// replies too would cost a tenth of the calls. It opens when it is first used.
+pub(super) struct ConfirmedLink {
+    wire: Mutex<Option<Arc<dyn Wire>>>,
+    window: Arc<Window>,
+}
+
+impl ConfirmedLink {
+    pub(super) fn new() -> Self {
+        Self {
+            wire: Mutex::new(None),
+            window: Arc::new(Window::new(WINDOW)),
+        }
+    }
+
+    /// Hands a message over for sending. Blocks while too many are under way,
+    /// at most until `deadline`. An error means that it will not be sent.
+    pub(super) fn publish(
+        &self,
+        transport: &dyn Transport,
+        publication: Publication,
+        deadline: Instant,
+    ) -> Result<Confirmation> {
+        let wire = self.wire(transport, deadline)?;
+        let Some(permit) = self.window.enter(deadline) else {
+            return Err(Error::timed_out(
+                Phase::Send,
+                format!(
+                    "timed out waiting for {} to confirm one of {WINDOW} messages under way",
+                    transport.peer()
+                ),
+            ));
+        };
+        let (receipt, confirmation) = confirmation::pair(permit);
+        wire.publish(publication, Some(receipt), deadline)?;
+        Ok(confirmation)
+    }
+
+    fn wire(&self, transport: &dyn Transport, deadline: Instant) -> Result<Arc<dyn Wire>> {
+        let not_yet = || {
+            let peer = transport.peer();
+            Error::timed_out(
+                Phase::Send,
+                format!("timed out waiting for {peer} to take messages"),
+            )
+        };
+        let mut wire = self.wire.try_lock_until(deadline).ok_or_else(not_yet)?;
+        if let Some(wire) = &*wire {
+            return Ok(Arc::clone(wire));
+        }
+        let mut spec = LinkSpec::new(topology::for_requests());
+        spec.confirms = true;
+        let opened =
+            transport
+                .open(spec, Arc::new(NoSink), deadline)
+                .map_err(|error| match error.phase() {
+                    Some(_) => not_yet(),
+                    None => error,
+                })?;
+        Ok(Arc::clone(wire.insert(opened)))
+    }
+}

@@ -1,0 +1,147 @@
+//! How and where a message died, in the words of RabbitMQ's `x-death` header: a
+//! list of tables, the latest death first. And the headers coney adds to what has
+//! failed.
+
+use super::{HeaderTable, HeaderValue};
+
+/// How many attempts have failed.
+pub(crate) const ATTEMPTS: &str = "x-attempts";
+/// How often the message came back because its worker had gone.
+pub(crate) const REDELIVERIES: &str = "x-redeliveries";
+pub(crate) const FIRST_ERROR: &str = "x-first-error";
+pub(crate) const LAST_ERROR: &str = "x-last-error";
+
+const HEADER: &str = "x-death";
+
+/// One entry of the list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Death {
+    /// The queue it was taken from.
+    pub(crate) queue: String,
+    /// `expired`, `rejected`, `delivery_limit`, `maxlen`, or a reason of ours.
+    pub(crate) reason: String,
+    /// The exchange it had been published to, and its routing key there.
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+    /// How often it died there for that reason, or was tried.
+    pub(crate) count: i64,
+    /// When, in Unix seconds.
+    pub(crate) time: u64,
+}
+
+impl Death {
+    /// Every death a message remembers, the latest first.
+    pub(crate) fn read(headers: &HeaderTable) -> Vec<Self> {
+        let Some(HeaderValue::List(entries)) = headers.get(HEADER) else {
+            return Vec::new();
+        };
+        let tables = entries.iter().filter_map(|entry| match entry {
+            HeaderValue::Table(table) => Some(table),
+            _ => None,
+        });
+        tables.map(Self::from_table).collect()
+    }
+
+    /// Replaces what the headers say about deaths.
+    pub(crate) fn write(deaths: &[Self], headers: &mut HeaderTable) {
+        let entries = deaths
+            .iter()
+            .map(|death| HeaderValue::Table(death.to_table()));
+        headers.insert(HEADER, HeaderValue::List(entries.collect()));
+    }
+
+    /// Forgets the deaths, and not what else coney has noted: that goes on.
+    pub(crate) fn forget(headers: &mut HeaderTable) {
+        headers.remove(HEADER);
+        // RabbitMQ's own summaries of the same.
+        for name in ["queue", "reason", "exchange"] {
+            headers.remove(&format!("x-first-death-{name}"));
+            headers.remove(&format!("x-last-death-{name}"));
+        }
+    }
+
+    /// Adds a death: a repeated one is counted, as RabbitMQ does it.
+    pub(crate) fn add(mut self, headers: &mut HeaderTable) {
+        let mut deaths = Self::read(headers);
+        let same = |other: &Self| other.queue == self.queue && other.reason == self.reason;
+        if let Some(at) = deaths.iter().position(same) {
+            self.count += deaths.remove(at).count;
+        }
+        deaths.insert(0, self);
+        Self::write(&deaths, headers);
+    }
+
+    fn from_table(table: &HeaderTable) -> Self {
+        let text = |name| table.text(name).unwrap_or_default().to_owned();
+        let routing_key = match table.get("routing-keys") {
+            Some(HeaderValue::List(keys)) => match keys.first() {
+                Some(HeaderValue::Text(key)) => key.clone(),
+                _ => String::new(),
+            },
+            _ => String::new(),
+        };
+        Self {
+            queue: text("queue"),
+            reason: text("reason"),
+            exchange: text("exchange"),
+            routing_key,
+            count: table.int("count").unwrap_or(1),
+            time: match table.get("time") {
+                Some(HeaderValue::Timestamp(seconds)) => *seconds,
+                _ => 0,
+            },
+        }
+    }
+
+    fn to_table(&self) -> HeaderTable {
+        let mut table = HeaderTable::new();
+        table.insert("queue", self.queue.as_str());
+        table.insert("reason", self.reason.as_str());
+        table.insert("exchange", self.exchange.as_str());
+        let key = HeaderValue::from(self.routing_key.as_str());
+        table.insert("routing-keys", HeaderValue::List(vec![key]));
+        table.insert("count", self.count);
+        table.insert("time", HeaderValue::Timestamp(self.time));
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_it_writes_and_counts() {
+        let death = Death {
+            queue: "q".to_owned(),
+            reason: "expired".to_owned(),
+            exchange: "x".to_owned(),
+            routing_key: "k".to_owned(),
+            count: 1,
+            time: 1_795_422_612,
+        };
+        let mut headers = HeaderTable::new();
+        death.clone().add(&mut headers);
+        assert_eq!(Death::read(&headers)[..], [death.clone()][..]);
+        let other = Death {
+            reason: "rejected".to_owned(),
+            ..death.clone()
+        };
+        other.clone().add(&mut headers);
+        death.clone().add(&mut headers);
+        let again = Death { count: 2, ..death };
+        assert_eq!(Death::read(&headers), [again, other]);
+        Death::forget(&mut headers);
+        assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_a_list_of_tables_is_no_death() {
+        let mut headers = HeaderTable::new();
+        headers.insert("x-death", "nonsense");
+        assert!(Death::read(&headers).is_empty());
+        let odd = vec![HeaderValue::Int(1), HeaderValue::Table(HeaderTable::new())];
+        headers.insert("x-death", HeaderValue::List(odd));
+        assert_eq!(Death::read(&headers).len(), 1);
+    }
+}

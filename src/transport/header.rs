@@ -1,0 +1,181 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::publication::LARGEST_HEADERS;
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::check_short_string;
+
+/// A value in a [`HeaderTable`], of one of AMQP's types; whole numbers of every
+/// width are one type here.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq)]
+pub enum HeaderValue {
+    /// Nothing.
+    Void,
+    /// True or false.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A number with a fraction; AMQP's decimals too.
+    Float(f64),
+    /// Text.
+    Text(String),
+    /// Bytes; also text that was not UTF-8, and what was nested too deeply.
+    Bytes(Vec<u8>),
+    /// A moment, in Unix seconds.
+    Timestamp(u64),
+    /// Several values.
+    List(Vec<HeaderValue>),
+    /// A table of its own.
+    Table(HeaderTable),
+}
+
+impl From<&str> for HeaderValue {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<i64> for HeaderValue {
+    fn from(number: i64) -> Self {
+        Self::Int(number)
+    }
+}
+
+/// AMQP headers: a message's table of named values, beside its properties.
+///
+/// coney itself sends them only with messages that have failed; what a service
+/// wants to say goes into the envelope. Many headers are slow: each costs time in
+/// proportion to the ones before it.
+///
+/// ```
+/// use coney::transport::{HeaderTable, HeaderValue};
+///
+/// let mut headers = HeaderTable::new();
+/// headers.insert("x-attempts", 2);
+/// assert_eq!(headers.get("x-attempts"), Some(&HeaderValue::Int(2)));
+/// ```
+#[derive(Clone, Default, PartialEq)]
+pub struct HeaderTable(BTreeMap<String, HeaderValue>);
+
+impl HeaderTable {
+    /// No headers.
+    pub const fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    /// Sets a header; its name must have at most 255 bytes.
+    pub fn insert(&mut self, name: impl Into<String>, value: impl Into<HeaderValue>) {
+        self.0.insert(name.into(), value.into());
+    }
+
+    /// Takes a header out.
+    pub fn remove(&mut self, name: &str) -> Option<HeaderValue> {
+        self.0.remove(name)
+    }
+
+    /// The header of that name.
+    pub fn get(&self, name: &str) -> Option<&HeaderValue> {
+        self.0.get(name)
+    }
+
+    /// The header of that name, if it is text.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.get(name)? {
+            HeaderValue::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The header of that name, if it is a whole number.
+    pub fn int(&self, name: &str) -> Option<i64> {
+        match self.get(name)? {
+            HeaderValue::Int(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// All headers, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &HeaderValue)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Checks what would corrupt a frame.
+    pub(crate) fn check(&self) -> Result<()> {
+        let size = self.size();
+        if size > LARGEST_HEADERS {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("the headers take {size} bytes; at most {LARGEST_HEADERS} are allowed"),
+            ));
+        }
+        self.iter().try_for_each(|(name, value)| {
+            check_short_string("header name", name)?;
+            value.check()
+        })
+    }
+
+    /// How many bytes it takes on the wire, at most.
+    pub(crate) fn size(&self) -> usize {
+        self.iter()
+            .map(|(name, value)| 2 + name.len() + value.size())
+            .sum()
+    }
+}
+
+impl HeaderValue {
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::List(values) => values.iter().try_for_each(Self::check),
+            Self::Table(table) => table.check(),
+            _ => Ok(()),
+        }
+    }
+
+    /// With the length before it, if it has one.
+    fn size(&self) -> usize {
+        match self {
+            Self::Text(text) => 4 + text.len(),
+            Self::Bytes(bytes) => 4 + bytes.len(),
+            Self::List(values) => 4 + values.iter().map(|value| 1 + value.size()).sum::<usize>(),
+            Self::Table(table) => 4 + table.size(),
+            _ => 8,
+        }
+    }
+}
+
+impl FromIterator<(String, HeaderValue)> for HeaderTable {
+    fn from_iter<I: IntoIterator<Item = (String, HeaderValue)>>(headers: I) -> Self {
+        Self(headers.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for HeaderTable {
+    /// Shows the names only: headers may hold tokens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set()
+            .entries(self.iter().map(|(name, _)| name))
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_again_is_empty() {
+        let mut table = HeaderTable::new();
+        table.insert("secret", "x");
+        assert_eq!(table.text("secret"), Some("x"));
+        assert_eq!(format!("{table:?}"), r#"{"secret"}"#);
+        assert!(table.remove("secret").is_some());
+        assert!(table.remove("secret").is_none());
+        assert_eq!(table, HeaderTable::new());
+    }
+}

@@ -1,0 +1,66 @@
+//! Declaring exchanges, queues and bindings: what exists must agree.
+
+use super::exchange::Exchange;
+use super::queue::{LinkId, Queue, QueueId};
+use super::state::State;
+use crate::error::{Error, ErrorKind, Result};
+use crate::topology::{QueueOptions, Topology};
+
+impl State {
+    pub(super) fn declare(&mut self, topology: &Topology) -> Result<()> {
+        for (name, kind) in topology.exchanges() {
+            let exchange = self
+                .exchanges
+                .entry(name.clone())
+                .or_insert_with(|| Exchange::new(*kind));
+            if exchange.kind() != *kind {
+                return Err(Error::new(
+                    ErrorKind::Broker,
+                    format!("the exchange {name:?} exists with another kind than {kind:?}"),
+                ));
+            }
+        }
+        for (name, options) in topology.queues_with_options() {
+            let existing = self.queue_names.get(name);
+            match existing.and_then(|id| self.queues.get(id)) {
+                Some(queue) if queue.options != *options => {
+                    return Err(Error::new(
+                        ErrorKind::Broker,
+                        format!("the queue {name:?} exists with other options"),
+                    ));
+                }
+                Some(_) => {}
+                None => {
+                    self.add_queue(name.clone(), None, options.clone());
+                }
+            }
+        }
+        for binding in topology.bindings() {
+            let queue = self.queue_names.get(&binding.queue);
+            let exchange = self.exchanges.get_mut(&binding.exchange);
+            let (Some(&queue), Some(exchange)) = (queue, exchange) else {
+                return Err(Error::new(
+                    ErrorKind::Broker,
+                    format!(
+                        "cannot bind the queue {:?} to the exchange {:?}: one of them is missing",
+                        binding.queue, binding.exchange
+                    ),
+                ));
+            };
+            exchange.bind(&binding.routing_key, queue);
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_queue(
+        &mut self,
+        name: String,
+        owner: Option<LinkId>,
+        options: QueueOptions,
+    ) -> QueueId {
+        let id = self.next_id();
+        self.queue_names.insert(name.clone(), id);
+        self.queues.insert(id, Queue::new(name, owner, options));
+        id
+    }
+}

@@ -1,0 +1,48 @@
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use super::Shared;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The thread that moves on what expires in queues nobody consumes from, such
+/// as the ones between two attempts. Ends with the broker; dropping this after
+/// the state is gone waits for it.
+pub(super) struct Timer(Option<JoinHandle<()>>, Arc<Shared>);
+
+impl Timer {
+    pub(super) fn start(shared: &Arc<Shared>) -> Result<Self> {
+        let thread = thread::Builder::new()
+            .name("coney-memory-timer".to_owned())
+            .spawn({
+                let shared = Arc::clone(shared);
+                move || run(&shared)
+            })
+            .map_err(|error| {
+                Error::new(ErrorKind::Broker, "cannot start the memory broker's timer")
+                    .with_source(error)
+            })?;
+        Ok(Self(Some(thread), Arc::clone(shared)))
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.1.tick.notify_one();
+        if let Some(thread) = self.0.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(shared: &Shared) {
+    let mut guard = shared.state.lock();
+    while let Some(state) = guard.as_mut() {
+        match state.expire_due(Instant::now()) {
+            Some(next) => {
+                shared.tick.wait_until(&mut guard, next);
+            }
+            None => shared.tick.wait(&mut guard),
+        }
+    }
+}
