@@ -83,10 +83,9 @@ impl QueueOptions {
         self
     }
 
-    /// A quorum queue: replicated, and dead-lettering a message that was
-    /// delivered over `delivery_limit` times without being acknowledged. The
-    /// memory broker has nothing to replicate and counts nothing. Default: a
-    /// classic queue.
+    /// A quorum queue: replicated, and dead-lettering a message that comes back
+    /// more than `delivery_limit` times without being acknowledged. The memory
+    /// broker has nothing to replicate. Default: a classic queue.
     pub fn quorum(mut self, delivery_limit: u32) -> Self {
         self.quorum = Some(delivery_limit);
         self

@@ -3,6 +3,7 @@
 
 mod async_calls;
 mod calls;
+mod commands;
 mod connecting;
 mod contract;
 mod examples;

@@ -26,6 +26,8 @@ pub(super) struct Queue {
 pub(super) struct Entry {
     pub(super) message: Arc<Message>,
     pub(super) redelivered: bool,
+    /// How often it came back, which only a quorum queue looks at.
+    pub(super) returns: u32,
     arrival: u64,
     expires: Option<Instant>,
 }
@@ -53,6 +55,7 @@ impl Queue {
         self.ready.push_back(Entry {
             message,
             redelivered: false,
+            returns: 0,
             arrival: self.arrivals,
             expires,
         });
@@ -61,6 +64,7 @@ impl Queue {
     /// Puts a delivered message back where it was, marked as redelivered.
     pub(super) fn requeue(&mut self, mut entry: Entry) {
         entry.redelivered = true;
+        entry.returns += 1;
         self.restore(entry);
     }
 

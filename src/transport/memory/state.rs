@@ -240,7 +240,7 @@ impl State {
             }
             Outcome::Ack { reply: None } => {}
             Outcome::Reject { requeue: false } => self.bury(queue, entry, "rejected", now),
-            Outcome::Reject { requeue: true } => self.requeue(queue, entry),
+            Outcome::Reject { requeue: true } => self.requeue(queue, entry, now),
         }
         self.dispatch_to(Some(queue), now);
     }
@@ -266,7 +266,7 @@ impl State {
         let state = self.links.remove(&link)?;
         let mut touched = Vec::new();
         for (_, (id, entry)) in state.unsettled {
-            self.requeue(id, entry);
+            self.requeue(id, entry, now);
             touched.push(id);
         }
         let owned: Vec<QueueId> = self
@@ -284,11 +284,24 @@ impl State {
         Some(state.sink)
     }
 
-    fn requeue(&mut self, queue: QueueId, entry: Entry) {
-        if let Some(queue) = self.queues.get_mut(&queue) {
-            queue.requeue(entry);
-            self.timer_due |= queue.options.dead_letter_to.is_some();
+    /// Puts a delivered message back where it was. A quorum queue counts how
+    /// often, and has had enough at its limit.
+    fn requeue(&mut self, id: QueueId, mut entry: Entry, now: Instant) {
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        match queue.options.quorum {
+            Some(limit) if entry.returns >= limit => {
+                return self.bury(id, entry, "delivery_limit", now);
+            }
+            Some(_) => {
+                let headers = &mut Arc::make_mut(&mut entry.message).properties.headers;
+                headers.insert("x-delivery-count", i64::from(entry.returns) + 1);
+            }
+            None => {}
         }
+        queue.requeue(entry);
+        self.timer_due |= queue.options.dead_letter_to.is_some();
     }
 
     pub(super) fn sinks(&self) -> impl Iterator<Item = &Arc<dyn Sink>> {

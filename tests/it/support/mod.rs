@@ -1,3 +1,4 @@
+pub mod dead;
 pub mod rabbitmq;
 
 use std::time::{Duration, Instant};

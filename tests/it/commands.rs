@@ -1,0 +1,446 @@
+//! `send`: commands, their retries, and what becomes of them in the end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::message::ServiceMessage;
+use coney::transport::{Link, LinkSpec, Publication, Topology};
+use coney::{
+    Broker, CallOptions, Context, ErrorKind, HandlerError, MemoryReplyStore, ServiceServer,
+};
+use crossbeam_channel::{Receiver, unbounded};
+
+use crate::support::dead::{dead_letter, no_dead_letter};
+use crate::support::{PATIENCE, client, on_both, unique};
+
+on_both!(
+    a_command_is_confirmed_and_carried_out,
+    a_service_that_has_never_run_has_no_route,
+    thousands_are_under_way_each_with_its_outcome,
+    a_command_waits_for_its_service,
+    a_failed_command_is_tried_again_later,
+    retrying_holds_no_worker,
+    a_command_that_fails_for_good_is_kept,
+    do_not_retry_is_heeded,
+    a_command_that_does_not_decode_is_kept_at_once,
+    a_panic_is_a_failure,
+    a_failed_call_is_not_tried_again,
+    what_comes_back_too_often_is_not_opened,
+    what_came_back_is_marked_for_the_handler,
+    a_repeated_request_gets_the_first_reply,
+    a_repeated_command_is_carried_out_once,
+    a_request_in_progress_is_not_begun_again,
+    a_failed_command_is_not_remembered,
+    nested_calls_inherit_the_remaining_time,
+    quorum_queues_serve,
+);
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A server whose action `work` runs `handler`, and a receiver that tells when.
+fn server<F>(broker: &Broker, service: &str, handler: F) -> (ServiceServer, Receiver<Instant>)
+where
+    F: Fn(u32) -> Result<u32, HandlerError> + Send + Sync + 'static,
+{
+    let (ran, runs) = unbounded();
+    let server = ServiceServer::builder(broker, service)
+        .handler("work", move |n: u32| {
+            ran.send(Instant::now()).unwrap();
+            handler(n)
+        })
+        .retry_delays([50 * MS, 150 * MS])
+        .redelivery_limit(1)
+        .start()
+        .unwrap();
+    (server, runs)
+}
+
+fn run(runs: &Receiver<Instant>) -> Instant {
+    runs.recv_timeout(PATIENCE).expect("the handler runs")
+}
+
+fn no_run(runs: &Receiver<Instant>) {
+    assert!(
+        runs.recv_timeout(300 * MS).is_err(),
+        "it must not run again"
+    );
+}
+
+fn a_command_is_confirmed_and_carried_out(broker: &Broker) {
+    let service = unique("work");
+    let (_server, runs) = server(broker, &service, Ok);
+    client(broker).send(&service, "work", &1).unwrap();
+    run(&runs);
+    no_run(&runs);
+}
+
+fn a_service_that_has_never_run_has_no_route(broker: &Broker) {
+    let error = client(broker)
+        .send(&unique("nobody"), "work", &1)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRoute, "{error}");
+    assert!(error.is_safe_to_retry());
+}
+
+fn thousands_are_under_way_each_with_its_outcome(broker: &Broker) {
+    let (service, nobody) = (unique("work"), unique("nobody"));
+    let (_server, runs) = server(broker, &service, Ok);
+    let client = client(broker);
+    let sends: Vec<_> = (0..3_000)
+        .map(|n| {
+            let target = if n % 100 == 7 { &nobody } else { &service };
+            client.send_async(target, "work", &n).unwrap()
+        })
+        .collect();
+    for (n, send) in sends.into_iter().enumerate() {
+        match send.wait() {
+            Ok(()) => assert_ne!(n % 100, 7),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::NoRoute, "{error}");
+                assert_eq!(n % 100, 7);
+            }
+        }
+    }
+    for _ in 0..2_970 {
+        run(&runs);
+    }
+}
+
+fn a_command_waits_for_its_service(broker: &Broker) {
+    let service = unique("work");
+    drop(server(broker, &service, Ok));
+    client(broker).send(&service, "work", &1).unwrap();
+    let (_server, runs) = server(broker, &service, Ok);
+    run(&runs);
+}
+
+fn a_failed_command_is_tried_again_later(broker: &Broker) {
+    let service = unique("work");
+    let attempts = AtomicU32::new(0);
+    let (_server, runs) = server(broker, &service, move |n| {
+        match attempts.fetch_add(1, Ordering::SeqCst) {
+            0 | 1 => Err(HandlerError::new("not yet")),
+            _ => Ok(n),
+        }
+    });
+    client(broker).send(&service, "work", &1).unwrap();
+    let (first, second, third) = (run(&runs), run(&runs), run(&runs));
+    assert!(second - first >= 49 * MS, "{:?}", second - first);
+    assert!(third - second >= 149 * MS, "{:?}", third - second);
+    no_run(&runs);
+    no_dead_letter(broker, &service);
+}
+
+fn retrying_holds_no_worker(broker: &Broker) {
+    let service = unique("work");
+    let (done, finished) = unbounded();
+    let _server = ServiceServer::builder(broker, &service)
+        .workers(1)
+        .prefetch(1)
+        .handler("fail", |(): ()| Err::<(), _>("always"))
+        .handler("work", move |n: u32| done.send(n).map_err(|_| "gone"))
+        .retry_delays([Duration::from_secs(3_600)])
+        .start()
+        .unwrap();
+    let client = client(broker);
+    for _ in 0..5 {
+        client.send(&service, "fail", &()).unwrap();
+    }
+    client.send(&service, "work", &6).unwrap();
+    assert_eq!(finished.recv_timeout(PATIENCE), Ok(6));
+}
+
+fn a_command_that_fails_for_good_is_kept(broker: &Broker) {
+    let service = unique("work");
+    let attempts = AtomicU32::new(0);
+    let (_server, runs) = server(broker, &service, move |_| {
+        let attempt = attempts.fetch_add(1, Ordering::SeqCst) + 1;
+        Err(HandlerError::new(format!("attempt {attempt}")))
+    });
+    client(broker).send(&service, "work", &17).unwrap();
+    for _ in 0..3 {
+        run(&runs);
+    }
+    let letter = dead_letter(broker, &service);
+    assert_eq!(letter.reason(), "retries_exhausted");
+    assert_eq!(letter.attempts(), 3);
+    assert_eq!(letter.first_error(), Some("attempt 1"));
+    assert_eq!(letter.last_error(), Some("attempt 3"));
+    assert_eq!(letter.action(), Some("work"));
+    assert_eq!(letter.source_service(), Some("order-service"));
+    assert!(letter.died_at() > 1_700_000_000, "{}", letter.died_at());
+    let envelope = ServiceMessage::decode(letter.body()).unwrap();
+    assert_eq!(envelope.payload.decode::<u32>(), Ok(17));
+    assert_eq!(letter.message_id(), Some(&*envelope.message_id));
+    assert_eq!(
+        letter.properties().correlation_id.as_deref(),
+        Some(&*envelope.correlation_id)
+    );
+    no_run(&runs);
+}
+
+fn do_not_retry_is_heeded(broker: &Broker) {
+    let service = unique("work");
+    let (_server, runs) = server(broker, &service, |_| {
+        Err(HandlerError::new("never").do_not_retry())
+    });
+    client(broker).send(&service, "work", &1).unwrap();
+    run(&runs);
+    let letter = dead_letter(broker, &service);
+    assert_eq!((letter.reason(), letter.attempts()), ("rejected", 1));
+    no_run(&runs);
+}
+
+fn a_command_that_does_not_decode_is_kept_at_once(broker: &Broker) {
+    let service = unique("work");
+    let (_server, runs) = server(broker, &service, Ok);
+    client(broker)
+        .send(&service, "work", "not a number")
+        .unwrap();
+    let letter = dead_letter(broker, &service);
+    assert_eq!(letter.reason(), "rejected");
+    assert!(letter.last_error().unwrap().contains("cannot decode"));
+    assert!(runs.is_empty());
+}
+
+fn a_panic_is_a_failure(broker: &Broker) {
+    let service = unique("work");
+    let attempts = AtomicU32::new(0);
+    let (_server, runs) = server(broker, &service, move |n| {
+        assert!(attempts.fetch_add(1, Ordering::SeqCst) > 0, "on purpose");
+        Ok(n)
+    });
+    client(broker).send(&service, "work", &1).unwrap();
+    run(&runs);
+    run(&runs);
+    no_run(&runs);
+}
+
+fn a_failed_call_is_not_tried_again(broker: &Broker) {
+    let service = unique("work");
+    let (_server, runs) = server(broker, &service, |_| Err(HandlerError::new("no")));
+    let error = client(broker)
+        .call::<_, u32>(&service, "work", &1)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Remote);
+    run(&runs);
+    no_run(&runs);
+    no_dead_letter(broker, &service);
+}
+
+/// Takes the message off the service's queue and gives it back, so many times,
+/// as a worker does that dies on it.
+fn die_on_it(broker: &Broker, service: &str, times: usize) {
+    let link = Link::open(broker, LinkSpec::new(Topology::default())).unwrap();
+    for _ in 0..times {
+        let queue = format!("service.{service}.request");
+        let delivery = link.get(&queue, PATIENCE).unwrap().expect("it is there");
+        drop(delivery);
+    }
+}
+
+fn what_comes_back_too_often_is_not_opened(broker: &Broker) {
+    let service = unique("work");
+    drop(server(broker, &service, Ok));
+    client(broker).send(&service, "work", &1).unwrap();
+    die_on_it(broker, &service, 1);
+    // A worker that takes it counts it, and dies before it can do more.
+    let (counting, runs) = server(broker, &service, |_| {
+        thread::sleep(PATIENCE);
+        Ok(1)
+    });
+    run(&runs);
+    thread::sleep(300 * MS); // the original has been acknowledged by now
+    let _ = counting.shutdown(Duration::ZERO);
+    drop(counting);
+    let (_server, runs) = server(broker, &service, Ok);
+    let letter = dead_letter(broker, &service);
+    assert_eq!(letter.reason(), "delivery_limit");
+    assert!(runs.is_empty());
+}
+
+fn what_came_back_is_marked_for_the_handler(broker: &Broker) {
+    let service = unique("work");
+    drop(server(broker, &service, Ok));
+    client(broker).send(&service, "tell", &()).unwrap();
+    die_on_it(broker, &service, 1);
+    let (told, marks) = unbounded();
+    let _server = ServiceServer::builder(broker, &service)
+        .handler_with("tell", move |context: &Context<'_>, (): ()| {
+            told.send(context.is_redelivered()).map_err(|_| "gone")
+        })
+        .retry_delays([50 * MS, 150 * MS])
+        .start()
+        .unwrap();
+    assert_eq!(marks.recv_timeout(PATIENCE), Ok(true));
+}
+
+/// Sends one and the same request several times, and gathers the replies.
+struct Repeater {
+    link: Link,
+    body: Vec<u8>,
+    service: String,
+    reply_to: Option<String>,
+}
+
+impl Repeater {
+    fn new(broker: &Broker, service: &str, wants_reply: bool) -> Self {
+        let queue = unique("replies");
+        let topology = Topology::default().queue(&queue);
+        let link = Link::open(broker, LinkSpec::new(topology).consume(&queue, 100)).unwrap();
+        let mut message = ServiceMessage::new("tests", service, "work", 5);
+        let reply_to = wants_reply.then_some(queue);
+        message.reply_to = reply_to.clone().map(Into::into);
+        Self {
+            body: message.encode().unwrap(),
+            service: service.to_owned(),
+            link,
+            reply_to,
+        }
+    }
+
+    fn send(&self) {
+        let key = format!("request.{}", self.service);
+        let mut request = Publication::new("service.exchange", key, self.body.clone());
+        request.properties.reply_to = self.reply_to.clone();
+        self.link.publish(request, PATIENCE).unwrap();
+    }
+
+    fn reply(&self) -> Vec<u8> {
+        let delivery = self.link.recv_timeout(PATIENCE).expect("a reply");
+        let body = delivery.message().body.clone();
+        delivery.ack();
+        body
+    }
+}
+
+fn remembering<F>(broker: &Broker, service: &str, handler: F) -> (ServiceServer, Receiver<u32>)
+where
+    F: Fn(u32) -> Result<u32, HandlerError> + Send + Sync + 'static,
+{
+    let (ran, runs) = unbounded();
+    let count = AtomicU32::new(0);
+    let server = ServiceServer::builder(broker, service)
+        .handler("work", move |_: u32| {
+            let n = count.fetch_add(1, Ordering::SeqCst) + 1;
+            ran.send(n).unwrap();
+            handler(n)
+        })
+        .retry_delays([50 * MS; 2])
+        .deduplicate(Arc::new(MemoryReplyStore::new(100)), PATIENCE)
+        .start()
+        .unwrap();
+    (server, runs)
+}
+
+fn a_repeated_request_gets_the_first_reply(broker: &Broker) {
+    let service = unique("work");
+    let (_server, runs) = remembering(broker, &service, Ok);
+    let repeater = Repeater::new(broker, &service, true);
+    repeater.send();
+    let first = repeater.reply();
+    repeater.send();
+    repeater.send();
+    assert_eq!(repeater.reply(), first);
+    assert_eq!(repeater.reply(), first);
+    assert_eq!(runs.len(), 1);
+}
+
+fn a_repeated_command_is_carried_out_once(broker: &Broker) {
+    let service = unique("work");
+    let (_server, runs) = remembering(broker, &service, Ok);
+    let repeater = Repeater::new(broker, &service, false);
+    for _ in 0..20 {
+        repeater.send();
+    }
+    assert_eq!(runs.recv_timeout(PATIENCE), Ok(1));
+    assert!(runs.recv_timeout(300 * MS).is_err());
+    no_dead_letter(broker, &service);
+}
+
+fn a_request_in_progress_is_not_begun_again(broker: &Broker) {
+    let service = unique("work");
+    let (_server, runs) = remembering(broker, &service, |n| {
+        thread::sleep(200 * MS);
+        Ok(n)
+    });
+    let repeater = Repeater::new(broker, &service, true);
+    repeater.send();
+    assert_eq!(runs.recv_timeout(PATIENCE), Ok(1));
+    repeater.send();
+    assert_eq!(repeater.reply(), repeater.reply());
+    assert_eq!(runs.len(), 0);
+}
+
+fn a_failed_command_is_not_remembered(broker: &Broker) {
+    let service = unique("work");
+    let (_server, runs) = remembering(broker, &service, |n| {
+        if n == 1 {
+            Err(HandlerError::new("not yet"))
+        } else {
+            Ok(n)
+        }
+    });
+    Repeater::new(broker, &service, false).send();
+    assert_eq!(runs.recv_timeout(PATIENCE), Ok(1));
+    assert_eq!(runs.recv_timeout(PATIENCE), Ok(2));
+}
+
+fn nested_calls_inherit_the_remaining_time(broker: &Broker) {
+    let (outer, inner) = (unique("outer"), unique("inner"));
+    let (told, remaining) = unbounded();
+    let _inner = ServiceServer::builder(broker, &inner)
+        .handler_with("tell", move |context: &Context<'_>, (): ()| {
+            told.send(context.remaining()).map_err(|_| "gone")
+        })
+        .start()
+        .unwrap();
+    let _outer = ServiceServer::builder(broker, &outer)
+        .handler_with("ask", move |context: &Context<'_>, (): ()| {
+            let client = context.client()?;
+            let long = CallOptions::new().timeout(Duration::from_secs(3_600));
+            client.call_with::<_, ()>(&inner, "tell", &(), &long)
+        })
+        .start()
+        .unwrap();
+    client(broker).call::<_, ()>(&outer, "ask", &()).unwrap();
+    let remaining = remaining
+        .recv_timeout(PATIENCE)
+        .unwrap()
+        .expect("a deadline");
+    assert!(remaining <= PATIENCE, "{remaining:?}");
+    assert!(remaining > PATIENCE / 2, "{remaining:?}");
+}
+
+fn quorum_queues_serve(broker: &Broker) {
+    let service = unique("work");
+    let (ran, runs) = unbounded();
+    let start = || {
+        let ran = ran.clone();
+        ServiceServer::builder(broker, &service)
+            .handler("work", move |n: u32| {
+                ran.send(Instant::now()).unwrap();
+                if n == 0 { Err("zero") } else { Ok(n) }
+            })
+            .quorum_queues()
+            .retry_delays([50 * MS])
+            .redelivery_limit(1)
+            .start()
+            .unwrap()
+    };
+    let server = start();
+    let client = client(broker);
+    assert_eq!(client.call::<_, u32>(&service, "work", &3).unwrap(), 3);
+    run(&runs);
+    client.send(&service, "work", &0).unwrap();
+    assert!(run(&runs) < run(&runs));
+    assert_eq!(dead_letter(broker, &service).reason(), "retries_exhausted");
+    drop(server);
+    client.send(&service, "work", &1).unwrap();
+    die_on_it(broker, &service, 2);
+    let _server = start();
+    assert_eq!(dead_letter(broker, &service).reason(), "delivery_limit");
+    assert!(runs.is_empty());
+}
