@@ -204,6 +204,13 @@ fn what_our_client_sends(broker: &Broker) {
     assert_eq!(delivery.message().exchange, "service.exchange");
     assert_eq!(properties.content_type.as_deref(), Some("application/json"));
     assert!(properties.persistent, "a blocking call is persistent");
+    let expiration = properties.expiration.expect("what is left of the time");
+    assert!(
+        expiration <= PATIENCE && expiration > PATIENCE / 2,
+        "{expiration:?}"
+    );
+    let deadline = value["headers"]["deadline_ms"].as_u64().unwrap();
+    assert!(deadline > 1_700_000_000_000, "{deadline}");
     assert_eq!(
         properties.message_id.as_deref(),
         value["message_id"].as_str()
@@ -305,7 +312,7 @@ fn bodies_that_are_not_envelopes_are_answered_and_harm_nobody(broker: &Broker) {
         assert_eq!(reply.message_id, "msg_20261123083012_862ad1d69070c888");
         drop(reply);
         delivery.ack();
-        // With nowhere to answer to it is dropped.
+        // Nobody need be told.
         let mut silent = request(&service, body, "");
         silent.properties.reply_to = None;
         peer.publish(silent, PATIENCE).unwrap();

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use amiquip::Confirm;
 
-use crate::transport::{Fate, Publication, Receipt};
+use crate::transport::{Fate, Publication, Receipt, Returned};
 
 /// What was published on a confirming channel and not confirmed yet.
 ///
@@ -15,13 +15,30 @@ pub(super) struct Unconfirmed {
     /// The number of the first in `waiting`.
     first: u64,
     waiting: VecDeque<Option<Waiting>>,
-    /// Reasons by message id, of what was returned and not confirmed yet.
-    returned: HashMap<String, String>,
+    /// The reasons why messages were returned that are not confirmed yet.
+    returned: HashMap<Name, VecDeque<String>>,
+}
+
+/// What a returned message is recognised by: its id, or, without one, where it
+/// was to go; of several that were to go there the first.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Name {
+    Id(String),
+    Target(String, String),
+}
+
+impl Name {
+    fn new(message_id: &Option<String>, exchange: &str, routing_key: &str) -> Self {
+        match message_id {
+            Some(id) => Self::Id(id.clone()),
+            None => Self::Target(exchange.to_owned(), routing_key.to_owned()),
+        }
+    }
 }
 
 struct Waiting {
     receipt: Receipt,
-    message_id: Option<String>,
+    name: Name,
     /// The message itself, if it may be sent again after a loss.
     again: Option<Publication>,
 }
@@ -45,16 +62,39 @@ impl Unconfirmed {
     pub(super) fn publishing(&mut self, publication: &Publication, receipt: Option<Receipt>) {
         self.waiting.push_back(receipt.map(|receipt| Waiting {
             receipt,
-            message_id: publication.properties.message_id.clone(),
+            name: Name::new(
+                &publication.properties.message_id,
+                &publication.exchange,
+                &publication.routing_key,
+            ),
             again: publication.idempotent.then(|| publication.clone()),
         }));
     }
 
     /// The broker has returned a message.
-    pub(super) fn returned(&mut self, message_id: Option<String>, reason: String) {
-        if let Some(id) = message_id {
-            self.returned.insert(id, reason);
+    pub(super) fn returned(&mut self, returned: Returned) {
+        let name = Name::new(
+            &returned.message_id,
+            &returned.exchange,
+            &returned.routing_key,
+        );
+        self.returned
+            .entry(name)
+            .or_default()
+            .push_back(returned.reason);
+    }
+
+    /// Why this message was returned, if it was.
+    fn take_returned(&mut self, name: &Name) -> Option<String> {
+        if self.returned.is_empty() {
+            return None;
         }
+        let reasons = self.returned.get_mut(name)?;
+        let reason = reasons.pop_front();
+        if reasons.is_empty() {
+            self.returned.remove(name);
+        }
+        reason
     }
 
     /// The broker has spoken.
@@ -71,8 +111,8 @@ impl Unconfirmed {
         let from = if payload.multiple { 0 } else { at };
         for slot in from..=at.min(self.waiting.len().saturating_sub(1)) {
             if let Some(waiting) = self.waiting.get_mut(slot).and_then(Option::take) {
-                let id = waiting.message_id.as_deref().unwrap_or_default();
-                waiting.receipt.settle(match self.returned.remove(id) {
+                let returned = self.take_returned(&waiting.name);
+                waiting.receipt.settle(match returned {
                     Some(reason) => Fate::Returned(reason),
                     None if taken => Fate::Confirmed,
                     None => Fate::Refused,
@@ -116,10 +156,20 @@ mod tests {
         let permit = window.enter(Instant::now()).unwrap();
         let (receipt, confirmation) = confirmation::pair(permit);
         let mut publication = Publication::new("", "q", Vec::new());
-        publication.properties.message_id = Some(id.to_owned());
+        publication.properties.message_id = (!id.is_empty()).then(|| id.to_owned());
         publication.idempotent = id == "again";
         unconfirmed.publishing(&publication, Some(receipt));
         confirmation
+    }
+
+    fn returned(id: Option<&str>) -> Returned {
+        Returned {
+            exchange: "".into(),
+            routing_key: "q".to_owned(),
+            message_id: id.map(str::to_owned),
+            correlation_id: None,
+            reason: "NO_ROUTE".to_owned(),
+        }
     }
 
     fn payload(delivery_tag: u64, multiple: bool) -> ConfirmPayload {
@@ -160,10 +210,21 @@ mod tests {
             publish(&mut unconfirmed, "a"),
             publish(&mut unconfirmed, "b"),
         );
-        unconfirmed.returned(Some("b".to_owned()), "NO_ROUTE".to_owned());
+        unconfirmed.returned(returned(Some("b")));
         unconfirmed.confirmed(Confirm::Ack(payload(2, true)));
         assert_eq!(fate(&a), Some(Fate::Confirmed));
         assert_eq!(fate(&b), Some(Fate::Returned("NO_ROUTE".to_owned())));
+    }
+
+    #[test]
+    fn one_without_an_id_is_known_by_where_it_was_to_go() {
+        let mut unconfirmed = Unconfirmed::after(0);
+        let all = ["", "", "a"].map(|id| publish(&mut unconfirmed, id));
+        unconfirmed.returned(returned(None));
+        unconfirmed.confirmed(Confirm::Ack(payload(3, true)));
+        assert_eq!(fate(&all[0]), Some(Fate::Returned("NO_ROUTE".to_owned())));
+        assert_eq!(fate(&all[1]), Some(Fate::Confirmed));
+        assert_eq!(fate(&all[2]), Some(Fate::Confirmed));
     }
 
     #[test]

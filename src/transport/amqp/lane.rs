@@ -228,7 +228,7 @@ impl<'c> Lane<'c> {
                     let returned = convert::returned(returned);
                     match &mut self.confirming {
                         Some(Confirming { unconfirmed, .. }) => {
-                            unconfirmed.returned(returned.message_id, returned.reason);
+                            unconfirmed.returned(returned);
                         }
                         None => self.sink.returned(returned),
                     }

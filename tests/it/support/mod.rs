@@ -1,5 +1,6 @@
 pub mod dead;
 pub mod rabbitmq;
+pub mod raw_amqp;
 
 use std::time::{Duration, Instant};
 

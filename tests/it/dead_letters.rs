@@ -1,0 +1,178 @@
+//! `DeadLetters`: looking, replaying, purging.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use coney::{Broker, DeadLetters, ErrorKind, HandlerError, Replayed, ServiceServer};
+use crossbeam_channel::{Receiver, unbounded};
+
+use crate::support::{PATIENCE, client, eventually, on_both, unique};
+
+on_both!(
+    letters_stay_in_order_until_they_are_purged,
+    a_replayed_letter_has_all_its_attempts_anew,
+    replaying_keeps_its_pace_and_its_filter,
+    a_letter_whose_queue_is_gone_stays,
+    a_rate_of_zero_is_refused,
+);
+
+/// A server that rejects everything until it is told to work.
+fn broken(broker: &Broker, service: &str) -> (ServiceServer, Arc<AtomicBool>, Receiver<u32>) {
+    let works = Arc::new(AtomicBool::new(false));
+    let (ran, runs) = unbounded();
+    let server = ServiceServer::builder(broker, service)
+        .workers(1)
+        .retry_delays([])
+        .handler("work", {
+            let works = Arc::clone(&works);
+            move |n: u32| {
+                if !works.load(Ordering::SeqCst) {
+                    return Err(HandlerError::new("broken"));
+                }
+                ran.send(n).unwrap();
+                Ok(n)
+            }
+        })
+        .start()
+        .unwrap();
+    (server, works, runs)
+}
+
+fn send(broker: &Broker, service: &str, count: u32) {
+    let client = client(broker);
+    for n in 0..count {
+        client.send(service, "work", &n).unwrap();
+    }
+}
+
+/// The numbers in a service's letters, as they stand in the queue. Other tests
+/// look at the same queue, and hide what they look at.
+fn numbers(dead: &DeadLetters, queue: &str) -> Vec<u32> {
+    let letters = dead.list(usize::MAX).unwrap();
+    let ours = letters.iter().filter(|letter| letter.queue() == queue);
+    ours.map(|letter| {
+        let envelope = coney::message::ServiceMessage::decode(letter.body()).unwrap();
+        envelope.payload.decode().unwrap()
+    })
+    .collect()
+}
+
+fn letters_stay_in_order_until_they_are_purged(broker: &Broker) {
+    let service = unique("work");
+    let queue = format!("service.{service}.request");
+    let _server = broken(broker, &service);
+    send(broker, &service, 5);
+    let dead = DeadLetters::open(broker).unwrap();
+    eventually("five letters", || numbers(&dead, &queue) == [0, 1, 2, 3, 4]);
+    eventually("still five", || numbers(&dead, &queue) == [0, 1, 2, 3, 4]);
+    let letters = dead.list(usize::MAX).unwrap();
+    let third = letters
+        .iter()
+        .filter(|letter| letter.queue() == queue)
+        .nth(2);
+    if let Some(third) = third {
+        let id = third.message_id().unwrap();
+        eventually("one by its id", || {
+            let shown = dead.show(id).unwrap();
+            shown.is_some_and(|letter| letter.body() == third.body())
+        });
+        eventually("it is purged", || {
+            dead.purge(|letter| letter.message_id() == Some(id))
+                .unwrap()
+                == 1
+        });
+        eventually("the others stay", || numbers(&dead, &queue) == [0, 1, 3, 4]);
+    }
+    assert!(dead.show("no such id").unwrap().is_none());
+    eventually("all are purged", || {
+        dead.purge(|letter| letter.queue() == queue).unwrap();
+        numbers(&dead, &queue).is_empty()
+    });
+}
+
+fn a_replayed_letter_has_all_its_attempts_anew(broker: &Broker) {
+    let service = unique("work");
+    let queue = format!("service.{service}.request");
+    let (_server, works, runs) = broken(broker, &service);
+    send(broker, &service, 1);
+    let dead = DeadLetters::open(broker).unwrap();
+    let replay = || {
+        dead.replay(|letter| letter.queue() == queue, 1_000)
+            .unwrap()
+            .sent
+            == 1
+    };
+    eventually("it is replayed", replay);
+    eventually("it has died again", || numbers(&dead, &queue) == [0]);
+    let letters = dead.list(usize::MAX).unwrap();
+    if let Some(letter) = letters.iter().find(|letter| letter.queue() == queue) {
+        assert_eq!(letter.attempts(), 1, "counted anew");
+    }
+    works.store(true, Ordering::SeqCst);
+    eventually("it is replayed again", replay);
+    assert_eq!(runs.recv_timeout(PATIENCE), Ok(0));
+    assert!(numbers(&dead, &queue).is_empty());
+}
+
+fn replaying_keeps_its_pace_and_its_filter(broker: &Broker) {
+    let service = unique("work");
+    let queue = format!("service.{service}.request");
+    let (_server, works, runs) = broken(broker, &service);
+    send(broker, &service, 12);
+    let dead = DeadLetters::open(broker).unwrap();
+    eventually("all have died", || numbers(&dead, &queue).len() == 12);
+    works.store(true, Ordering::SeqCst);
+    let start = Instant::now();
+    let mut sent = 0;
+    eventually("ten are replayed", || {
+        let mut picked = 0;
+        let replayed = dead.replay(
+            |letter| {
+                picked += u32::from(letter.queue() == queue);
+                letter.queue() == queue && sent + picked as usize <= 10
+            },
+            20,
+        );
+        sent += replayed.unwrap().sent;
+        sent == 10
+    });
+    // Nine pauses of 50 ms.
+    assert!(
+        start.elapsed() >= Duration::from_millis(400),
+        "{:?}",
+        start.elapsed()
+    );
+    for _ in 0..10 {
+        runs.recv_timeout(PATIENCE).unwrap();
+    }
+    eventually("two are left", || numbers(&dead, &queue).len() == 2);
+    dead.purge(|letter| letter.queue() == queue).unwrap();
+}
+
+fn a_letter_whose_queue_is_gone_stays(broker: &Broker) {
+    use coney::transport::{Link, LinkSpec, Publication, Topology};
+    let gone = unique("gone");
+    let dead = DeadLetters::open(broker).unwrap();
+    let link = Link::open(broker, LinkSpec::new(Topology::default())).unwrap();
+    // As a peer would put it there, that says nothing but where from.
+    let letter = Publication::new("dead.exchange", gone.clone(), b"?".to_vec());
+    link.publish(letter, PATIENCE).unwrap();
+    eventually("it stays", || {
+        let replayed = dead.replay(|letter| letter.queue() == gone, 1_000).unwrap();
+        let Replayed {
+            sent, unroutable, ..
+        } = replayed;
+        assert_eq!(sent, 0);
+        unroutable == 1
+    });
+    eventually("it is purged", || {
+        dead.purge(|letter| letter.queue() == gone).unwrap() == 1
+    });
+}
+
+fn a_rate_of_zero_is_refused(broker: &Broker) {
+    let dead = DeadLetters::open(broker).unwrap();
+    let error = dead.replay(|_| true, 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+}
