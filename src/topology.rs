@@ -150,6 +150,11 @@ impl Topology {
         &self.bindings
     }
 
+    /// How many there are in all.
+    pub(crate) fn declarations(&self) -> usize {
+        self.exchanges.len() + self.queues.len() + self.bindings.len()
+    }
+
     /// What both declare.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.exchanges.extend(other.exchanges);

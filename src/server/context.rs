@@ -24,6 +24,7 @@ use crate::transport::Broker;
 pub struct Context<'a> {
     message: &'a ServiceMessage<'a>,
     redelivered: bool,
+    attempt: u32,
     deadline: Option<Instant>,
     nested: &'a Nested,
 }
@@ -39,12 +40,14 @@ impl<'a> Context<'a> {
     pub(super) fn new(
         message: &'a ServiceMessage<'a>,
         redelivered: bool,
+        attempt: u32,
         deadline: Option<Instant>,
         nested: &'a Nested,
     ) -> Self {
         Self {
             message,
             redelivered,
+            attempt,
             deadline,
             nested,
         }
@@ -79,6 +82,12 @@ impl<'a> Context<'a> {
     /// handler may have run already, wholly or in part.
     pub fn is_redelivered(&self) -> bool {
         self.redelivered
+    }
+
+    /// Which attempt this is at carrying out a command, from 1 on: one more than
+    /// have failed. See [`ServiceServerBuilder::retry_delays`](crate::ServiceServerBuilder::retry_delays).
+    pub fn attempt(&self) -> u32 {
+        self.attempt
     }
 
     /// How long the caller still waits; zero once it has stopped. `None` if

@@ -92,7 +92,8 @@ impl Dispatch {
             .get::<u64>(DEADLINE_HEADER)
             .map(|at| deadline::after(deadline::until_unix_millis(at)));
         let redelivered = self.mover.was_redelivered(delivery);
-        let context = Context::new(message, redelivered, deadline, &self.nested);
+        let attempt = u32::try_from(self.mover.failed_attempts(delivery) + 1).unwrap_or(u32::MAX);
+        let context = Context::new(message, redelivered, attempt, deadline, &self.nested);
         // Nobody waits for it any more, unless the two clocks disagree; then
         // the answer says so.
         if answer.is_wanted() && context.remaining() == Some(Duration::ZERO) {

@@ -117,11 +117,15 @@ impl Mover {
         delivery.is_redelivered() || headers.int(REDELIVERIES).is_some_and(|count| count > 0)
     }
 
+    pub(super) fn failed_attempts(&self, delivery: &Delivery) -> usize {
+        let attempts = delivery.message().properties.headers.int(ATTEMPTS);
+        attempts.map_or(0, |attempts| usize::try_from(attempts).unwrap_or(0))
+    }
+
     /// After a one-way message's handler has failed: another attempt later, or
     /// the end.
     pub(super) fn failed(&self, delivery: Delivery, error: HandlerError) {
-        let headers = &delivery.message().properties.headers;
-        let before = usize::try_from(headers.int(ATTEMPTS).unwrap_or(0)).unwrap_or(0);
+        let before = self.failed_attempts(&delivery);
         if !error.may_be_retried() {
             let failure = Failure::new(Reason::Rejected, error.message());
             return self.bury(delivery, &failure, None);
@@ -168,10 +172,8 @@ impl Mover {
         );
         let mut copy = self.copy(&delivery, DEAD_EXCHANGE, queue.clone());
         let headers = &mut copy.properties.headers;
-        let attempts = headers.remove(ATTEMPTS).map_or(0, |_| {
-            let headers = &delivery.message().properties.headers;
-            headers.int(ATTEMPTS).unwrap_or(0)
-        });
+        headers.remove(ATTEMPTS);
+        let attempts = i64::try_from(self.failed_attempts(&delivery)).unwrap_or(i64::MAX - 1);
         let attempts = match failure.reason {
             Reason::Rejected | Reason::RetriesExhausted => attempts + 1,
             _ => attempts.max(1),

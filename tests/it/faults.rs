@@ -1,105 +1,25 @@
-//! A broker that dies and comes back, and one that stops answering.
+//! A connection that is cut, goes silent, or carries nonsense.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, ErrorKind, HandlerError, Phase, ServiceServer};
+use coney::{Broker, CallOptions, ErrorKind, Phase};
 
-use crate::support::rabbitmq::RabbitMq;
-use crate::support::{PATIENCE, amqp_url, client, eventually, unique};
-
-/// A TCP proxy in front of the shared RabbitMQ, so that a test can break its
-/// own connection and nobody else's.
-struct Proxy {
-    url: String,
-    /// While set, bytes are accepted and go nowhere.
-    hole: Arc<AtomicBool>,
-    cut: Arc<parking_lot::Mutex<Vec<TcpStream>>>,
-}
-
-impl Proxy {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("amqp://guest:guest@{}", listener.local_addr().unwrap());
-        let target = amqp_url().rsplit_once('@').unwrap().1.to_owned();
-        let hole = Arc::new(AtomicBool::new(false));
-        let cut: Arc<parking_lot::Mutex<Vec<TcpStream>>> = Arc::default();
-        let proxy = Self {
-            url,
-            hole: Arc::clone(&hole),
-            cut: Arc::clone(&cut),
-        };
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = TcpStream::connect(&target) else {
-                    continue;
-                };
-                for socket in [&client, &server] {
-                    socket.set_nodelay(true).unwrap();
-                    cut.lock().push(socket.try_clone().unwrap());
-                }
-                let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
-                for (from, to) in [(client, server), back] {
-                    let hole = Arc::clone(&hole);
-                    thread::spawn(move || pass_on(from, to, &hole));
-                }
-            }
-        });
-        proxy
-    }
-
-    fn cut_connections(&self) {
-        for socket in self.cut.lock().drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-fn pass_on(mut from: TcpStream, mut to: TcpStream, hole: &AtomicBool) {
-    let mut bytes = [0; 8 << 10];
-    while let Ok(count @ 1..) = from.read(&mut bytes) {
-        if !hole.load(Ordering::SeqCst) && to.write_all(&bytes[..count]).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Both);
-}
-
-fn quick(url: &str) -> Broker {
-    Broker::builder(url)
-        .reconnect_delays(Duration::from_millis(20), Duration::from_millis(200))
-        .operation_timeout(Duration::from_millis(500))
-        .connect()
-        .unwrap()
-}
-
-fn nap_server(broker: &Broker, service: &str) -> (ServiceServer, crossbeam_channel::Receiver<u64>) {
-    let (started, starts) = crossbeam_channel::unbounded();
-    let server = ServiceServer::builder(broker, service)
-        .handler("nap", move |ms: u64| {
-            started.send(ms).unwrap();
-            thread::sleep(Duration::from_millis(ms));
-            Ok::<_, HandlerError>(ms)
-        })
-        .start()
-        .unwrap();
-    (server, starts)
-}
+use crate::support::nap::nap_server;
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::timing::in_time;
+use crate::support::{PATIENCE, amqp_url, client, eventually, quick, unique};
 
 #[test]
 fn a_lost_connection_fails_what_was_sent_and_then_recovers() {
-    let proxy = Proxy::start();
+    let proxy = Proxy::start(&amqp_url());
     let (of_server, of_client) = (quick(&amqp_url()), quick(&proxy.url));
     let service = unique("nap");
     let (_server, starts) = nap_server(&of_server, &service);
     let client = client(&of_client);
     let pending = client.call_async::<_, u64>(&service, "nap", &300).unwrap();
     assert_eq!(starts.recv_timeout(PATIENCE), Ok(300));
-    proxy.cut_connections();
+    proxy.cut();
     let start = Instant::now();
     let error = pending.wait().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
@@ -111,14 +31,14 @@ fn a_lost_connection_fails_what_was_sent_and_then_recovers() {
 
 #[test]
 fn a_servers_lost_connection_gives_its_requests_back() {
-    let proxy = Proxy::start();
+    let proxy = Proxy::start(&amqp_url());
     let (of_server, of_client) = (quick(&proxy.url), quick(&amqp_url()));
     let service = unique("nap");
     let (server, starts) = nap_server(&of_server, &service);
     let client = client(&of_client);
     let pending = client.call_async::<_, u64>(&service, "nap", &200).unwrap();
     assert_eq!(starts.recv_timeout(PATIENCE), Ok(200));
-    proxy.cut_connections();
+    proxy.cut();
     // Delivered again after the reconnect: the reply comes from the second run,
     // and acknowledging the first one's delivery has harmed nothing.
     assert_eq!(pending.wait().unwrap(), 200);
@@ -128,90 +48,187 @@ fn a_servers_lost_connection_gives_its_requests_back() {
 }
 
 #[test]
-fn killed_and_restarted_broker() {
-    let mut rabbit = RabbitMq::start();
-    let broker = quick(rabbit.url());
-    let service = unique("nap");
-    let (server, _starts) = nap_server(&broker, &service);
-    let client = client(&broker);
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
-    rabbit.kill();
-    let timeout = Duration::from_millis(300);
-    let hurry = CallOptions::new().timeout(timeout);
-    // The first may have been sent before the loss was noticed.
-    let _ = client.call_with::<_, u64>(&service, "nap", &1, &hurry);
-    let start = Instant::now();
-    let error = client
-        .call_with::<_, u64>(&service, "nap", &1, &hurry)
-        .unwrap_err();
-    assert_eq!(error.phase(), Some(Phase::Send), "{error}");
-    assert!(error.is_safe_to_retry());
-    assert!(start.elapsed() < timeout + Duration::from_millis(400));
-    rabbit.start_again();
-    eventually("calls work again", || {
-        client
-            .call_with::<_, u64>(&service, "nap", &1, &hurry)
-            .is_ok()
-    });
-    server.shutdown(PATIENCE).unwrap();
-    broker.close(PATIENCE).unwrap();
-}
-
-#[test]
-fn a_call_waits_for_the_reconnect_until_its_deadline() {
-    let mut rabbit = RabbitMq::start();
-    let broker = quick(rabbit.url());
-    let service = unique("nap");
-    let (_server, _starts) = nap_server(&broker, &service);
-    let client = client(&broker);
-    rabbit.kill();
-    let unsent = CallOptions::new().timeout(Duration::from_millis(200));
-    eventually("the loss is noticed", || {
-        let error = client.call_with::<_, u64>(&service, "nap", &1, &unsent);
-        error.unwrap_err().phase() == Some(Phase::Send)
-    });
-    let waiting = CallOptions::new().timeout(PATIENCE * 2);
-    let pending = client
-        .call_async_with::<_, u64>(&service, "nap", &7, &waiting)
-        .unwrap();
-    rabbit.start_again();
-    assert_eq!(pending.wait().unwrap(), 7);
-}
-
-#[test]
-fn deadlines_and_shutdown_hold_behind_a_black_hole() {
-    let proxy = Proxy::start();
-    let broker = quick(&proxy.url);
-    let service = unique("nap");
-    let (server, _starts) = nap_server(&broker, &service);
-    let client = client(&broker);
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
-    proxy.hole.store(true, Ordering::SeqCst);
-    let options = CallOptions::new().timeout(Duration::from_millis(200));
-    let start = Instant::now();
-    let large = "x".repeat(1 << 20);
-    for _ in 0..8 {
-        // More than the socket and amiquip together take without blocking.
-        let _ = client.call_with::<_, ()>(&service, "nap", &large, &options);
+fn deadlines_and_shutdown_hold_however_the_connection_hangs() {
+    for (to_broker, from_broker) in [
+        (Mode::Swallow, Mode::Swallow),
+        (Mode::Stall, Mode::Stall),
+        (Mode::Pass, Mode::Swallow), // half open, either way
+        (Mode::Swallow, Mode::Pass),
+        (Mode::Stall, Mode::Pass),
+    ] {
+        let proxy = Proxy::start(&amqp_url());
+        let broker = quick(&proxy.url);
+        let service = unique("nap");
+        let (server, _starts) = nap_server(&broker, &service);
+        let client = client(&broker);
+        assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+        client.send(&service, "nap", &1).unwrap();
+        proxy.to_broker(to_broker);
+        proxy.from_broker(from_broker);
+        let what = format!("{to_broker:?}/{from_broker:?}");
+        let timeout = Duration::from_millis(200);
+        let options = CallOptions::new().timeout(timeout);
+        let large = "x".repeat(1 << 20);
+        for _ in 0..6 {
+            // More than the socket and amiquip together take without blocking.
+            in_time(timeout, &what, || {
+                client.call_with::<_, ()>(&service, "nap", &large, &options)
+            })
+            .unwrap_err();
+            in_time(timeout, &what, || {
+                client.send_with(&service, "nap", &large, &options)
+            })
+            .unwrap_err();
+        }
+        let timeout = Duration::from_millis(300);
+        let _ = in_time(timeout, &what, || server.shutdown(timeout));
+        let _ = in_time(timeout, &what, || broker.close(timeout));
     }
-    assert!(
-        start.elapsed() < Duration::from_millis(8 * 300),
-        "{:?}",
-        start.elapsed()
-    );
-    let start = Instant::now();
-    let _ = server.shutdown(Duration::from_millis(300));
-    let _ = broker.close(Duration::from_millis(300));
-    assert!(
-        start.elapsed() < Duration::from_millis(800),
-        "{:?}",
-        start.elapsed()
-    );
+}
+
+#[test]
+fn slow_and_sliced_connections_only_take_longer() {
+    for mode in [Mode::Delay, Mode::Slice] {
+        let proxy = Proxy::start(&amqp_url());
+        proxy.both(mode);
+        let broker = quick(&proxy.url);
+        let service = unique("nap");
+        let (_server, _starts) = nap_server(&broker, &service);
+        let client = client(&broker);
+        for n in 0..3 {
+            assert_eq!(client.call::<_, u64>(&service, "nap", &n).unwrap(), n);
+            client.send(&service, "nap", &n).unwrap();
+        }
+    }
+}
+
+#[test]
+fn nonsense_costs_the_connection_and_nothing_else() {
+    for to_broker in [true, false] {
+        let proxy = Proxy::start(&amqp_url());
+        let broker = quick(&proxy.url);
+        let service = unique("nap");
+        let (_server, _starts) = nap_server(&broker, &service);
+        let client = client(&broker);
+        let timeout = Duration::from_millis(100);
+        let options = CallOptions::new().timeout(timeout);
+        match to_broker {
+            true => proxy.to_broker(Mode::Garble),
+            false => proxy.from_broker(Mode::Garble),
+        }
+        for n in 0..20 {
+            let _ = in_time(timeout, "a call into nonsense", || {
+                client.call_with::<_, u64>(&service, "nap", &n, &options)
+            });
+            let _ = in_time(timeout, "a command into nonsense", || {
+                client.send_with(&service, "nap", &n, &options)
+            });
+        }
+        proxy.both(Mode::Pass);
+        proxy.cut();
+        eventually("calls work again", || {
+            client
+                .call_with::<_, u64>(&service, "nap", &1, &options)
+                .is_ok()
+        });
+    }
+}
+
+#[test]
+fn what_is_idempotent_is_sent_again() {
+    let proxy = Proxy::start(&amqp_url());
+    let (of_server, of_client) = (quick(&amqp_url()), quick(&proxy.url));
+    let service = unique("nap");
+    let (_server, starts) = nap_server(&of_server, &service);
+    let client = client(&of_client);
+    let options = CallOptions::new().idempotent(true);
+    let waited_for = client
+        .call_async_with::<_, u64>(&service, "nap", &300, &options)
+        .unwrap();
+    let (told, callback) = crossbeam_channel::bounded(1);
+    client
+        .call_async_with::<_, u64>(&service, "nap", &301, &options)
+        .unwrap()
+        .then(move |reply| told.send(reply).unwrap())
+        .unwrap();
+    let mut first: Vec<u64> = starts.iter().take(2).collect();
+    first.sort_unstable();
+    assert_eq!(first, [300, 301]);
+    proxy.cut();
+    // Both run a second time, and the second replies arrive.
+    assert_eq!(waited_for.wait().unwrap(), 300);
+    assert_eq!(callback.recv_timeout(PATIENCE).unwrap().unwrap(), 301);
+    assert_eq!(starts.iter().take(2).sum::<u64>(), 601);
+}
+
+#[test]
+fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
+    let proxy = Proxy::start(&amqp_url());
+    let (of_server, of_client) = (quick(&amqp_url()), quick(&proxy.url));
+    let service = unique("nap");
+    let (_server, starts) = nap_server(&of_server, &service);
+    let client = client(&of_client);
+    client.send(&service, "nap", &0).unwrap();
+    assert_eq!(starts.recv_timeout(PATIENCE), Ok(0));
+    // The commands arrive; their confirmations do not.
+    proxy.from_broker(Mode::Swallow);
+    let once = client.send_async(&service, "nap", &1).unwrap();
+    let options = CallOptions::new().idempotent(true);
+    let again = client
+        .send_async_with(&service, "nap", &2, &options)
+        .unwrap();
+    let mut first: Vec<u64> = starts.iter().take(2).collect();
+    first.sort_unstable();
+    assert_eq!(first, [1, 2]);
+    assert!(once.try_wait().is_none());
+    proxy.cut();
+    proxy.from_broker(Mode::Pass);
+    let error = once.wait().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+    again.wait().unwrap();
+    assert_eq!(starts.recv_timeout(PATIENCE), Ok(2));
+}
+
+#[test]
+fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
+    let proxy = Proxy::start(&amqp_url());
+    let broker = quick(&proxy.url);
+    let client = client(&broker);
+    proxy.both(Mode::Swallow);
+    proxy.cut();
+    let timeout = Duration::from_millis(500);
+    let options = CallOptions::new().timeout(timeout);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                // The first calls fill the queue; the others wait for room.
+                let mut pending = Vec::new();
+                in_time(timeout * 2, "filling the queue", || {
+                    for _ in 0..400 {
+                        match client.call_async_with::<_, ()>("any", "any", &(), &options) {
+                            Ok(call) => pending.push(call),
+                            Err(error) => {
+                                assert_eq!(error.phase(), Some(Phase::Send), "{error}");
+                                assert!(error.is_safe_to_retry());
+                                break;
+                            }
+                        }
+                    }
+                });
+                for call in pending {
+                    let error =
+                        in_time(timeout, "a call in the queue", || call.wait()).unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+                }
+            });
+        }
+    });
+    assert_eq!(client.in_flight(), 0);
 }
 
 #[test]
 fn giving_up_closes_everything() {
-    let proxy = Proxy::start();
+    let proxy = Proxy::start(&amqp_url());
     let broker = Broker::builder(&proxy.url)
         .reconnect_delays(Duration::from_millis(10), Duration::from_millis(20))
         .connect_timeout(Duration::from_millis(100))
@@ -219,8 +236,8 @@ fn giving_up_closes_everything() {
         .connect()
         .unwrap();
     let client = client(&broker);
-    proxy.hole.store(true, Ordering::SeqCst);
-    proxy.cut_connections();
+    proxy.both(Mode::Swallow);
+    proxy.cut();
     eventually("the broker is closed", || {
         let options = CallOptions::new().timeout(Duration::from_millis(50));
         let result = client.call_with::<_, ()>("s", "a", &(), &options);

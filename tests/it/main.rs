@@ -10,6 +10,8 @@ mod dead_letters;
 mod examples;
 mod faults;
 mod hostile;
+mod outages;
+mod poison;
 mod queues;
 mod servers;
 mod support;

@@ -17,10 +17,14 @@ impl Session<'_> {
     /// Opens a link's lane. A broker that refuses is its owner's error the
     /// first time; after a reconnect it is logged and tried again later.
     pub(super) fn open_link(&mut self, link: LinkId) -> Result<(), End> {
-        let _armed = self.arm();
         let Some(registered) = self.io.registry.get_mut(link) else {
             return Ok(());
         };
+        // Each declaration is a round trip, and so are opening a channel, having
+        // it confirm, setting its prefetch, and declaring and consuming a queue.
+        let steps = registered.spec.topology.declarations() + 5;
+        let limit = self.io.operation_timeout * u32::try_from(steps).unwrap_or(u32::MAX);
+        let _armed = self.io.watchdog.arm(limit);
         let confirms = registered.spec.confirms;
         let spare = self
             .spare

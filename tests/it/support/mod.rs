@@ -1,6 +1,9 @@
 pub mod dead;
+pub mod nap;
+pub mod proxy;
 pub mod rabbitmq;
 pub mod raw_amqp;
+pub mod timing;
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +34,17 @@ pub fn amqp_url() -> String {
 
 pub fn rabbitmq() -> Broker {
     Broker::connect(&amqp_url()).expect("the test's RabbitMQ takes connections")
+}
+
+/// Reconnects fast, and gives up on a silent broker soon.
+pub fn quick(url: &str) -> Broker {
+    Broker::builder(url)
+        .reconnect_delays(Duration::from_millis(20), Duration::from_millis(200))
+        .operation_timeout(Duration::from_millis(500))
+        .connect_timeout(Duration::from_secs(2))
+        .heartbeat(Duration::from_secs(1))
+        .connect()
+        .expect("the test's RabbitMQ takes connections")
 }
 
 /// A name no other test uses: RabbitMQ's queues outlive a test.

@@ -12,6 +12,7 @@ pub struct RabbitMq {
     dir: PathBuf,
 }
 
+#[allow(dead_code, reason = "the benchmarks share this file and only start it")]
 impl RabbitMq {
     pub fn start() -> Self {
         let unique = format!(
@@ -22,7 +23,7 @@ impl RabbitMq {
         let mut broker = Self {
             process: None,
             url: String::new(),
-            dir: std::env::temp_dir().join(unique),
+            dir: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(unique),
         };
         broker.start_again();
         broker
@@ -56,6 +57,44 @@ impl RabbitMq {
             "RabbitMQ did not start: tests/run installs it"
         );
         url.trim().clone_into(&mut self.url);
+    }
+
+    /// Does what `rabbitmqctl` can do.
+    pub fn ctl(&self, arguments: &[&str]) {
+        let output = Command::new(self.dir.join("ctl"))
+            .args(arguments)
+            .output()
+            .expect("the script made it");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {text}");
+    }
+
+    /// Stops its processes in their tracks: connections stay, nobody answers.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let group = std::fs::read_to_string(self.dir.join("group")).expect("the script wrote it");
+        let status = Command::new("kill")
+            .args([signal, "--", &format!("-{}", group.trim())])
+            .status()
+            .expect("kill runs");
+        assert!(status.success());
+    }
+
+    /// Undoes what a test that failed may have left.
+    pub fn heal(&mut self) {
+        if self.process.is_none() {
+            return self.start_again();
+        }
+        self.resume();
+        self.ctl(&["start_app"]);
+        self.ctl(&["set_vm_memory_high_watermark", "0.4"]);
     }
 
     /// Kills it, as a power cut would.

@@ -1,0 +1,332 @@
+//! What can happen to a whole broker: one of the tests' own, one at a time.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::transport::{Link, LinkSpec, Publication, QueueOptions, Topology};
+use coney::{Broker, CallOptions, ConnectionState, ErrorKind, Phase};
+use crossbeam_channel::{Receiver, unbounded};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::support::nap::nap_server;
+use crate::support::rabbitmq::RabbitMq;
+use crate::support::timing::{GRACE, in_time, stall_since};
+use crate::support::{PATIENCE, client, eventually, quick, unique};
+
+/// The broker, in working order. Starting one takes ten seconds.
+fn rabbit() -> MutexGuard<'static, Option<RabbitMq>> {
+    static BROKER: Mutex<Option<RabbitMq>> = Mutex::new(None);
+    let mut broker = BROKER.lock();
+    match &mut *broker {
+        Some(broker) => broker.heal(),
+        none => *none = Some(RabbitMq::start()),
+    }
+    broker
+}
+
+const MS: Duration = Duration::from_millis(1);
+
+fn within(timeout: Duration) -> CallOptions {
+    CallOptions::new().timeout(timeout)
+}
+
+/// Like `quick`, and tells what becomes of the connection.
+fn watched(url: &str) -> (Broker, Receiver<ConnectionState>) {
+    let (told, states) = unbounded();
+    let broker = Broker::builder(url)
+        .reconnect_delays(20 * MS, 200 * MS)
+        .operation_timeout(500 * MS)
+        .heartbeat(Duration::from_secs(1))
+        .on_state_change(move |state| drop(told.send(state.clone())))
+        .connect()
+        .unwrap();
+    (broker, states)
+}
+
+fn wait_for(states: &Receiver<ConnectionState>, wanted: fn(&ConnectionState) -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !states.recv_deadline(end).is_ok_and(|state| wanted(&state)) {
+        assert!(Instant::now() < end, "the state never came");
+    }
+}
+
+#[test]
+fn killed_and_restarted() {
+    let mut rabbit = rabbit();
+    let rabbit = rabbit.as_mut().unwrap();
+    let broker = quick(rabbit.url());
+    let service = unique("nap");
+    let (server, _starts) = nap_server(&broker, &service);
+    let client = client(&broker);
+    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    rabbit.kill();
+    let timeout = 300 * MS;
+    // The first may have been sent before the loss was noticed.
+    let _ = client.call_with::<_, u64>(&service, "nap", &1, &within(timeout));
+    let error = in_time(timeout, "a call without a broker", || {
+        client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+    });
+    let error = error.unwrap_err();
+    assert_eq!(error.phase(), Some(Phase::Send), "{error}");
+    assert!(error.is_safe_to_retry());
+    let error = in_time(timeout, "a command without a broker", || {
+        client.send_with(&service, "nap", &1, &within(timeout))
+    });
+    assert!(error.unwrap_err().is_safe_to_retry());
+    let waiting = client
+        .call_async_with::<_, u64>(&service, "nap", &7, &within(PATIENCE * 2))
+        .unwrap();
+    rabbit.start_again();
+    assert_eq!(waiting.wait().unwrap(), 7, "it waited for the reconnect");
+    server.shutdown(PATIENCE).unwrap();
+    broker.close(PATIENCE).unwrap();
+}
+
+#[test]
+fn what_was_confirmed_outlives_the_broker() {
+    let mut rabbit = rabbit();
+    let rabbit = rabbit.as_mut().unwrap();
+    let broker = quick(rabbit.url());
+    let service = unique("nap");
+    drop(nap_server(&broker, &service));
+    let client = client(&broker);
+    let sends: Vec<_> = (0..2_000u64)
+        .map(|n| (n, client.send_async(&service, "nap", &(n % 2)).unwrap()))
+        .collect();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(50 * MS);
+            rabbit.kill();
+        });
+    });
+    let confirmed = sends
+        .into_iter()
+        .filter(|(_, send)| matches!(send.wait_timeout(PATIENCE), Some(Ok(()))));
+    let confirmed = confirmed.count();
+    rabbit.start_again();
+    let (_server, starts) = nap_server(&broker, &service);
+    for n in 0..confirmed {
+        let started = starts.recv_timeout(PATIENCE);
+        assert!(
+            started.is_ok(),
+            "{n} of {confirmed} confirmed commands are left"
+        );
+    }
+}
+
+#[test]
+fn stopped_and_started() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("nap");
+    let (_server, _starts) = nap_server(&broker, &service);
+    let client = client(&broker);
+    assert_eq!(
+        states.recv_timeout(PATIENCE),
+        Ok(ConnectionState::Connecting)
+    );
+    assert_eq!(
+        states.recv_timeout(PATIENCE),
+        Ok(ConnectionState::Connected)
+    );
+    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    rabbit.ctl(&["stop_app"]);
+    match states.recv_timeout(PATIENCE) {
+        Ok(ConnectionState::Lost(cause)) => {
+            let known = cause.contains("shutdown") || cause.contains("cancelled");
+            assert!(known, "{cause}");
+        }
+        other => panic!("{other:?}"),
+    }
+    wait_for(&states, |state| *state == ConnectionState::Connecting);
+    rabbit.ctl(&["start_app"]);
+    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    wait_for(&states, |state| *state == ConnectionState::Connected);
+    broker.close(PATIENCE).unwrap();
+    wait_for(&states, |state| matches!(state, ConnectionState::Closed(_)));
+    assert!(states.iter().next().is_none(), "and the listener is gone");
+}
+
+#[test]
+fn connections_closed_by_the_operator() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (of_server, of_client) = (quick(rabbit.url()), quick(rabbit.url()));
+    let service = unique("nap");
+    let (_server, starts) = nap_server(&of_server, &service);
+    let client = client(&of_client);
+    let once = client
+        .call_async::<_, u64>(&service, "nap", &2_000)
+        .unwrap();
+    let options = CallOptions::new().idempotent(true);
+    let again = client
+        .call_async_with::<_, u64>(&service, "nap", &2_001, &options)
+        .unwrap();
+    assert_eq!(starts.iter().take(2).sum::<u64>(), 4_001);
+    rabbit.ctl(&["close_all_connections", "for the tests"]);
+    let error = once.wait().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+    assert!(error.to_string().contains("for the tests"), "{error}");
+    assert_eq!(again.wait().unwrap(), 2_001);
+    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+}
+
+#[test]
+fn frozen_for_longer_than_two_heartbeats() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("nap");
+    let (server, _starts) = nap_server(&broker, &service);
+    let client = client(&broker);
+    client.send(&service, "nap", &1).unwrap();
+    let other = quick(rabbit.url());
+    let (other_server, _other_starts) = nap_server(&other, &unique("nap"));
+    rabbit.pause();
+    let start = Instant::now();
+    let timeout = 200 * MS;
+    while start.elapsed() < Duration::from_secs(4) {
+        let call = in_time(timeout, "a call to a frozen broker", || {
+            client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+        });
+        let kind = call.unwrap_err().kind();
+        let noticed = kind == ErrorKind::ConnectionLost;
+        assert!(noticed || kind == ErrorKind::TimedOut, "{kind:?}");
+        let send = in_time(timeout, "a command to a frozen broker", || {
+            client.send_with(&service, "nap", &1, &within(timeout))
+        });
+        send.unwrap_err();
+    }
+    // Noticed by the missing heartbeats, or by what was sent.
+    wait_for(&states, |state| matches!(state, ConnectionState::Lost(_)));
+    let _ = in_time(timeout, "shutdown of a server", || {
+        other_server.shutdown(timeout)
+    });
+    let _ = in_time(timeout, "closing", || other.close(timeout));
+    rabbit.resume();
+    eventually("calls work again", || {
+        client
+            .call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+            .is_ok()
+    });
+    server.shutdown(PATIENCE).unwrap();
+}
+
+#[test]
+fn an_alarm_holds_up_publishing_and_nothing_else() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("nap");
+    let (_server, _starts) = nap_server(&broker, &service);
+    let client = client(&broker);
+    client.send(&service, "nap", &1).unwrap();
+    // Consumes on the same connection what the broker itself moves there later.
+    let (wait, done) = (unique("wait"), unique("done"));
+    let delay = QueueOptions::new()
+        .message_ttl(Duration::from_secs(4))
+        .dead_letter_to("", &done);
+    let topology = Topology::default().queue(&done).queue_with(&wait, delay);
+    let link = Link::open(&broker, LinkSpec::new(topology).consume(&done, 1)).unwrap();
+    link.publish(Publication::new("", &*wait, b"x".to_vec()), PATIENCE)
+        .unwrap();
+    let other = quick(rabbit.url());
+    let (other_server, _other_starts) = nap_server(&other, &unique("nap"));
+
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    let timeout = 200 * MS;
+    let call = in_time(timeout, "the first call in an alarm", || {
+        client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+    });
+    call.unwrap_err();
+    wait_for(&states, |state| {
+        matches!(state, ConnectionState::Blocked(_))
+    });
+    let send = in_time(timeout, "a command in an alarm", || {
+        client.send_with(&service, "nap", &1, &within(timeout))
+    });
+    let error = send.unwrap_err();
+    assert_eq!(error.phase(), Some(Phase::Send), "{error}");
+    let waiting = client
+        .send_async_with(&service, "nap", &2, &within(PATIENCE))
+        .unwrap();
+    assert!(
+        link.recv_timeout(PATIENCE).is_some(),
+        "deliveries still arrive"
+    );
+    assert!(waiting.try_wait().is_none());
+    let _ = in_time(timeout, "shutdown of a server", || {
+        other_server.shutdown(timeout)
+    });
+    let _ = in_time(timeout, "closing", || other.close(timeout));
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    waiting.wait().unwrap();
+    wait_for(&states, |state| *state == ConnectionState::Unblocked);
+    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+}
+
+#[test]
+fn a_queue_deleted_under_its_consumer() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let broker = quick(rabbit.url());
+    let service = unique("nap");
+    let (_server, _starts) = nap_server(&broker, &service);
+    let client = client(&broker);
+    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    rabbit.ctl(&["delete_queue", &format!("service.{service}.request")]);
+    eventually("it is there again, and served", || {
+        client
+            .call_with::<_, u64>(&service, "nap", &1, &within(300 * MS))
+            .is_ok()
+    });
+}
+
+#[test]
+fn a_thousand_callers_while_it_restarts() {
+    let mut rabbit = rabbit();
+    let rabbit = rabbit.as_mut().unwrap();
+    let broker = quick(rabbit.url());
+    let service = unique("nap");
+    let (_server, starts) = nap_server(&broker, &service);
+    let client = client(&broker);
+    let (timeout, start) = (Duration::from_secs(3), Instant::now());
+    let slowest = thread::scope(|scope| {
+        let callers: Vec<_> = (0..1_000u64)
+            .map(|n| {
+                let (client, service) = (client.clone(), &service);
+                let body = move || {
+                    let mut slowest = Duration::ZERO;
+                    while start.elapsed() < Duration::from_secs(8) {
+                        let begin = Instant::now();
+                        let options = within(timeout).idempotent(n % 2 == 0);
+                        let reply = client.call_with::<_, u64>(service, "nap", &0, &options);
+                        slowest = slowest.max(begin.elapsed());
+                        if reply.is_err() {
+                            thread::sleep(10 * MS);
+                        }
+                    }
+                    slowest
+                };
+                let builder = thread::Builder::new().stack_size(256 << 10);
+                builder.spawn_scoped(scope, body).unwrap()
+            })
+            .collect();
+        thread::sleep(500 * MS);
+        rabbit.kill();
+        rabbit.start_again();
+        callers
+            .into_iter()
+            .map(|caller| caller.join().unwrap())
+            .max()
+    });
+    let allowed = timeout + GRACE + stall_since(start);
+    assert!(slowest.unwrap() <= allowed, "{slowest:?}");
+    assert_eq!(client.in_flight(), 0);
+    drop(starts);
+    assert!(
+        client.call::<_, u64>(&service, "nap", &0).is_err(),
+        "its handler panics now"
+    );
+}

@@ -1,0 +1,132 @@
+//! A TCP proxy in front of a RabbitMQ, so that a test can break its own
+//! connection and nobody else's.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+/// What it does to the bytes that go one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    Pass,
+    /// They are taken and go nowhere.
+    Swallow,
+    /// They are not even taken.
+    Stall,
+    /// They come late: 30 ms for each piece.
+    Delay,
+    /// They come in pieces of one to seven.
+    Slice,
+    /// One in a hundred is another.
+    Garble,
+}
+
+const MODES: [Mode; 6] = [
+    Mode::Pass,
+    Mode::Swallow,
+    Mode::Stall,
+    Mode::Delay,
+    Mode::Slice,
+    Mode::Garble,
+];
+
+pub struct Proxy {
+    pub url: String,
+    /// To the broker, and from it.
+    modes: [Arc<AtomicU8>; 2],
+    sockets: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Proxy {
+    /// In front of the broker with this URL.
+    pub fn start(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("amqp://guest:guest@{}", listener.local_addr().unwrap());
+        let target = target.rsplit_once('@').unwrap().1.to_owned();
+        let proxy = Self {
+            url,
+            modes: Default::default(),
+            sockets: Arc::default(),
+        };
+        let modes = proxy.modes.clone();
+        let sockets = Arc::clone(&proxy.sockets);
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(&target) else {
+                    continue;
+                };
+                for socket in [&client, &server] {
+                    socket.set_nodelay(true).unwrap();
+                    sockets.lock().push(socket.try_clone().unwrap());
+                }
+                let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                for ((from, to), mode) in [(client, server), back].into_iter().zip(&modes) {
+                    let mode = Arc::clone(mode);
+                    thread::spawn(move || pass_on(from, to, &mode));
+                }
+            }
+        });
+        proxy
+    }
+
+    pub fn both(&self, mode: Mode) {
+        self.to_broker(mode);
+        self.from_broker(mode);
+    }
+
+    pub fn to_broker(&self, mode: Mode) {
+        self.modes[0].store(mode as u8, Ordering::SeqCst);
+    }
+
+    pub fn from_broker(&self, mode: Mode) {
+        self.modes[1].store(mode as u8, Ordering::SeqCst);
+    }
+
+    pub fn cut(&self) {
+        for socket in self.sockets.lock().drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, mode: &AtomicU8) {
+    let mut bytes = [0; 8 << 10];
+    let now = || MODES[usize::from(mode.load(Ordering::SeqCst))];
+    'pass: loop {
+        while now() == Mode::Stall {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let Ok(count @ 1..) = from.read(&mut bytes) else {
+            break;
+        };
+        let mut rest = &mut bytes[..count];
+        match now() {
+            Mode::Swallow => continue,
+            Mode::Delay => thread::sleep(Duration::from_millis(30)),
+            Mode::Garble => {
+                for byte in rest.iter_mut().filter(|_| fastrand::u8(..100) == 0) {
+                    *byte = fastrand::u8(..);
+                }
+            }
+            Mode::Pass | Mode::Stall | Mode::Slice => {}
+        }
+        while !rest.is_empty() {
+            let piece = match now() {
+                Mode::Slice => fastrand::usize(1..=7).min(rest.len()),
+                _ => rest.len(),
+            };
+            if to.write_all(&rest[..piece]).is_err() {
+                break 'pass;
+            }
+            rest = &mut rest[piece..];
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
