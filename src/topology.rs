@@ -213,20 +213,22 @@ pub(crate) fn for_dead_letters() -> Topology {
         .bind(DEAD_QUEUE, DEAD_EXCHANGE, "#")
 }
 
+/// coney counts redeliveries itself, and dead-letters with a reason. The broker,
+/// which would drop the message, must not be first.
+const NO_DELIVERY_LIMIT: u32 = 2_000_000_000;
+
 /// What a service needs before it can take requests: its queue, one queue for
-/// each delay between attempts, and the dead letters'. With a delivery limit
-/// its queues are quorum queues, and the broker moves between them as safely.
-pub(crate) fn for_service(
-    service: &str,
-    retry_delays: &[Duration],
-    delivery_limit: Option<u32>,
-) -> Topology {
+/// each delay between attempts, and the dead letters'.
+///
+/// The queues between attempts are quorum queues whatever the other is, because
+/// only these move a message on with a confirmation; a classic queue that is
+/// killed at the wrong moment loses what it was moving.
+pub(crate) fn for_service(service: &str, retry_delays: &[Duration], quorum: bool) -> Topology {
     let queue = request_queue(service);
-    let mut options = QueueOptions::new();
-    options.quorum = delivery_limit;
-    let requests = match delivery_limit {
-        Some(_) => options.clone().dead_letter_to(DEAD_EXCHANGE, &queue),
-        None => options.clone(),
+    let durable = QueueOptions::new().quorum(NO_DELIVERY_LIMIT);
+    let requests = match quorum {
+        true => durable.clone(),
+        false => QueueOptions::new(),
     };
     let mut topology = for_requests()
         .and(for_dead_letters())
@@ -236,7 +238,7 @@ pub(crate) fn for_service(
     for &delay in retry_delays {
         if !seen.contains(&delay) {
             seen.push(delay);
-            let wait = options
+            let wait = durable
                 .clone()
                 .message_ttl(delay)
                 .dead_letter_to("", &queue);
@@ -269,17 +271,25 @@ mod tests {
             let found = queues.iter().find(|(queue, _)| queue == name);
             found.map(|(_, options)| options.clone())
         };
-        let plain = for_service("s", &[second, second], None);
+        let plain = for_service("s", &[second, second], false);
         assert_eq!(
             options(&plain, "service.s.request"),
             Some(QueueOptions::new())
         );
         assert_eq!(options(&plain, DEAD_QUEUE), Some(QueueOptions::new()));
         assert_eq!(plain.queues().count(), 3);
-        let quorum = for_service("s", &[second], Some(5));
-        assert_eq!(
-            options(&quorum, "service.s.retry.1000").unwrap().quorum,
-            Some(5)
+        assert!(
+            options(&plain, "service.s.retry.1000")
+                .unwrap()
+                .quorum
+                .is_some()
+        );
+        let quorum = for_service("s", &[second], true);
+        assert!(
+            options(&quorum, "service.s.request")
+                .unwrap()
+                .quorum
+                .is_some()
         );
         assert_eq!(options(&quorum, DEAD_QUEUE), Some(QueueOptions::new()));
     }

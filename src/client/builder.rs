@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -13,7 +13,7 @@ use crate::transport::{Broker, LinkSpec, Sink};
 /// Options for a [`ServiceClient`]; made by [`ServiceClient::builder`].
 ///
 /// ```
-/// use std::time::Duration;
+/// use std::time::{Duration, Instant};
 /// use coney::{Broker, ServiceClient};
 ///
 /// let client = ServiceClient::builder(&Broker::memory(), "order-service")
@@ -63,6 +63,11 @@ impl ServiceClientBuilder {
     ///
     /// As [`ServiceClient::new`].
     pub fn build(self) -> Result<ServiceClient> {
+        self.build_until(None)
+    }
+
+    /// The same, at most until then.
+    pub(crate) fn build_until(self, deadline: Option<Instant>) -> Result<ServiceClient> {
         check_service(&self.name)?;
         if self.max_in_flight == 0 {
             return Err(Error::new(
@@ -73,7 +78,7 @@ impl ServiceClientBuilder {
         let router = Arc::new(Router::new(self.max_in_flight));
         let sink = Arc::clone(&router) as Arc<dyn Sink>;
         let spec = LinkSpec::new(topology::for_requests()).reply_queue();
-        let wire = self.broker.open(spec, sink)?;
+        let wire = self.broker.open_until(spec, sink, deadline)?;
         Ok(ServiceClient {
             until: None,
             inner: Arc::new(Inner {

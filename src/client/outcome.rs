@@ -53,6 +53,9 @@ impl Target<'_> {
         };
         match fate {
             Fate::Confirmed => Ok(()),
+            Fate::Returned(_) if ticket.was_sent_again() => {
+                Err(unknown("sent again, it had no queue to go to"))
+            }
             Fate::Returned(reason) => Err(self.no_route(&reason, peer)),
             Fate::Refused => Err(Error::new(
                 ErrorKind::Broker,

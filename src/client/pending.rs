@@ -96,15 +96,18 @@ impl PendingTable {
 
     /// After a loss: the requests that are to be sent again, whose calls go on
     /// waiting, and the other calls whose requests have been sent, taken out.
-    pub(crate) fn take_sent(&mut self) -> (Vec<Publication>, Vec<(CorrelationId, PendingCall)>) {
+    pub(crate) fn take_sent(
+        &mut self,
+        may_send_again: bool,
+    ) -> (Vec<Publication>, Vec<(CorrelationId, PendingCall)>) {
         let (mut again, mut lost) = (Vec::new(), Vec::new());
         for (&id, call) in self.calls.iter().filter(|(_, call)| call.ticket.is_sent()) {
             match &call.again {
-                Some(publication) => {
+                Some(publication) if may_send_again => {
                     call.ticket.send_again();
                     again.push((**publication).clone());
                 }
-                None => lost.push(id),
+                _ => lost.push(id),
             }
         }
         let lost = lost.into_iter();
@@ -190,7 +193,7 @@ mod tests {
         table.insert(idempotent, again).unwrap();
         assert!(table.calls[&sent].ticket.start_sending());
         assert!(table.calls[&idempotent].ticket.start_sending());
-        let (again, lost) = table.take_sent();
+        let (again, lost) = table.take_sent(true);
         assert_eq!(again.len(), 1);
         assert_eq!(lost.len(), 1);
         assert_eq!(lost[0].0, sent);

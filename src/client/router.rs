@@ -58,10 +58,13 @@ impl Router {
         self.unclaimed.load(Ordering::Relaxed)
     }
 
-    fn finish(&self, id: Option<CorrelationId>, outcome: Outcome) {
+    fn finish(&self, id: Option<CorrelationId>, outcome: impl FnOnce(&PendingCall) -> Outcome) {
         let call = id.and_then(|id| self.table.lock().remove(id));
         match (id, call) {
-            (Some(id), Some(call)) => wake(id, call, outcome),
+            (Some(id), Some(call)) => {
+                let outcome = outcome(&call);
+                wake(id, call, outcome);
+            }
             _ => {
                 self.unclaimed.fetch_add(1, Ordering::Relaxed);
                 log::debug!(target: "coney::client", "a late or unknown reply is dropped");
@@ -90,17 +93,22 @@ fn correlation_id(text: Option<&String>) -> Option<CorrelationId> {
 impl Sink for Router {
     fn delivery(&self, delivery: Delivery) -> Result<(), Delivery> {
         let id = correlation_id(delivery.message().properties.correlation_id.as_ref());
-        self.finish(id, Outcome::Reply(delivery.into_body()));
+        self.finish(id, |_| Outcome::Reply(delivery.into_body()));
         Ok(())
     }
 
     fn returned(&self, returned: Returned) {
         let id = correlation_id(returned.correlation_id.as_ref());
-        self.finish(id, Outcome::NoRoute(returned.reason));
+        self.finish(id, |call| {
+            if call.ticket.was_sent_again() {
+                return Outcome::Lost("sent again, it had no queue to go to".into());
+            }
+            Outcome::NoRoute(returned.reason)
+        });
     }
 
-    fn lost(&self, cause: &str) -> Vec<Publication> {
-        let (again, lost) = self.table.lock().take_sent();
+    fn lost(&self, cause: &str, may_send_again: bool) -> Vec<Publication> {
+        let (again, lost) = self.table.lock().take_sent(may_send_again);
         let cause: Arc<str> = cause.into();
         for (id, call) in lost {
             wake(id, call, Outcome::Lost(Arc::clone(&cause)));

@@ -64,7 +64,8 @@ pub struct DeadLetters {
 pub struct Replayed {
     /// So many are back in the queues they came from.
     pub sent: usize,
-    /// So many are dead letters still, because their queues are gone.
+    /// So many are dead letters still, because their queues are gone, or they are
+    /// larger than this broker's `max_body`.
     pub unroutable: usize,
 }
 
@@ -199,9 +200,9 @@ impl DeadLetters {
         &self,
         mut look: impl FnMut(DeadLetter, Delivery) -> Result<(Step, Option<Delivery>)>,
     ) -> Result<()> {
-        let mut held = Vec::new();
+        let mut held = Held(Vec::new());
         let mut left = None;
-        while left != Some(0) && held.len() < MOST_HELD {
+        while left != Some(0) && held.0.len() < MOST_HELD {
             let deadline = deadline::after(STEP_TIMEOUT);
             let Some((delivery, behind)) = self.wire.get(DEAD_QUEUE, deadline)? else {
                 return Ok(());
@@ -209,7 +210,7 @@ impl DeadLetters {
             left = Some(left.map_or(behind, |left| left - 1));
             let letter = DeadLetter::new(delivery.share_message());
             let (step, delivery) = look(letter, delivery)?;
-            held.extend(delivery.map(Delivery::without_message));
+            held.0.extend(delivery.map(Delivery::without_message));
             if matches!(step, Step::Stop) {
                 return Ok(());
             }
@@ -220,12 +221,17 @@ impl DeadLetters {
     /// False if its queue is gone.
     fn send_back(&self, letter: &DeadLetter) -> Result<bool> {
         let deadline = deadline::after(STEP_TIMEOUT);
-        let publication = Publication {
+        let mut publication = Publication {
             properties: letter.properties_as_new(),
             mandatory: true,
             ticket: Some(Ticket::until(deadline).into()),
             ..Publication::new("", letter.queue(), letter.body().to_vec())
         };
+        publication.drop_unsendable();
+        if let Err(fault) = publication.check(self.broker.max_body()) {
+            log::warn!(target: "coney::dead_letters", "a dead letter stays: {fault}");
+            return Ok(false);
+        }
         let failed = |text: &str| {
             let queue = letter.queue();
             format!("a dead letter cannot be sent back to {queue:?}: {text}")
@@ -248,6 +254,16 @@ impl DeadLetters {
                 failed("it was not confirmed in time"),
             )),
         }
+    }
+}
+
+/// Letters that were looked at and stay. They go back the last first, so that
+/// the broker finds the place of each at the head of the queue.
+struct Held(Vec<Delivery>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
     }
 }
 

@@ -166,6 +166,9 @@ fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<()>
     })
 }
 
+/// Larger bodies get serde's own words.
+const LONGEST_DIAGNOSED: usize = 64 << 10;
+
 /// serde says what is wrong with a value but not in which field, so on this
 /// cold path the body is read once more, field by field.
 fn diagnose(body: &[u8], error: &serde_json::Error) -> String {
@@ -191,6 +194,10 @@ fn diagnose(body: &[u8], error: &serde_json::Error) -> String {
         ),
         ("payload", ("a JSON value", |_| true)),
     ];
+    // A value takes many times the memory of its text.
+    if body.len() > LONGEST_DIAGNOSED {
+        return error.to_string();
+    }
     let Ok(value) = serde_json::from_slice::<Value>(body) else {
         return error.to_string();
     };

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -50,6 +51,9 @@ pub struct ServiceServerBuilder {
     client: Option<ServiceClient>,
     fault: Option<Error>,
 }
+
+/// How long a repeated request waits for the first, where there are no retries.
+const POSTPONE_FOR: Duration = Duration::from_secs(1);
 
 /// More attempts than anybody needs, each with a queue of its own.
 const MOST_RETRIES: usize = 20;
@@ -144,8 +148,9 @@ impl ServiceServerBuilder {
     /// Default: 1 s, 5 s, 25 s and 125 s, that is, five attempts. None means one.
     ///
     /// A command is a request without `reply_to`. It waits in a queue of the
-    /// broker, `service.NAME.retry.MILLISECONDS`, and not in a worker. Calls are
-    /// not tried again: their callers get the error.
+    /// broker, `service.NAME.retry.MILLISECONDS`, and not in a worker; these are
+    /// quorum queues, which RabbitMQ has from 3.10 on as they are needed here. Calls
+    /// are not tried again: their callers get the error.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -185,9 +190,8 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// Makes the service's queues quorum queues: replicated in a cluster, counting
-    /// redeliveries themselves, and safe on their way to retries and dead letters
-    /// too. For those who own the whole topology: a peer that declares the
+    /// Makes the service's queue a quorum queue: replicated in a cluster, and
+    /// counting redeliveries itself. For those who own the whole topology: a peer that declares the
     /// service's queue must declare it the same way, and a classic one that exists
     /// must be deleted first. Default: classic queues, as the wire contract has them.
     pub fn quorum_queues(mut self) -> Self {
@@ -244,8 +248,13 @@ impl ServiceServerBuilder {
         let mut actions: Vec<&str> = self.handlers.keys().map(String::as_str).collect();
         actions.sort_unstable();
         let actions = actions.join(", ");
-        let delivery_limit = self.quorum.then_some(self.redelivery_limit);
-        let topology = topology::for_service(&self.service, &self.retry_delays, delivery_limit);
+        let postpone_for = self
+            .deduplication
+            .is_some()
+            .then(|| self.retry_delays.first().copied().unwrap_or(POSTPONE_FOR));
+        let mut delays = self.retry_delays.clone();
+        delays.extend(postpone_for);
+        let topology = topology::for_service(&self.service, &delays, self.quorum);
         let (running, stopping) = bounded(0);
         let deduplication = self.deduplication.map(|(store, ttl)| Deduplication {
             service: self.service.clone(),
@@ -261,7 +270,9 @@ impl ServiceServerBuilder {
                 broker: self.broker.clone(),
                 service: self.service.clone(),
                 retry_delays: self.retry_delays,
+                postpone_for,
                 redelivery_limit: self.redelivery_limit,
+                quorum: self.quorum,
                 stopping,
             },
             deduplication,
@@ -276,7 +287,11 @@ impl ServiceServerBuilder {
             self.workers,
             self.broker.awake(),
             move |delivery| {
-                dispatch.process(delivery);
+                // A reply store is the user's code too. The delivery goes back
+                // into its queue, which counts.
+                if catch_unwind(AssertUnwindSafe(|| dispatch.process(delivery))).is_err() {
+                    log::error!(target: "coney::server", "a worker panicked over a request");
+                }
             },
         )
         .map_err(|error| {

@@ -5,9 +5,12 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use crate::client::ServiceClient;
-use crate::error::Result;
+use crate::error::{Error, Phase, Result};
 use crate::message::ServiceMessage;
 use crate::transport::Broker;
+
+/// How long the first handler that wants a client may wait for it.
+const LONGEST_OPEN: Duration = Duration::from_secs(10);
 
 /// What a handler may know about the request beside its payload.
 ///
@@ -34,6 +37,24 @@ pub(super) struct Nested {
     pub(super) broker: Broker,
     pub(super) service: String,
     pub(super) client: Mutex<Option<ServiceClient>>,
+}
+
+impl Nested {
+    fn client(&self, deadline: Option<Instant>) -> Result<ServiceClient> {
+        let longest = Instant::now() + LONGEST_OPEN;
+        let until = deadline.map_or(longest, |deadline| deadline.min(longest));
+        let Some(mut client) = self.client.try_lock_until(until) else {
+            return Err(Error::timed_out(
+                Phase::Send,
+                format!("timed out waiting for a client of {}'s own", self.service),
+            ));
+        };
+        if let Some(client) = &*client {
+            return Ok(client.clone());
+        }
+        let made = ServiceClient::builder(&self.broker, &self.service).build_until(Some(until))?;
+        Ok(client.insert(made).clone())
+    }
 }
 
 impl<'a> Context<'a> {
@@ -102,7 +123,8 @@ impl<'a> Context<'a> {
     /// which outlives the time the caller still waits.
     ///
     /// All handlers of a server share one client; the first to ask makes it,
-    /// and blocks until the broker has made its reply queue, at most 10 s. To
+    /// and blocks until the broker has made its reply queue, at most 10 s and at
+    /// most as long as the caller waits. To
     /// set its options, give the server one:
     /// [`ServiceServerBuilder::client`](crate::ServiceServerBuilder::client).
     ///
@@ -121,18 +143,7 @@ impl<'a> Context<'a> {
     /// # Ok::<(), coney::Error>(())
     /// ```
     pub fn client(&self) -> Result<ServiceClient> {
-        let client = {
-            let mut client = self.nested.client.lock();
-            match &*client {
-                Some(client) => client.clone(),
-                None => client
-                    .insert(ServiceClient::new(
-                        &self.nested.broker,
-                        &self.nested.service,
-                    )?)
-                    .clone(),
-            }
-        };
+        let client = self.nested.client(self.deadline)?;
         Ok(match self.deadline {
             Some(deadline) => client.with_deadline(deadline),
             None => client,

@@ -20,12 +20,13 @@ pub type StoreError = Box<dyn StdError + Send + Sync>;
 /// service, implement this over what they share; each operation must be atomic.
 pub trait ReplyStore: Send + Sync {
     /// Takes the right to handle the request `key`, for at most `lease`, unless
-    /// somebody has it or it has been handled.
+    /// somebody has it or it has been handled. `owner` is a number of the one who
+    /// asks, of this time only.
     ///
     /// # Errors
     ///
     /// Any; the request is not handled then, but fails.
-    fn claim(&self, key: &str, lease: Duration) -> Result<Claim, StoreError>;
+    fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<Claim, StoreError>;
 
     /// The request has been handled: keeps its reply for `ttl`.
     ///
@@ -34,12 +35,13 @@ pub trait ReplyStore: Send + Sync {
     /// Any; it is logged, and the request may be run again if it is repeated.
     fn complete(&self, key: &str, reply: &[u8], ttl: Duration) -> Result<(), StoreError>;
 
-    /// The request has failed: it may be claimed again.
+    /// The request has failed: it may be claimed again, unless `owner`'s lease has
+    /// run out and it has been.
     ///
     /// # Errors
     ///
     /// Any; it is logged, and the claim ends with its lease.
-    fn release(&self, key: &str) -> Result<(), StoreError>;
+    fn release(&self, key: &str, owner: u64) -> Result<(), StoreError>;
 }
 
 /// What [`ReplyStore::claim`] says.
@@ -85,6 +87,7 @@ struct Entries {
 struct Entry {
     /// `None` while the request is being handled.
     reply: Option<Vec<u8>>,
+    owner: u64,
     until: Instant,
 }
 
@@ -123,7 +126,7 @@ impl Entries {
 }
 
 impl ReplyStore for MemoryReplyStore {
-    fn claim(&self, key: &str, lease: Duration) -> Result<Claim, StoreError> {
+    fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<Claim, StoreError> {
         let mut entries = self.entries.lock();
         entries.forget_old(self.capacity);
         if let Some(entry) = entries.by_key.get(key).filter(|e| e.until > Instant::now()) {
@@ -134,6 +137,7 @@ impl ReplyStore for MemoryReplyStore {
         }
         let entry = Entry {
             reply: None,
+            owner,
             until: deadline::after(lease),
         };
         entries.by_key.insert(key.into(), entry);
@@ -144,6 +148,7 @@ impl ReplyStore for MemoryReplyStore {
         let key: Arc<str> = key.into();
         let entry = Entry {
             reply: Some(reply.to_vec()),
+            owner: 0, // nobody's any more
             until: deadline::after(ttl),
         };
         let mut entries = self.entries.lock();
@@ -155,13 +160,10 @@ impl ReplyStore for MemoryReplyStore {
         Ok(())
     }
 
-    fn release(&self, key: &str) -> Result<(), StoreError> {
+    fn release(&self, key: &str, owner: u64) -> Result<(), StoreError> {
         let mut entries = self.entries.lock();
-        if entries
-            .by_key
-            .get(key)
-            .is_some_and(|entry| entry.reply.is_none())
-        {
+        let entry = entries.by_key.get(key);
+        if entry.is_some_and(|entry| entry.reply.is_none() && entry.owner == owner) {
             entries.by_key.remove(key);
         }
         Ok(())
@@ -197,16 +199,19 @@ pub(super) enum Admission<'a> {
 pub(super) struct Claimed<'a> {
     by: &'a Deduplication,
     key: String,
+    owner: u64,
     completed: bool,
 }
 
 impl Deduplication {
     pub(super) fn admit(&self, message_id: &str) -> Admission<'_> {
         let key = format!("{}/{message_id}", self.service);
-        match self.store.claim(&key, self.lease) {
+        let owner = fastrand::u64(1..);
+        match self.store.claim(&key, owner, self.lease) {
             Ok(Claim::Granted) => Admission::Run(Claimed {
                 by: self,
                 key,
+                owner,
                 completed: false,
             }),
             Ok(Claim::Done(reply)) => Admission::Repeated(reply),
@@ -240,7 +245,7 @@ impl Claimed<'_> {
 impl Drop for Claimed<'_> {
     fn drop(&mut self) {
         if !self.completed
-            && let Err(error) = self.by.store.release(&self.key)
+            && let Err(error) = self.by.store.release(&self.key, self.owner)
         {
             let service = &self.by.service;
             log::error!(target: "coney::server", "{service}: the reply store: {error}");
@@ -257,14 +262,14 @@ mod tests {
     #[test]
     fn one_at_a_time_and_once() {
         let store = MemoryReplyStore::new(10);
-        let claim = || store.claim("a", LONG).unwrap();
+        let claim = || store.claim("a", 7, LONG).unwrap();
         assert_eq!(claim(), Claim::Granted);
         assert_eq!(claim(), Claim::InProgress);
-        store.release("a").unwrap();
+        store.release("a", 7).unwrap();
         assert_eq!(claim(), Claim::Granted);
         store.complete("a", b"1", LONG).unwrap();
         assert_eq!(claim(), Claim::Done(b"1".to_vec()));
-        store.release("a").unwrap();
+        store.release("a", 7).unwrap();
         assert_eq!(
             claim(),
             Claim::Done(b"1".to_vec()),
@@ -275,9 +280,14 @@ mod tests {
     #[test]
     fn leases_and_replies_end_and_the_oldest_goes_first() {
         let store = MemoryReplyStore::new(2);
-        let claim = |key| store.claim(key, LONG).unwrap();
-        assert_eq!(store.claim("dead", Duration::ZERO).unwrap(), Claim::Granted);
+        let claim = |key| store.claim(key, 7, LONG).unwrap();
+        assert_eq!(
+            store.claim("dead", 6, Duration::ZERO).unwrap(),
+            Claim::Granted
+        );
         assert_eq!(claim("dead"), Claim::Granted, "the first lease is over");
+        store.release("dead", 6).unwrap();
+        assert_eq!(claim("dead"), Claim::InProgress, "and its owner has no say");
         for key in ["a", "b", "c"] {
             assert_eq!(claim(key), Claim::Granted);
             store.complete(key, b"", LONG).unwrap();

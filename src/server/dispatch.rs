@@ -105,6 +105,7 @@ impl Dispatch {
         }
         let claim = match &self.deduplication {
             None => None,
+            Some(_) if message.message_id.is_empty() => None,
             Some(deduplication) => match deduplication.admit(&message.message_id) {
                 Admission::Run(claim) => Some(claim),
                 Admission::Repeated(reply) => {

@@ -160,7 +160,7 @@ impl Sink for Intake {
 
     /// The broker delivers all of it again, so what has not started need not
     /// start; settling what has is a no-op.
-    fn lost(&self, _cause: &str) -> Vec<Publication> {
+    fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         for delivery in self.pool.clear() {
             delivery.forget();
         }

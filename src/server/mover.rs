@@ -10,13 +10,18 @@ use super::HandlerError;
 use crate::deadline;
 use crate::topology::{self, DEAD_EXCHANGE};
 use crate::transport::death::{ATTEMPTS, Death, FIRST_ERROR, LAST_ERROR, REDELIVERIES};
-use crate::transport::{Broker, Delivery, Fate, HeaderTable, Properties, Publication, Ticket};
+use crate::transport::{
+    Broker, Delivery, Fate, HeaderTable, LARGEST_HEADERS, Properties, Publication, Ticket,
+};
 
 /// What a quorum queue counts itself.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// How much of an error a header holds, in bytes.
 const LONGEST_ERROR: usize = 1_000;
+
+/// Room for the headers that a move adds.
+const OUR_HEADERS: usize = 8_000;
 
 /// How long the broker may take over a move.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,7 +74,11 @@ pub(super) struct Mover {
     pub(super) service: String,
     /// Before the second attempt, the third, and so on.
     pub(super) retry_delays: Vec<Duration>,
+    /// For a message that another worker is at; there is such a queue.
+    pub(super) postpone_for: Option<Duration>,
     pub(super) redelivery_limit: u32,
+    /// The queue counts redeliveries itself.
+    pub(super) quorum: bool,
     /// Disconnects when the server shuts down.
     pub(super) stopping: Receiver<()>,
 }
@@ -88,10 +97,12 @@ impl Mover {
         refuse: impl FnOnce(Delivery, Failure),
     ) -> Option<Delivery> {
         let headers = &delivery.message().properties.headers;
-        let counted_by_queue = headers.int(DELIVERY_COUNT);
-        let marked = delivery.is_redelivered() && counted_by_queue.is_none();
-        let count = counted_by_queue.or(headers.int(REDELIVERIES)).unwrap_or(0);
-        let count = count.saturating_add(i64::from(marked));
+        let marked = delivery.is_redelivered() && !self.quorum;
+        let count = match self.quorum {
+            true => headers.int(DELIVERY_COUNT),
+            false => headers.int(REDELIVERIES),
+        };
+        let count = count.unwrap_or(0).max(0).saturating_add(i64::from(marked));
         if count > i64::from(self.redelivery_limit) {
             let error = format!(
                 "delivered {} times without being settled; the workers that had it died or lost \
@@ -143,6 +154,7 @@ impl Mover {
         let mut copy = self.copy(&delivery, "", retry_queue);
         let headers = &mut copy.properties.headers;
         Death::forget(headers);
+        headers.remove(REDELIVERIES); // its worker has survived it
         headers.insert(ATTEMPTS, i64::try_from(before + 1).unwrap_or(i64::MAX));
         if headers.text(FIRST_ERROR).is_none() {
             headers.insert(FIRST_ERROR, clip(error.message()));
@@ -152,7 +164,7 @@ impl Mover {
 
     /// Another worker is at the same message: to be looked at again later.
     pub(super) fn postpone(&self, delivery: Delivery) {
-        let Some(&delay) = self.retry_delays.first() else {
+        let Some(delay) = self.postpone_for else {
             self.pause();
             return drop(delivery); // back into the queue
         };
@@ -175,7 +187,7 @@ impl Mover {
         headers.remove(ATTEMPTS);
         let attempts = i64::try_from(self.failed_attempts(&delivery)).unwrap_or(i64::MAX - 1);
         let attempts = match failure.reason {
-            Reason::Rejected | Reason::RetriesExhausted => attempts + 1,
+            Reason::Rejected | Reason::RetriesExhausted => attempts.saturating_add(1),
             _ => attempts.max(1),
         };
         Death::forget(headers);
@@ -206,18 +218,20 @@ impl Mover {
         };
         // A quorum queue's count is of one queue alone.
         properties.headers.remove(DELIVERY_COUNT);
-        if properties.headers.check().is_err() {
+        if properties.headers.size() > LARGEST_HEADERS - OUR_HEADERS {
             log::warn!(
                 target: "coney::server",
                 "{}: headers too large to be passed on are dropped", self.service
             );
             properties.headers = HeaderTable::new();
         }
-        Publication {
+        let mut copy = Publication {
             properties,
             mandatory: true,
             ..Publication::new(exchange, key, message.body.clone())
-        }
+        };
+        copy.drop_unsendable();
+        copy
     }
 
     /// Publishes the copy; once the broker has it, replies and acknowledges the
@@ -235,7 +249,8 @@ impl Mover {
                 };
             }
             // The delivery is void too: the broker delivers it again.
-            Ok(Some(Fate::Lost(_) | Fate::Dropped)) => return drop(delivery),
+            Ok(Some(Fate::Lost(_))) => return drop(delivery),
+            Ok(Some(Fate::Dropped)) => "the broker was closed, or takes nothing".to_owned(),
             Ok(Some(Fate::Returned(reason))) => format!("no queue takes it ({reason})"),
             Ok(Some(Fate::Refused)) => "the broker refuses it".to_owned(),
             Ok(None) => format!("not confirmed within {MOVE_TIMEOUT:?}"),

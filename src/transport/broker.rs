@@ -112,8 +112,19 @@ impl Broker {
 
     /// Opens a link. Blocks until the broker has done it, at most 10 s.
     pub(crate) fn open(&self, spec: LinkSpec, sink: Arc<dyn Sink>) -> Result<Arc<dyn Wire>> {
+        self.open_until(spec, sink, None)
+    }
+
+    /// The same, and at most until then.
+    pub(crate) fn open_until(
+        &self,
+        spec: LinkSpec,
+        sink: Arc<dyn Sink>,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<dyn Wire>> {
         spec.check()?;
-        let deadline = deadline::after(OPEN_TIMEOUT);
+        let longest = deadline::after(OPEN_TIMEOUT);
+        let deadline = deadline.map_or(longest, |deadline| deadline.min(longest));
         self.inner.transport.open(spec, sink, deadline)
     }
 

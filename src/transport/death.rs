@@ -65,7 +65,7 @@ impl Death {
         let mut deaths = Self::read(headers);
         let same = |other: &Self| other.queue == self.queue && other.reason == self.reason;
         if let Some(at) = deaths.iter().position(same) {
-            self.count += deaths.remove(at).count;
+            self.count = self.count.saturating_add(deaths.remove(at).count);
         }
         deaths.insert(0, self);
         Self::write(&deaths, headers);

@@ -5,6 +5,9 @@ use super::publication::LARGEST_HEADERS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_short_string;
 
+/// How deep lists and tables may be nested.
+const DEEPEST: usize = 100;
+
 /// A value in a [`HeaderTable`], of one of AMQP's types; whole numbers of every
 /// width are one type here.
 #[non_exhaustive]
@@ -107,6 +110,10 @@ impl HeaderTable {
 
     /// Checks what would corrupt a frame.
     pub(crate) fn check(&self) -> Result<()> {
+        self.check_within(DEEPEST)
+    }
+
+    fn check_within(&self, depth: usize) -> Result<()> {
         let size = self.size();
         if size > LARGEST_HEADERS {
             return Err(Error::new(
@@ -116,7 +123,7 @@ impl HeaderTable {
         }
         self.iter().try_for_each(|(name, value)| {
             check_short_string("header name", name)?;
-            value.check()
+            value.check_within(depth)
         })
     }
 
@@ -129,10 +136,14 @@ impl HeaderTable {
 }
 
 impl HeaderValue {
-    fn check(&self) -> Result<()> {
+    fn check_within(&self, depth: usize) -> Result<()> {
         match self {
-            Self::List(values) => values.iter().try_for_each(Self::check),
-            Self::Table(table) => table.check(),
+            Self::List(_) | Self::Table(_) if depth == 0 => Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("headers are nested deeper than {DEEPEST}"),
+            )),
+            Self::List(values) => values.iter().try_for_each(|v| v.check_within(depth - 1)),
+            Self::Table(table) => table.check_within(depth - 1),
             _ => Ok(()),
         }
     }

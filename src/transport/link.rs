@@ -147,7 +147,7 @@ impl Sink for Inbox {
     }
 
     /// The broker has these back and delivers them again.
-    fn lost(&self, _cause: &str) -> Vec<Publication> {
+    fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         for delivery in self.unsettled.iter().flat_map(Receiver::try_iter) {
             delivery.forget();
         }

@@ -31,7 +31,7 @@ pub use delivery::Delivery;
 pub(crate) use delivery::{Outcome, Settle, Token};
 pub use header::{HeaderTable, HeaderValue};
 pub use link::Link;
-pub(crate) use publication::LONGEST_EXPIRATION;
+pub(crate) use publication::{LARGEST_HEADERS, LONGEST_EXPIRATION};
 pub use publication::{Message, Properties, Publication, RareProperties, Returned};
 pub(crate) use ticket::Ticket;
 
@@ -183,8 +183,9 @@ pub(crate) trait Sink: Send + Sync {
 
     /// The connection was lost: what was sent on it and not answered has an
     /// unknown outcome. The link itself recovers, and sends first what this
-    /// returns.
-    fn lost(&self, cause: &str) -> Vec<Publication>;
+    /// returns: nothing, unless it `may_send_again`. It may not where the broker
+    /// objected to something it sent.
+    fn lost(&self, cause: &str, may_send_again: bool) -> Vec<Publication>;
 
     /// The link is over for good: nothing will arrive any more.
     fn closed(&self, cause: &str);
@@ -200,7 +201,7 @@ impl Sink for NoSink {
 
     fn returned(&self, _returned: Returned) {}
 
-    fn lost(&self, _cause: &str) -> Vec<Publication> {
+    fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         Vec::new()
     }
 

@@ -147,6 +147,34 @@ impl Publication {
         Ok(())
     }
 
+    /// Drops what a peer has put beside the body and we could not send on.
+    pub(crate) fn drop_unsendable(&mut self) {
+        let unfit = |text: &mut Option<String>| {
+            if check_short_string("property", text.as_deref().unwrap_or_default()).is_err() {
+                *text = None;
+            }
+        };
+        let properties = &mut self.properties;
+        unfit(&mut properties.message_id);
+        unfit(&mut properties.correlation_id);
+        unfit(&mut properties.reply_to);
+        if let Some(rare) = &mut properties.rare {
+            unfit(&mut rare.content_encoding);
+            unfit(&mut rare.kind);
+            unfit(&mut rare.app_id);
+        }
+        let content_type = properties.content_type.as_deref().unwrap_or_default();
+        if check_short_string("property", content_type).is_err() {
+            properties.content_type = None;
+        }
+        if properties.headers.check().is_err() {
+            properties.headers = HeaderTable::new();
+        }
+        // These name further queues to go to.
+        properties.headers.remove("CC");
+        properties.headers.remove("BCC");
+    }
+
     /// For the sender: false if its owner has given up on it. A message that
     /// may expire gets what is left of its owner's time.
     pub(crate) fn start_sending(&mut self) -> bool {

@@ -7,6 +7,7 @@ const ABANDONED: u8 = 2;
 /// Sent once, over a connection that was lost, and waiting to be sent again.
 const QUEUED_AGAIN: u8 = 3;
 const ABANDONED_LATER: u8 = 4;
+const SENT_AGAIN: u8 = 5;
 
 /// Whether a queued message has been sent: the one fact that the thread that
 /// waits for its outcome and the thread that sends it must agree on.
@@ -32,12 +33,13 @@ impl Ticket {
     /// For the sender: may the message be sent? `false` means that its owner
     /// gave up on it, or will now, because it is too late.
     pub(crate) fn start_sending(&self) -> bool {
-        Instant::now() < self.deadline && (self.turn(QUEUED, SENT) || self.turn(QUEUED_AGAIN, SENT))
+        Instant::now() < self.deadline
+            && (self.turn(QUEUED, SENT) || self.turn(QUEUED_AGAIN, SENT_AGAIN))
     }
 
     /// For the sender: what was sent is lost and waits to be sent again.
     pub(crate) fn send_again(&self) {
-        self.turn(SENT, QUEUED_AGAIN);
+        let _ = self.turn(SENT, QUEUED_AGAIN) || self.turn(SENT_AGAIN, QUEUED_AGAIN);
     }
 
     /// For the owner: gives up on the message. `false` means that it was sent.
@@ -48,7 +50,15 @@ impl Ticket {
 
     /// It was sent and not lost since.
     pub(crate) fn is_sent(&self) -> bool {
-        self.state.load(Ordering::Acquire) == SENT
+        matches!(self.state.load(Ordering::Acquire), SENT | SENT_AGAIN)
+    }
+
+    /// It was sent, lost, and sent again: what became of the first is unknown.
+    pub(crate) fn was_sent_again(&self) -> bool {
+        !matches!(
+            self.state.load(Ordering::Acquire),
+            QUEUED | SENT | ABANDONED
+        )
     }
 
     /// How long it may still be sent; at least a millisecond.
@@ -109,6 +119,7 @@ mod tests {
         assert!(ticket.start_sending());
         ticket.send_again();
         assert!(ticket.start_sending());
+        assert!(ticket.is_sent() && ticket.was_sent_again());
         assert!(!ticket.abandon());
     }
 

@@ -63,8 +63,8 @@ fn deadlines_and_shutdown_hold_however_the_connection_hangs() {
         let client = client(&broker);
         assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
         client.send(&service, "nap", &1).unwrap();
-        proxy.to_broker(to_broker);
-        proxy.from_broker(from_broker);
+        proxy.forth(to_broker);
+        proxy.back(from_broker);
         let what = format!("{to_broker:?}/{from_broker:?}");
         let timeout = Duration::from_millis(200);
         let options = CallOptions::new().timeout(timeout);
@@ -113,8 +113,8 @@ fn nonsense_costs_the_connection_and_nothing_else() {
         let timeout = Duration::from_millis(100);
         let options = CallOptions::new().timeout(timeout);
         match to_broker {
-            true => proxy.to_broker(Mode::Garble),
-            false => proxy.from_broker(Mode::Garble),
+            true => proxy.forth(Mode::Garble),
+            false => proxy.back(Mode::Garble),
         }
         for n in 0..20 {
             let _ = in_time(timeout, "a call into nonsense", || {
@@ -171,7 +171,7 @@ fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
     client.send(&service, "nap", &0).unwrap();
     assert_eq!(starts.recv_timeout(PATIENCE), Ok(0));
     // The commands arrive; their confirmations do not.
-    proxy.from_broker(Mode::Swallow);
+    proxy.back(Mode::Swallow);
     let once = client.send_async(&service, "nap", &1).unwrap();
     let options = CallOptions::new().idempotent(true);
     let again = client
@@ -182,7 +182,7 @@ fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
     assert_eq!(first, [1, 2]);
     assert!(once.try_wait().is_none());
     proxy.cut();
-    proxy.from_broker(Mode::Pass);
+    proxy.back(Mode::Pass);
     let error = once.wait().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
     again.wait().unwrap();

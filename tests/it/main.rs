@@ -10,6 +10,7 @@ mod dead_letters;
 mod examples;
 mod faults;
 mod hostile;
+mod ledger;
 mod outages;
 mod poison;
 mod queues;

@@ -1,6 +1,8 @@
 //! What other threads ask of the I/O thread.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -67,7 +69,30 @@ pub(super) struct Outbox {
     /// that opens or closes a link or takes a message off a queue.
     pub(super) commands: Sender<Command>,
     /// Bounded by [`OUTGOING_BOUND`].
-    pub(super) outgoing: Sender<Outgoing>,
+    outgoing: Sender<Outgoing>,
+    /// Its other end, for what is put in when nobody takes it out any more.
+    leftovers: Receiver<Outgoing>,
+    closed: Arc<AtomicBool>,
+}
+
+impl Outbox {
+    /// Hands a message over. Blocks while there is no room, at most until
+    /// `deadline`; false if it is too late, or [closed](Outbox::is_closed).
+    pub(super) fn send(&self, outgoing: Outgoing, deadline: Instant) -> bool {
+        if self.is_closed() {
+            return false;
+        }
+        let sent = self.outgoing.send_deadline(outgoing, deadline).is_ok();
+        // Closed meanwhile: whoever waits for a receipt must hear of it.
+        if self.is_closed() {
+            self.leftovers.try_iter().for_each(drop);
+        }
+        sent
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
 }
 
 /// The receiving ends, owned by the I/O thread. Commands are taken always,
@@ -75,16 +100,31 @@ pub(super) struct Outbox {
 pub(super) struct Inbox {
     pub(super) commands: Receiver<Command>,
     pub(super) outgoing: Receiver<Outgoing>,
+    closed: Arc<AtomicBool>,
+}
+
+impl Inbox {
+    /// Takes no more messages, and lets go of those that wait.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.outgoing.try_iter().for_each(drop);
+    }
 }
 
 pub(super) fn channels() -> (Outbox, Inbox) {
     let (commands, commands_in) = crossbeam_channel::unbounded();
     let (outgoing, outgoing_in) = crossbeam_channel::bounded(OUTGOING_BOUND);
-    (
-        Outbox { commands, outgoing },
-        Inbox {
-            commands: commands_in,
-            outgoing: outgoing_in,
-        },
-    )
+    let closed = Arc::new(AtomicBool::new(false));
+    let outbox = Outbox {
+        commands,
+        outgoing,
+        leftovers: outgoing_in.clone(),
+        closed: Arc::clone(&closed),
+    };
+    let inbox = Inbox {
+        commands: commands_in,
+        outgoing: outgoing_in,
+        closed,
+    };
+    (outbox, inbox)
 }

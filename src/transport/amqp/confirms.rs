@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -19,21 +20,13 @@ pub(super) struct Unconfirmed {
     returned: HashMap<Name, VecDeque<String>>,
 }
 
-/// What a returned message is recognised by: its id, or, without one, where it
-/// was to go; of several that were to go there the first.
+/// What a returned message is recognised by. Of several with the same name it is
+/// the first: where they were to go, none of them could.
 #[derive(Debug, PartialEq, Eq, Hash)]
-enum Name {
-    Id(String),
-    Target(String, String),
-}
-
-impl Name {
-    fn new(message_id: &Option<String>, exchange: &str, routing_key: &str) -> Self {
-        match message_id {
-            Some(id) => Self::Id(id.clone()),
-            None => Self::Target(exchange.to_owned(), routing_key.to_owned()),
-        }
-    }
+struct Name {
+    exchange: Cow<'static, str>,
+    routing_key: String,
+    message_id: Option<String>,
 }
 
 struct Waiting {
@@ -62,22 +55,22 @@ impl Unconfirmed {
     pub(super) fn publishing(&mut self, publication: &Publication, receipt: Option<Receipt>) {
         self.waiting.push_back(receipt.map(|receipt| Waiting {
             receipt,
-            name: Name::new(
-                &publication.properties.message_id,
-                &publication.exchange,
-                &publication.routing_key,
-            ),
+            name: Name {
+                exchange: publication.exchange.clone(),
+                routing_key: publication.routing_key.clone(),
+                message_id: publication.properties.message_id.clone(),
+            },
             again: publication.idempotent.then(|| publication.clone()),
         }));
     }
 
     /// The broker has returned a message.
     pub(super) fn returned(&mut self, returned: Returned) {
-        let name = Name::new(
-            &returned.message_id,
-            &returned.exchange,
-            &returned.routing_key,
-        );
+        let name = Name {
+            exchange: returned.exchange,
+            routing_key: returned.routing_key,
+            message_id: returned.message_id,
+        };
         self.returned
             .entry(name)
             .or_default()
@@ -127,17 +120,21 @@ impl Unconfirmed {
 
     /// The connection is lost: returns what is to be sent again, with its
     /// receipts, and tells the others.
-    pub(super) fn lost(&mut self, cause: &Arc<str>) -> Vec<(Publication, Receipt)> {
+    pub(super) fn lost(
+        &mut self,
+        cause: &Arc<str>,
+        may_send_again: bool,
+    ) -> Vec<(Publication, Receipt)> {
         let mut again = Vec::new();
         for waiting in self.waiting.drain(..).flatten() {
             match waiting.again {
-                Some(publication) => {
+                Some(publication) if may_send_again => {
                     if let Some(ticket) = &publication.ticket {
                         ticket.send_again();
                     }
                     again.push((publication, waiting.receipt));
                 }
-                None => waiting.receipt.settle(Fate::Lost(Arc::clone(cause))),
+                _ => waiting.receipt.settle(Fate::Lost(Arc::clone(cause))),
             }
         }
         again
@@ -217,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn one_without_an_id_is_known_by_where_it_was_to_go() {
+    fn of_several_with_one_name_as_many_are_returned_as_were() {
         let mut unconfirmed = Unconfirmed::after(0);
         let all = ["", "", "a"].map(|id| publish(&mut unconfirmed, id));
         unconfirmed.returned(returned(None));
@@ -234,7 +231,7 @@ mod tests {
             publish(&mut unconfirmed, "a"),
             publish(&mut unconfirmed, "again"),
         );
-        let again = unconfirmed.lost(&"gone".into());
+        let again = unconfirmed.lost(&"gone".into(), true);
         assert_eq!(fate(&a), Some(Fate::Lost("gone".into())));
         assert_eq!(fate(&b), None);
         assert_eq!(again.len(), 1);

@@ -23,6 +23,7 @@ const HEARTBEAT: u8 = 8;
 
 const CONNECTION_TUNE: [u8; 4] = [0, 10, 0, 30];
 const CONNECTION_CLOSE: [u8; 4] = [0, 10, 0, 50];
+const CHANNEL_CLOSE: [u8; 4] = [0, 20, 0, 40];
 
 /// Lets whole, plausible frames through, made harmless, and nothing else.
 ///
@@ -115,6 +116,7 @@ impl Guard {
     pub(super) fn check(&mut self, evidence: &Evidence) -> Result<(), Violation> {
         while let Some(frame) = self.next_frame()? {
             let kind = self.buffer[frame.start];
+            let channel = [self.buffer[frame.start + 1], self.buffer[frame.start + 2]];
             let payload = &mut self.buffer[frame.start + HEADER..frame.end - 1];
             match kind {
                 METHOD => {
@@ -122,7 +124,14 @@ impl Guard {
                     if payload.starts_with(&CONNECTION_TUNE) {
                         self.frame_max = FRAME_MAX as usize;
                     } else if payload.starts_with(&CONNECTION_CLOSE) {
-                        record_close(&payload[4..], evidence);
+                        if let Some((code, text)) = reason(&payload[4..]) {
+                            evidence.record_server_close(code, text);
+                        }
+                    } else if payload.starts_with(&CHANNEL_CLOSE)
+                        && let Some((code, text)) = reason(&payload[4..])
+                    {
+                        let channel = u16::from_be_bytes(channel);
+                        evidence.record_channel_close(channel, format!("{text} ({code})"));
                     }
                 }
                 CONTENT_HEADER => {
@@ -180,13 +189,14 @@ fn not_amqp(bytes: &[u8]) -> Violation {
     }
 }
 
-/// `connection.close`: a code, a short string, and what we do not need.
-fn record_close(arguments: &[u8], evidence: &Evidence) {
-    if let [high, low, length, rest @ ..] = arguments {
-        let text = rest.get(..usize::from(*length)).unwrap_or(rest);
-        let text = String::from_utf8_lossy(text).into_owned();
-        evidence.record_server_close(u16::from_be_bytes([*high, *low]), text);
-    }
+/// The arguments of `close`: a code, a short string, and what we do not need.
+fn reason(arguments: &[u8]) -> Option<(u16, String)> {
+    let [high, low, length, rest @ ..] = arguments else {
+        return None;
+    };
+    let text = rest.get(..usize::from(*length)).unwrap_or(rest);
+    let text = String::from_utf8_lossy(text).into_owned();
+    Some((u16::from_be_bytes([*high, *low]), text))
 }
 
 #[cfg(test)]

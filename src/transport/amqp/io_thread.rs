@@ -22,12 +22,12 @@ use crate::error::{Error, ErrorKind, Result};
 /// one may be part of a loop of losses, and the delays go on growing.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
-/// The connection's I/O thread, seen from outside.
+/// How long a failed attempt to connect waits for the listener to hear of it.
+const LAST_CHANGES: Duration = Duration::from_secs(1);
+
+/// The connection's I/O thread, and the state listener's, seen from outside.
 pub(super) struct IoHandle {
-    /// The I/O thread's own, and the state listener's.
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Disconnects when the thread ends.
-    ended: Receiver<()>,
+    threads: Mutex<Vec<Running>>,
     kill: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -42,8 +42,8 @@ impl IoHandle {
         };
         let watchdog = Watchdog::start(number).map_err(no_thread)?;
         let kill = Box::new(watchdog.killer());
-        let mut states = States::start(number, listener).map_err(no_thread)?;
-        let mut threads = Vec::from_iter(states.take_thread());
+        let (states, listener) = States::start(number, listener).map_err(no_thread)?;
+        let mut threads = Vec::from_iter(listener);
         let (started, first) = bounded(1);
         let (alive, ended) = bounded(0);
         let io = IoThread {
@@ -62,42 +62,58 @@ impl IoHandle {
                 io.run(&started);
             })
             .map_err(no_thread)?;
-        threads.push(thread);
         // The thread answers within the connect timeout, or as long as it may
         // go on trying.
-        match first.recv() {
-            Ok(Ok(())) => Ok(Self {
-                threads: Mutex::new(threads),
-                ended,
-                kill,
-            }),
-            Ok(Err(error)) => {
-                for thread in threads {
-                    let _ = thread.join();
-                }
-                Err(error)
+        let failed = match first.recv() {
+            Ok(Ok(())) => {
+                threads.push(Running { thread, ended });
+                return Ok(Self {
+                    threads: Mutex::new(threads),
+                    kill,
+                });
             }
-            Err(_) => Err(Error::new(
-                ErrorKind::Connect,
-                "the connection's thread has died",
-            )),
+            Ok(Err(error)) => error,
+            Err(_) => Error::new(ErrorKind::Connect, "the connection's thread has died"),
+        };
+        let _ = thread.join();
+        for listener in threads {
+            listener.join(deadline::after(LAST_CHANGES));
         }
+        Err(failed)
     }
 
     /// Waits for the threads to end; false if they have not by `deadline`, in
     /// which case the socket is cut and they end by themselves.
     pub(super) fn join(&self, deadline: Instant) -> bool {
-        if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
-            (self.kill)();
-            return false;
-        }
-        let me = thread::current().id();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
-            // A state listener may be the one that closes the connection.
-            if thread.thread().id() != me {
-                let _ = thread.join();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let mut all = true;
+        for thread in threads.into_iter().rev() {
+            if !thread.join(deadline) {
+                (self.kill)();
+                all = false;
             }
         }
+        all
+    }
+}
+
+/// A thread, and a receiver that disconnects when it ends.
+pub(super) struct Running {
+    pub(super) thread: JoinHandle<()>,
+    pub(super) ended: Receiver<()>,
+}
+
+impl Running {
+    /// Waits for it to end; false if it has not by `deadline`. Does not wait for
+    /// the thread it is called on.
+    fn join(self, deadline: Instant) -> bool {
+        if self.thread.thread().id() == thread::current().id() {
+            return true;
+        }
+        if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+            return false;
+        }
+        let _ = self.thread.join();
         true
     }
 }
@@ -154,6 +170,7 @@ impl IoThread {
     }
 
     fn closed(&mut self, cause: &str) {
+        self.inbox.close();
         self.registry.closed(cause);
         self.states.tell(ConnectionState::Closed(cause.to_owned()));
     }
@@ -171,6 +188,7 @@ impl IoThread {
                 registry: &mut self.registry,
                 watchdog: &self.watchdog,
                 states: &self.states,
+                evidence: &evidence,
                 operation_timeout: self.config.operation_timeout,
             };
             let end = match Session::start(self.sessions, &mut connection, &channels, io) {

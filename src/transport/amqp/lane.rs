@@ -2,18 +2,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use amiquip::{
-    Channel, Confirm, Consumer, ConsumerMessage, ConsumerOptions, Delivery as AmqpDelivery,
-    ExchangeDeclareOptions, FieldTable, Publish, QueueDeclareOptions, Return,
+    Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, Publish, Return,
 };
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::command::Registered;
 use super::confirms::Unconfirmed;
 use super::convert::{self, Failure};
-use crate::topology::Topology;
-use crate::transport::{
-    Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Source, Token,
-};
+use super::declare::{consume, declare};
+use crate::transport::{Delivery, Outcome, Publication, Receipt, Settle, Sink, Source, Token};
 
 /// A link in one session: its AMQP channel, its consumer, and the deliveries
 /// it has not settled. What it publishes and what it acknowledges go through
@@ -79,6 +76,10 @@ impl<'c> Lane<'c> {
             confirming,
             unsettled: HashMap::new(),
         })
+    }
+
+    pub(super) fn channel_id(&self) -> u16 {
+        self.channel.channel_id()
     }
 
     /// What the lane's deliveries arrive on, while it consumes.
@@ -212,9 +213,13 @@ impl<'c> Lane<'c> {
     }
 
     /// After that: what is to be sent again; the others' senders are told.
-    pub(super) fn lost(&mut self, cause: &Arc<str>) -> Vec<(Publication, Receipt)> {
+    pub(super) fn lost(
+        &mut self,
+        cause: &Arc<str>,
+        may_send_again: bool,
+    ) -> Vec<(Publication, Receipt)> {
         match &mut self.confirming {
-            Some(Confirming { unconfirmed, .. }) => unconfirmed.lost(cause),
+            Some(Confirming { unconfirmed, .. }) => unconfirmed.lost(cause, may_send_again),
             None => Vec::new(),
         }
     }
@@ -249,12 +254,12 @@ impl<'c> Lane<'c> {
             };
             match confirms.try_recv() {
                 Ok(confirm) => {
-                    // What was returned was returned before it was confirmed.
-                    let returns = self.pass_on_returns();
+                    // What was returned was returned before it was confirmed. That
+                    // there will be no more returns shows below too.
+                    let _ = self.pass_on_returns();
                     if let Some(Confirming { unconfirmed, .. }) = &mut self.confirming {
                         unconfirmed.confirmed(confirm);
                     }
-                    returns?;
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
@@ -334,62 +339,4 @@ fn confirm(spare: &Spare<'_>) -> Result<Confirming, Failure> {
         confirms,
         unconfirmed: Unconfirmed::after(spare.published),
     })
-}
-
-fn declare(channel: &Channel, topology: &Topology) -> Result<(), Failure> {
-    for (name, kind) in topology.exchanges() {
-        let durable = ExchangeDeclareOptions {
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        channel.exchange_declare(convert::exchange_type(*kind), name, durable)?;
-    }
-    for (name, options) in topology.queues_with_options() {
-        let durable = QueueDeclareOptions {
-            durable: true,
-            arguments: convert::queue_arguments(options),
-            ..QueueDeclareOptions::default()
-        };
-        channel.queue_declare(name, durable)?;
-    }
-    for binding in topology.bindings() {
-        let no_arguments = FieldTable::default();
-        channel.queue_bind(
-            &binding.queue,
-            &binding.exchange,
-            &binding.routing_key,
-            no_arguments,
-        )?;
-    }
-    Ok(())
-}
-
-fn consume<'c>(
-    channel: &'c Channel,
-    spec: &LinkSpec,
-) -> Result<(Option<Consumer<'c>>, Option<String>), Failure> {
-    match &spec.source {
-        Source::Nothing => Ok((None, None)),
-        Source::ReplyQueue => {
-            let of_our_own = QueueDeclareOptions {
-                exclusive: true,
-                auto_delete: true,
-                ..QueueDeclareOptions::default()
-            };
-            let queue = channel.queue_declare("", of_our_own)?;
-            let name = queue.name().to_owned();
-            let no_ack = ConsumerOptions {
-                no_ack: true,
-                ..ConsumerOptions::default()
-            };
-            Ok((Some(channel.basic_consume(&name, no_ack)?), Some(name)))
-        }
-        Source::Queue { name, prefetch } => {
-            // For each consumer started after it on this channel, and before:
-            // deliveries are never unbounded.
-            channel.qos(0, *prefetch, false)?;
-            let consumer = channel.basic_consume(name, ConsumerOptions::default())?;
-            Ok((Some(consumer), None))
-        }
-    }
 }

@@ -8,6 +8,7 @@ use super::command::{Got, LinkId};
 use super::convert::Failure;
 use super::lane::{Lane, Spare};
 use super::session::{End, Session, lost};
+use crate::error::{Error, ErrorKind};
 
 /// How long a link that the broker refuses to open again after a reconnect
 /// waits for the next attempt.
@@ -89,6 +90,8 @@ impl Session<'_> {
     /// channel; a link that has nothing else in it gets another.
     pub(super) fn get(&mut self, link: LinkId, queue: &str, done: &Sender<Got>) -> Result<(), End> {
         let Some(lane) = self.lanes.get_mut(&link) else {
+            let refused = Error::new(ErrorKind::Broker, "the broker refuses to open this link");
+            let _ = done.try_send(Err(refused));
             return Ok(());
         };
         match lane.get(queue, self.number) {
@@ -97,12 +100,16 @@ impl Session<'_> {
                 let _ = done.try_send(Ok(got));
                 Ok(())
             }
-            Err(Failure::Refused(error)) if lane.is_idle() => {
+            Err(Failure::Refused(error)) => {
+                let cause = error.to_string();
                 let _ = done.try_send(Err(error));
+                if !lane.is_idle() {
+                    return Err(End::Lost(cause));
+                }
                 self.lanes.remove(&link);
                 self.open_link(link)
             }
-            Err(failure) => Err(lost(failure)),
+            Err(Failure::Lost(cause)) => Err(End::Lost(cause)),
         }
     }
 }

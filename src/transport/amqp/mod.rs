@@ -11,6 +11,7 @@ mod config;
 mod confirms;
 mod connect;
 mod convert;
+mod declare;
 mod evidence;
 mod guard;
 mod headers;
@@ -30,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{SendTimeoutError, bounded};
+use crossbeam_channel::bounded;
 
 pub use self::builder::BrokerBuilder;
 use self::command::{Command, Got, LinkId, Outbox, Outgoing, Registered};
@@ -174,17 +175,19 @@ impl Wire for AmqpWire {
             publication,
             receipt,
         };
-        match self.outbox.outgoing.send_deadline(outgoing, deadline) {
-            Ok(()) => Ok(()),
-            Err(SendTimeoutError::Disconnected(_)) => Err(self.closed()),
-            Err(SendTimeoutError::Timeout(_)) => Err(Error::timed_out(
-                Phase::Send,
-                format!(
-                    "timed out waiting for room among the messages for {}",
-                    self.peer
-                ),
-            )),
+        if self.outbox.send(outgoing, deadline) {
+            return Ok(());
         }
+        if self.outbox.is_closed() {
+            return Err(self.closed());
+        }
+        Err(Error::timed_out(
+            Phase::Send,
+            format!(
+                "timed out waiting for room among the messages for {}",
+                self.peer
+            ),
+        ))
     }
 
     fn get(&self, queue: &str, deadline: Instant) -> Got {

@@ -12,6 +12,9 @@ pub(super) struct Registry {
     /// What was sent, may be sent again, and goes first in the next session. No
     /// more than was in flight.
     pub(super) again: VecDeque<Outgoing>,
+    /// The link whose channel the broker closed in the last session. What it had
+    /// sent may be why, and sent again would close the next one.
+    pub(super) guilty: Option<LinkId>,
 }
 
 impl Registry {
@@ -62,8 +65,9 @@ impl Registry {
 
     /// Tells every link that what was sent has an unknown outcome.
     pub(super) fn lost(&mut self, cause: &str) {
+        let guilty = self.guilty.take();
         for (&link, registered) in &self.links {
-            for publication in registered.sink.lost(cause) {
+            for publication in registered.sink.lost(cause, guilty != Some(link)) {
                 self.again.push_back(Outgoing {
                     link,
                     publication,

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use typed_arena::Arena;
 
 use super::command::{Command, Inbox, LinkId, Outgoing};
 use super::convert::Failure;
+use super::evidence::Evidence;
 use super::lane::{Lane, Spare};
 use super::registry::Registry;
 use super::states::{ConnectionState, States};
@@ -36,6 +38,7 @@ pub(super) struct Session<'c> {
     /// one or two for each attempt to open or close a link during the alarm.
     held: VecDeque<Command>,
     pub(super) retry_refused_at: Option<Instant>,
+    others_turn: Cell<bool>,
     pub(super) io: Io<'c>,
 }
 
@@ -45,6 +48,7 @@ pub(super) struct Io<'c> {
     pub(super) registry: &'c mut Registry,
     pub(super) watchdog: &'c Watchdog,
     pub(super) states: &'c States,
+    pub(super) evidence: &'c Evidence,
     pub(super) operation_timeout: Duration,
 }
 
@@ -86,6 +90,7 @@ impl<'c> Session<'c> {
             blocked: false,
             held: VecDeque::new(),
             retry_refused_at: None,
+            others_turn: Cell::new(false),
             io,
         })
     }
@@ -95,9 +100,11 @@ impl<'c> Session<'c> {
         let Err(end) = self.serve();
         let end = match end {
             End::Lost(cause) => {
-                let cause = match self.io.watchdog.fired() {
-                    true => self.took_too_long(),
-                    false => cause,
+                let closed = self.io.evidence.channel_close();
+                let cause = match closed {
+                    _ if self.io.watchdog.fired() => self.took_too_long(),
+                    Some((_, reason)) => format!("the broker closed a channel: {reason}"),
+                    None => cause,
                 };
                 self.last_words(&cause);
                 End::Lost(cause)
@@ -127,10 +134,11 @@ impl<'c> Session<'c> {
     /// Passes on what arrived before the loss, and tells what did not, or has it
     /// sent again in the next session.
     fn last_words(&mut self, cause: &str) {
-        let cause = Arc::from(cause);
+        let reason = Arc::from(cause);
+        let guilty = self.guilty();
         for (&link, lane) in &mut self.lanes {
             lane.pass_on_last_words(self.number);
-            for (publication, receipt) in lane.lost(&cause) {
+            for (publication, receipt) in lane.lost(&reason, guilty != Some(link)) {
                 self.io.registry.again.push_back(Outgoing {
                     link,
                     publication,
@@ -138,6 +146,14 @@ impl<'c> Session<'c> {
                 });
             }
         }
+        self.io.registry.guilty = guilty;
+    }
+
+    /// The link whose channel the broker closed.
+    fn guilty(&self) -> Option<LinkId> {
+        let (channel, _) = self.io.evidence.channel_close()?;
+        let mut lanes = self.lanes.iter();
+        lanes.find_map(|(&link, lane)| (lane.channel_id() == channel).then_some(link))
     }
 
     fn took_too_long(&self) -> String {
@@ -182,9 +198,6 @@ impl<'c> Session<'c> {
         if retry_at.is_some_and(|at| at <= Instant::now()) {
             return Wake::RetryRefused;
         }
-        if !self.blocked && !self.io.registry.again.is_empty() {
-            return Wake::Outgoing;
-        }
         let mut select = Select::new();
         let mut wakes = Vec::with_capacity(4 + 3 * self.lanes.len());
         select.recv(&self.io.inbox.commands);
@@ -206,6 +219,13 @@ impl<'c> Session<'c> {
                 select.recv(confirms);
                 wakes.push(Wake::Confirms(link));
             }
+        }
+        // What is to be sent again goes first, but for every budget of it the
+        // broker and the other threads have their say.
+        if !self.blocked && !self.io.registry.again.is_empty() {
+            let turn = self.others_turn.replace(!self.others_turn.get());
+            let other = turn.then(|| select.try_ready().ok()).flatten();
+            return other.map_or(Wake::Outgoing, |index| wakes.swap_remove(index));
         }
         let ready = match retry_at {
             None => Some(select.ready()),

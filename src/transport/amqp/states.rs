@@ -1,7 +1,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::io_thread::Running;
 
 /// How many changes wait for a listener that blocks; later ones are dropped.
 const WAITING: usize = 1_024;
@@ -32,25 +34,27 @@ pub(super) type Listener = Box<dyn Fn(&ConnectionState) + Send>;
 /// Tells a user's listener, on a thread of its own, because it may block.
 pub(super) struct States {
     changes: Option<Sender<ConnectionState>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl States {
-    pub(super) fn start(number: u64, listener: Option<Listener>) -> std::io::Result<Self> {
+    /// The thread, if there is a listener, ends when this is dropped.
+    pub(super) fn start(
+        number: u64,
+        listener: Option<Listener>,
+    ) -> std::io::Result<(Self, Option<Running>)> {
         let Some(listener) = listener else {
-            return Ok(Self {
-                changes: None,
-                thread: None,
-            });
+            return Ok((Self { changes: None }, None));
         };
+        let (alive, ended) = bounded(0);
         let (changes, inbox) = bounded(WAITING);
         let thread = thread::Builder::new()
             .name(format!("coney-state-{number}"))
-            .spawn(move || listen(&inbox, &listener))?;
-        Ok(Self {
-            changes: Some(changes),
-            thread: Some(thread),
-        })
+            .spawn(move || {
+                let _alive: Sender<()> = alive;
+                listen(&inbox, &listener);
+            })?;
+        let changes = Some(changes);
+        Ok((Self { changes }, Some(Running { thread, ended })))
     }
 
     /// Never blocks.
@@ -60,11 +64,6 @@ impl States {
         {
             log::warn!(target: "coney::amqp", "the state listener blocks: a change is dropped");
         }
-    }
-
-    /// What whoever closes the connection waits for: the listener's thread.
-    pub(super) fn take_thread(&mut self) -> Option<JoinHandle<()>> {
-        self.thread.take()
     }
 }
 

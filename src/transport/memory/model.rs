@@ -85,7 +85,7 @@ impl Sink for Consumer {
         *self.returned.lock() += 1;
     }
 
-    fn lost(&self, _: &str) -> Vec<Publication> {
+    fn lost(&self, _: &str, _: bool) -> Vec<Publication> {
         Vec::new()
     }
     fn closed(&self, _: &str) {}

@@ -38,7 +38,9 @@ impl Drop for Timer {
 fn run(shared: &Shared) {
     let mut guard = shared.state.lock();
     while let Some(state) = guard.as_mut() {
-        match state.expire_due(Instant::now()) {
+        let next = state.expire_due(Instant::now());
+        shared.room.notify_all();
+        match next {
             Some(next) => {
                 shared.tick.wait_until(&mut guard, next);
             }

@@ -76,15 +76,15 @@ impl Proxy {
     }
 
     pub fn both(&self, mode: Mode) {
-        self.to_broker(mode);
-        self.from_broker(mode);
+        self.forth(mode);
+        self.back(mode);
     }
 
-    pub fn to_broker(&self, mode: Mode) {
+    pub fn forth(&self, mode: Mode) {
         self.modes[0].store(mode as u8, Ordering::SeqCst);
     }
 
-    pub fn from_broker(&self, mode: Mode) {
+    pub fn back(&self, mode: Mode) {
         self.modes[1].store(mode as u8, Ordering::SeqCst);
     }
 

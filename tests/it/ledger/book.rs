@@ -1,0 +1,164 @@
+use std::fmt;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// More than any machine sends in a second.
+const MESSAGES_PER_SECOND: u64 = 20_000;
+
+const ATTEMPTED: u8 = 1;
+const CONFIRMED: u8 = 2;
+const DELIVERED: u8 = 4;
+const DELIVERED_AGAIN: u8 = 8;
+const DEAD: u8 = 16;
+
+/// One byte for each message, by its number. All of it is in memory from the
+/// start, so that it does not pass for growth.
+pub struct Book {
+    messages: Vec<AtomicU8>,
+    next: AtomicU64,
+    unexpected: AtomicU64,
+    pub refused: AtomicU64,
+    pub replies: AtomicU64,
+    pub failed_calls: AtomicU64,
+    /// In microseconds.
+    pub latest_call: AtomicU64,
+}
+
+/// What it comes to.
+pub struct Account {
+    pub attempted: u64,
+    pub confirmed: u64,
+    pub delivered: u64,
+    pub dead: u64,
+    pub lost: u64,
+    pub duplicated: u64,
+    pub unexpected: u64,
+    pub refused: u64,
+    pub replies: u64,
+    pub failed_calls: u64,
+    pub latest_call: Duration,
+}
+
+impl Book {
+    pub fn new(length: Duration) -> Self {
+        let capacity = length.as_secs() * MESSAGES_PER_SECOND;
+        let mut messages = Vec::new();
+        messages.resize_with(capacity as usize, || AtomicU8::new(0));
+        for message in &messages {
+            message.store(0, Ordering::Relaxed); // touches it
+        }
+        Self {
+            messages,
+            next: AtomicU64::new(0),
+            unexpected: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            replies: AtomicU64::new(0),
+            failed_calls: AtomicU64::new(0),
+            latest_call: AtomicU64::new(0),
+        }
+    }
+
+    /// The number of a message that will be sent now.
+    pub fn attempt(&self) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.mark(number, ATTEMPTED);
+        number
+    }
+
+    pub fn confirmed(&self, number: u64) {
+        self.mark(number, CONFIRMED);
+    }
+
+    pub fn delivered(&self, number: u64) {
+        match self.messages.get(number as usize) {
+            Some(message) if message.load(Ordering::Relaxed) & ATTEMPTED != 0 => {
+                let before = message.fetch_or(DELIVERED, Ordering::Relaxed);
+                if before & DELIVERED != 0 {
+                    message.fetch_or(DELIVERED_AGAIN, Ordering::Relaxed);
+                }
+            }
+            _ => {
+                self.unexpected.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub fn dead(&self, number: u64) {
+        self.mark(number, DEAD);
+    }
+
+    /// How many confirmed messages have neither arrived nor died yet.
+    pub fn missing(&self) -> u64 {
+        self.count(|state| state & CONFIRMED != 0 && state & (DELIVERED | DEAD) == 0)
+    }
+
+    /// The numbers of some of them.
+    pub fn some_missing(&self) -> Vec<u64> {
+        let numbers = 0..self.next.load(Ordering::Relaxed);
+        let missing = numbers.filter(|&number| {
+            let state = self.messages[number as usize].load(Ordering::Relaxed);
+            state & CONFIRMED != 0 && state & (DELIVERED | DEAD) == 0
+        });
+        missing.take(20).collect()
+    }
+
+    pub fn account(&self) -> Account {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Account {
+            attempted: self.count(|state| state & ATTEMPTED != 0),
+            confirmed: self.count(|state| state & CONFIRMED != 0),
+            delivered: self.count(|state| state & DELIVERED != 0),
+            dead: self.count(|state| state & DEAD != 0),
+            lost: self.missing(),
+            duplicated: self.count(|state| state & DELIVERED_AGAIN != 0),
+            unexpected: load(&self.unexpected),
+            refused: load(&self.refused),
+            replies: load(&self.replies),
+            failed_calls: load(&self.failed_calls),
+            latest_call: Duration::from_micros(load(&self.latest_call)),
+        }
+    }
+
+    fn mark(&self, number: u64, state: u8) {
+        self.messages[number as usize].fetch_or(state, Ordering::Relaxed);
+    }
+
+    fn count(&self, is: impl Fn(u8) -> bool) -> u64 {
+        let used = &self.messages[..self.next.load(Ordering::Relaxed) as usize];
+        let states = used.iter().map(|message| message.load(Ordering::Relaxed));
+        states.filter(|&state| is(state)).count() as u64
+    }
+}
+
+impl fmt::Display for Book {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sent = self.next.load(Ordering::Relaxed);
+        let replies = self.replies.load(Ordering::Relaxed);
+        write!(f, "{sent} sent, {replies} replies")
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "ledger")?;
+        for (what, count) in [
+            ("attempted", self.attempted),
+            ("refused at once, or not sent", self.refused),
+            ("acknowledged", self.confirmed),
+            ("delivered", self.delivered),
+            ("dead-lettered", self.dead),
+            ("lost", self.lost),
+            ("duplicated", self.duplicated),
+            ("unexpected", self.unexpected),
+            ("calls answered", self.replies),
+            ("calls failed", self.failed_calls),
+        ] {
+            writeln!(f, "  {what:<30} {count:>10}")?;
+        }
+        write!(
+            f,
+            "  {:<30} {:>10.0?}",
+            "the slowest call", self.latest_call
+        )
+    }
+}

@@ -1,0 +1,169 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use coney::message::ServiceMessage;
+use coney::{
+    Broker, CallOptions, Context, DeadLetters, HandlerError, PendingSend, ServiceClient,
+    ServiceServer,
+};
+
+use super::book::Book;
+use super::faults::Faults;
+use crate::support::quick;
+
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+const ORDERS: &str = "ledger-orders";
+const ECHO: &str = "ledger-echo";
+const PRODUCERS: usize = 2;
+const CALLERS: u64 = 4;
+
+/// How many commands of one producer are unconfirmed at a time.
+const WINDOW: usize = 500;
+
+/// Where a consumer rejects one command in so many for good, and fails another
+/// at the first attempt.
+const REJECTED: u64 = 2_003;
+const FAILED_ONCE: u64 = 211;
+
+/// Everything that sends and receives.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    servers: Vec<ServiceServer>,
+    /// Through no proxy, for the end.
+    broker: Broker,
+}
+
+impl Load {
+    pub fn start(book: &Arc<Book>, faults: &Faults) -> Self {
+        let (direct, ways) = faults.urls();
+        let stop = Arc::new(AtomicBool::new(false));
+        // Two consumers over different ways; the producers use the third, and the
+        // direct one; so do the callers.
+        let servers = [ways[0], ways[1]].map(|url| serve(&quick(url), book));
+        let clients = [ways[2], direct].map(|url| {
+            let client = ServiceClient::builder(&quick(url), "ledger").timeout(CALL_TIMEOUT);
+            client.build().unwrap()
+        });
+        let mut threads = Vec::new();
+        for n in 0..PRODUCERS {
+            let (client, book, stop) = (clients[n % 2].clone(), book.clone(), stop.clone());
+            threads.push(thread::spawn(move || produce(&client, &book, &stop)));
+        }
+        for n in 0..CALLERS {
+            let client = clients[n as usize % 2].clone();
+            let (book, stop) = (book.clone(), stop.clone());
+            threads.push(thread::spawn(move || call(&client, &book, &stop, n)));
+        }
+        Self {
+            stop,
+            threads,
+            servers: servers.into_iter().flatten().collect(),
+            broker: quick(direct),
+        }
+    }
+
+    /// Ends the sending and waits for what is still under way.
+    pub fn stop(&self, book: &Book) {
+        self.stop.store(true, Ordering::SeqCst);
+        let end = Instant::now() + Duration::from_secs(120);
+        while !self.threads.iter().all(JoinHandle::is_finished) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(Instant::now() < end, "a producer or a caller hangs");
+        let dead = DeadLetters::open(&self.broker).unwrap();
+        while Instant::now() < end {
+            for letter in dead.list(usize::MAX).unwrap_or_default() {
+                if let Ok(message) = ServiceMessage::decode(letter.body())
+                    && let Ok(number) = message.payload.decode()
+                {
+                    book.dead(number);
+                }
+            }
+            if book.missing() == 0 {
+                break;
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
+        for server in &self.servers {
+            server.shutdown(Duration::from_secs(10)).unwrap();
+        }
+    }
+}
+
+fn serve(broker: &Broker, book: &Arc<Book>) -> [ServiceServer; 2] {
+    let book = Arc::clone(book);
+    let delays = [50, 200, 1_000, 5_000].map(Duration::from_millis);
+    let orders = ServiceServer::builder(broker, ORDERS)
+        .prefetch(100)
+        .retry_delays(delays)
+        .handler_with("order", move |context: &Context<'_>, number: u64| {
+            if number.is_multiple_of(FAILED_ONCE) && context.attempt() == 1 {
+                return Err(HandlerError::new("not at the first attempt"));
+            }
+            if number.is_multiple_of(REJECTED) {
+                return Err(HandlerError::new("never").do_not_retry());
+            }
+            book.delivered(number);
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    let echo = ServiceServer::builder(broker, ECHO)
+        .handler("echo", |number: u64| Ok::<_, HandlerError>(number))
+        .start()
+        .unwrap();
+    [orders, echo]
+}
+
+fn produce(client: &ServiceClient, book: &Book, stop: &AtomicBool) {
+    let mut pending: VecDeque<(u64, PendingSend)> = VecDeque::new();
+    let settle = |(number, send): (u64, PendingSend)| match send.wait() {
+        Ok(()) => book.confirmed(number),
+        Err(_) => {
+            book.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    while !stop.load(Ordering::SeqCst) {
+        let number = book.attempt();
+        let options = CallOptions::new()
+            .timeout(Duration::from_secs(5))
+            .idempotent(number.is_multiple_of(3));
+        match client.send_async_with(ORDERS, "order", &number, &options) {
+            Ok(send) => pending.push_back((number, send)),
+            Err(_) => {
+                book.refused.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if pending.len() >= WINDOW {
+            pending.pop_front().map(settle);
+        }
+    }
+    pending.into_iter().for_each(settle);
+}
+
+fn call(client: &ServiceClient, book: &Book, stop: &AtomicBool, caller: u64) {
+    let options = CallOptions::new().idempotent(caller.is_multiple_of(2));
+    let mut number = 0;
+    while !stop.load(Ordering::SeqCst) {
+        number += 1;
+        let begin = Instant::now();
+        let reply: coney::Result<u64> = client.call_with(ECHO, "echo", &number, &options);
+        let took = begin.elapsed().as_micros() as u64;
+        book.latest_call.fetch_max(took, Ordering::Relaxed);
+        match reply {
+            Ok(reply) => {
+                assert_eq!(reply, number, "the reply of another call");
+                book.replies.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(_) => {
+                book.failed_calls.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
