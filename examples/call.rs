@@ -34,6 +34,9 @@ struct Options {
     /// The payload, as JSON
     #[arg(value_parser = |text: &str| serde_json::from_str::<Value>(text))]
     payload: Value,
+    /// Send a command: wait for the broker's confirmation and for no reply
+    #[arg(long, conflicts_with_all = ["repeat", "callers"])]
+    send: bool,
     /// How long a call may take, in milliseconds
     #[arg(long, default_value_t = 5_000)]
     timeout_ms: u64,
@@ -62,6 +65,10 @@ fn run(options: &Options) -> coney::Result<()> {
         .connection_name("call")
         .connect()?;
     let client = ServiceClient::new(&broker, "call")?;
+    if options.send {
+        let (service, action) = (&options.service, &options.action);
+        return client.send_with(service, action, &options.payload, &within(options));
+    }
     if options.repeat == 1 {
         println!("{}", call(&client, options)?);
         return Ok(());
@@ -70,13 +77,12 @@ fn run(options: &Options) -> coney::Result<()> {
 }
 
 fn call(client: &ServiceClient, options: &Options) -> coney::Result<Value> {
-    let timeout = CallOptions::new().timeout(Duration::from_millis(options.timeout_ms));
-    client.call_with(
-        &options.service,
-        &options.action,
-        &options.payload,
-        &timeout,
-    )
+    let (service, action) = (&options.service, &options.action);
+    client.call_with(service, action, &options.payload, &within(options))
+}
+
+fn within(options: &Options) -> CallOptions {
+    CallOptions::new().timeout(Duration::from_millis(options.timeout_ms))
 }
 
 /// Calls from several threads; an error ends its thread, and is the result.

@@ -98,6 +98,20 @@ impl ServiceProxy {
             .call_async(&self.service, &action_name(method), request)
     }
 
+    /// Sends a command and blocks until the broker has confirmed it: see
+    /// [`ServiceClient::send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ServiceClient::send`].
+    pub fn send<Req>(&self, method: &str, request: &Req) -> Result<()>
+    where
+        Req: Serialize + ?Sized,
+    {
+        self.client
+            .send(&self.service, &action_name(method), request)
+    }
+
     /// The service it stands for.
     pub fn service(&self) -> &str {
         &self.service

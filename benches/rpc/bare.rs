@@ -1,17 +1,16 @@
 //! The shortest hand-written programs that do the same job, without envelope,
 //! error handling or anything else that coney is for.
 
-use std::net::TcpStream;
 use std::thread::{self, JoinHandle};
 
 use amiquip::{
-    AmqpProperties, Auth, Channel, Connection, ConnectionOptions, ConnectionTuning,
-    ConsumerMessage, ConsumerOptions, ExchangeDeclareOptions, ExchangeType, FieldTable, Publish,
-    QueueDeclareOptions,
+    AmqpProperties, Channel, Connection, ConsumerMessage, ConsumerOptions, ExchangeDeclareOptions,
+    ExchangeType, FieldTable, Publish, QueueDeclareOptions,
 };
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
+use crate::bare_connection::connect;
 use crate::measure::{Call, Setup};
 
 const SERVICE: &str = "bench-bare";
@@ -216,28 +215,4 @@ fn declare(channel: &Channel) {
             FieldTable::default(),
         )
         .expect("the binding");
-}
-
-/// By hand, because amiquip's own connect never sets nodelay, without which a
-/// call takes 44 ms.
-fn connect(url: &str) -> Connection {
-    let rest = url.strip_prefix("amqp://").expect("an amqp URL");
-    let (login, host) = rest.split_once('@').unwrap_or(("guest:guest", rest));
-    let (username, password) = login.split_once(':').expect("user:password");
-    let address = host.trim_end_matches('/');
-    let address = if address.contains(':') {
-        address.to_owned()
-    } else {
-        format!("{address}:5672")
-    };
-    let socket = TcpStream::connect(&address).expect("the broker is there");
-    socket.set_nodelay(true).expect("nodelay");
-    socket.set_nonblocking(true).expect("non-blocking");
-    let stream = mio::net::TcpStream::from_stream(socket).expect("a socket");
-    let options = ConnectionOptions::default().auth(Auth::Plain {
-        username: username.to_owned(),
-        password: password.to_owned(),
-    });
-    let tuning = ConnectionTuning::default().mem_channel_bound(256);
-    Connection::insecure_open_stream(stream, options, tuning).expect("the login")
 }

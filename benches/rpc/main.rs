@@ -12,6 +12,8 @@ mod bare;
 mod measure;
 mod scenario;
 
+#[path = "../support/bare_connection.rs"]
+mod bare_connection;
 #[path = "../../tests/it/support/rabbitmq.rs"]
 mod rabbitmq;
 

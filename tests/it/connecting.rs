@@ -5,9 +5,10 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Broker, ErrorKind};
+use coney::{Broker, ConnectionState, ErrorKind};
 
-use crate::support::{amqp_url, rabbitmq};
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::{PATIENCE, amqp_url, rabbitmq};
 
 /// Connects with a timeout of a second and expects to be refused in time.
 fn refused(url: &str, kind: ErrorKind, wanted: &[&str]) {
@@ -123,4 +124,76 @@ fn what_it_says_about_itself() {
     assert!(broker.peer().starts_with("127.0.0.1:"), "{}", broker.peer());
     assert!(!format!("{broker:?}").contains("guest"));
     assert_eq!(Broker::memory().peer(), "memory");
+}
+
+#[test]
+fn the_first_connect_is_tried_again_when_asked_for() {
+    let proxy = Proxy::start(&amqp_url());
+    proxy.both(Mode::Swallow);
+    let (told, states) = crossbeam_channel::unbounded();
+    let builder = |for_at_most| {
+        let told = told.clone();
+        Broker::builder(&proxy.url)
+            .connect_timeout(Duration::from_millis(100))
+            .reconnect_delays(Duration::from_millis(20), Duration::from_millis(40))
+            .retry_first_connect(for_at_most)
+            .on_state_change(move |state| told.send(state.clone()).unwrap())
+    };
+    let start = Instant::now();
+    let error = builder(Duration::from_millis(400)).connect().unwrap_err();
+    assert!(
+        start.elapsed() >= Duration::from_millis(400),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert!(error.to_string().contains("attempts"), "{error}");
+    let heard: Vec<_> = states.try_iter().collect();
+    assert_eq!(heard.first(), Some(&ConnectionState::Connecting));
+    assert!(
+        matches!(heard.get(1), Some(ConnectionState::Lost(_))),
+        "{heard:?}"
+    );
+    assert!(
+        matches!(heard.last(), Some(ConnectionState::Closed(_))),
+        "{heard:?}"
+    );
+
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(300));
+            proxy.both(Mode::Pass);
+        });
+        let broker = builder(Duration::MAX).connect().unwrap();
+        broker.close(Duration::from_secs(10)).unwrap();
+    });
+    let heard: Vec<_> = states.try_iter().collect();
+    assert!(heard.contains(&ConnectionState::Connected), "{heard:?}");
+
+    proxy.both(Mode::Swallow);
+    let error = builder(Duration::MAX)
+        .reconnect_limit(2)
+        .connect()
+        .unwrap_err();
+    assert!(error.to_string().contains("2 attempts"), "{error}");
+}
+
+#[test]
+fn a_listener_that_blocks_or_panics_holds_up_nobody() {
+    let (entered, inside) = crossbeam_channel::bounded(1);
+    let (release, gate) = crossbeam_channel::bounded::<()>(0);
+    let broker = Broker::builder(&amqp_url())
+        .on_state_change(move |state| {
+            assert_ne!(*state, ConnectionState::Connecting, "on purpose");
+            let _ = entered.try_send(());
+            let _ = gate.recv();
+        })
+        .connect()
+        .unwrap();
+    inside.recv_timeout(PATIENCE).unwrap();
+    let start = Instant::now();
+    let error = broker.close(Duration::from_millis(200)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(start.elapsed() < PATIENCE / 2);
+    drop(release);
 }

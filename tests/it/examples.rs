@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::{amqp_url, unique};
+use crate::support::{amqp_url, eventually, unique};
 
 fn example(name: &str) -> Command {
     let mut path = std::env::current_exe().unwrap();
@@ -173,4 +173,55 @@ fn user_service_drains_on_sigterm_and_sigint() {
         let output = running.wait_with_output().unwrap();
         assert_eq!(stdout(&output), "null\n", "the running call was answered");
     }
+}
+
+#[test]
+fn dead_letters_are_listed_shown_replayed_and_purged() {
+    let service = Service::start();
+    let dead = |arguments: &[&str]| {
+        let mut command = example("dead_letters");
+        command.env("AMQP_URL", amqp_url()).args(arguments);
+        stdout(&command.output().unwrap())
+    };
+    let by_service = ["--service", service.name.as_str()];
+    // user_service has no such action, so the command dies at once.
+    stdout(
+        &service
+            .call(&["no_such_action", "7", "--send"])
+            .output()
+            .unwrap(),
+    );
+    let mut line = String::new();
+    eventually("it is listed", || {
+        let list = dead(&["list", "--limit", "100000"]);
+        let found = list.lines().find(|line| line.contains(&service.name));
+        line = found.unwrap_or_default().to_owned();
+        found.is_some()
+    });
+    assert!(
+        line.contains("no_such_action  no_handler after 1 attempt"),
+        "{line}"
+    );
+    let id = line.split_whitespace().next().unwrap();
+    let mut letter = String::new();
+    eventually("it is shown", || {
+        let mut show = example("dead_letters");
+        show.env("AMQP_URL", amqp_url()).args(["show", id]);
+        let output = show.output().unwrap();
+        letter = String::from_utf8(output.stdout).unwrap();
+        output.status.success()
+    });
+    for wanted in [
+        "sent by      call",
+        "Unknown action: no_such_action",
+        "\"payload\":7",
+    ] {
+        assert!(letter.contains(wanted), "{wanted:?} is not in {letter}");
+    }
+    let replay = [&["replay", "--per-second", "100"], &by_service[..]].concat();
+    eventually("it is replayed", || dead(&replay).contains("1 replayed"));
+    let purge = [&["purge"], &by_service[..]].concat();
+    eventually("it has died again, and is purged", || {
+        dead(&purge).contains("1 purged")
+    });
 }
