@@ -79,7 +79,6 @@ struct Sent {
     id: CorrelationId,
     ticket: Arc<Ticket>,
     outcome: Receiver<Outcome>,
-    deadline: Instant,
     timeout: Duration,
 }
 
@@ -175,10 +174,10 @@ impl ServiceClient {
         let target = Target { service, action };
         let sent = self.start_call(target, request, options, Kind::Call)?;
         let awake = self.inner.broker.awake();
-        let outcome = wait::recv(&sent.outcome, Some(sent.deadline), awake);
+        let outcome = wait::recv(&sent.outcome, Some(sent.ticket.deadline()), awake);
         match outcome.or_else(|| sent.give_up(&self.inner.router)) {
-            Some(outcome) => target.result(outcome, self.peer()),
-            None => Err(target.timed_out(&sent.ticket, sent.timeout, self.peer())),
+            Some(outcome) => target.result(outcome, self.inner.peer()),
+            None => Err(target.timed_out(&sent.ticket, sent.timeout, self.inner.peer())),
         }
     }
 
@@ -235,7 +234,12 @@ impl ServiceClient {
     {
         let target = Target { service, action };
         let sent = self.start_call(target, request, options, Kind::AsyncCall)?;
-        Ok(PendingReply::new(self.clone(), sent, service, action))
+        Ok(PendingReply::new(
+            Arc::clone(&self.inner),
+            sent,
+            service,
+            action,
+        ))
     }
 
     /// A handle on the same client all of whose calls and commands end by
@@ -312,17 +316,16 @@ impl ServiceClient {
             id,
             ticket,
             outcome,
-            deadline,
             timeout,
         })
-    }
-
-    fn peer(&self) -> &str {
-        self.inner.broker.peer()
     }
 }
 
 impl Inner {
+    fn peer(&self) -> &str {
+        self.broker.peer()
+    }
+
     /// The way to the callback thread, which starts with the first callback.
     fn callback_events(&self) -> Result<Sender<Event>> {
         let mut callbacks = self.callbacks.lock();

@@ -1,12 +1,13 @@
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
 use super::event::{Event, Outcome};
 use super::outcome::Target;
-use super::{Sent, ServiceClient};
+use super::{Inner, Sent};
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wait;
@@ -18,7 +19,7 @@ use crate::wait;
 /// looks, still counts. Dropping this forgets the call, sent or not.
 #[must_use = "dropping a PendingReply forgets the call"]
 pub struct PendingReply<T> {
-    client: ServiceClient,
+    client: Arc<Inner>,
     sent: Sent,
     service: String,
     action: String,
@@ -28,7 +29,7 @@ pub struct PendingReply<T> {
 }
 
 impl<T: DeserializeOwned> PendingReply<T> {
-    pub(super) fn new(client: ServiceClient, sent: Sent, service: &str, action: &str) -> Self {
+    pub(super) fn new(client: Arc<Inner>, sent: Sent, service: &str, action: &str) -> Self {
         Self {
             client,
             sent,
@@ -45,7 +46,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
     ///
     /// As [`ServiceClient::call`].
     pub fn wait(mut self) -> Result<T> {
-        self.wait_until(self.sent.deadline)
+        self.wait_until(self.sent.ticket.deadline())
             .unwrap_or_else(|| self.end_at_deadline())
     }
 
@@ -57,8 +58,10 @@ impl<T: DeserializeOwned> PendingReply<T> {
     /// As [`ServiceClient::call`]; and [`ErrorKind::Closed`] after the outcome
     /// has been taken.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<T>> {
-        self.wait_until(deadline::after(timeout).min(self.sent.deadline))
-            .or_else(|| (Instant::now() >= self.sent.deadline).then(|| self.end_at_deadline()))
+        self.wait_until(deadline::after(timeout).min(self.sent.ticket.deadline()))
+            .or_else(|| {
+                (Instant::now() >= self.sent.ticket.deadline()).then(|| self.end_at_deadline())
+            })
     }
 
     /// The reply if it is here; never blocks.
@@ -105,7 +108,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if self.taken {
             return Err(self.already_taken());
         }
-        let events = self.client.inner.callback_events()?;
+        let events = self.client.callback_events()?;
         self.taken = true;
         let sent = self.sent.clone();
         let callback = Box::new(move |outcome: Option<Outcome>| {
@@ -116,7 +119,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
         });
         let _ = events.send(Event::Watch {
             id: sent.id,
-            deadline: sent.deadline,
+            deadline: sent.ticket.deadline(),
             slot: sent.outcome,
             callback,
         });
@@ -127,7 +130,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if self.taken {
             return Some(Err(self.already_taken()));
         }
-        let awake = self.client.inner.broker.awake();
+        let awake = self.client.broker.awake();
         let outcome = wait::recv(&self.sent.outcome, Some(until), awake)?;
         self.taken = true;
         Some(self.target().result(outcome, self.client.peer()))
@@ -135,7 +138,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
 
     fn end_at_deadline(&mut self) -> Result<T> {
         self.taken = true;
-        match self.sent.give_up(&self.client.inner.router) {
+        match self.sent.give_up(&self.client.router) {
             Some(outcome) => self.target().result(outcome, self.client.peer()),
             None => Err(self.timeout_error()),
         }
@@ -171,7 +174,7 @@ impl<T> Drop for PendingReply<T> {
     fn drop(&mut self) {
         if !self.taken {
             self.sent.ticket.abandon();
-            self.client.inner.router.forget(self.sent.id);
+            self.client.router.forget(self.sent.id);
         }
     }
 }

@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ServiceClient;
+use super::Inner;
 use super::outcome::Target;
 use crate::deadline;
 use crate::error::Result;
@@ -15,12 +15,11 @@ use crate::transport::{Confirmation, Fate, Ticket};
 #[must_use = "only the outcome says whether the broker has the command"]
 pub struct PendingSend {
     /// Keeps the connection open until the outcome is known.
-    pub(super) client: ServiceClient,
+    pub(super) client: Arc<Inner>,
     pub(super) service: String,
     pub(super) action: String,
     pub(super) confirmation: Confirmation,
     pub(super) ticket: Arc<Ticket>,
-    pub(super) deadline: Instant,
     pub(super) timeout: Duration,
 }
 
@@ -31,7 +30,7 @@ impl PendingSend {
     ///
     /// As [`ServiceClient::send`].
     pub fn wait(self) -> Result<()> {
-        self.wait_until(self.deadline)
+        self.wait_until(self.ticket.deadline())
             .unwrap_or_else(|| self.timed_out())
     }
 
@@ -43,8 +42,8 @@ impl PendingSend {
     ///
     /// As [`ServiceClient::send`].
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
-        self.wait_until(deadline::after(timeout).min(self.deadline))
-            .or_else(|| (Instant::now() >= self.deadline).then(|| self.timed_out()))
+        self.wait_until(deadline::after(timeout).min(self.ticket.deadline()))
+            .or_else(|| (Instant::now() >= self.ticket.deadline()).then(|| self.timed_out()))
     }
 
     /// The outcome if it is known; never blocks.
@@ -59,7 +58,7 @@ impl PendingSend {
     fn wait_until(&self, until: Instant) -> Option<Result<()>> {
         let fate = self.confirmation.wait(until)?;
         // Let go of because it is too late to send it.
-        if fate == Fate::Dropped && Instant::now() >= self.deadline {
+        if fate == Fate::Dropped && Instant::now() >= self.ticket.deadline() {
             return Some(self.timed_out());
         }
         Some(

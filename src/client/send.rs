@@ -1,5 +1,7 @@
 //! Commands: one way, confirmed by the broker.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::options::Kind;
@@ -120,12 +122,11 @@ impl ServiceClient {
             .publish_confirmed(request.publication, request.deadline)
             .map_err(|error| target.not_sent(error))?;
         Ok(PendingSend {
-            client: self.clone(),
+            client: Arc::clone(&self.inner),
             service: service.to_owned(),
             action: action.to_owned(),
             confirmation,
             ticket: request.ticket,
-            deadline: request.deadline,
             timeout: request.timeout,
         })
     }

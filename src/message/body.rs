@@ -13,8 +13,8 @@ pub struct Body {
     reply_queue_at: Option<usize>,
 }
 
-/// What RabbitMQ makes up, `amq.gen-…`, has 30 bytes.
-const USUAL_NAME: usize = 40;
+/// What RabbitMQ makes up, `amq.gen-…`, has 30 bytes, and quotes round it.
+const USUAL_NAME: usize = 32;
 
 /// A name of 255 bytes, in quotes.
 const LONGEST_NAME: usize = 257;

@@ -59,27 +59,38 @@ impl From<i64> for HeaderValue {
 /// assert_eq!(headers.get("x-attempts"), Some(&HeaderValue::Int(2)));
 /// ```
 #[derive(Clone, Default, PartialEq)]
-pub struct HeaderTable(BTreeMap<String, HeaderValue>);
+pub struct HeaderTable(
+    /// One word, and none of it on the heap, for the most messages: those without.
+    Option<Box<Map>>,
+);
+
+type Map = BTreeMap<String, HeaderValue>;
 
 impl HeaderTable {
     /// No headers.
     pub const fn new() -> Self {
-        Self(BTreeMap::new())
+        Self(None)
     }
 
     /// Sets a header; its name must have at most 255 bytes.
     pub fn insert(&mut self, name: impl Into<String>, value: impl Into<HeaderValue>) {
-        self.0.insert(name.into(), value.into());
+        let map = self.0.get_or_insert_default();
+        map.insert(name.into(), value.into());
     }
 
     /// Takes a header out.
     pub fn remove(&mut self, name: &str) -> Option<HeaderValue> {
-        self.0.remove(name)
+        let map = self.0.as_mut()?;
+        let value = map.remove(name);
+        if map.is_empty() {
+            self.0 = None;
+        }
+        value
     }
 
     /// The header of that name.
     pub fn get(&self, name: &str) -> Option<&HeaderValue> {
-        self.0.get(name)
+        self.0.as_ref()?.get(name)
     }
 
     /// The header of that name, if it is text.
@@ -100,12 +111,13 @@ impl HeaderTable {
 
     /// All headers, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &HeaderValue)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value))
+        let fields = self.0.iter().flat_map(|map| map.iter());
+        fields.map(|(name, value)| (name.as_str(), value))
     }
 
     /// True if there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 
     /// Checks what would corrupt a frame.
@@ -162,7 +174,8 @@ impl HeaderValue {
 
 impl FromIterator<(String, HeaderValue)> for HeaderTable {
     fn from_iter<I: IntoIterator<Item = (String, HeaderValue)>>(headers: I) -> Self {
-        Self(headers.into_iter().collect())
+        let map: Map = headers.into_iter().collect();
+        Self((!map.is_empty()).then(|| Box::new(map)))
     }
 }
 

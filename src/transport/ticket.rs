@@ -61,6 +61,10 @@ impl Ticket {
         )
     }
 
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
     /// How long it may still be sent; at least a millisecond.
     pub(crate) fn left(&self) -> Duration {
         let left = self.deadline.saturating_duration_since(Instant::now());

@@ -14,6 +14,8 @@ use crate::transport::{HeaderTable, Message, Properties, RareProperties, Returne
 const TRANSIENT: u8 = 1;
 const PERSISTENT: u8 = 2;
 
+const PRECONDITION_FAILED: u16 = 406;
+
 pub(super) fn to_amqp(properties: Properties) -> AmqpProperties {
     let mut out = AmqpProperties::default();
     if let Some(content_type) = properties.content_type {
@@ -156,10 +158,16 @@ pub(super) enum Failure {
 impl From<amiquip::Error> for Failure {
     fn from(error: amiquip::Error) -> Self {
         match error {
-            amiquip::Error::ServerClosedChannel { code, message, .. } => Self::Refused(Error::new(
-                ErrorKind::Broker,
-                format!("the broker refused the operation: {message} ({code})"),
-            )),
+            amiquip::Error::ServerClosedChannel { code, message, .. } => {
+                let advice = match code {
+                    PRECONDITION_FAILED => "; it exists with other properties: delete it first",
+                    _ => "",
+                };
+                Self::Refused(Error::new(
+                    ErrorKind::Broker,
+                    format!("the broker refused the operation: {message} ({code}){advice}"),
+                ))
+            }
             amiquip::Error::ExhaustedChannelIds => Self::Refused(Error::new(
                 ErrorKind::Broker,
                 "the connection has as many links as it can have channels",

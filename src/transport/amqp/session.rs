@@ -302,6 +302,8 @@ impl<'c> Session<'c> {
     }
 
     fn outgoing(&mut self, budget: usize) -> Result<(), End> {
+        // One limit for all of it: each takes microseconds, or does not end.
+        let _armed = self.arm();
         for _ in 0..budget {
             let again = self.io.registry.again.pop_front();
             let Some(next) = again.or_else(|| self.io.inbox.outgoing.try_recv().ok()) else {
@@ -328,7 +330,6 @@ impl<'c> Session<'c> {
             return Ok(());
         };
         if publication.start_sending() {
-            let _armed = self.io.watchdog.arm(self.io.operation_timeout);
             lane.publish(publication, receipt).map_err(lost)?;
         }
         Ok(())
