@@ -27,11 +27,29 @@
 //! | --- | --- |
 //! | [`Broker`] | a handle on RabbitMQ, or on a broker inside this process |
 //! | [`ServiceServer`] | handlers on a pool of workers, behind the service's queue |
-//! | [`ServiceClient`] | [`call`](ServiceClient::call) blocks; [`call_async`](ServiceClient::call_async) gives a [`PendingReply`] to wait for, or to give a callback to |
+//! | [`ServiceClient`] | [`call`](ServiceClient::call) blocks; [`call_async`](ServiceClient::call_async) gives a [`PendingReply`] to wait for, or to give a callback to; [`send`](ServiceClient::send) is one way, and confirmed |
 //! | [`ServiceProxy`] | one service seen from outside, with `camelCase` methods |
+//! | [`DeadLetters`] | the messages that failed for good: look, replay, purge |
+//! | [`ReplyStore`] | remembers which requests have been handled, so that a repeated one is not |
 //! | [`Error`], [`ErrorKind`] | what went wrong, and whether it can have run |
 //! | [`message`] | the envelope on the wire, for tools and peers |
 //! | [`transport`] | raw links to the broker, for what does not follow the contract |
+//!
+//! # Calls, commands, and what happens to each
+//!
+//! | | call | command |
+//! | --- | --- | --- |
+//! | method | [`call`](ServiceClient::call), [`call_async`](ServiceClient::call_async) | [`send`](ServiceClient::send), [`send_async`](ServiceClient::send_async) |
+//! | returns when | the reply is here | the broker has it on disk |
+//! | nobody serves it by its deadline | it expires | it waits |
+//! | the handler fails | the caller gets the error | it is tried again, five times by default, then kept among the [`DeadLetters`] |
+//! | the connection is lost before it is sent | it waits for the next one | it waits for the next one |
+//! | the connection is lost after that | [`ErrorKind::ConnectionLost`], or it is sent again if it is [idempotent](CallOptions::idempotent) | the same |
+//! | the worker dies over it | another gets it; after five deaths it is kept among the dead letters | the same |
+//!
+//! Handlers may thus run more than once for one request. Give a server a
+//! [`ReplyStore`] ([`deduplicate`](ServiceServerBuilder::deduplicate)) where that
+//! matters.
 //!
 //! # Sharing and closing
 //!
@@ -51,15 +69,20 @@
 //! | `coney-watch-N` | one per connection | cuts the socket when an operation takes too long; sleeps otherwise |
 //! | `amiquip-io` | one per connection | amiquip's: reads and writes the socket |
 //! | `coney-worker-SERVICE-N` | 10 per server | handlers |
+//! | `coney-mover-SERVICE` | one per server | acknowledges what was moved on to another attempt or the dead letters, once that is confirmed |
+//! | `coney-state-N` | one per connection with an [`on_state_change`](BrokerBuilder::on_state_change) listener | the listener |
 //! | `coney-callback-NAME` | one per client, from its first callback on | callbacks and their timeouts |
 //! | `coney-resolve` | for the moment of a name resolution | the system's resolver, which knows no deadline |
 //!
-//! The memory broker has no threads: who publishes delivers.
+//! In the memory broker, who publishes delivers. It has one thread,
+//! `coney-memory-timer`, from the first server on: it moves on what waits for another
+//! attempt.
 //!
 //! # Logging
 //!
 //! Through the [`log`](https://docs.rs/log) facade, with the targets
-//! `coney::amqp`, `coney::client` and `coney::server`. Payloads and passwords are
+//! `coney::amqp`, `coney::client`, `coney::server`, `coney::transport` and
+//! `coney::dead_letters`. Payloads and passwords are
 //! never logged. Leave `amiquip` at `info`: at `debug` it logs the password.
 
 mod client;

@@ -35,8 +35,8 @@ impl PendingSend {
     }
 
     /// Blocks until the broker has spoken, at most `timeout`; `None` means not
-    /// yet. Once the command's own deadline has passed, `Some` with the error.
-    /// May be asked again, and then says the same.
+    /// yet. Once the command's own deadline has passed, `Some` with the error; a
+    /// confirmation that comes later than that still counts if it is asked again.
     ///
     /// # Errors
     ///

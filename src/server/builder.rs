@@ -14,6 +14,7 @@ use super::context::Nested;
 use super::deduplication::{Deduplication, ReplyStore};
 use super::handler::{self, Handler, HandlerError};
 use super::mover::Mover;
+use super::moves::Moves;
 use super::{Context, Dispatch, Intake, Pool, ServiceServer};
 use crate::client::ServiceClient;
 use crate::error::{Error, ErrorKind, Result};
@@ -256,6 +257,14 @@ impl ServiceServerBuilder {
         delays.extend(postpone_for);
         let topology = topology::for_service(&self.service, &delays, self.quorum);
         let (running, stopping) = bounded(0);
+        let no_thread = |error: std::io::Error| {
+            Error::new(
+                ErrorKind::InvalidConfig,
+                format!("{}: cannot start {} workers", self.service, self.workers),
+            )
+            .with_source(error)
+        };
+        let (mover, moves) = Moves::start(&self.service, stopping).map_err(no_thread)?;
         let deduplication = self.deduplication.map(|(store, ttl)| Deduplication {
             service: self.service.clone(),
             store,
@@ -273,7 +282,7 @@ impl ServiceServerBuilder {
                 postpone_for,
                 redelivery_limit: self.redelivery_limit,
                 quorum: self.quorum,
-                stopping,
+                moves,
             },
             deduplication,
             nested: Nested {
@@ -294,13 +303,7 @@ impl ServiceServerBuilder {
                 }
             },
         )
-        .map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidConfig,
-                format!("{}: cannot start {} workers", self.service, self.workers),
-            )
-            .with_source(error)
-        })?;
+        .map_err(no_thread)?;
         let intake = Arc::new(Intake { pool });
         let spec =
             LinkSpec::new(topology).consume(topology::request_queue(&self.service), self.prefetch);
@@ -316,7 +319,7 @@ impl ServiceServerBuilder {
             service: self.service,
             wire,
             intake,
-            running: Mutex::new(Some(running)),
+            running: Mutex::new(Some((running, mover))),
             shutdown_timeout: self.shutdown_timeout,
             _broker: self.broker,
         })

@@ -7,6 +7,7 @@ mod deduplication;
 mod dispatch;
 mod handler;
 mod mover;
+mod moves;
 mod pool;
 
 use std::fmt;
@@ -22,6 +23,7 @@ pub use self::context::Context;
 pub use self::deduplication::{Claim, MemoryReplyStore, ReplyStore, StoreError};
 use self::dispatch::Dispatch;
 pub use self::handler::HandlerError;
+use self::moves::Moves;
 use self::pool::Pool;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -55,8 +57,9 @@ pub struct ServiceServer {
     intake: Arc<Intake>,
     shutdown_timeout: Duration,
     stopped: AtomicBool,
-    /// Dropped when the server shuts down, which ends what its workers wait for.
-    running: Mutex<Option<Sender<()>>>,
+    /// The sender is dropped when the server shuts down, which ends what the
+    /// mover waits for.
+    running: Mutex<Option<(Sender<()>, Moves)>>,
     /// Keeps the connection open as long as the server runs.
     _broker: Broker,
 }
@@ -104,10 +107,13 @@ impl ServiceServer {
                 log::warn!(target: "coney::server", "{}: {error}", self.service);
             }
         }
-        drop(self.running.lock().take());
         // Dropping a delivery puts it back into its queue.
         drop(self.intake.pool.stop());
         let finished = self.intake.pool.join(deadline);
+        if let Some((running, moves)) = self.running.lock().take() {
+            drop(running);
+            moves.join(deadline);
+        }
         self.wire.close();
         if !self.stopped.swap(true, Ordering::Relaxed) {
             log::info!(target: "coney::server", "{} has stopped", self.service);

@@ -4,14 +4,15 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::Sender;
 
 use super::HandlerError;
+use super::moves::{MOVE_TIMEOUT, Move};
 use crate::deadline;
 use crate::topology::{self, DEAD_EXCHANGE};
 use crate::transport::death::{ATTEMPTS, Death, FIRST_ERROR, LAST_ERROR, REDELIVERIES};
 use crate::transport::{
-    Broker, Delivery, Fate, HeaderTable, LARGEST_HEADERS, Properties, Publication, Ticket,
+    Broker, Delivery, HeaderTable, LARGEST_HEADERS, Properties, Publication, Ticket,
 };
 
 /// What a quorum queue counts itself.
@@ -22,13 +23,6 @@ const LONGEST_ERROR: usize = 1_000;
 
 /// Room for the headers that a move adds.
 const OUR_HEADERS: usize = 8_000;
-
-/// How long the broker may take over a move.
-const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a worker waits after a move that failed. The message then goes back
-/// into its queue, from which it would return at once.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a message is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +73,7 @@ pub(super) struct Mover {
     pub(super) redelivery_limit: u32,
     /// The queue counts redeliveries itself.
     pub(super) quorum: bool,
-    /// Disconnects when the server shuts down.
-    pub(super) stopping: Receiver<()>,
+    pub(super) moves: Sender<Move>,
 }
 
 impl Mover {
@@ -165,7 +158,6 @@ impl Mover {
     /// Another worker is at the same message: to be looked at again later.
     pub(super) fn postpone(&self, delivery: Delivery) {
         let Some(delay) = self.postpone_for else {
-            self.pause();
             return drop(delivery); // back into the queue
         };
         let retry_queue = topology::retry_queue(&self.service, delay);
@@ -234,39 +226,22 @@ impl Mover {
         copy
     }
 
-    /// Publishes the copy; once the broker has it, replies and acknowledges the
-    /// original. If that fails, the original goes back into its queue.
+    /// Publishes the copy. Once the broker has it, another thread replies and
+    /// acknowledges the original.
     fn move_to(&self, delivery: Delivery, mut copy: Publication, reply: Option<Publication>) {
         let to = copy.routing_key.clone();
         let deadline = deadline::after(MOVE_TIMEOUT);
         copy.ticket = Some(Ticket::until(deadline).into());
-        let moved = self.broker.publish_confirmed(copy, deadline);
-        let fault = match moved.map(|confirmation| confirmation.wait(deadline)) {
-            Ok(Some(Fate::Confirmed)) => {
-                return match reply {
-                    Some(reply) => delivery.ack_with(reply),
-                    None => delivery.ack(),
-                };
-            }
-            // The delivery is void too: the broker delivers it again.
-            Ok(Some(Fate::Lost(_))) => return drop(delivery),
-            Ok(Some(Fate::Dropped)) => "the broker was closed, or takes nothing".to_owned(),
-            Ok(Some(Fate::Returned(reason))) => format!("no queue takes it ({reason})"),
-            Ok(Some(Fate::Refused)) => "the broker refuses it".to_owned(),
-            Ok(None) => format!("not confirmed within {MOVE_TIMEOUT:?}"),
-            Err(error) => error.to_string(),
-        };
-        log::error!(
-            target: "coney::server",
-            "{}: a message cannot be moved on to {to:?}, so it goes back into its queue: {fault}",
-            self.service
-        );
-        self.pause();
-        drop(delivery);
-    }
-
-    fn pause(&self) {
-        let _ = self.stopping.recv_timeout(PAUSE);
+        let confirmation = self.broker.publish_confirmed(copy, deadline);
+        // Fails when the server has given up waiting for its workers; then the
+        // delivery goes back as it is dropped.
+        let _ = self.moves.send(Move {
+            delivery,
+            to,
+            reply,
+            confirmation,
+            deadline,
+        });
     }
 }
 

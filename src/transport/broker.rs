@@ -44,7 +44,8 @@ struct Inner {
 impl Broker {
     /// A broker inside this process: queues, prefetch, acknowledgements,
     /// expiry and returns as RabbitMQ has them, with nothing to install. It
-    /// starts no threads, keeps nothing on disk, and serves this process only.
+    /// keeps nothing on disk, serves this process only, and has one thread, once
+    /// there is a queue that moves on what expires.
     /// Each call makes another broker: clone one to share it.
     pub fn memory() -> Self {
         Self::over(MemoryTransport::new())

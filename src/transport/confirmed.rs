@@ -9,7 +9,8 @@ use crate::error::{Error, Phase, Result};
 use crate::topology;
 
 /// How many messages may be under way without a confirmation. A sender waits
-/// for room beyond it; at some 200 bytes each it is 3 MiB.
+/// for room beyond it. At some 200 bytes each it is 3 MiB; idempotent ones keep
+/// their bodies until then.
 const WINDOW: usize = 16_384;
 
 /// A connection's link for everything that must be confirmed: commands, retries

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::support::nap::nap_server;
+use crate::support::proxy::{Mode, Proxy};
 use crate::support::rabbitmq::RabbitMq;
 use crate::support::timing::{GRACE, in_time, stall_since};
 use crate::support::{PATIENCE, client, eventually, quick, unique};
@@ -329,4 +330,41 @@ fn a_thousand_callers_while_it_restarts() {
         client.call::<_, u64>(&service, "nap", &0).is_err(),
         "its handler panics now"
     );
+}
+
+#[test]
+fn a_declaration_refused_after_a_reconnect_is_tried_again() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let proxy = Proxy::start(rabbit.url());
+    let (of_server, of_client) = (quick(&proxy.url), quick(rabbit.url()));
+    let service = unique("nap");
+    let queue = format!("service.{service}.request");
+    let (_server, _starts) = nap_server(&of_server, &service);
+    // Another client on the server's connection, which must not suffer.
+    let neighbour = client(&of_server);
+    let other_service = unique("nap");
+    let (_other_server, _other_starts) = nap_server(&of_client, &other_service);
+    proxy.both(Mode::Swallow);
+    proxy.cut();
+    rabbit.ctl(&["delete_queue", &queue]);
+    let squatter =
+        Topology::default().queue_with(&queue, QueueOptions::new().message_ttl(PATIENCE));
+    drop(Link::open(&of_client, LinkSpec::new(squatter)).unwrap());
+    proxy.both(Mode::Pass);
+    proxy.cut();
+    assert_eq!(
+        neighbour.call::<_, u64>(&other_service, "nap", &1).unwrap(),
+        1
+    );
+    // Its exchange knows the queue no more, so nobody can reach the service.
+    let client = client(&of_client);
+    let error = client.call::<_, u64>(&service, "nap", &1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRoute, "{error}");
+    rabbit.ctl(&["delete_queue", &queue]);
+    eventually("it is declared and served again", || {
+        client
+            .call_with::<_, u64>(&service, "nap", &1, &within(300 * MS))
+            .is_ok()
+    });
 }

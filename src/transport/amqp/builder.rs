@@ -66,7 +66,8 @@ impl BrokerBuilder {
     }
 
     /// The delays between attempts to reconnect: the first, doubling up to the
-    /// last, with jitter. Default: 200 ms and 10 s.
+    /// last, each with up to as much again at random, so that a thousand programs do
+    /// not come back in step. Default: 200 ms and 10 s.
     pub fn reconnect_delays(mut self, min: Duration, max: Duration) -> Self {
         self.config.reconnect_min = min;
         self.config.reconnect_max = max;
@@ -116,7 +117,8 @@ impl BrokerBuilder {
     }
 
     /// The largest message body, in bytes, sent or received. A larger one that
-    /// arrives ends the connection before it takes any memory. Default: 16 MiB.
+    /// arrives ends the connection before it takes any memory, and so does its
+    /// redelivery: let nobody send what others cannot take. Default: 16 MiB.
     pub fn max_body(mut self, bytes: usize) -> Self {
         self.config.max_body = bytes;
         self

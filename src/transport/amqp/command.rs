@@ -65,8 +65,9 @@ pub(super) struct Outgoing {
 #[derive(Clone)]
 pub(super) struct Outbox {
     /// Never full: it holds at most one command for each unsettled delivery,
-    /// whose number the prefetch counts bound, and one or two for each thread
-    /// that opens or closes a link or takes a message off a queue.
+    /// whose number the prefetch counts bound (and [`DeadLetters`](crate::DeadLetters)
+    /// at 100,000), and one or two for each thread that opens or closes a link or
+    /// takes a message off a queue.
     pub(super) commands: Sender<Command>,
     /// Bounded by [`OUTGOING_BOUND`].
     outgoing: Sender<Outgoing>,

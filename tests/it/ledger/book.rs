@@ -16,6 +16,7 @@ const DEAD: u8 = 16;
 pub struct Book {
     messages: Vec<AtomicU8>,
     next: AtomicU64,
+    delivered: AtomicU64,
     unexpected: AtomicU64,
     pub refused: AtomicU64,
     pub replies: AtomicU64,
@@ -50,6 +51,7 @@ impl Book {
         Self {
             messages,
             next: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
             unexpected: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             replies: AtomicU64::new(0),
@@ -72,6 +74,7 @@ impl Book {
     pub fn delivered(&self, number: u64) {
         match self.messages.get(number as usize) {
             Some(message) if message.load(Ordering::Relaxed) & ATTEMPTED != 0 => {
+                self.delivered.fetch_add(1, Ordering::Relaxed);
                 let before = message.fetch_or(DELIVERED, Ordering::Relaxed);
                 if before & DELIVERED != 0 {
                     message.fetch_or(DELIVERED_AGAIN, Ordering::Relaxed);
@@ -133,8 +136,9 @@ impl Book {
 impl fmt::Display for Book {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sent = self.next.load(Ordering::Relaxed);
+        let delivered = self.delivered.load(Ordering::Relaxed);
         let replies = self.replies.load(Ordering::Relaxed);
-        write!(f, "{sent} sent, {replies} replies")
+        write!(f, "{sent} sent, {delivered} delivered, {replies} replies")
     }
 }
 

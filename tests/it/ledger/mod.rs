@@ -34,6 +34,7 @@ fn run(length: Duration, is_soak: bool) {
         Ok(seed) => seed.parse().expect("LEDGER_SEED is a number"),
         Err(_) => fastrand::u64(..),
     };
+    let _ = env_logger::try_init(); // RUST_LOG=coney=warn tells the story
     println!("LEDGER_SEED={seed}");
     let start = Instant::now();
     stall_since(start);

@@ -1,0 +1,96 @@
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+
+use crate::error::Result;
+use crate::transport::{Confirmation, Delivery, Fate, Publication};
+
+/// How long the broker may take over a move.
+pub(super) const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the thread waits after a move that failed. The message then goes back
+/// into its queue, from which it would return at once.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A message whose copy is on its way elsewhere.
+pub(super) struct Move {
+    pub(super) delivery: Delivery,
+    /// To which queue.
+    pub(super) to: String,
+    /// To be sent when the original is acknowledged.
+    pub(super) reply: Option<Publication>,
+    pub(super) confirmation: Result<Confirmation>,
+    pub(super) deadline: Instant,
+}
+
+/// The thread that settles the originals of what was moved, once the broker has
+/// confirmed the copies. One for all workers, so that many can be under way and a
+/// broker that confirms slowly holds up no handler. It ends with the last worker.
+pub(super) struct Moves {
+    thread: JoinHandle<()>,
+    ended: Receiver<()>,
+}
+
+impl Moves {
+    /// Starts it. The sender takes at most one move for each unsettled delivery,
+    /// whose number the prefetch count bounds. A pause ends when `stopping`
+    /// disconnects.
+    pub(super) fn start(
+        service: &str,
+        stopping: Receiver<()>,
+    ) -> std::io::Result<(Self, Sender<Move>)> {
+        let (moves, inbox) = unbounded();
+        let (alive, ended) = bounded(0);
+        let name = service.to_owned();
+        let thread = thread::Builder::new()
+            .name(format!("coney-mover-{service}"))
+            .spawn(move || {
+                let _alive: Sender<()> = alive;
+                for next in inbox {
+                    settle(next, &name, &stopping);
+                }
+            })?;
+        Ok((Self { thread, ended }, moves))
+    }
+
+    /// Waits for the thread to end, at most until `deadline`.
+    pub(super) fn join(self, deadline: Instant) {
+        if self.ended.recv_deadline(deadline) != Err(RecvTimeoutError::Timeout) {
+            let _ = self.thread.join();
+        }
+    }
+}
+
+/// Replies and acknowledges the original once the copy is confirmed. If that
+/// fails, the original goes back into its queue.
+fn settle(moving: Move, service: &str, stopping: &Receiver<()>) {
+    let Move {
+        delivery,
+        to,
+        reply,
+        confirmation,
+        deadline,
+    } = moving;
+    let fault = match confirmation.map(|confirmation| confirmation.wait(deadline)) {
+        Ok(Some(Fate::Confirmed)) => {
+            return match reply {
+                Some(reply) => delivery.ack_with(reply),
+                None => delivery.ack(),
+            };
+        }
+        // The delivery is void too: the broker delivers it again.
+        Ok(Some(Fate::Lost(_))) => return drop(delivery),
+        Ok(Some(Fate::Dropped)) => "the broker was closed, or takes nothing".to_owned(),
+        Ok(Some(Fate::Returned(reason))) => format!("no queue takes it ({reason})"),
+        Ok(Some(Fate::Refused)) => "the broker refuses it".to_owned(),
+        Ok(None) => format!("not confirmed within {MOVE_TIMEOUT:?}"),
+        Err(error) => error.to_string(),
+    };
+    log::error!(
+        target: "coney::server",
+        "{service}: a message cannot be moved on to {to:?}, so it goes back into its queue: {fault}"
+    );
+    let _ = stopping.recv_timeout(PAUSE);
+    drop(delivery);
+}
