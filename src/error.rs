@@ -129,7 +129,9 @@ impl Error {
     /// Beside the handlers' own there are `bad_request` (the payload does not
     /// decode into what the handler takes), `bad_envelope`, `bad_reply` (what the
     /// handler returned has no JSON), `reply_too_large`, `panic`, `expired` (the
-    /// deadline had passed before the handler was started) and `unknown_action`.
+    /// deadline had passed before the handler was started), `unknown_action`, `poison`
+    /// (its workers died on it) and `deduplication_failed` (the server's reply store did
+    /// not say whether it is a repeated one).
     pub fn remote_code(&self) -> Option<&str> {
         self.0.code.as_deref()
     }

@@ -193,11 +193,14 @@ pub(crate) const DEAD_EXCHANGE: &str = "dead.exchange";
 /// The queue that keeps all dead letters.
 pub(crate) const DEAD_QUEUE: &str = "dead.letter";
 
-/// A reply must not go where it would be taken for a request or a dead letter.
+/// A reply must not go where it would be taken for a request or a dead letter. Nor
+/// through RabbitMQ's direct reply-to, which the contract has no use for: a forged
+/// name there ends the channel it is published on, before the request that asked for
+/// it can be acknowledged.
 pub(crate) fn may_take_replies(queue: &str) -> bool {
     let ours =
         queue.starts_with("service.") && (queue.ends_with(".request") || queue.contains(".retry."));
-    !ours && queue != DEAD_QUEUE
+    !ours && queue != DEAD_QUEUE && !queue.starts_with("amq.rabbitmq.")
 }
 
 /// What whoever sends requests needs.
@@ -259,6 +262,7 @@ mod tests {
         let retry = retry_queue("user-service", Duration::from_secs(1));
         assert!(!may_take_replies(&retry), "{retry}");
         assert!(!may_take_replies(DEAD_QUEUE));
+        assert!(!may_take_replies("amq.rabbitmq.reply-to.x.y"));
         assert!(may_take_replies("amq.gen-J7nq"));
         assert!(may_take_replies("replies.of.the.order-service"));
     }

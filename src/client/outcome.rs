@@ -35,7 +35,10 @@ impl Target<'_> {
                 ),
             )),
             Outcome::NotSent(cause) => Err(self.never_sent(&cause)),
-            Outcome::Closed(cause) => Err(self.closed(&cause)),
+            Outcome::Closed(cause) => Err(Error::new(
+                ErrorKind::Closed,
+                format!("{service}.{action} was sent, but {cause}; whether it ran is unknown"),
+            )),
         }
     }
 
@@ -57,6 +60,7 @@ impl Target<'_> {
                 Err(unknown("sent again, it had no queue to go to"))
             }
             Fate::Returned(reason) => Err(self.no_route(&reason, peer)),
+            Fate::Refused if ticket.was_sent_again() => Err(unknown("sent again, it was refused")),
             Fate::Refused => Err(Error::new(
                 ErrorKind::Broker,
                 format!(

@@ -138,7 +138,9 @@ impl DeadLetters {
     /// from, at most `per_second` a second, for all their attempts anew. A letter
     /// goes from here only when the broker has confirmed that it is there.
     ///
-    /// Blocks until all are sent.
+    /// Blocks until all are sent. Letters that are not picked are held meanwhile, and
+    /// RabbitMQ by default closes a channel that holds a message for 30 minutes: replay
+    /// many slowly in several turns.
     ///
     /// # Errors
     ///

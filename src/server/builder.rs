@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::context::Nested;
 use super::deduplication::{Deduplication, ReplyStore};
 use super::handler::{self, Handler, HandlerError};
-use super::mover::Mover;
+use super::mover::{Mover, POSTPONE_FOR};
 use super::moves::Moves;
 use super::{Context, Dispatch, Intake, Pool, ServiceServer};
 use crate::client::ServiceClient;
@@ -52,9 +52,6 @@ pub struct ServiceServerBuilder {
     client: Option<ServiceClient>,
     fault: Option<Error>,
 }
-
-/// How long a repeated request waits for the first, where there are no retries.
-const POSTPONE_FOR: Duration = Duration::from_secs(1);
 
 /// More attempts than anybody needs, each with a queue of its own.
 const MOST_RETRIES: usize = 20;
@@ -249,12 +246,8 @@ impl ServiceServerBuilder {
         let mut actions: Vec<&str> = self.handlers.keys().map(String::as_str).collect();
         actions.sort_unstable();
         let actions = actions.join(", ");
-        let postpone_for = self
-            .deduplication
-            .is_some()
-            .then(|| self.retry_delays.first().copied().unwrap_or(POSTPONE_FOR));
         let mut delays = self.retry_delays.clone();
-        delays.extend(postpone_for);
+        delays.extend(self.deduplication.is_some().then_some(POSTPONE_FOR));
         let topology = topology::for_service(&self.service, &delays, self.quorum);
         let (running, stopping) = bounded(0);
         let no_thread = |error: std::io::Error| {
@@ -264,7 +257,13 @@ impl ServiceServerBuilder {
             )
             .with_source(error)
         };
-        let (mover, moves) = Moves::start(&self.service, stopping).map_err(no_thread)?;
+        let (mover, moves) = Moves::start(
+            &self.service,
+            self.broker.clone(),
+            topology.clone(),
+            stopping,
+        )
+        .map_err(no_thread)?;
         let deduplication = self.deduplication.map(|(store, ttl)| Deduplication {
             service: self.service.clone(),
             store,
@@ -279,7 +278,6 @@ impl ServiceServerBuilder {
                 broker: self.broker.clone(),
                 service: self.service.clone(),
                 retry_delays: self.retry_delays,
-                postpone_for,
                 redelivery_limit: self.redelivery_limit,
                 quorum: self.quorum,
                 moves,

@@ -21,6 +21,10 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 /// How much of an error a header holds, in bytes.
 const LONGEST_ERROR: usize = 1_000;
 
+/// How long a repeated request waits for the first to end; a server that
+/// deduplicates has a queue for it.
+pub(super) const POSTPONE_FOR: Duration = Duration::from_secs(1);
+
 /// Room for the headers that a move adds.
 const OUR_HEADERS: usize = 8_000;
 
@@ -68,8 +72,6 @@ pub(super) struct Mover {
     pub(super) service: String,
     /// Before the second attempt, the third, and so on.
     pub(super) retry_delays: Vec<Duration>,
-    /// For a message that another worker is at; there is such a queue.
-    pub(super) postpone_for: Option<Duration>,
     pub(super) redelivery_limit: u32,
     /// The queue counts redeliveries itself.
     pub(super) quorum: bool,
@@ -142,7 +144,7 @@ impl Mover {
         log::info!(
             target: "coney::server",
             "{}: attempt {} failed, the next is in {delay:?}: {}",
-            self.service, before + 1, clip(error.message())
+            self.service, before + 1, clip(error.message()).escape_debug()
         );
         let mut copy = self.copy(&delivery, "", retry_queue);
         let headers = &mut copy.properties.headers;
@@ -157,10 +159,7 @@ impl Mover {
 
     /// Another worker is at the same message: to be looked at again later.
     pub(super) fn postpone(&self, delivery: Delivery) {
-        let Some(delay) = self.postpone_for else {
-            return drop(delivery); // back into the queue
-        };
-        let retry_queue = topology::retry_queue(&self.service, delay);
+        let retry_queue = topology::retry_queue(&self.service, POSTPONE_FOR);
         let mut copy = self.copy(&delivery, "", retry_queue);
         Death::forget(&mut copy.properties.headers);
         self.move_to(delivery, copy, None);
@@ -172,7 +171,7 @@ impl Mover {
         log::warn!(
             target: "coney::server",
             "{}: a message is dead-lettered ({}): {}",
-            self.service, failure.reason.as_str(), clip(&failure.error)
+            self.service, failure.reason.as_str(), clip(&failure.error).escape_debug()
         );
         let mut copy = self.copy(&delivery, DEAD_EXCHANGE, queue.clone());
         let headers = &mut copy.properties.headers;

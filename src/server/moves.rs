@@ -1,10 +1,12 @@
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::error::Result;
-use crate::transport::{Confirmation, Delivery, Fate, Publication};
+use crate::topology::Topology;
+use crate::transport::{Broker, Confirmation, Delivery, Fate, LinkSpec, NoSink, Publication};
 
 /// How long the broker may take over a move.
 pub(super) const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,17 +40,24 @@ impl Moves {
     /// disconnects.
     pub(super) fn start(
         service: &str,
+        broker: Broker,
+        topology: Topology,
         stopping: Receiver<()>,
     ) -> std::io::Result<(Self, Sender<Move>)> {
         let (moves, inbox) = unbounded();
         let (alive, ended) = bounded(0);
-        let name = service.to_owned();
+        let mover = Settling {
+            service: service.to_owned(),
+            broker,
+            topology,
+            stopping,
+        };
         let thread = thread::Builder::new()
             .name(format!("coney-mover-{service}"))
             .spawn(move || {
                 let _alive: Sender<()> = alive;
                 for next in inbox {
-                    settle(next, &name, &stopping);
+                    mover.settle(next);
                 }
             })?;
         Ok((Self { thread, ended }, moves))
@@ -62,35 +71,59 @@ impl Moves {
     }
 }
 
-/// Replies and acknowledges the original once the copy is confirmed. If that
-/// fails, the original goes back into its queue.
-fn settle(moving: Move, service: &str, stopping: &Receiver<()>) {
-    let Move {
-        delivery,
-        to,
-        reply,
-        confirmation,
-        deadline,
-    } = moving;
-    let fault = match confirmation.map(|confirmation| confirmation.wait(deadline)) {
-        Ok(Some(Fate::Confirmed)) => {
-            return match reply {
-                Some(reply) => delivery.ack_with(reply),
-                None => delivery.ack(),
-            };
+struct Settling {
+    service: String,
+    broker: Broker,
+    topology: Topology,
+    stopping: Receiver<()>,
+}
+
+impl Settling {
+    /// Replies and acknowledges the original once the copy is confirmed. If that
+    /// fails, the original goes back into its queue.
+    fn settle(&self, moving: Move) {
+        let Move {
+            delivery,
+            to,
+            reply,
+            confirmation,
+            deadline,
+        } = moving;
+        let fault = match confirmation.map(|confirmation| confirmation.wait(deadline)) {
+            Ok(Some(Fate::Confirmed)) => {
+                return match reply {
+                    Some(reply) => delivery.ack_with(reply),
+                    None => delivery.ack(),
+                };
+            }
+            // The delivery is void too: the broker delivers it again.
+            Ok(Some(Fate::Lost(_))) => return drop(delivery),
+            Ok(Some(Fate::Dropped)) => "the broker was closed, or takes nothing".to_owned(),
+            Ok(Some(Fate::Returned(reason))) => {
+                self.declare();
+                format!("there was no such queue ({reason})")
+            }
+            Ok(Some(Fate::Refused)) => "the broker refuses it".to_owned(),
+            Ok(None) => format!("not confirmed within {MOVE_TIMEOUT:?}"),
+            Err(error) => error.to_string(),
+        };
+        log::error!(
+            target: "coney::server",
+            "{}: a message cannot be moved on to {to:?}, so it goes back into its queue: {fault}",
+            self.service
+        );
+        let _ = self.stopping.recv_timeout(PAUSE);
+        drop(delivery);
+    }
+
+    /// Makes the queues again that somebody has deleted.
+    fn declare(&self) {
+        let spec = LinkSpec::new(self.topology.clone());
+        match self.broker.open(spec, Arc::new(NoSink)) {
+            Ok(wire) => wire.close(),
+            Err(error) => {
+                log::error!(target: "coney::server", "{}: {error}", self.service);
+            }
         }
-        // The delivery is void too: the broker delivers it again.
-        Ok(Some(Fate::Lost(_))) => return drop(delivery),
-        Ok(Some(Fate::Dropped)) => "the broker was closed, or takes nothing".to_owned(),
-        Ok(Some(Fate::Returned(reason))) => format!("no queue takes it ({reason})"),
-        Ok(Some(Fate::Refused)) => "the broker refuses it".to_owned(),
-        Ok(None) => format!("not confirmed within {MOVE_TIMEOUT:?}"),
-        Err(error) => error.to_string(),
-    };
-    log::error!(
-        target: "coney::server",
-        "{service}: a message cannot be moved on to {to:?}, so it goes back into its queue: {fault}"
-    );
-    let _ = stopping.recv_timeout(PAUSE);
-    drop(delivery);
+    }
 }

@@ -139,6 +139,11 @@ impl HeaderTable {
         })
     }
 
+    /// How many values there are, inner ones included.
+    pub(crate) fn values(&self) -> usize {
+        self.iter().map(|(_, value)| value.values()).sum()
+    }
+
     /// How many bytes it takes on the wire, at most.
     pub(crate) fn size(&self) -> usize {
         self.iter()
@@ -157,6 +162,14 @@ impl HeaderValue {
             Self::List(values) => values.iter().try_for_each(|v| v.check_within(depth - 1)),
             Self::Table(table) => table.check_within(depth - 1),
             _ => Ok(()),
+        }
+    }
+
+    fn values(&self) -> usize {
+        match self {
+            Self::List(values) => 1 + values.iter().map(Self::values).sum::<usize>(),
+            Self::Table(table) => 1 + table.values(),
+            _ => 1,
         }
     }
 

@@ -57,6 +57,9 @@ impl Properties {
 /// RabbitMQ takes 2³² − 1 milliseconds.
 pub(crate) const LONGEST_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
 
+/// amiquip takes a time for them that grows with their square.
+const MOST_VALUES: usize = 200;
+
 /// All properties must fit one frame of 128 KiB, beside nine short strings.
 pub(crate) const LARGEST_HEADERS: usize = 120_000;
 
@@ -167,8 +170,9 @@ impl Publication {
         if check_short_string("property", content_type).is_err() {
             properties.content_type = None;
         }
-        if properties.headers.check().is_err() {
-            properties.headers = HeaderTable::new();
+        let headers = &mut properties.headers;
+        if headers.check().is_err() || headers.values() > MOST_VALUES {
+            *headers = HeaderTable::new();
         }
         // These name further queues to go to.
         properties.headers.remove("CC");

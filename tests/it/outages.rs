@@ -1,10 +1,12 @@
 //! What can happen to a whole broker: one of the tests' own, one at a time.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::transport::{Link, LinkSpec, Publication, QueueOptions, Topology};
-use coney::{Broker, CallOptions, ConnectionState, ErrorKind, Phase};
+use coney::{Broker, CallOptions, ConnectionState, ErrorKind, Phase, ServiceServer};
 use crossbeam_channel::{Receiver, unbounded};
 use parking_lot::{Mutex, MutexGuard};
 
@@ -88,11 +90,19 @@ fn what_was_confirmed_outlives_the_broker() {
     let mut rabbit = rabbit();
     let rabbit = rabbit.as_mut().unwrap();
     let broker = quick(rabbit.url());
-    let service = unique("nap");
-    drop(nap_server(&broker, &service));
+    let service = unique("collect");
+    let (ran, arrivals) = unbounded();
+    let collect = || {
+        let ran = ran.clone();
+        ServiceServer::builder(&broker, &service)
+            .handler("collect", move |n: u64| ran.send(n).map_err(|_| "gone"))
+            .start()
+            .unwrap()
+    };
+    drop(collect());
     let client = client(&broker);
     let sends: Vec<_> = (0..2_000u64)
-        .map(|n| (n, client.send_async(&service, "nap", &(n % 2)).unwrap()))
+        .map(|n| (n, client.send_async(&service, "collect", &n).unwrap()))
         .collect();
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -103,15 +113,13 @@ fn what_was_confirmed_outlives_the_broker() {
     let confirmed = sends
         .into_iter()
         .filter(|(_, send)| matches!(send.wait_timeout(PATIENCE), Some(Ok(()))));
-    let confirmed = confirmed.count();
+    let mut missing: HashSet<u64> = confirmed.map(|(n, _)| n).collect();
+    assert!(!missing.is_empty());
     rabbit.start_again();
-    let (_server, starts) = nap_server(&broker, &service);
-    for n in 0..confirmed {
-        let started = starts.recv_timeout(PATIENCE);
-        assert!(
-            started.is_ok(),
-            "{n} of {confirmed} confirmed commands are left"
-        );
+    let _server = collect();
+    while !missing.is_empty() {
+        let arrival = arrivals.recv_timeout(PATIENCE);
+        missing.remove(&arrival.unwrap_or_else(|_| panic!("lost: {missing:?}")));
     }
 }
 
@@ -293,22 +301,30 @@ fn a_thousand_callers_while_it_restarts() {
     let (_server, starts) = nap_server(&broker, &service);
     let client = client(&broker);
     let (timeout, start) = (Duration::from_secs(3), Instant::now());
+    let is_back = AtomicBool::new(false);
     let slowest = thread::scope(|scope| {
         let callers: Vec<_> = (0..1_000u64)
             .map(|n| {
-                let (client, service) = (client.clone(), &service);
+                let (client, service, is_back) = (client.clone(), &service, &is_back);
                 let body = move || {
                     let mut slowest = Duration::ZERO;
-                    while start.elapsed() < Duration::from_secs(8) {
+                    // Until it has been answered after the restart.
+                    loop {
+                        let was_back = is_back.load(Ordering::SeqCst);
                         let begin = Instant::now();
                         let options = within(timeout).idempotent(n % 2 == 0);
                         let reply = client.call_with::<_, u64>(service, "nap", &0, &options);
                         slowest = slowest.max(begin.elapsed());
-                        if reply.is_err() {
-                            thread::sleep(10 * MS);
+                        match reply {
+                            Ok(_) if was_back => return slowest,
+                            Ok(_) => {}
+                            Err(error) => {
+                                let late = start.elapsed() > 5 * PATIENCE;
+                                assert!(!late, "calls never worked again: {error}");
+                                thread::sleep(10 * MS);
+                            }
                         }
                     }
-                    slowest
                 };
                 let builder = thread::Builder::new().stack_size(256 << 10);
                 builder.spawn_scoped(scope, body).unwrap()
@@ -317,19 +333,18 @@ fn a_thousand_callers_while_it_restarts() {
         thread::sleep(500 * MS);
         rabbit.kill();
         rabbit.start_again();
+        is_back.store(true, Ordering::SeqCst);
         callers
             .into_iter()
             .map(|caller| caller.join().unwrap())
             .max()
     });
-    let allowed = timeout + GRACE + stall_since(start);
+    // A thousand threads whose time is over at once take turns on a few cores.
+    let turns = 3 * GRACE;
+    let allowed = timeout + turns + stall_since(start);
     assert!(slowest.unwrap() <= allowed, "{slowest:?}");
     assert_eq!(client.in_flight(), 0);
     drop(starts);
-    assert!(
-        client.call::<_, u64>(&service, "nap", &0).is_err(),
-        "its handler panics now"
-    );
 }
 
 #[test]

@@ -2,14 +2,16 @@
 //! is this test program, started again for `worker_process` alone.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, unbounded};
 
 use coney::{Broker, Context, HandlerError, ServiceServer};
 
 use crate::support::dead::{dead_letter, no_dead_letter};
-use crate::support::{client, eventually, rabbitmq, unique};
+use crate::support::{PATIENCE, client, eventually, rabbitmq, unique};
 
 const SERVICE: &str = "CONEY_TEST_WORKER_OF";
 
@@ -46,7 +48,7 @@ fn worker_process() {
 
 struct Worker {
     process: Child,
-    out: BufReader<ChildStdout>,
+    lines: Receiver<String>,
 }
 
 impl Worker {
@@ -64,21 +66,25 @@ impl Worker {
             .spawn()
             .unwrap();
         let out = BufReader::new(process.stdout.take().unwrap());
-        let mut worker = Self { process, out };
+        let (line, lines) = unbounded();
+        thread::spawn(move || {
+            let mut read = out.lines().map_while(Result::ok);
+            read.all(|text| line.send(text).is_ok())
+        });
+        let worker = Self { process, lines };
         worker.wait_for("ready");
         worker
     }
 
     /// Reads until a line that says so.
-    fn wait_for(&mut self, wanted: &str) {
-        let mut line = String::new();
-        while self.out.read_line(&mut line).unwrap() > 0 {
+    fn wait_for(&self, wanted: &str) {
+        let end = Instant::now() + PATIENCE;
+        while let Ok(line) = self.lines.recv_deadline(end) {
             if line.contains(wanted) {
                 return;
             }
-            line.clear();
         }
-        panic!("the worker ended before it said {wanted:?}");
+        panic!("the worker did not say {wanted:?}");
     }
 
     fn is_alive(&mut self) -> bool {
@@ -96,11 +102,11 @@ impl Drop for Worker {
 #[test]
 fn a_worker_killed_in_mid_handler_loses_nothing() {
     let service = unique("work");
-    let mut first = Worker::start(&service);
+    let first = Worker::start(&service);
     let broker = rabbitmq();
     client(&broker).send(&service, "sleep", &()).unwrap();
     first.wait_for("sleep false");
-    let mut second = Worker::start(&service);
+    let second = Worker::start(&service);
     drop(first);
     second.wait_for("sleep true");
     no_dead_letter(&broker, &service);
@@ -113,9 +119,6 @@ fn poison_does_not_kill_every_worker() {
     let broker: Broker = rabbitmq();
     let client = client(&broker);
     client.send(&service, "abort", &()).unwrap();
-    for n in 0..30 {
-        client.send(&service, "work", &n).unwrap();
-    }
     let letter = dead_letter(&broker, &service);
     assert_eq!(letter.reason(), "delivery_limit");
     assert_eq!(letter.action(), Some("abort"));
@@ -123,6 +126,9 @@ fn poison_does_not_kill_every_worker() {
         workers.retain_mut(Worker::is_alive);
         workers.len() == 1
     });
+    for n in 0..30 {
+        client.send(&service, "work", &n).unwrap();
+    }
     let reply: u64 = client.call(&service, "work", &99).unwrap();
     assert_eq!(reply, 99, "the third serves");
     workers[0].wait_for("work 99");

@@ -1,5 +1,5 @@
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use amiquip::Confirm;
@@ -13,9 +13,10 @@ use crate::transport::{Fate, Publication, Receipt, Returned};
 /// fits no queue is returned first, and then confirmed all the same, so whoever
 /// calls [`confirmed`](Unconfirmed::confirmed) has passed on the returns before.
 pub(super) struct Unconfirmed {
-    /// The number of the first in `waiting`.
-    first: u64,
-    waiting: VecDeque<Option<Waiting>>,
+    /// The number of the next message.
+    next: u64,
+    /// By their numbers; only those that somebody waits for.
+    waiting: BTreeMap<u64, Waiting>,
     /// The reasons why messages were returned that are not confirmed yet.
     returned: HashMap<Name, VecDeque<String>>,
 }
@@ -40,20 +41,23 @@ impl Unconfirmed {
     /// For a channel that has published `before` messages in confirm mode.
     pub(super) fn after(before: u64) -> Self {
         Self {
-            first: before + 1,
-            waiting: VecDeque::new(),
+            next: before + 1,
+            waiting: BTreeMap::new(),
             returned: HashMap::new(),
         }
     }
 
     /// How many messages the channel has published.
     pub(super) fn published(&self) -> u64 {
-        self.first - 1 + self.waiting.len() as u64
+        self.next - 1
     }
 
     /// Notes the message that is published next.
     pub(super) fn publishing(&mut self, publication: &Publication, receipt: Option<Receipt>) {
-        self.waiting.push_back(receipt.map(|receipt| Waiting {
+        let number = self.next;
+        self.next += 1;
+        let Some(receipt) = receipt else { return };
+        let waiting = Waiting {
             receipt,
             name: Name {
                 exchange: publication.exchange.clone(),
@@ -61,7 +65,8 @@ impl Unconfirmed {
                 message_id: publication.properties.message_id.clone(),
             },
             again: publication.idempotent.then(|| publication.clone()),
-        }));
+        };
+        self.waiting.insert(number, waiting);
     }
 
     /// The broker has returned a message.
@@ -96,25 +101,22 @@ impl Unconfirmed {
             Confirm::Ack(payload) => (payload, true),
             Confirm::Nack(payload) => (payload, false),
         };
-        // A number below is of a link that had the channel before.
-        let Some(at) = payload.delivery_tag.checked_sub(self.first) else {
-            return;
+        let number = payload.delivery_tag;
+        let confirmed = if payload.multiple {
+            let later = self.waiting.split_off(&number.saturating_add(1));
+            std::mem::replace(&mut self.waiting, later)
+        } else {
+            // None for one of a link that had the channel before.
+            let one = self.waiting.remove(&number);
+            BTreeMap::from_iter(one.map(|waiting| (number, waiting)))
         };
-        let at = usize::try_from(at).unwrap_or(usize::MAX);
-        let from = if payload.multiple { 0 } else { at };
-        for slot in from..=at.min(self.waiting.len().saturating_sub(1)) {
-            if let Some(waiting) = self.waiting.get_mut(slot).and_then(Option::take) {
-                let returned = self.take_returned(&waiting.name);
-                waiting.receipt.settle(match returned {
-                    Some(reason) => Fate::Returned(reason),
-                    None if taken => Fate::Confirmed,
-                    None => Fate::Refused,
-                });
-            }
-        }
-        while let Some(None) = self.waiting.front() {
-            self.waiting.pop_front();
-            self.first += 1;
+        for waiting in confirmed.into_values() {
+            let returned = self.take_returned(&waiting.name);
+            waiting.receipt.settle(match returned {
+                Some(reason) => Fate::Returned(reason),
+                None if taken => Fate::Confirmed,
+                None => Fate::Refused,
+            });
         }
     }
 
@@ -126,7 +128,7 @@ impl Unconfirmed {
         may_send_again: bool,
     ) -> Vec<(Publication, Receipt)> {
         let mut again = Vec::new();
-        for waiting in self.waiting.drain(..).flatten() {
+        for waiting in std::mem::take(&mut self.waiting).into_values() {
             match waiting.again {
                 Some(publication) if may_send_again => {
                     if let Some(ticket) = &publication.ticket {

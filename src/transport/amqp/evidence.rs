@@ -20,6 +20,11 @@ impl Evidence {
         self.channel_close.lock().clone()
     }
 
+    /// It was one that harms nobody, and no reason for what comes later.
+    pub(super) fn forget_channel_close(&self) {
+        *self.channel_close.lock() = None;
+    }
+
     /// Why the guard refused what came in, if it did.
     pub(super) fn violation(&self) -> Option<String> {
         self.violation.lock().clone()

@@ -77,7 +77,7 @@ impl IoHandle {
         };
         let _ = thread.join();
         for listener in threads {
-            listener.join(deadline::after(LAST_CHANGES));
+            let _ = listener.join(deadline::after(LAST_CHANGES));
         }
         Err(failed)
     }
@@ -85,15 +85,15 @@ impl IoHandle {
     /// Waits for the threads to end; false if they have not by `deadline`, in
     /// which case the socket is cut and they end by themselves.
     pub(super) fn join(&self, deadline: Instant) -> bool {
-        let threads = std::mem::take(&mut *self.threads.lock());
-        let mut all = true;
-        for thread in threads.into_iter().rev() {
-            if !thread.join(deadline) {
+        let mut threads = self.threads.lock();
+        while let Some(thread) = threads.pop() {
+            if let Err(running) = thread.join(deadline) {
                 (self.kill)();
-                all = false;
+                threads.push(running);
+                return false;
             }
         }
-        all
+        true
     }
 }
 
@@ -104,17 +104,17 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Waits for it to end; false if it has not by `deadline`. Does not wait for
-    /// the thread it is called on.
-    fn join(self, deadline: Instant) -> bool {
+    /// Waits for it to end; hands it back if it has not by `deadline`. Does not
+    /// wait for the thread it is called on.
+    fn join(self, deadline: Instant) -> std::result::Result<(), Self> {
         if self.thread.thread().id() == thread::current().id() {
-            return true;
+            return Ok(());
         }
         if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
-            return false;
+            return Err(self);
         }
         let _ = self.thread.join();
-        true
+        Ok(())
     }
 }
 
@@ -233,7 +233,12 @@ impl IoThread {
             };
             attempts += 1;
             let late = give_up_at.is_some_and(|at| at <= Instant::now());
-            if late || self.config.reconnect_limit == Some(attempts) {
+            if late
+                || self
+                    .config
+                    .reconnect_limit
+                    .is_some_and(|limit| attempts >= limit)
+            {
                 let fault = match attempts {
                     1 => error.to_string(),
                     _ => format!("gave up after {attempts} attempts to connect: {error}"),

@@ -24,7 +24,8 @@ impl Session<'_> {
         // Each declaration is a round trip, and so are opening a channel, having
         // it confirm, setting its prefetch, and declaring and consuming a queue.
         let steps = registered.spec.topology.declarations() + 5;
-        let limit = self.io.operation_timeout * u32::try_from(steps).unwrap_or(u32::MAX);
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+        let limit = self.io.operation_timeout.saturating_mul(steps);
         let _armed = self.io.watchdog.arm(limit);
         let confirms = registered.spec.confirms;
         let spare = self
@@ -47,6 +48,7 @@ impl Session<'_> {
                 Ok(())
             }
             Err(Failure::Refused(error)) => {
+                self.io.evidence.forget_channel_close();
                 if let Some(opening) = registered.opening.take() {
                     let _ = opening.try_send(Err(error));
                     self.io.registry.remove(link);
@@ -80,7 +82,8 @@ impl Session<'_> {
         match self.lanes.remove(&link).map(Lane::close) {
             Some(Ok(spare)) => self.spare.push(spare),
             // The broker has closed the channel: nobody's loss now.
-            Some(Err(Failure::Refused(_))) | None => {}
+            Some(Err(Failure::Refused(_))) => self.io.evidence.forget_channel_close(),
+            None => {}
             Some(Err(failure)) => return Err(lost(failure)),
         }
         Ok(())
@@ -107,9 +110,17 @@ impl Session<'_> {
                     return Err(End::Lost(cause));
                 }
                 self.lanes.remove(&link);
+                self.io.evidence.forget_channel_close();
                 self.open_link(link)
             }
-            Err(Failure::Lost(cause)) => Err(End::Lost(cause)),
+            Err(Failure::Lost(cause)) => {
+                let lost = Error::new(
+                    ErrorKind::ConnectionLost,
+                    format!("the connection was lost while {queue:?} was read: {cause}"),
+                );
+                let _ = done.try_send(Err(lost));
+                Err(End::Lost(cause))
+            }
         }
     }
 }

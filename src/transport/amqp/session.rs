@@ -302,8 +302,6 @@ impl<'c> Session<'c> {
     }
 
     fn outgoing(&mut self, budget: usize) -> Result<(), End> {
-        // One limit for all of it: each takes microseconds, or does not end.
-        let _armed = self.arm();
         for _ in 0..budget {
             let again = self.io.registry.again.pop_front();
             let Some(next) = again.or_else(|| self.io.inbox.outgoing.try_recv().ok()) else {
@@ -330,6 +328,7 @@ impl<'c> Session<'c> {
             return Ok(());
         };
         if publication.start_sending() {
+            let _armed = self.io.watchdog.arm(self.io.operation_timeout);
             lane.publish(publication, receipt).map_err(lost)?;
         }
         Ok(())
@@ -340,11 +339,13 @@ impl<'c> Session<'c> {
             Ok(ConnectionBlockedNotification::Blocked(reason)) => {
                 log::warn!(target: "coney::amqp", "the broker blocks publishing: {reason}");
                 self.blocked = true;
+                self.io.watchdog.be_patient(true);
                 self.io.states.tell(ConnectionState::Blocked(reason));
             }
             Ok(ConnectionBlockedNotification::Unblocked) => {
                 log::info!(target: "coney::amqp", "the broker takes messages again");
                 self.blocked = false;
+                self.io.watchdog.be_patient(false);
                 self.io.states.tell(ConnectionState::Unblocked);
                 while let Some(command) = self.held.pop_front() {
                     self.command(command)?;

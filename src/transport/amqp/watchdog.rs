@@ -4,6 +4,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 
 use crate::deadline;
 
@@ -33,6 +35,8 @@ struct State {
     asleep_until: Option<Instant>,
     fired: bool,
     stop: bool,
+    /// What the socket had before [`Watchdog::be_patient`].
+    user_timeout: Option<Duration>,
 }
 
 impl Watchdog {
@@ -63,6 +67,27 @@ impl Watchdog {
     /// Guards whatever the returned value outlives.
     pub(super) fn arm(&self, limit: Duration) -> Armed<'_> {
         self.arm_until(deadline::after(limit))
+    }
+
+    /// During an alarm the broker leaves what was sent unread for as long as it
+    /// lasts; TCP must not take that for a dead peer. Heartbeats still come in.
+    pub(super) fn be_patient(&self, patient: bool) {
+        let mut state = self.shared.state.lock();
+        let Some(socket) = &state.kill_switch else {
+            return;
+        };
+        #[cfg(target_os = "linux")]
+        {
+            let socket = SockRef::from(socket);
+            let before = socket.tcp_user_timeout().ok().flatten();
+            let timeout = if patient { None } else { state.user_timeout };
+            let _ = socket.set_tcp_user_timeout(timeout);
+            if patient {
+                state.user_timeout = before;
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (socket, patient, &mut state.user_timeout);
     }
 
     /// Pulls the kill switch now.

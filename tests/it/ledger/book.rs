@@ -1,6 +1,9 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use super::load::CALL_TIMEOUT;
+use crate::support::timing::stall_since;
 
 /// More than any machine sends in a second.
 const MESSAGES_PER_SECOND: u64 = 20_000;
@@ -21,8 +24,9 @@ pub struct Book {
     pub refused: AtomicU64,
     pub replies: AtomicU64,
     pub failed_calls: AtomicU64,
-    /// In microseconds.
-    pub latest_call: AtomicU64,
+    /// How late the latest call or command was told, in microseconds, beyond its
+    /// deadline and what the machine is to blame for.
+    latest: AtomicU64,
 }
 
 /// What it comes to.
@@ -37,7 +41,7 @@ pub struct Account {
     pub refused: u64,
     pub replies: u64,
     pub failed_calls: u64,
-    pub latest_call: Duration,
+    pub latest: Duration,
 }
 
 impl Book {
@@ -56,7 +60,7 @@ impl Book {
             refused: AtomicU64::new(0),
             replies: AtomicU64::new(0),
             failed_calls: AtomicU64::new(0),
-            latest_call: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
         }
     }
 
@@ -90,6 +94,20 @@ impl Book {
         self.mark(number, DEAD);
     }
 
+    /// A call has ended.
+    pub fn took(&self, since: Instant) {
+        self.late(since.elapsed().saturating_sub(CALL_TIMEOUT), since);
+    }
+
+    /// Something ended so long after its deadline.
+    pub fn late(&self, late: Duration, since: Instant) {
+        if !late.is_zero() {
+            let late = late.saturating_sub(stall_since(since));
+            self.latest
+                .fetch_max(late.as_micros() as u64, Ordering::Relaxed);
+        }
+    }
+
     /// How many confirmed messages have neither arrived nor died yet.
     pub fn missing(&self) -> u64 {
         self.count(|state| state & CONFIRMED != 0 && state & (DELIVERED | DEAD) == 0)
@@ -118,7 +136,7 @@ impl Book {
             refused: load(&self.refused),
             replies: load(&self.replies),
             failed_calls: load(&self.failed_calls),
-            latest_call: Duration::from_micros(load(&self.latest_call)),
+            latest: Duration::from_micros(load(&self.latest)),
         }
     }
 
@@ -162,7 +180,7 @@ impl fmt::Display for Account {
         write!(
             f,
             "  {:<30} {:>10.0?}",
-            "the slowest call", self.latest_call
+            "the latest, beyond its deadline", self.latest
         )
     }
 }

@@ -16,6 +16,8 @@ use crate::support::quick;
 
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
 const ORDERS: &str = "ledger-orders";
 const ECHO: &str = "ledger-echo";
 const PRODUCERS: usize = 2;
@@ -68,13 +70,18 @@ impl Load {
     }
 
     /// Ends the sending and waits for what is still under way.
-    pub fn stop(&self, book: &Book) {
+    pub fn stop(&mut self, book: &Book) {
         self.stop.store(true, Ordering::SeqCst);
         let end = Instant::now() + Duration::from_secs(120);
         while !self.threads.iter().all(JoinHandle::is_finished) && Instant::now() < end {
             thread::sleep(Duration::from_millis(20));
         }
         assert!(Instant::now() < end, "a producer or a caller hangs");
+        for thread in self.threads.drain(..) {
+            thread
+                .join()
+                .expect("what a producer or a caller asserts holds");
+        }
         let dead = DeadLetters::open(&self.broker).unwrap();
         while Instant::now() < end {
             for letter in dead.list(usize::MAX).unwrap_or_default() {
@@ -121,20 +128,25 @@ fn serve(broker: &Broker, book: &Arc<Book>) -> [ServiceServer; 2] {
 }
 
 fn produce(client: &ServiceClient, book: &Book, stop: &AtomicBool) {
-    let mut pending: VecDeque<(u64, PendingSend)> = VecDeque::new();
-    let settle = |(number, send): (u64, PendingSend)| match send.wait() {
-        Ok(()) => book.confirmed(number),
-        Err(_) => {
-            book.refused.fetch_add(1, Ordering::Relaxed);
+    let mut pending: VecDeque<(u64, Instant, PendingSend)> = VecDeque::new();
+    let settle = |(number, sent, send): (u64, Instant, PendingSend)| {
+        let outcome = send.wait();
+        let late = sent.elapsed().saturating_sub(SEND_TIMEOUT);
+        book.late(late, sent);
+        match outcome {
+            Ok(()) => book.confirmed(number),
+            Err(_) => {
+                book.refused.fetch_add(1, Ordering::Relaxed);
+            }
         }
     };
     while !stop.load(Ordering::SeqCst) {
-        let number = book.attempt();
+        let (number, sent) = (book.attempt(), Instant::now());
         let options = CallOptions::new()
-            .timeout(Duration::from_secs(5))
+            .timeout(SEND_TIMEOUT)
             .idempotent(number.is_multiple_of(3));
         match client.send_async_with(ORDERS, "order", &number, &options) {
-            Ok(send) => pending.push_back((number, send)),
+            Ok(send) => pending.push_back((number, sent, send)),
             Err(_) => {
                 book.refused.fetch_add(1, Ordering::Relaxed);
             }
@@ -153,8 +165,7 @@ fn call(client: &ServiceClient, book: &Book, stop: &AtomicBool, caller: u64) {
         number += 1;
         let begin = Instant::now();
         let reply: coney::Result<u64> = client.call_with(ECHO, "echo", &number, &options);
-        let took = begin.elapsed().as_micros() as u64;
-        book.latest_call.fetch_max(took, Ordering::Relaxed);
+        book.took(begin);
         match reply {
             Ok(reply) => {
                 assert_eq!(reply, number, "the reply of another call");
