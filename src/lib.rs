@@ -94,6 +94,7 @@ pub mod internals;
 pub mod message;
 mod name;
 mod proxy;
+mod running;
 mod server;
 mod topology;
 pub mod transport;

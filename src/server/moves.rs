@@ -1,10 +1,10 @@
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::error::Result;
+use crate::running::Running;
 use crate::topology::Topology;
 use crate::transport::{Broker, Confirmation, Delivery, Fate, LinkSpec, NoSink, Publication};
 
@@ -29,10 +29,7 @@ pub(super) struct Move {
 /// The thread that settles the originals of what was moved, once the broker has
 /// confirmed the copies. One for all workers, so that many can be under way and a
 /// broker that confirms slowly holds up no handler. It ends with the last worker.
-pub(super) struct Moves {
-    thread: JoinHandle<()>,
-    ended: Receiver<()>,
-}
+pub(super) struct Moves(Running);
 
 impl Moves {
     /// Starts it. The sender takes at most one move for each unsettled delivery,
@@ -45,29 +42,20 @@ impl Moves {
         stopping: Receiver<()>,
     ) -> std::io::Result<(Self, Sender<Move>)> {
         let (moves, inbox) = unbounded();
-        let (alive, ended) = bounded(0);
         let mover = Settling {
             service: service.to_owned(),
             broker,
             topology,
             stopping,
         };
-        let thread = thread::Builder::new()
-            .name(format!("coney-mover-{service}"))
-            .spawn(move || {
-                let _alive: Sender<()> = alive;
-                for next in inbox {
-                    mover.settle(next);
-                }
-            })?;
-        Ok((Self { thread, ended }, moves))
+        let settle = move || inbox.iter().for_each(|next| mover.settle(next));
+        let thread = Running::start(format!("coney-mover-{service}"), settle)?;
+        Ok((Self(thread), moves))
     }
 
     /// Waits for the thread to end, at most until `deadline`.
     pub(super) fn join(self, deadline: Instant) {
-        if self.ended.recv_deadline(deadline) != Err(RecvTimeoutError::Timeout) {
-            let _ = self.thread.join();
-        }
+        let _ = self.0.join(deadline);
     }
 }
 

@@ -85,19 +85,23 @@ const SERVER: &[&str] = &[
     "wait",
     "transport",
     "client",
+    "running",
 ];
 
 /// What each part of the crate may import from the others.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("error", &[]),
     ("deadline", &[]),
     ("wait", &[]),
+    ("running", &[]),
     ("name", &["error"]),
     ("message", &["error"]),
     ("topology", &[]),
     (
         "transport",
-        &["error", "name", "message", "topology", "deadline"],
+        &[
+            "error", "name", "message", "topology", "deadline", "running",
+        ],
     ),
     ("client", CLIENT),
     ("server", SERVER),

@@ -1,10 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use typed_arena::Arena;
 
@@ -17,12 +16,14 @@ use super::states::{ConnectionState, Listener, States};
 use super::watchdog::Watchdog;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
+use crate::running::Running;
 
 /// A session that lasted this long starts the reconnect delays anew; a shorter
 /// one may be part of a loop of losses, and the delays go on growing.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
-/// How long a failed attempt to connect waits for the listener to hear of it.
+/// How long a failed attempt to connect waits for its threads: the listener may
+/// still have to hear of it.
 const LAST_CHANGES: Duration = Duration::from_secs(1);
 
 /// The connection's I/O thread, and the state listener's, seen from outside.
@@ -45,7 +46,6 @@ impl IoHandle {
         let (states, listener) = States::start(number, listener).map_err(no_thread)?;
         let mut threads = Vec::from_iter(listener);
         let (started, first) = bounded(1);
-        let (alive, ended) = bounded(0);
         let io = IoThread {
             peer: config.peer().into(),
             config,
@@ -55,18 +55,12 @@ impl IoHandle {
             states,
             sessions: 0,
         };
-        let thread = thread::Builder::new()
-            .name(format!("coney-io-{number}"))
-            .spawn(move || {
-                let _alive: Sender<()> = alive;
-                io.run(&started);
-            })
-            .map_err(no_thread)?;
+        let run = move || io.run(&started);
+        threads.push(Running::start(format!("coney-io-{number}"), run).map_err(no_thread)?);
         // The thread answers within the connect timeout, or as long as it may
         // go on trying.
         let failed = match first.recv() {
             Ok(Ok(())) => {
-                threads.push(Running { thread, ended });
                 return Ok(Self {
                     threads: Mutex::new(threads),
                     kill,
@@ -75,9 +69,9 @@ impl IoHandle {
             Ok(Err(error)) => error,
             Err(_) => Error::new(ErrorKind::Connect, "the connection's thread has died"),
         };
-        let _ = thread.join();
-        for listener in threads {
-            let _ = listener.join(deadline::after(LAST_CHANGES));
+        let soon = deadline::after(LAST_CHANGES);
+        for thread in threads.into_iter().rev() {
+            let _ = thread.join(soon);
         }
         Err(failed)
     }
@@ -85,7 +79,9 @@ impl IoHandle {
     /// Waits for the threads to end; false if they have not by `deadline`, in
     /// which case the socket is cut and they end by themselves.
     pub(super) fn join(&self, deadline: Instant) -> bool {
-        let mut threads = self.threads.lock();
+        let Some(mut threads) = self.threads.try_lock_until(deadline) else {
+            return false; // somebody else waits for them
+        };
         while let Some(thread) = threads.pop() {
             if let Err(running) = thread.join(deadline) {
                 (self.kill)();
@@ -94,27 +90,6 @@ impl IoHandle {
             }
         }
         true
-    }
-}
-
-/// A thread, and a receiver that disconnects when it ends.
-pub(super) struct Running {
-    pub(super) thread: JoinHandle<()>,
-    pub(super) ended: Receiver<()>,
-}
-
-impl Running {
-    /// Waits for it to end; hands it back if it has not by `deadline`. Does not
-    /// wait for the thread it is called on.
-    fn join(self, deadline: Instant) -> std::result::Result<(), Self> {
-        if self.thread.thread().id() == thread::current().id() {
-            return Ok(());
-        }
-        if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
-            return Err(self);
-        }
-        let _ = self.thread.join();
-        Ok(())
     }
 }
 

@@ -1,9 +1,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::io_thread::Running;
+use crate::running::Running;
 
 /// How many changes wait for a listener that blocks; later ones are dropped.
 const WAITING: usize = 1_024;
@@ -45,16 +44,11 @@ impl States {
         let Some(listener) = listener else {
             return Ok((Self { changes: None }, None));
         };
-        let (alive, ended) = bounded(0);
         let (changes, inbox) = bounded(WAITING);
-        let thread = thread::Builder::new()
-            .name(format!("coney-state-{number}"))
-            .spawn(move || {
-                let _alive: Sender<()> = alive;
-                listen(&inbox, &listener);
-            })?;
+        let listen = move || listen(&inbox, &listener);
+        let thread = Running::start(format!("coney-state-{number}"), listen)?;
         let changes = Some(changes);
-        Ok((Self { changes }, Some(Running { thread, ended })))
+        Ok((Self { changes }, Some(thread)))
     }
 
     /// Never blocks.

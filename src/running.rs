@@ -1,0 +1,60 @@
+//! A thread that can be waited for with a deadline.
+
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+pub(crate) struct Running {
+    thread: JoinHandle<()>,
+    /// Disconnects when it ends.
+    ended: Receiver<()>,
+}
+
+impl Running {
+    /// Starts a thread of this name, which begins with `coney-`.
+    pub(crate) fn start(name: String, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let (alive, ended) = bounded(0);
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            let _alive: Sender<()> = alive;
+            run();
+        })?;
+        Ok(Self { thread, ended })
+    }
+
+    /// Waits for it to end; hands it back if it has not by `deadline`. Does not
+    /// wait for the thread it is called on.
+    pub(crate) fn join(self, deadline: Instant) -> Result<(), Self> {
+        if self.thread.thread().id() == thread::current().id() {
+            return Ok(());
+        }
+        if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+            return Err(self);
+        }
+        let _ = self.thread.join();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn is_waited_for_no_longer_than_asked() {
+        let (release, gate) = bounded::<()>(0);
+        let wait = move || assert!(gate.recv().is_err());
+        let running = Running::start("coney-test".to_owned(), wait).unwrap();
+        let Err(running) = running.join(Instant::now()) else {
+            panic!("it still runs");
+        };
+        drop(release);
+        assert!(
+            running
+                .join(Instant::now() + Duration::from_secs(60))
+                .is_ok()
+        );
+    }
+}
