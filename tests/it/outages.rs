@@ -244,6 +244,15 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
     let (other_server, _other_starts) = nap_server(&other, &unique("nap"));
 
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    // More than the sockets take, so that TCP too waits for longer than it likes.
+    let large = "x".repeat(1 << 20);
+    let large: Vec<_> = (0..20)
+        .map(|_| {
+            client
+                .send_async_with(&service, "nap", &large, &within(PATIENCE))
+                .unwrap()
+        })
+        .collect();
     let timeout = 200 * MS;
     let call = in_time(timeout, "the first call in an alarm", || {
         client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
@@ -271,6 +280,9 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
     let _ = in_time(timeout, "closing", || other.close(timeout));
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
     waiting.wait().unwrap();
+    for send in large {
+        send.wait().expect("the connection has outlasted the alarm");
+    }
     wait_for(&states, |state| *state == ConnectionState::Unblocked);
     assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
 }
