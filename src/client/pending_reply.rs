@@ -44,7 +44,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::call`].
+    /// As [`ServiceClient::call`](crate::ServiceClient::call).
     pub fn wait(mut self) -> Result<T> {
         self.wait_until(self.sent.ticket.deadline())
             .unwrap_or_else(|| self.end_at_deadline())
@@ -55,7 +55,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::call`]; and [`ErrorKind::Closed`] after the outcome
+    /// As [`ServiceClient::call`](crate::ServiceClient::call); and [`ErrorKind::Closed`] after the outcome
     /// has been taken.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<T>> {
         self.wait_until(deadline::after(timeout).min(self.sent.ticket.deadline()))

@@ -28,7 +28,7 @@ impl PendingSend {
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::send`].
+    /// As [`ServiceClient::send`](crate::ServiceClient::send).
     pub fn wait(self) -> Result<()> {
         self.wait_until(self.ticket.deadline())
             .unwrap_or_else(|| self.timed_out())
@@ -40,7 +40,7 @@ impl PendingSend {
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::send`].
+    /// As [`ServiceClient::send`](crate::ServiceClient::send).
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
         self.wait_until(deadline::after(timeout).min(self.ticket.deadline()))
             .or_else(|| (Instant::now() >= self.ticket.deadline()).then(|| self.timed_out()))
@@ -50,7 +50,7 @@ impl PendingSend {
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::send`].
+    /// As [`ServiceClient::send`](crate::ServiceClient::send).
     pub fn try_wait(&self) -> Option<Result<()>> {
         self.wait_timeout(Duration::ZERO)
     }
