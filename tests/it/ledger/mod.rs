@@ -34,7 +34,9 @@ fn run(length: Duration, is_soak: bool) {
         Ok(seed) => seed.parse().expect("LEDGER_SEED is a number"),
         Err(_) => fastrand::u64(..),
     };
-    let _ = env_logger::try_init(); // RUST_LOG=coney=warn tells the story
+    // RUST_LOG=coney=warn tells the story.
+    let quiet = env_logger::Env::default().default_filter_or("off");
+    let _ = env_logger::Builder::from_env(quiet).try_init();
     println!("LEDGER_SEED={seed}");
     let start = Instant::now();
     stall_since(start);
