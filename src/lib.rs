@@ -42,7 +42,8 @@
 //! | method | [`call`](ServiceClient::call), [`call_async`](ServiceClient::call_async) | [`send`](ServiceClient::send), [`send_async`](ServiceClient::send_async) |
 //! | returns when | the reply is here | the broker has it on disk |
 //! | nobody serves it by its deadline | it expires | it waits |
-//! | the handler fails | the caller gets the error | it is tried again, five times by default, then kept among the [`DeadLetters`] |
+//! | the handler fails | the caller gets the error | it is tried again, four times by default, then kept among the [`DeadLetters`] |
+//! | it cannot be read, or there is no handler | the caller gets the error, and it is kept | it is kept |
 //! | the connection is lost before it is sent | it waits for the next one | it waits for the next one |
 //! | the connection is lost after that | [`ErrorKind::ConnectionLost`], or it is sent again if it is [idempotent](CallOptions::idempotent) | the same |
 //! | the worker dies over it | another gets it; after five deaths it is kept among the dead letters | the same |

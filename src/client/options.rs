@@ -31,6 +31,7 @@ pub struct CallOptions {
     pub(super) timeout: Option<Duration>,
     pub(super) persistent: Option<bool>,
     pub(super) idempotent: bool,
+    pub(super) message_id: Option<String>,
     headers: Vec<(String, String)>,
 }
 
@@ -59,6 +60,14 @@ impl CallOptions {
     /// asynchronous call, as the wire contract has it.
     pub fn persistent(mut self, persistent: bool) -> Self {
         self.persistent = Some(persistent);
+        self
+    }
+
+    /// The request's message id, at most 255 bytes, by which a server
+    /// [that remembers](crate::ServiceServerBuilder::deduplicate) knows a repeated one: for
+    /// sending again oneself what may or may not have arrived. Default: a new one.
+    pub fn message_id(mut self, id: impl Into<String>) -> Self {
+        self.message_id = Some(id.into());
         self
     }
 

@@ -79,7 +79,7 @@ impl Target<'_> {
         Error::new(
             ErrorKind::NoRoute,
             format!(
-                "cannot call {service}.{action}: no such service has ever run on {peer} (no \
+                "{service}.{action} has nowhere to go: no such service has ever run on {peer} (no \
                  queue {}; {reason})",
                 topology::request_queue(service)
             ),

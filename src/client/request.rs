@@ -9,7 +9,7 @@ use super::{CallOptions, ServiceClient};
 use crate::deadline;
 use crate::error::Result;
 use crate::message::{CorrelationId, ServiceMessage};
-use crate::name::{check_action, check_service};
+use crate::name::{check_action, check_service, check_short_string};
 use crate::topology::{self, SERVICE_EXCHANGE};
 use crate::transport::{Properties, Publication, Ticket};
 
@@ -40,7 +40,7 @@ impl ServiceClient {
         let deadline = deadline::after(timeout);
         let id = CorrelationId::random();
         let correlation_id = id.to_text();
-        let message = ServiceMessage {
+        let mut message = ServiceMessage {
             headers: options.wire_headers(timeout, kind),
             ..ServiceMessage::with_correlation_id(
                 correlation_id.as_str(),
@@ -50,6 +50,10 @@ impl ServiceClient {
                 request,
             )
         };
+        if let Some(id) = &options.message_id {
+            check_short_string("message id", id)?;
+            message.message_id = id.as_str().into();
+        }
         let body = match kind {
             Kind::Command => message.encode().map(Into::into),
             Kind::Call | Kind::AsyncCall => message.encode_awaiting_reply_queue(),

@@ -1,8 +1,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, ErrorKind, Result};
 use crate::message::ServiceMessage;
-use crate::transport::death::{ATTEMPTS, Death, FIRST_ERROR, LAST_ERROR, REDELIVERIES};
+use crate::transport::death::{ATTEMPTS, Death, FIRST_ERROR, LAST_ERROR, REDELIVERIES, REPLAYED};
 use crate::transport::{Message, Properties};
 
 /// A message that failed for good, and what is known about its end: see
@@ -92,7 +95,24 @@ impl DeadLetter {
         self.envelope.action.as_deref()
     }
 
-    /// The body, as it came.
+    /// The payload, decoded into `T`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Decode`](crate::ErrorKind::Decode) if the body is no envelope, or
+    /// its payload no `T`.
+    pub fn payload<T: DeserializeOwned>(&self) -> Result<T> {
+        let envelope = ServiceMessage::decode(&self.message.body)?;
+        envelope.payload.decode().map_err(|fault| {
+            Error::new(
+                ErrorKind::Decode,
+                format!("the payload of a dead letter cannot be read: {fault}"),
+            )
+        })
+    }
+
+    /// The body, as it came: as a rule an envelope, see
+    /// [`ServiceMessage`](crate::message::ServiceMessage).
     pub fn body(&self) -> &[u8] {
         &self.message.body
     }
@@ -102,7 +122,8 @@ impl DeadLetter {
         &self.message.properties
     }
 
-    /// The properties without a trace of what has happened to it.
+    /// The properties without a trace of what has happened to it, but that it is
+    /// replayed.
     pub(super) fn properties_as_new(&self) -> Properties {
         let mut properties = self.message.properties.clone();
         let headers = &mut properties.headers;
@@ -110,6 +131,7 @@ impl DeadLetter {
         for name in [ATTEMPTS, REDELIVERIES, FIRST_ERROR, LAST_ERROR] {
             headers.remove(name);
         }
+        headers.insert(REPLAYED, 1);
         properties
     }
 }

@@ -24,8 +24,9 @@ const MOST_HELD: usize = 100_000;
 ///
 /// A message gets there when its handler has failed on every attempt or said
 /// that there is no point in another, when it cannot be decoded, when there is
-/// no handler for it, or when its workers died on it. It keeps its body and its
-/// properties; what is known about its end is in the [`DeadLetter`].
+/// no handler for it, or when its workers died on it. Of calls, which are not
+/// tried again, the last three are kept too, besides the error their callers get. A
+/// letter keeps its body and its properties; what is known about its end is in the [`DeadLetter`].
 ///
 /// The letters stay in their queue, in order, unless they are replayed or purged.
 /// While one of these methods runs, it holds the letters it has passed, and
@@ -45,11 +46,14 @@ const MOST_HELD: usize = 100_000;
 /// ServiceClient::new(&broker, "shop")?.send("mailer", "mail", "张三")?;
 ///
 /// let dead = DeadLetters::open(&broker)?;
-/// # let patience = Instant::now() + Duration::from_secs(10);
-/// # while dead.list(1)?.is_empty() && Instant::now() < patience {}
+/// let patience = Instant::now() + Duration::from_secs(10);
+/// while dead.list(1)?.is_empty() && Instant::now() < patience {
+///     std::thread::sleep(Duration::from_millis(10)); // the handler runs meanwhile
+/// }
 /// let letter = dead.list(10)?.remove(0);
 /// assert_eq!(letter.queue(), "service.mailer.request");
 /// assert_eq!(letter.last_error(), Some("no such user"));
+/// assert_eq!(letter.payload::<String>()?, "张三");
 /// assert_eq!(dead.purge(|letter| letter.action() == Some("mail"))?, 1);
 /// # Ok::<(), coney::Error>(())
 /// ```
@@ -136,7 +140,9 @@ impl DeadLetters {
 
     /// Sends the letters that `filter` picks back to the queues they were taken
     /// from, at most `per_second` a second, for all their attempts anew. A letter
-    /// goes from here only when the broker has confirmed that it is there.
+    /// goes from here only when the broker has confirmed that it is there. What was a
+    /// call is carried out like a command: its caller waits no more. What fails again
+    /// comes back here.
     ///
     /// Blocks until all are sent. Letters that are not picked are held meanwhile, and
     /// RabbitMQ by default closes a channel that holds a message for 30 minutes: replay

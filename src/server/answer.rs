@@ -1,5 +1,6 @@
 use crate::message::{Reply, ServiceMessage};
 use crate::topology;
+use crate::transport::death::REPLAYED;
 use crate::transport::{Delivery, Properties, Publication};
 
 /// Where the answer to a request goes, if one is wanted.
@@ -15,6 +16,7 @@ impl Answer {
     pub(super) fn to(message: &ServiceMessage<'_>, delivery: &Delivery) -> Self {
         let properties = &delivery.message().properties;
         let reply_to = match &message.reply_to {
+            _ if properties.headers.get(REPLAYED).is_some() => None,
             Some(queue) => Some(queue.clone().into_owned()),
             None => properties.reply_to.clone(),
         };

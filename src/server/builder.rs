@@ -174,7 +174,9 @@ impl ServiceServerBuilder {
 
     /// Runs a request whose message id has been handled before, in the last
     /// `ttl`, no second time: it gets the reply of the first. A repeated command
-    /// is acknowledged. What failed may be repeated, except that a call gets the
+    /// is acknowledged. Repeated are what is delivered again, what the client sent again
+    /// because it is [idempotent](crate::CallOptions::idempotent), and what its sender gave
+    /// the same [`message_id`](crate::CallOptions::message_id). What failed may be repeated, except that a call gets the
     /// error it got. Default: every request is run.
     pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
         self.deduplication = Some((store, ttl));

@@ -90,13 +90,14 @@ impl Dispatch {
         let deadline = message
             .headers
             .get::<u64>(DEADLINE_HEADER)
+            .filter(|_| answer.is_wanted())
             .map(|at| deadline::after(deadline::until_unix_millis(at)));
         let redelivered = self.mover.was_redelivered(delivery);
         let attempt = u32::try_from(self.mover.failed_attempts(delivery) + 1).unwrap_or(u32::MAX);
         let context = Context::new(message, redelivered, attempt, deadline, &self.nested);
         // Nobody waits for it any more, unless the two clocks disagree; then
         // the answer says so.
-        if answer.is_wanted() && context.remaining() == Some(Duration::ZERO) {
+        if context.remaining() == Some(Duration::ZERO) {
             let fault = format!(
                 "{} was not started: its caller's deadline has passed by the clock of {}",
                 message.action, self.service

@@ -8,6 +8,8 @@ use super::{HeaderTable, HeaderValue};
 pub(crate) const ATTEMPTS: &str = "x-attempts";
 /// How often the message came back because its worker had gone.
 pub(crate) const REDELIVERIES: &str = "x-redeliveries";
+/// It was a dead letter: whoever sent it waits no more.
+pub(crate) const REPLAYED: &str = "x-replayed";
 pub(crate) const FIRST_ERROR: &str = "x-first-error";
 pub(crate) const LAST_ERROR: &str = "x-last-error";
 

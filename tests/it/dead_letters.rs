@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use coney::{Broker, DeadLetters, ErrorKind, HandlerError, Replayed, ServiceServer};
+use coney::{Broker, CallOptions, DeadLetters, ErrorKind, HandlerError, Replayed, ServiceServer};
 use crossbeam_channel::{Receiver, unbounded};
 
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
@@ -13,6 +13,7 @@ on_both!(
     letters_stay_in_order_until_they_are_purged,
     a_replayed_letter_has_all_its_attempts_anew,
     replaying_keeps_its_pace_and_its_filter,
+    a_replayed_call_is_carried_out_however_late,
     a_letter_whose_queue_is_gone_stays,
     a_rate_of_zero_is_refused,
 );
@@ -51,11 +52,7 @@ fn send(broker: &Broker, service: &str, count: u32) {
 fn numbers(dead: &DeadLetters, queue: &str) -> Vec<u32> {
     let letters = dead.list(usize::MAX).unwrap();
     let ours = letters.iter().filter(|letter| letter.queue() == queue);
-    ours.map(|letter| {
-        let envelope = coney::message::ServiceMessage::decode(letter.body()).unwrap();
-        envelope.payload.decode().unwrap()
-    })
-    .collect()
+    ours.map(|letter| letter.payload().unwrap()).collect()
 }
 
 fn letters_stay_in_order_until_they_are_purged(broker: &Broker) {
@@ -148,6 +145,33 @@ fn replaying_keeps_its_pace_and_its_filter(broker: &Broker) {
     }
     eventually("two are left", || numbers(&dead, &queue).len() == 2);
     dead.purge(|letter| letter.queue() == queue).unwrap();
+}
+
+fn a_replayed_call_is_carried_out_however_late(broker: &Broker) {
+    let service = unique("work");
+    let queue = format!("service.{service}.request");
+    let nothing = ServiceServer::builder(broker, &service).start().unwrap();
+    let timeout = Duration::from_millis(500);
+    let options = CallOptions::new().timeout(timeout).message_id("call-17");
+    let client = client(broker);
+    let error = client
+        .call_with::<_, u32>(&service, "work", &17, &options)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownAction);
+    let dead = DeadLetters::open(broker).unwrap();
+    eventually("it is kept", || numbers(&dead, &queue) == [17]);
+    drop(nothing);
+    std::thread::sleep(timeout);
+    let (_server, works, runs) = broken(broker, &service);
+    works.store(true, Ordering::SeqCst);
+    eventually("it is replayed", || {
+        let replayed = dead
+            .replay(|letter| letter.queue() == queue, 1_000)
+            .unwrap();
+        replayed.sent == 1
+    });
+    assert_eq!(runs.recv_timeout(PATIENCE), Ok(17));
+    assert_eq!(client.unclaimed_replies(), 0);
 }
 
 fn a_letter_whose_queue_is_gone_stays(broker: &Broker) {
