@@ -13,7 +13,7 @@ use crate::transport::{Broker, LinkSpec, Sink};
 /// Options for a [`ServiceClient`]; made by [`ServiceClient::builder`].
 ///
 /// ```
-/// use std::time::{Duration, Instant};
+/// use std::time::Duration;
 /// use coney::{Broker, ServiceClient};
 ///
 /// let client = ServiceClient::builder(&Broker::memory(), "order-service")

@@ -7,6 +7,7 @@ mod commands;
 mod connecting;
 mod contract;
 mod dead_letters;
+mod deduplication;
 mod examples;
 mod faults;
 mod hostile;
