@@ -196,6 +196,12 @@ fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
     let client = client(&broker);
     proxy.both(Mode::Swallow);
     proxy.cut();
+    // Until the I/O thread has noticed, calls still go out, and are lost.
+    let hurry = CallOptions::new().timeout(Duration::from_millis(20));
+    eventually("nothing is sent any more", || {
+        let error = client.call_with::<_, ()>("any", "any", &(), &hurry);
+        error.unwrap_err().phase() == Some(Phase::Send)
+    });
     let timeout = Duration::from_millis(500);
     let options = CallOptions::new().timeout(timeout);
     thread::scope(|scope| {
