@@ -6,9 +6,9 @@
 //! queue, and over RabbitMQ (AMQP_URL, or a private one it starts), where it does
 //! not. Prints one JSON object per line. Linux only: it reads /proc.
 
-#[path = "../tests/it/support/rabbitmq.rs"]
+#[path = "../tests/it/support/server.rs"]
 #[allow(dead_code)] // the tests restart theirs
-mod rabbitmq;
+mod server;
 
 use std::process::Command;
 use std::time::Duration;
@@ -27,7 +27,7 @@ fn main() {
     let url = match std::env::var("AMQP_URL") {
         Ok(url) => url,
         Err(_) => {
-            own_broker = rabbitmq::RabbitMq::start();
+            own_broker = server::Server::rabbitmq();
             own_broker.url().to_owned()
         }
     };

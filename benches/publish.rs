@@ -12,8 +12,8 @@
 
 #[path = "support/bare_connection.rs"]
 mod bare_connection;
-#[path = "../tests/it/support/rabbitmq.rs"]
-mod rabbitmq;
+#[path = "../tests/it/support/server.rs"]
+mod server;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use amiquip::{AmqpProperties, Channel, Confirm, Connection, Publish};
 use clap::Parser;
 use coney::{Broker, PendingSend, ServiceClient, ServiceServer};
 
-use crate::rabbitmq::RabbitMq;
+use crate::server::Server;
 
 #[derive(Parser)]
 struct Options {
@@ -48,7 +48,7 @@ fn main() {
     let url = match std::env::var("AMQP_URL") {
         Ok(url) => url,
         Err(_) => {
-            own_broker = RabbitMq::start();
+            own_broker = Server::rabbitmq();
             own_broker.url().to_owned()
         }
     };

@@ -6,8 +6,8 @@
 //! takes connections to the reply of a call that has waited for it, with the
 //! reconnect delays at their default minimum. Prints each, and the median.
 
-#[path = "../tests/it/support/rabbitmq.rs"]
-mod rabbitmq;
+#[path = "../tests/it/support/server.rs"]
+mod server;
 
 use std::net::TcpStream;
 use std::thread;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use coney::{Broker, CallOptions, ServiceClient, ServiceServer};
 
-use crate::rabbitmq::RabbitMq;
+use crate::server::Server;
 
 #[derive(Parser)]
 struct Options {
@@ -33,7 +33,7 @@ const DELAY: Duration = Duration::from_millis(200);
 
 fn main() {
     let options = Options::parse();
-    let mut rabbit = RabbitMq::start();
+    let mut rabbit = Server::rabbitmq();
     let address = rabbit.url().rsplit_once('@').expect("a login").1.to_owned();
     let broker = Broker::builder(rabbit.url())
         .reconnect_delays(DELAY, DELAY)

@@ -40,6 +40,9 @@ pub enum ErrorKind {
     /// (Once a server has run, its queue stays; calls then wait for the next
     /// server and time out.) Nothing ran; retrying is safe.
     NoRoute,
+    /// The registry knows no live and healthy instance of that service. Nothing was
+    /// sent; retrying is safe.
+    NoInstance,
     /// The connection was closed, or given up, before the request was sent.
     /// Nothing ran; retrying, over another connection, is safe.
     NotSent,
@@ -71,6 +74,9 @@ pub enum ErrorKind {
     /// The broker refused an operation, for example declaring a queue that
     /// exists with other properties, or taking a command into a queue that is full.
     Broker,
+    /// The registry's store did not do what it was asked to: it cannot be reached, or
+    /// it refuses.
+    Registry,
     /// The broker, client or server has been closed.
     Closed,
 }
@@ -103,7 +109,10 @@ impl Error {
     /// succeed later: sending it again cannot make it run twice.
     pub fn is_safe_to_retry(&self) -> bool {
         match self.0.kind {
-            ErrorKind::NoRoute | ErrorKind::NotSent | ErrorKind::Rejected => true,
+            ErrorKind::NoRoute
+            | ErrorKind::NoInstance
+            | ErrorKind::NotSent
+            | ErrorKind::Rejected => true,
             ErrorKind::TimedOut => self.0.phase == Some(Phase::Send),
             _ => false,
         }

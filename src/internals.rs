@@ -35,6 +35,7 @@ impl PendingTable {
             ticket: Arc::new(Ticket::until(Instant::now())),
             waiter: Waiter::Thread(bounded(1).0),
             again: None,
+            balanced: None,
         };
         let inserted = self.0.insert(id, call);
         debug_assert!(inserted.is_ok());

@@ -95,7 +95,11 @@ pub mod internals;
 pub mod message;
 mod name;
 mod proxy;
+mod redis;
+mod registry;
+mod resolve;
 mod running;
+mod secret;
 mod server;
 mod topology;
 pub mod transport;
@@ -105,6 +109,11 @@ pub use client::{CallOptions, PendingReply, PendingSend, ServiceClient, ServiceC
 pub use dead_letters::{DeadLetter, DeadLetters, Replayed};
 pub use error::{Error, ErrorKind, Phase, Result};
 pub use proxy::{ServiceProxy, ServiceProxyFactory, action_name};
+pub use redis::{Redis, RedisBuilder, RedisRegistry, RedisReplyStore};
+pub use registry::{
+    Balancer, Beat, Candidate, Instance, Lookup, MemoryRegistry, Pick, Registration,
+    RegistrationState, Registry, RegistryBuilder, ServiceRegistry, balance,
+};
 pub use server::{
     Claim, Context, HandlerError, MemoryReplyStore, ReplyStore, ServiceServer,
     ServiceServerBuilder, StoreError,

@@ -180,6 +180,16 @@ pub(crate) fn request_queue(service: &str) -> String {
     format!("service.{service}.request")
 }
 
+/// The queue of one instance of a service, for the calls addressed to it.
+pub(crate) fn instance_queue(service: &str, id: &str) -> String {
+    format!("service.{service}.instance.{id}")
+}
+
+/// What an instance gives back goes to the queue it shares with the others.
+pub(crate) fn instance_queue_options(service: &str) -> QueueOptions {
+    QueueOptions::new().dead_letter_to("", request_queue(service))
+}
+
 /// Where requests of a service wait for their next attempt, for `delay`. The
 /// delay is in the name because a queue's arguments cannot be changed.
 pub(crate) fn retry_queue(service: &str, delay: Duration) -> String {
@@ -198,8 +208,10 @@ pub(crate) const DEAD_QUEUE: &str = "dead.letter";
 /// name there ends the channel it is published on, before the request that asked for
 /// it can be acknowledged.
 pub(crate) fn may_take_replies(queue: &str) -> bool {
-    let ours =
-        queue.starts_with("service.") && (queue.ends_with(".request") || queue.contains(".retry."));
+    let ours = queue.starts_with("service.")
+        && (queue.ends_with(".request")
+            || queue.contains(".retry.")
+            || queue.contains(".instance."));
     !ours && queue != DEAD_QUEUE && !queue.starts_with("amq.rabbitmq.")
 }
 
@@ -262,6 +274,7 @@ mod tests {
         let retry = retry_queue("user-service", Duration::from_secs(1));
         assert!(!may_take_replies(&retry), "{retry}");
         assert!(!may_take_replies(DEAD_QUEUE));
+        assert!(!may_take_replies(&instance_queue("user-service", "i1")));
         assert!(!may_take_replies("amq.rabbitmq.reply-to.x.y"));
         assert!(may_take_replies("amq.gen-J7nq"));
         assert!(may_take_replies("replies.of.the.order-service"));

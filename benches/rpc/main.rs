@@ -14,15 +14,15 @@ mod scenario;
 
 #[path = "../support/bare_connection.rs"]
 mod bare_connection;
-#[path = "../../tests/it/support/rabbitmq.rs"]
-mod rabbitmq;
+#[path = "../../tests/it/support/server.rs"]
+mod server;
 
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
 use crate::measure::{Report, measure};
-use crate::rabbitmq::RabbitMq;
+use crate::server::Server;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Scenario {
@@ -71,7 +71,7 @@ fn main() {
             (Transport::Memory, _) => String::new(),
             (Transport::Amqp, Ok(url)) => url,
             (Transport::Amqp, Err(_)) => {
-                own_broker = RabbitMq::start();
+                own_broker = Server::rabbitmq();
                 own_broker.url().to_owned()
             }
         };

@@ -1,12 +1,15 @@
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::discovery::Discovery;
 use super::router::Router;
 use super::{Inner, ServiceClient};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_service;
+use crate::registry::{Balancer, Registry};
 use crate::topology;
 use crate::transport::{Broker, LinkSpec, Sink};
 
@@ -23,12 +26,14 @@ use crate::transport::{Broker, LinkSpec, Sink};
 /// # let _ = client;
 /// # Ok::<(), coney::Error>(())
 /// ```
-#[derive(Debug)]
 pub struct ServiceClientBuilder {
     broker: Broker,
     name: String,
     timeout: Duration,
     max_in_flight: usize,
+    registry: Option<Registry>,
+    require_instance: bool,
+    balancer: Option<Box<dyn Balancer>>,
 }
 
 impl ServiceClientBuilder {
@@ -38,6 +43,9 @@ impl ServiceClientBuilder {
             name: name.to_owned(),
             timeout: Duration::from_secs(5),
             max_in_flight: 65_536,
+            registry: None,
+            require_instance: true,
+            balancer: None,
         }
     }
 
@@ -53,6 +61,45 @@ impl ServiceClientBuilder {
     /// under 2 KiB each.
     pub fn max_in_flight(mut self, calls: usize) -> Self {
         self.max_in_flight = calls;
+        self
+    }
+
+    /// Where to look services up. A call to a service that has no live and healthy instance then
+    /// fails at once, with [`ErrorKind::NoInstance`], instead of waiting for one until
+    /// its deadline. While the registry cannot be asked, calls are sent as without it.
+    /// Commands are sent whoever is there. Default: none.
+    ///
+    /// The first call to a service blocks until the registry has answered, at most its
+    /// look-up timeout and the call's deadline.
+    ///
+    /// ```
+    /// # use coney::{Broker, ErrorKind, Registry, ServiceClient};
+    /// let client = ServiceClient::builder(&Broker::memory(), "order-service")
+    ///     .registry(&Registry::memory())
+    ///     .build()?;
+    /// let error = client.call::<_, ()>("user-service", "get_user", &7).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::NoInstance);
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.registry = Some(registry.clone());
+        self
+    }
+
+    /// Whether a call to a service without a live and healthy instance fails at once.
+    /// Default: true, with a [`registry`](ServiceClientBuilder::registry).
+    pub fn require_instance(mut self, required: bool) -> Self {
+        self.require_instance = required;
+        self
+    }
+
+    /// Which instance gets a call, of those in the
+    /// [`registry`](ServiceClientBuilder::registry). One that has gone meanwhile is passed over, and
+    /// the call goes to whoever is free; so does a call to a service whose instances
+    /// cannot be addressed. Default: none, every call goes to whoever is free, which
+    /// balances by itself, as an instance takes no more than it can hold.
+    pub fn balancer(mut self, balancer: impl Balancer + 'static) -> Self {
+        self.balancer = Some(Box::new(balancer));
         self
     }
 
@@ -75,6 +122,20 @@ impl ServiceClientBuilder {
                 "a client that may have no call in flight can make none",
             ));
         }
+        let discovery = match (self.registry, self.balancer) {
+            (Some(registry), balancer) => Some(Discovery {
+                registry,
+                require_instance: self.require_instance,
+                balancer,
+            }),
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(Error::new(
+                    ErrorKind::InvalidConfig,
+                    format!("the client of {} has a balancer and no registry", self.name),
+                ));
+            }
+        };
         let router = Arc::new(Router::new(self.max_in_flight));
         let sink = Arc::clone(&router) as Arc<dyn Sink>;
         let spec = LinkSpec::new(topology::for_requests()).reply_queue();
@@ -87,8 +148,20 @@ impl ServiceClientBuilder {
                 broker: self.broker,
                 wire,
                 router,
+                discovery,
                 callbacks: Mutex::new(None),
             }),
         })
+    }
+}
+
+impl fmt::Debug for ServiceClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceClientBuilder")
+            .field("name", &self.name)
+            .field("timeout", &self.timeout)
+            .field("max_in_flight", &self.max_in_flight)
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
     }
 }

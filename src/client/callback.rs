@@ -93,7 +93,7 @@ fn run(inbox: &Receiver<Event>, events: &Sender<Event>, router: &Router) {
             (Ok(Event::Done { id, outcome }), _) => (id, Some(outcome)),
             (Err(RecvTimeoutError::Timeout), Some((deadline, id))) => {
                 deadlines.remove(&(deadline, id));
-                if !router.forget(id) {
+                if !router.give_up(id) {
                     continue; // its outcome is on its way
                 }
                 (id, None)

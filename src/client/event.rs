@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
@@ -8,8 +8,16 @@ use crate::message::CorrelationId;
 /// How a call ended.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    Reply(Vec<u8>),
-    NoRoute(String),
+    Reply {
+        body: Vec<u8>,
+        /// How long it took, if somebody wants to know.
+        after: Option<Duration>,
+    },
+    NoRoute {
+        reason: String,
+        /// The queue, if it was for one in particular.
+        queue: Option<String>,
+    },
     Lost(Arc<str>),
     /// Closed before the request was sent.
     NotSent(Arc<str>),

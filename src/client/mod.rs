@@ -2,6 +2,7 @@
 
 mod builder;
 mod callback;
+mod discovery;
 mod event;
 mod options;
 mod outcome;
@@ -23,6 +24,7 @@ use serde::de::DeserializeOwned;
 
 pub use self::builder::ServiceClientBuilder;
 use self::callback::CallbackThread;
+use self::discovery::Discovery;
 use self::event::{Event, Outcome};
 pub use self::options::CallOptions;
 use self::options::Kind;
@@ -68,6 +70,7 @@ struct Inner {
     broker: Broker,
     wire: Arc<dyn Wire>,
     router: Arc<Router>,
+    discovery: Option<Discovery>,
     callbacks: Mutex<Option<CallbackThread>>,
 }
 
@@ -86,7 +89,7 @@ impl Sent {
     /// Ends the wait at the deadline: `None`, unless the outcome was decided
     /// at the last moment.
     fn give_up(&self, router: &Router) -> Option<Outcome> {
-        if router.forget(self.id) {
+        if router.give_up(self.id) {
             None
         } else {
             Some(decided(&self.outcome))
@@ -176,7 +179,7 @@ impl ServiceClient {
         let awake = self.inner.broker.awake();
         let outcome = wait::recv(&sent.outcome, Some(sent.ticket.deadline()), awake);
         match outcome.or_else(|| sent.give_up(&self.inner.router)) {
-            Some(outcome) => target.result(outcome, self.inner.peer()),
+            Some(outcome) => self.inner.result(target, outcome),
             None => Err(target.timed_out(&sent.ticket, sent.timeout, self.inner.peer())),
         }
     }
@@ -288,18 +291,20 @@ impl ServiceClient {
         options: &CallOptions,
         kind: Kind,
     ) -> Result<Sent> {
+        let limit = self.begin(target, options)?;
+        let route = self.inner.route(target, options, limit.deadline)?;
         let Request {
             id,
             ticket,
-            deadline,
-            timeout,
-            publication,
-        } = self.request(target, request, options, kind)?;
+            mut publication,
+        } = self.request(target, request, options, kind, limit)?;
+        let balanced = route.apply(&mut publication);
         let (slot, outcome) = bounded(1);
         let call = PendingCall {
             ticket: Arc::clone(&ticket),
             waiter: Waiter::Thread(slot),
             again: options.idempotent.then(|| Box::new(publication.clone())),
+            balanced: balanced.map(Box::new),
         };
         self.inner
             .router
@@ -308,7 +313,7 @@ impl ServiceClient {
                 Refusal::Closed(cause) => target.closed(&cause),
                 Refusal::Full(max) => target.too_many_in_flight(max),
             })?;
-        if let Err(error) = self.inner.wire.publish(publication, None, deadline) {
+        if let Err(error) = self.inner.wire.publish(publication, None, limit.deadline) {
             self.inner.router.forget(id);
             return Err(target.not_sent(error));
         }
@@ -316,12 +321,18 @@ impl ServiceClient {
             id,
             ticket,
             outcome,
-            timeout,
+            timeout: limit.timeout,
         })
     }
 }
 
 impl Inner {
+    /// What the caller gets, and what the balancer learns.
+    fn result<T: DeserializeOwned>(&self, target: Target<'_>, outcome: Outcome) -> Result<T> {
+        self.credit(target, &outcome);
+        target.result(outcome, self.peer())
+    }
+
     fn peer(&self) -> &str {
         self.broker.peer()
     }

@@ -32,6 +32,8 @@ pub struct CallOptions {
     pub(super) persistent: Option<bool>,
     pub(super) idempotent: bool,
     pub(super) message_id: Option<String>,
+    pub(super) instance: Option<String>,
+    pub(super) balance_key: Option<String>,
     headers: Vec<(String, String)>,
 }
 
@@ -78,6 +80,37 @@ impl CallOptions {
     /// runs it once all the same. Default: false.
     pub fn idempotent(mut self, idempotent: bool) -> Self {
         self.idempotent = idempotent;
+        self
+    }
+
+    /// Addresses a call to one instance of the service, by its id: see
+    /// [`Lookup`](crate::Lookup). If it is not there, the call fails at once with
+    /// [`ErrorKind::NoRoute`](crate::ErrorKind::NoRoute); what it has not begun when it
+    /// shuts down goes to the others. Only instances that were made with a
+    /// [registry](crate::ServiceServerBuilder::registry) can be addressed, and only
+    /// by calls: a command goes to the service. Default: whoever is free.
+    ///
+    /// ```
+    /// # use coney::{Broker, CallOptions, Registry, ServiceClient, ServiceServer};
+    /// # let (broker, registry) = (Broker::memory(), Registry::memory());
+    /// # let server = ServiceServer::builder(&broker, "cache")
+    /// #     .handler("clear", |()| Ok::<_, String>(true)).registry(&registry).start()?;
+    /// # let client = ServiceClient::new(&broker, "admin")?;
+    /// for instance in registry.lookup("cache")?.iter() {
+    ///     let options = CallOptions::new().instance(instance.id());
+    ///     let _: bool = client.call_with("cache", "clear", &(), &options)?;
+    /// }
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn instance(mut self, id: impl Into<String>) -> Self {
+        self.instance = Some(id.into());
+        self
+    }
+
+    /// What the client's [balancer](crate::ServiceClientBuilder::balancer) may go by, such as a
+    /// user's id for [`ConsistentHash`](crate::balance::ConsistentHash). Default: nothing.
+    pub fn balance_key(mut self, key: impl Into<String>) -> Self {
+        self.balance_key = Some(key.into());
         self
     }
 

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use super::event::Outcome;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::{CODE_UNKNOWN_ACTION, Reply};
+use crate::registry::Lookup;
 use crate::topology;
 use crate::transport::{Fate, Ticket};
 
@@ -25,8 +26,21 @@ impl Target<'_> {
     pub(super) fn result<T: DeserializeOwned>(self, outcome: Outcome, peer: &str) -> Result<T> {
         let Self { service, action } = self;
         match outcome {
-            Outcome::Reply(body) => self.decode(&body),
-            Outcome::NoRoute(reason) => Err(self.no_route(&reason, peer)),
+            Outcome::Reply { body, .. } => self.decode(&body),
+            Outcome::NoRoute {
+                reason,
+                queue: None,
+            } => Err(self.no_route(&reason, peer)),
+            Outcome::NoRoute {
+                reason,
+                queue: Some(queue),
+            } => Err(Error::new(
+                ErrorKind::NoRoute,
+                format!(
+                    "{service}.{action} has nowhere to go: the instance it is for is not there, \
+                     or does not serve now (no queue {queue} on {peer}; {reason})"
+                ),
+            )),
             Outcome::Lost(cause) => Err(Error::new(
                 ErrorKind::ConnectionLost,
                 format!(
@@ -182,6 +196,16 @@ impl Target<'_> {
         .with_source(error)
     }
 
+    /// The registry knows nobody who would answer.
+    pub(super) fn nobody(self, lookup: &Lookup) -> Error {
+        let Self { service, action } = self;
+        let nobody = lookup.nobody();
+        Error::new(
+            ErrorKind::NoInstance,
+            format!("{service}.{action} was not sent: {nobody}"),
+        )
+    }
+
     pub(super) fn closed(self, cause: &str) -> Error {
         let Self { service, action } = self;
         Error::new(
@@ -210,7 +234,8 @@ mod tests {
             service: "user-service",
             action: "get_user",
         };
-        target.result(Outcome::Reply(reply.as_bytes().to_vec()), "memory")
+        let body = reply.as_bytes().to_vec();
+        target.result(Outcome::Reply { body, after: None }, "memory")
     }
 
     #[test]

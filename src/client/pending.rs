@@ -1,10 +1,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
 use super::event::{Event, Outcome};
 use crate::message::CorrelationId;
+use crate::registry::Pick;
 use crate::transport::{Publication, Ticket};
 
 /// The calls that wait for their replies: a plain struct with one owner.
@@ -33,6 +35,19 @@ pub(crate) struct PendingCall {
     pub(crate) waiter: Waiter,
     /// The request, if it may be sent again after a loss.
     pub(crate) again: Option<Box<Publication>>,
+    /// If a balancer has picked the instance it is for.
+    pub(crate) balanced: Option<Box<Balanced>>,
+}
+
+/// A call for an instance that a balancer has picked.
+#[derive(Debug)]
+pub(crate) struct Balanced {
+    /// Until it is known not to be there.
+    pub(crate) pick: Option<Pick>,
+    /// What to send then: the request to whoever is free.
+    pub(crate) instead: Option<Publication>,
+    /// When it was picked.
+    pub(crate) at: Instant,
 }
 
 /// Who waits for it.
@@ -73,6 +88,18 @@ impl PendingTable {
             self.callbacks_due += 1;
         }
         Some(call)
+    }
+
+    /// The request to send in place of one that was returned, if there is one.
+    pub(crate) fn take_instead(&mut self, id: CorrelationId) -> Option<Publication> {
+        let call = self.calls.get_mut(&id)?;
+        let balanced = call.balanced.as_mut()?;
+        let mut instead = balanced.instead.take()?;
+        if let Some(pick) = balanced.pick.take() {
+            pick.failed();
+        }
+        instead.expire_in_time();
+        Some(instead)
     }
 
     /// Hands a waiting call over to the callback thread; false if it has ended.
@@ -144,6 +171,7 @@ mod tests {
             ticket: Arc::new(Ticket::until(crate::deadline::after(Duration::MAX))),
             waiter: Waiter::Thread(bounded(1).0),
             again: None,
+            balanced: None,
         }
     }
 

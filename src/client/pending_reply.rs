@@ -113,7 +113,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
         let sent = self.sent.clone();
         let callback = Box::new(move |outcome: Option<Outcome>| {
             callback(match outcome {
-                Some(outcome) => self.target().result(outcome, self.client.peer()),
+                Some(outcome) => self.client.result(self.target(), outcome),
                 None => Err(self.timeout_error()),
             });
         });
@@ -133,13 +133,13 @@ impl<T: DeserializeOwned> PendingReply<T> {
         let awake = self.client.broker.awake();
         let outcome = wait::recv(&self.sent.outcome, Some(until), awake)?;
         self.taken = true;
-        Some(self.target().result(outcome, self.client.peer()))
+        Some(self.client.result(self.target(), outcome))
     }
 
     fn end_at_deadline(&mut self) -> Result<T> {
         self.taken = true;
         match self.sent.give_up(&self.client.router) {
-            Some(outcome) => self.target().result(outcome, self.client.peer()),
+            Some(outcome) => self.client.result(self.target(), outcome),
             None => Err(self.timeout_error()),
         }
     }

@@ -17,31 +17,50 @@ use crate::transport::{Properties, Publication, Ticket};
 pub(super) struct Request {
     pub(super) id: CorrelationId,
     pub(super) ticket: Arc<Ticket>,
-    pub(super) deadline: Instant,
-    pub(super) timeout: Duration,
     pub(super) publication: Publication,
 }
 
+/// How long a call or command may take, and until when.
+#[derive(Clone, Copy)]
+pub(super) struct Limit {
+    pub(super) timeout: Duration,
+    pub(super) deadline: Instant,
+}
+
+impl Limit {
+    fn left(self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
 impl ServiceClient {
-    /// Encodes a request and puts a time limit on it.
-    pub(super) fn request<Req: Serialize + ?Sized>(
-        &self,
-        target: Target<'_>,
-        request: &Req,
-        options: &CallOptions,
-        kind: Kind,
-    ) -> Result<Request> {
+    /// Checks what does not depend on the request, and starts its clock.
+    pub(super) fn begin(&self, target: Target<'_>, options: &CallOptions) -> Result<Limit> {
         check_service(target.service)?;
         check_action(target.action)?;
         let mut timeout = options.timeout.unwrap_or(self.inner.timeout);
         if let Some(until) = self.until {
             timeout = timeout.min(until.saturating_duration_since(Instant::now()));
         }
-        let deadline = deadline::after(timeout);
+        Ok(Limit {
+            timeout,
+            deadline: deadline::after(timeout),
+        })
+    }
+
+    /// Encodes a request.
+    pub(super) fn request<Req: Serialize + ?Sized>(
+        &self,
+        target: Target<'_>,
+        request: &Req,
+        options: &CallOptions,
+        kind: Kind,
+        limit: Limit,
+    ) -> Result<Request> {
         let id = CorrelationId::random();
         let correlation_id = id.to_text();
         let mut message = ServiceMessage {
-            headers: options.wire_headers(timeout, kind),
+            headers: options.wire_headers(limit.left(), kind),
             ..ServiceMessage::with_correlation_id(
                 correlation_id.as_str(),
                 &self.inner.name,
@@ -60,7 +79,7 @@ impl ServiceClient {
         };
         let body = body.map_err(|error| target.not_sent(error))?;
         let message_id = message.message_id.into_owned();
-        let ticket = Arc::new(Ticket::until(deadline));
+        let ticket = Arc::new(Ticket::until(limit.deadline));
         let publication = Publication {
             properties: Properties {
                 persistent: options.persistent.unwrap_or(kind != Kind::AsyncCall),
@@ -82,8 +101,6 @@ impl ServiceClient {
         Ok(Request {
             id,
             ticket,
-            deadline,
-            timeout,
             publication,
         })
     }

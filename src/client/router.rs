@@ -37,6 +37,17 @@ impl Router {
         self.table.lock().remove(id).is_some()
     }
 
+    /// The same for a call whose time is over: if it was for a picked instance, that
+    /// is how fast it is.
+    pub(crate) fn give_up(&self, id: CorrelationId) -> bool {
+        let call = self.table.lock().remove(id);
+        let is_there = call.is_some();
+        if let Some(pick) = call.and_then(|call| call.balanced?.pick) {
+            pick.was_slow();
+        }
+        is_there
+    }
+
     pub(crate) fn set_callback(&self, id: CorrelationId, events: Sender<Event>) -> bool {
         self.table.lock().set_callback(id, events)
     }
@@ -93,18 +104,31 @@ fn correlation_id(text: Option<&String>) -> Option<CorrelationId> {
 impl Sink for Router {
     fn delivery(&self, delivery: Delivery) -> Result<(), Delivery> {
         let id = correlation_id(delivery.message().properties.correlation_id.as_ref());
-        self.finish(id, |_| Outcome::Reply(delivery.into_body()));
+        self.finish(id, |call| Outcome::Reply {
+            after: call.balanced.as_ref().map(|balanced| balanced.at.elapsed()),
+            body: delivery.into_body(),
+        });
         Ok(())
     }
 
-    fn returned(&self, returned: Returned) {
+    fn returned(&self, returned: Returned) -> Option<Publication> {
         let id = correlation_id(returned.correlation_id.as_ref());
+        if let Some(id) = id
+            && let Some(instead) = self.table.lock().take_instead(id)
+        {
+            return Some(instead);
+        }
         self.finish(id, |call| {
             if call.ticket.was_sent_again() {
                 return Outcome::Lost("sent again, it had no queue to go to".into());
             }
-            Outcome::NoRoute(returned.reason)
+            Outcome::NoRoute {
+                reason: returned.reason,
+                // Through the default exchange goes what is for one instance.
+                queue: returned.exchange.is_empty().then_some(returned.routing_key),
+            }
         });
+        None
     }
 
     fn lost(&self, cause: &str, may_send_again: bool) -> Vec<Publication> {

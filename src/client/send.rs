@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::options::Kind;
 use super::outcome::Target;
 use super::{CallOptions, PendingSend, ServiceClient};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 impl ServiceClient {
     /// Sends a command: a request whose sender wants no reply but certainty that
@@ -116,10 +116,20 @@ impl ServiceClient {
         if let Some(cause) = self.inner.router.closed_cause() {
             return Err(target.closed(&cause));
         }
-        let request = self.request(target, request, options, Kind::Command)?;
+        if options.instance.is_some() {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!(
+                    "{service}.{action} is a command, which is for the service and would be lost \
+                     with one instance"
+                ),
+            ));
+        }
+        let limit = self.begin(target, options)?;
+        let request = self.request(target, request, options, Kind::Command, limit)?;
         let broker = &self.inner.broker;
         let confirmation = broker
-            .publish_confirmed(request.publication, request.deadline)
+            .publish_confirmed(request.publication, limit.deadline)
             .map_err(|error| target.not_sent(error))?;
         Ok(PendingSend {
             client: Arc::clone(&self.inner),
@@ -127,7 +137,7 @@ impl ServiceClient {
             action: action.to_owned(),
             confirmation,
             ticket: request.ticket,
-            timeout: request.timeout,
+            timeout: limit.timeout,
         })
     }
 }

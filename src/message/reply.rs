@@ -30,6 +30,8 @@ pub struct Reply<'a> {
     pub error_code: Option<Cow<'a, str>>,
     /// The id of the request answered; empty if the peer left it out.
     pub message_id: Cow<'a, str>,
+    /// The instance that answered, where the server has a registry. An extension too.
+    pub instance_id: Option<Cow<'a, str>>,
 }
 
 /// What is read: every field may be missing.
@@ -41,6 +43,7 @@ struct Wire<'a> {
     error: Option<Cow<'a, str>>,
     error_code: Option<Cow<'a, str>>,
     message_id: Option<Cow<'a, str>>,
+    instance_id: Option<Cow<'a, str>>,
 }
 
 #[derive(Serialize)]
@@ -48,6 +51,8 @@ struct Success<'a, T: ?Sized> {
     success: bool,
     data: &'a T,
     message_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance_id: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -57,6 +62,8 @@ struct Failure<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     error_code: Option<&'a str>,
     message_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance_id: Option<&'a str>,
 }
 
 impl<'a> Reply<'a> {
@@ -80,6 +87,7 @@ impl<'a> Reply<'a> {
             error: wire.error.unwrap_or_default(),
             error_code: wire.error_code,
             message_id: wire.message_id.unwrap_or_default(),
+            instance_id: wire.instance_id,
         })
     }
 
@@ -89,11 +97,21 @@ impl<'a> Reply<'a> {
     ///
     /// [`ErrorKind::Encode`] if serde_json cannot encode the data.
     pub fn success<T: Serialize + ?Sized>(data: &T, message_id: &str) -> Result<Vec<u8>> {
+        Self::success_by(None, data, message_id)
+    }
+
+    /// The same, of an instance that says who it is.
+    pub(crate) fn success_by<T: Serialize + ?Sized>(
+        instance_id: Option<&str>,
+        data: &T,
+        message_id: &str,
+    ) -> Result<Vec<u8>> {
         let mut out = Vec::with_capacity(256);
         let reply = Success {
             success: true,
             data,
             message_id,
+            instance_id,
         };
         match serde_json::to_writer(&mut out, &reply) {
             Ok(()) => Ok(out),
@@ -106,11 +124,22 @@ impl<'a> Reply<'a> {
 
     /// The body of a reply that carries an error.
     pub fn failure(error: &str, error_code: Option<&str>, message_id: &str) -> Vec<u8> {
+        Self::failure_by(None, error, error_code, message_id)
+    }
+
+    /// The same, of an instance that says who it is.
+    pub(crate) fn failure_by(
+        instance_id: Option<&str>,
+        error: &str,
+        error_code: Option<&str>,
+        message_id: &str,
+    ) -> Vec<u8> {
         let reply = Failure {
             success: false,
             error,
             error_code,
             message_id,
+            instance_id,
         };
         // Strings and a bool: there is nothing serde_json could refuse.
         serde_json::to_vec(&reply).unwrap_or_default()

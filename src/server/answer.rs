@@ -4,16 +4,22 @@ use crate::transport::death::REPLAYED;
 use crate::transport::{Delivery, Properties, Publication};
 
 /// Where the answer to a request goes, if one is wanted.
-pub(super) struct Answer {
+pub(super) struct Answer<'s> {
+    /// Who answers.
+    instance_id: Option<&'s str>,
     reply_to: Option<String>,
     correlation_id: Option<String>,
     message_id: String,
 }
 
-impl Answer {
+impl<'s> Answer<'s> {
     /// For a request that could be read. The body's word counts before the
     /// property's.
-    pub(super) fn to(message: &ServiceMessage<'_>, delivery: &Delivery) -> Self {
+    pub(super) fn to(
+        message: &ServiceMessage<'_>,
+        delivery: &Delivery,
+        instance_id: Option<&'s str>,
+    ) -> Self {
         let properties = &delivery.message().properties;
         let reply_to = match &message.reply_to {
             _ if properties.headers.get(REPLAYED).is_some() => None,
@@ -25,6 +31,7 @@ impl Answer {
             .clone()
             .unwrap_or_else(|| message.correlation_id.clone().into_owned());
         Self {
+            instance_id,
             reply_to: reply_to.filter(|queue| !queue.is_empty()),
             correlation_id: Some(correlation_id),
             message_id: message.message_id.clone().into_owned(),
@@ -32,10 +39,11 @@ impl Answer {
     }
 
     /// For one that could not: as far as its properties say.
-    pub(super) fn to_properties(delivery: &Delivery) -> Self {
+    pub(super) fn to_properties(delivery: &Delivery, instance_id: Option<&'s str>) -> Self {
         let properties = &delivery.message().properties;
         let reply_to = properties.reply_to.clone();
         Self {
+            instance_id,
             reply_to: reply_to
                 .filter(|queue| !queue.is_empty() && topology::may_take_replies(queue)),
             correlation_id: properties.correlation_id.clone(),
@@ -49,7 +57,7 @@ impl Answer {
 
     /// The body of an answer that says what went wrong.
     pub(super) fn failure(&self, error: &str, code: Option<&str>) -> Vec<u8> {
-        Reply::failure(error, code, &self.message_id)
+        Reply::failure_by(self.instance_id, error, code, &self.message_id)
     }
 
     /// The answer as a message; `None` if nobody wants one.

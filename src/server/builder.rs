@@ -1,26 +1,20 @@
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
-use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::context::Nested;
-use super::deduplication::{Deduplication, ReplyStore};
+use super::Context;
+use super::deduplication::ReplyStore;
 use super::handler::{self, Handler, HandlerError};
-use super::mover::{Mover, POSTPONE_FOR};
-use super::moves::Moves;
-use super::{Context, Dispatch, Intake, Pool, ServiceServer};
+use super::health::Check;
 use crate::client::ServiceClient;
-use crate::error::{Error, ErrorKind, Result};
-use crate::name::{check_action, check_service};
-use crate::topology;
-use crate::transport::{Broker, LinkSpec, Sink};
+use crate::error::{Error, ErrorKind};
+use crate::name::check_action;
+use crate::registry::{Instance, Registry};
+use crate::transport::Broker;
 
 /// Options and handlers for a [`ServiceServer`]; made by
 /// [`ServiceServer::builder`].
@@ -38,23 +32,24 @@ use crate::transport::{Broker, LinkSpec, Sink};
 /// request: take `String`, not `&str`.
 #[must_use = "a server does nothing until it is started"]
 pub struct ServiceServerBuilder {
-    broker: Broker,
-    service: String,
-    handlers: HashMap<String, Handler>,
-    workers: usize,
-    prefetch: u16,
-    shutdown_timeout: Duration,
-    retry_delays: Vec<Duration>,
-    redelivery_limit: u32,
-    quorum: bool,
-    deduplication: Option<(Arc<dyn ReplyStore>, Duration)>,
-    deduplication_lease: Duration,
-    client: Option<ServiceClient>,
-    fault: Option<Error>,
+    pub(super) broker: Broker,
+    pub(super) service: String,
+    pub(super) handlers: HashMap<String, Handler>,
+    pub(super) workers: usize,
+    pub(super) prefetch: u16,
+    pub(super) shutdown_timeout: Duration,
+    pub(super) retry_delays: Vec<Duration>,
+    pub(super) redelivery_limit: u32,
+    pub(super) quorum: bool,
+    pub(super) deduplication: Option<(Arc<dyn ReplyStore>, Duration)>,
+    pub(super) deduplication_lease: Duration,
+    pub(super) client: Option<ServiceClient>,
+    pub(super) registry: Option<Registry>,
+    pub(super) instance: Instance,
+    pub(super) checks: Vec<Check>,
+    pub(super) health_interval: Duration,
+    pub(super) fault: Option<Error>,
 }
-
-/// More attempts than anybody needs, each with a queue of its own.
-const MOST_RETRIES: usize = 20;
 
 impl ServiceServerBuilder {
     pub(super) fn new(broker: &Broker, service: &str) -> Self {
@@ -71,6 +66,10 @@ impl ServiceServerBuilder {
             deduplication: None,
             deduplication_lease: Duration::from_secs(60),
             client: None,
+            registry: None,
+            instance: Instance::new(),
+            checks: Vec::new(),
+            health_interval: Duration::from_secs(5),
             fault: None,
         }
     }
@@ -206,123 +205,70 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// Starts the workers, declares the service's queue and consumes from it.
-    /// Blocks until the broker has agreed, at most 10 s; when it returns,
-    /// requests are being served.
+    /// Where to register the instance, from the start to the beginning of its shutdown.
     ///
-    /// # Errors
+    /// It also gets a queue of its own, `service.NAME.instance.ID`, for calls that are
+    /// [addressed](crate::CallOptions::instance) to it. What is in that queue when
+    /// it shuts down goes to the other instances; when its process dies, it is gone, and
+    /// its callers wait for their deadlines. Default: none.
     ///
-    /// [`ErrorKind::InvalidConfig`] for names that do not fit, an action that
-    /// was given twice, no workers, or delays that are no delays; [`ErrorKind::Broker`] if the broker
-    /// refuses, [`ErrorKind::TimedOut`] if it does not answer,
-    /// [`ErrorKind::Closed`] after the broker was closed.
+    /// ```
+    /// # use coney::{Broker, Registry, ServiceServer};
+    /// let registry = Registry::memory();
+    /// let server = ServiceServer::builder(&Broker::memory(), "user-service")
+    ///     .handler("get_user", |id: u64| Ok::<_, String>(id))
+    ///     .registry(&registry)
+    ///     .start()?;
+    /// let found = registry.lookup("user-service")?;
+    /// assert_eq!(found.iter().next().map(|one| one.id()), server.instance_id());
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.registry = Some(registry.clone());
+        self
+    }
+
+    /// What to register. What it does not say is filled in: the host, the actions, and as
+    /// metadata `pid`, `coney` (the library's version) and `capabilities`. Default: an
+    /// instance that says nothing.
+    pub fn instance(mut self, instance: Instance) -> Self {
+        self.instance = instance;
+        self
+    }
+
+    /// Adds a check of something the handlers need, such as a database. It runs every
+    /// [`health_interval`](ServiceServerBuilder::health_interval) on a thread of
+    /// the server's, `coney-health-SERVICE`, one check after the other; a panic is a failure.
     ///
-    /// Keep what it returns: dropping it shuts the server down.
-    pub fn start(self) -> Result<ServiceServer> {
-        if let Some(fault) = self.fault {
-            return Err(fault);
-        }
-        check_service(&self.service)?;
-        if self.workers == 0 || self.prefetch == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!("{}: workers and prefetch must be at least 1", self.service),
-            ));
-        }
-        let is_delay = |delay: &Duration| (1..=u32::MAX.into()).contains(&delay.as_millis());
-        if self.retry_delays.len() > MOST_RETRIES || !self.retry_delays.iter().all(is_delay) {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!(
-                    "{}: there may be {MOST_RETRIES} retry delays, from a millisecond to 49 days",
-                    self.service
-                ),
-            ));
-        }
-        if self.handlers.is_empty() {
-            log::warn!(
-                target: "coney::server",
-                "{} has no handlers: every request gets an error", self.service
-            );
-        }
-        let mut actions: Vec<&str> = self.handlers.keys().map(String::as_str).collect();
-        actions.sort_unstable();
-        let actions = actions.join(", ");
-        let mut delays = self.retry_delays.clone();
-        delays.extend(self.deduplication.is_some().then_some(POSTPONE_FOR));
-        let topology = topology::for_service(&self.service, &delays, self.quorum);
-        let (running, stopping) = bounded(0);
-        let no_thread = |error: std::io::Error| {
-            Error::new(
-                ErrorKind::InvalidConfig,
-                format!("{}: cannot start {} workers", self.service, self.workers),
-            )
-            .with_source(error)
-        };
-        let (mover, moves) = Moves::start(
-            &self.service,
-            self.broker.clone(),
-            topology.clone(),
-            stopping,
-        )
-        .map_err(no_thread)?;
-        let deduplication = self.deduplication.map(|(store, ttl)| Deduplication {
-            service: self.service.clone(),
-            store,
-            ttl,
-            lease: self.deduplication_lease,
+    /// While one fails, the instance is marked as not well in the registry, look-ups
+    /// leave it out, and it takes no requests: what it has not begun goes to the other
+    /// instances. A check should have a timeout of its own: while one hangs, the last
+    /// verdict stands.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceServer};
+    /// let server = ServiceServer::builder(&Broker::memory(), "user-service")
+    ///     .handler("get_user", |id: u64| Ok::<_, String>(id))
+    ///     .health_check("disk", || std::fs::metadata("/").map(drop))
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn health_check<E, F>(mut self, name: impl Into<String>, check: F) -> Self
+    where
+        F: Fn() -> std::result::Result<(), E> + Send + Sync + 'static,
+        E: fmt::Display,
+    {
+        self.checks.push(Check {
+            name: name.into(),
+            run: Box::new(move || check().map_err(|error| error.to_string())),
         });
-        let dispatch = Dispatch {
-            service: self.service.clone(),
-            handlers: self.handlers,
-            max_body: self.broker.max_body(),
-            mover: Mover {
-                broker: self.broker.clone(),
-                service: self.service.clone(),
-                retry_delays: self.retry_delays,
-                redelivery_limit: self.redelivery_limit,
-                quorum: self.quorum,
-                moves,
-            },
-            deduplication,
-            nested: Nested {
-                broker: self.broker.clone(),
-                service: self.service.clone(),
-                client: Mutex::new(self.client),
-            },
-        };
-        let pool = Pool::start(
-            &self.service,
-            self.workers,
-            self.broker.awake(),
-            move |delivery| {
-                // A reply store is the user's code too. The delivery goes back
-                // into its queue, which counts.
-                if catch_unwind(AssertUnwindSafe(|| dispatch.process(delivery))).is_err() {
-                    log::error!(target: "coney::server", "a worker panicked over a request");
-                }
-            },
-        )
-        .map_err(no_thread)?;
-        let intake = Arc::new(Intake { pool });
-        let spec =
-            LinkSpec::new(topology).consume(topology::request_queue(&self.service), self.prefetch);
-        let sink = Arc::clone(&intake) as Arc<dyn Sink>;
-        let opened = self.broker.open(spec, sink);
-        let wire = opened.inspect_err(|_| drop(intake.pool.stop()))?;
-        log::info!(
-            target: "coney::server",
-            "{} serves {actions} with {} workers", self.service, self.workers
-        );
-        Ok(ServiceServer {
-            stopped: AtomicBool::new(false),
-            service: self.service,
-            wire,
-            intake,
-            running: Mutex::new(Some((running, mover))),
-            shutdown_timeout: self.shutdown_timeout,
-            _broker: self.broker,
-        })
+        self
+    }
+
+    /// How long after a round of checks the next begins. Default: 5 s.
+    pub fn health_interval(mut self, interval: Duration) -> Self {
+        self.health_interval = interval;
+        self
     }
 
     fn add(mut self, action: &str, handler: Handler) -> Self {

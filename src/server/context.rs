@@ -25,11 +25,12 @@ const LONGEST_OPEN: Duration = Duration::from_secs(10);
 /// # Ok::<(), coney::Error>(())
 /// ```
 pub struct Context<'a> {
-    message: &'a ServiceMessage<'a>,
-    redelivered: bool,
-    attempt: u32,
-    deadline: Option<Instant>,
-    nested: &'a Nested,
+    pub(super) message: &'a ServiceMessage<'a>,
+    pub(super) redelivered: bool,
+    pub(super) attempt: u32,
+    pub(super) deadline: Option<Instant>,
+    pub(super) nested: &'a Nested,
+    pub(super) instance_id: Option<&'a str>,
 }
 
 /// The client for a server's own calls, made when the first handler asks for it.
@@ -57,23 +58,7 @@ impl Nested {
     }
 }
 
-impl<'a> Context<'a> {
-    pub(super) fn new(
-        message: &'a ServiceMessage<'a>,
-        redelivered: bool,
-        attempt: u32,
-        deadline: Option<Instant>,
-        nested: &'a Nested,
-    ) -> Self {
-        Self {
-            message,
-            redelivered,
-            attempt,
-            deadline,
-            nested,
-        }
-    }
-
+impl Context<'_> {
     /// The request's id, the same however often it is delivered.
     pub fn message_id(&self) -> &str {
         &self.message.message_id
@@ -109,6 +94,12 @@ impl<'a> Context<'a> {
     /// have failed. See [`ServiceServerBuilder::retry_delays`](crate::ServiceServerBuilder::retry_delays).
     pub fn attempt(&self) -> u32 {
         self.attempt
+    }
+
+    /// The id by which this instance is registered, where the server has a
+    /// [registry](crate::ServiceServerBuilder::registry).
+    pub fn instance_id(&self) -> Option<&str> {
+        self.instance_id
     }
 
     /// How long the caller still waits; zero once it has stopped. `None` if

@@ -19,6 +19,8 @@ use crate::transport::Delivery;
 /// handler, reply, ack; or see to it that it is tried again or kept.
 pub(super) struct Dispatch {
     pub(super) service: String,
+    /// Who answers, where the server has a registry.
+    pub(super) instance_id: Option<String>,
     pub(super) handlers: HashMap<String, Handler>,
     pub(super) max_body: usize,
     pub(super) mover: Mover,
@@ -56,7 +58,7 @@ impl Dispatch {
             let failure = Failure::new(Reason::Undecodable, fault);
             return self.refuse(delivery, &failure, "bad_envelope");
         }
-        let answer = Answer::to(&message, &delivery);
+        let answer = Answer::to(&message, &delivery, self.instance_id.as_deref());
         let Some(handler) = self.handlers.get(&*message.action) else {
             let fault = format!("Unknown action: {}", message.action);
             drop(message);
@@ -85,7 +87,7 @@ impl Dispatch {
         message: &ServiceMessage<'_>,
         handler: &Handler,
         delivery: &Delivery,
-        answer: &Answer,
+        answer: &Answer<'_>,
     ) -> Verdict {
         let deadline = message
             .headers
@@ -94,7 +96,14 @@ impl Dispatch {
             .map(|at| deadline::after(deadline::until_unix_millis(at)));
         let redelivered = self.mover.was_redelivered(delivery);
         let attempt = u32::try_from(self.mover.failed_attempts(delivery) + 1).unwrap_or(u32::MAX);
-        let context = Context::new(message, redelivered, attempt, deadline, &self.nested);
+        let context = Context {
+            message,
+            redelivered,
+            attempt,
+            deadline,
+            nested: &self.nested,
+            instance_id: self.instance_id.as_deref(),
+        };
         // Nobody waits for it any more, unless the two clocks disagree; then
         // the answer says so.
         if context.remaining() == Some(Duration::ZERO) {
@@ -158,14 +167,14 @@ impl Dispatch {
     /// Answers a message that is not looked into, as far as its properties say
     /// where to, and keeps it among the dead letters.
     fn refuse(&self, delivery: Delivery, failure: &Failure, code: &str) {
-        let answer = Answer::to_properties(&delivery);
+        let answer = Answer::to_properties(&delivery, self.instance_id.as_deref());
         let body = answer.failure(&failure.error, Some(code));
         let reply = answer.publication(body, self.max_body);
         self.mover.bury(delivery, failure, reply);
     }
 
     /// Publishes the reply, then acknowledges.
-    fn reply(&self, delivery: Delivery, answer: &Answer, body: Vec<u8>) {
+    fn reply(&self, delivery: Delivery, answer: &Answer<'_>, body: Vec<u8>) {
         match answer.publication(body, self.max_body) {
             Some(reply) => delivery.ack_with(reply),
             None => delivery.ack(),

@@ -148,6 +148,6 @@ where
 }
 
 fn reply<T: Serialize>(response: &T, context: &Context<'_>) -> Result<Vec<u8>, HandlerError> {
-    Reply::success(response, context.message_id())
+    Reply::success_by(context.instance_id(), response, context.message_id())
         .map_err(|error| HandlerError::from(error).with_code("bad_reply"))
 }

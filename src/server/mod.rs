@@ -6,9 +6,12 @@ mod context;
 mod deduplication;
 mod dispatch;
 mod handler;
+mod health;
+mod intake;
 mod mover;
 mod moves;
 mod pool;
+mod start;
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,13 +24,14 @@ use parking_lot::Mutex;
 pub use self::builder::ServiceServerBuilder;
 pub use self::context::Context;
 pub use self::deduplication::{Claim, MemoryReplyStore, ReplyStore, StoreError};
-use self::dispatch::Dispatch;
 pub use self::handler::HandlerError;
+use self::health::Health;
+use self::intake::Consumers;
 use self::moves::Moves;
-use self::pool::Pool;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Phase, Result};
-use crate::transport::{Broker, Delivery, Publication, Returned, Sink, Wire};
+use crate::registry::Registration;
+use crate::transport::Broker;
 
 /// A running service: takes requests from its queue, runs handlers on its
 /// workers, replies, and acknowledges after the reply.
@@ -53,8 +57,9 @@ use crate::transport::{Broker, Delivery, Publication, Returned, Sink, Wire};
 #[must_use = "dropping the server shuts it down"]
 pub struct ServiceServer {
     service: String,
-    wire: Arc<dyn Wire>,
-    intake: Arc<Intake>,
+    consumers: Arc<Consumers>,
+    registration: Option<Arc<Registration>>,
+    health: Mutex<Option<Health>>,
     shutdown_timeout: Duration,
     stopped: AtomicBool,
     /// The sender is dropped when the server shuts down, which ends what the
@@ -75,7 +80,13 @@ impl ServiceServer {
         &self.service
     }
 
-    /// Stops consuming, lets running handlers finish, reply and acknowledge,
+    /// The id by which this instance is registered, where it has a
+    /// [registry](ServiceServerBuilder::registry).
+    pub fn instance_id(&self) -> Option<&str> {
+        self.registration.as_deref().map(Registration::id)
+    }
+
+    /// Deregisters, stops consuming, lets running handlers finish, reply and acknowledge,
     /// and ends every worker. Requests that were fetched but not started go
     /// back to the queue, for other servers of the service.
     ///
@@ -90,7 +101,7 @@ impl ServiceServer {
     /// and their threads end when they do. [`ErrorKind::InvalidConfig`] if a
     /// handler of this server calls it.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
-        if self.intake.pool.is_worker() {
+        if self.consumers.intake.pool.is_worker() {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
                 format!(
@@ -100,21 +111,25 @@ impl ServiceServer {
             ));
         }
         let deadline = deadline::after(timeout);
-        // A broker that does not answer must not use up the handlers' time.
-        if let Err(error) = self.wire.stop_consuming(deadline::after(timeout / 2)) {
-            // A closed connection delivers nothing more either.
-            if error.kind() != ErrorKind::Closed {
-                log::warn!(target: "coney::server", "{}: {error}", self.service);
-            }
+        // A registry or a broker that does not answer must not use up the handlers' time.
+        if let Some(registration) = &self.registration
+            && let Err(error) = registration.deregister(timeout / 4)
+        {
+            log::warn!(target: "coney::server", "{}: {error}", self.service);
         }
-        // Dropping a delivery puts it back into its queue.
-        drop(self.intake.pool.stop());
-        let finished = self.intake.pool.join(deadline);
+        self.consumers.closed.store(true, Ordering::SeqCst);
+        if let Some(health) = self.health.lock().take() {
+            health.stop(deadline::after(timeout / 8));
+        }
+        self.consumers.pause(deadline::after(timeout / 4));
+        let Consumers { intake, .. } = &*self.consumers;
+        self.consumers.give_back(intake.pool.stop());
+        let finished = intake.pool.join(deadline);
         if let Some((running, moves)) = self.running.lock().take() {
             drop(running);
             moves.join(deadline);
         }
-        self.wire.close();
+        self.consumers.close();
         if !self.stopped.swap(true, Ordering::Relaxed) {
             log::info!(target: "coney::server", "{} has stopped", self.service);
         }
@@ -133,9 +148,9 @@ impl ServiceServer {
 
 impl Drop for ServiceServer {
     fn drop(&mut self) {
-        if self.intake.pool.is_worker() {
-            drop(self.intake.pool.stop());
-            return self.wire.close();
+        if self.consumers.intake.pool.is_worker() {
+            drop(self.consumers.intake.pool.stop());
+            return self.consumers.close();
         }
         if let Err(error) = self.shutdown(self.shutdown_timeout) {
             log::warn!(target: "coney::server", "{error}");
@@ -148,32 +163,5 @@ impl fmt::Debug for ServiceServer {
         f.debug_struct("ServiceServer")
             .field("service", &self.service)
             .finish_non_exhaustive()
-    }
-}
-
-/// Takes deliveries from the transport to the workers.
-struct Intake {
-    pool: Pool<Delivery>,
-}
-
-impl Sink for Intake {
-    fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery> {
-        self.pool.submit(delivery)
-    }
-
-    /// Replies are not mandatory: a caller that has gone needs none.
-    fn returned(&self, _returned: Returned) {}
-
-    /// The broker delivers all of it again, so what has not started need not
-    /// start; settling what has is a no-op.
-    fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
-        for delivery in self.pool.clear() {
-            delivery.forget();
-        }
-        Vec::new()
-    }
-
-    fn closed(&self, cause: &str) {
-        log::info!(target: "coney::server", "no more requests: {cause}");
     }
 }

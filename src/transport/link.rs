@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
-use super::{Broker, Delivery, LinkSpec, Publication, Returned, Sink, Source, Wire};
+use super::{Broker, Delivery, LinkSpec, Publication, Returned, Sink, Wire};
 use crate::deadline;
 use crate::error::Result;
 use crate::name::check_short_string;
@@ -60,10 +60,7 @@ impl Link {
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if it does not answer,
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the broker was closed.
     pub fn open(broker: &Broker, spec: LinkSpec) -> Result<Self> {
-        let prefetch = match spec.source {
-            Source::Queue { prefetch, .. } => Some(usize::from(prefetch)),
-            Source::Nothing | Source::ReplyQueue => None,
-        };
+        let prefetch = spec.source.prefetch().map(usize::from);
         let bound = prefetch.unwrap_or(INBOX_BOUND);
         let (deliveries_in, deliveries) = crossbeam_channel::bounded(bound);
         let (returns_in, returns) = crossbeam_channel::bounded(INBOX_BOUND);
@@ -142,8 +139,9 @@ impl Sink for Inbox {
             .map_err(TrySendError::into_inner)
     }
 
-    fn returned(&self, returned: Returned) {
+    fn returned(&self, returned: Returned) -> Option<Publication> {
         let _ = self.returns.try_send(returned);
+        None
     }
 
     /// The broker has these back and delivers them again.

@@ -43,6 +43,8 @@ use crate::name::check_short_string;
 pub struct LinkSpec {
     pub(crate) topology: Topology,
     pub(crate) source: Source,
+    /// It does not consume until it is told to resume.
+    pub(crate) paused: bool,
     /// The broker confirms what is published with a receipt.
     pub(crate) confirms: bool,
 }
@@ -59,6 +61,23 @@ pub(crate) enum Source {
     /// A named queue. Every delivery must be settled; the broker sends at
     /// most `prefetch` ahead of that.
     Queue { name: String, prefetch: u16 },
+    /// A queue of the link's own: exclusive, and deleted with what is in it when
+    /// the link stops consuming.
+    OwnQueue {
+        name: String,
+        options: QueueOptions,
+        prefetch: u16,
+    },
+}
+
+impl Source {
+    /// How many deliveries may be unsettled; `None` where nothing is settled.
+    pub(crate) fn prefetch(&self) -> Option<u16> {
+        match self {
+            Self::Queue { prefetch, .. } | Self::OwnQueue { prefetch, .. } => Some(*prefetch),
+            Self::Nothing | Self::ReplyQueue => None,
+        }
+    }
 }
 
 impl LinkSpec {
@@ -89,6 +108,27 @@ impl LinkSpec {
 }
 
 impl LinkSpec {
+    /// Consume from a queue of the link's own, as [`consume`](LinkSpec::consume).
+    pub(crate) fn consume_own(
+        mut self,
+        name: impl Into<String>,
+        options: QueueOptions,
+        prefetch: u16,
+    ) -> Self {
+        self.source = Source::OwnQueue {
+            name: name.into(),
+            options,
+            prefetch: prefetch.max(1),
+        };
+        self
+    }
+
+    /// Consume only after [`Wire::resume_consuming`].
+    pub(crate) fn paused(mut self, paused: bool) -> Self {
+        self.paused = paused;
+        self
+    }
+
     /// Checks every name: one that is too long would corrupt its frame.
     fn check(&self) -> Result<()> {
         for (exchange, _) in self.topology.exchanges() {
@@ -116,7 +156,9 @@ impl LinkSpec {
             check_short_string("routing key", &binding.routing_key)?;
         }
         match &self.source {
-            Source::Queue { name, .. } => check_short_string("queue", name),
+            Source::Queue { name, .. } | Source::OwnQueue { name, .. } => {
+                check_short_string("queue", name)
+            }
             Source::Nothing | Source::ReplyQueue => Ok(()),
         }
     }
@@ -166,6 +208,10 @@ pub(crate) trait Wire: Send + Sync {
     /// `deadline`.
     fn stop_consuming(&self, deadline: Instant) -> Result<()>;
 
+    /// Starts consuming again after that; does nothing if it has not stopped.
+    /// Blocks at most until `deadline`.
+    fn resume_consuming(&self, deadline: Instant) -> Result<()>;
+
     /// Ends the link; the broker takes back what was not settled. Never blocks.
     fn close(&self);
 }
@@ -178,8 +224,9 @@ pub(crate) trait Sink: Send + Sync {
     /// transport returns it to its queue.
     fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery>;
 
-    /// A mandatory message had no queue to go to.
-    fn returned(&self, returned: Returned);
+    /// A mandatory message had no queue to go to. What this returns is sent in its
+    /// place, over the same link.
+    fn returned(&self, returned: Returned) -> Option<Publication>;
 
     /// The connection was lost: what was sent on it and not answered has an
     /// unknown outcome. The link itself recovers, and sends first what this
@@ -199,7 +246,9 @@ impl Sink for NoSink {
         Err(delivery)
     }
 
-    fn returned(&self, _returned: Returned) {}
+    fn returned(&self, _returned: Returned) -> Option<Publication> {
+        None
+    }
 
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         Vec::new()

@@ -179,16 +179,18 @@ impl Publication {
         properties.headers.remove("BCC");
     }
 
-    /// For the sender: false if its owner has given up on it. A message that
-    /// may expire gets what is left of its owner's time.
+    /// For the sender: false if its owner has given up on it.
     pub(crate) fn start_sending(&mut self) -> bool {
-        let Some(ticket) = &self.ticket else {
-            return true;
-        };
-        if self.properties.expiration.is_some() {
-            self.properties.expiration = Some(ticket.left().min(LONGEST_EXPIRATION));
+        self.expire_in_time();
+        let ticket = self.ticket.as_ref();
+        ticket.is_none_or(|ticket| ticket.start_sending())
+    }
+
+    /// Gives a message that may expire what is left of its owner's time.
+    pub(crate) fn expire_in_time(&mut self) {
+        if let (Some(ticket), Some(expiration)) = (&self.ticket, &mut self.properties.expiration) {
+            *expiration = ticket.left().min(LONGEST_EXPIRATION);
         }
-        ticket.start_sending()
     }
 }
 

@@ -12,17 +12,17 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::support::nap::nap_server;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::rabbitmq::RabbitMq;
+use crate::support::server::Server;
 use crate::support::timing::{GRACE, in_time, stall_since};
 use crate::support::{PATIENCE, client, eventually, quick, unique};
 
 /// The broker, in working order. Starting one takes ten seconds.
-fn rabbit() -> MutexGuard<'static, Option<RabbitMq>> {
-    static BROKER: Mutex<Option<RabbitMq>> = Mutex::new(None);
+fn rabbit() -> MutexGuard<'static, Option<Server>> {
+    static BROKER: Mutex<Option<Server>> = Mutex::new(None);
     let mut broker = BROKER.lock();
     match &mut *broker {
         Some(broker) => broker.heal(),
-        none => *none = Some(RabbitMq::start()),
+        none => *none = Some(Server::rabbitmq()),
     }
     broker
 }

@@ -32,8 +32,10 @@ pub(super) enum Command {
         queue: String,
         done: Sender<Got>,
     },
-    StopConsuming {
+    /// Starts or stops a link's consumer.
+    Consume {
         link: LinkId,
+        on: bool,
         done: Sender<()>,
     },
     CloseLink {

@@ -1,8 +1,8 @@
-use std::fmt;
 use std::time::Duration;
 
 use super::DEFAULT_MAX_BODY;
 use crate::error::{Error, ErrorKind, Result};
+use crate::secret::Secret;
 
 /// Everything a connection is made with; the defaults are documented at
 /// [`BrokerBuilder`](super::BrokerBuilder)'s setters.
@@ -69,28 +69,6 @@ impl Config {
             return invalid("the connection name or the virtual host is too long");
         }
         Ok(())
-    }
-}
-
-/// A text that no log and no `{:?}` ever shows.
-#[derive(Clone)]
-pub(super) struct Secret(String);
-
-impl Secret {
-    pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
     }
 }
 

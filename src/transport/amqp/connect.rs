@@ -1,8 +1,7 @@
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use socket2::{SockRef, TcpKeepalive};
@@ -14,6 +13,7 @@ use super::stream::GuardedStream;
 use super::watchdog::Watchdog;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
+use crate::resolve::{dial, resolve};
 
 /// More channels than any program needs; 65,535 overflows inside amiquip.
 const CHANNEL_MAX: u16 = 2_047;
@@ -39,7 +39,8 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected>
         )
     };
     let addresses = resolve(&config.host, config.port, deadline).map_err(failed)?;
-    let socket = dial(&addresses, deadline).map_err(|error| failed(explain_dial(&error)))?;
+    let socket = dial(&addresses, deadline, TcpStream::connect_timeout)
+        .map_err(|error| failed(explain_dial(&error)))?;
     prepare(&socket, config).map_err(|error| failed(format!("socket options: {error}")))?;
     let kill_switch = socket.try_clone().map_err(|e| failed(e.to_string()))?;
     let evidence = Arc::new(Evidence::default());
@@ -81,45 +82,6 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected>
             Err(failed(cause))
         }
     }
-}
-
-/// Resolves on a thread of its own, because the system's resolver knows no
-/// deadline; one that hangs is left behind to end by itself.
-fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, String> {
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, port)]);
-    }
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    let target = (host.to_owned(), port);
-    thread::Builder::new()
-        .name("coney-resolve".to_owned())
-        .spawn(move || {
-            let _ = sender.send(target.to_socket_addrs().map(Vec::from_iter));
-        })
-        .map_err(|error| format!("no thread for name resolution: {error}"))?;
-    match receiver.recv_deadline(deadline) {
-        Ok(Ok(found)) if !found.is_empty() => Ok(found),
-        Ok(Ok(_)) => Err("the host name has no address".to_owned()),
-        Ok(Err(error)) => Err(format!("the host name does not resolve: {error}")),
-        Err(_) => Err("resolving the host name took too long".to_owned()),
-    }
-}
-
-/// Tries the addresses in turn, each with a fair share of the time left.
-fn dial(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::TimedOut);
-    for (tried, address) in addresses.iter().enumerate() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let share = left / u32::try_from(addresses.len() - tried).unwrap_or(1);
-        if share.is_zero() {
-            break;
-        }
-        match TcpStream::connect_timeout(address, share) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 /// Without nodelay, Nagle's algorithm and delayed acknowledgements make 23

@@ -57,12 +57,32 @@ pub(super) fn consume<'c>(
             };
             Ok((Some(channel.basic_consume(&name, no_ack)?), Some(name)))
         }
-        Source::Queue { name, prefetch } => {
-            // For each consumer started after it on this channel, and before:
-            // deliveries are never unbounded.
-            channel.qos(0, *prefetch, false)?;
-            let consumer = channel.basic_consume(name, ConsumerOptions::default())?;
-            Ok((Some(consumer), None))
+        Source::OwnQueue {
+            name,
+            options,
+            prefetch,
+        } => {
+            let of_our_own = QueueDeclareOptions {
+                exclusive: true,
+                auto_delete: true,
+                arguments: convert::queue_arguments(options),
+                ..QueueDeclareOptions::default()
+            };
+            channel.queue_declare(name, of_our_own)?;
+            consume_from(channel, name, *prefetch)
         }
+        Source::Queue { name, prefetch } => consume_from(channel, name, *prefetch),
     }
+}
+
+fn consume_from<'c>(
+    channel: &'c Channel,
+    name: &str,
+    prefetch: u16,
+) -> Result<(Option<Consumer<'c>>, Option<String>), Failure> {
+    // For each consumer started after it on this channel, and before: deliveries
+    // are never unbounded.
+    channel.qos(0, prefetch, false)?;
+    let consumer = channel.basic_consume(name, ConsumerOptions::default())?;
+    Ok((Some(consumer), None))
 }

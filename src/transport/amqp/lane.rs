@@ -10,7 +10,7 @@ use super::command::Registered;
 use super::confirms::Unconfirmed;
 use super::convert::{self, Failure};
 use super::declare::{consume, declare};
-use crate::transport::{Delivery, Outcome, Publication, Receipt, Settle, Sink, Source, Token};
+use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Token};
 
 /// A link in one session: its AMQP channel, its consumer, and the deliveries
 /// it has not settled. What it publishes and what it acknowledges go through
@@ -64,7 +64,10 @@ impl<'c> Lane<'c> {
             false => None,
         };
         declare(channel, &link.spec.topology)?;
-        let (consumer, reply_queue) = consume(channel, &link.spec)?;
+        let (consumer, reply_queue) = match link.spec.paused {
+            true => (None, None),
+            false => consume(channel, &link.spec)?,
+        };
         Ok(Self {
             channel,
             consumer,
@@ -72,7 +75,7 @@ impl<'c> Lane<'c> {
             reply_queue,
             sink: Arc::clone(&link.sink),
             settler: Arc::clone(&link.settler),
-            acknowledges: matches!(link.spec.source, Source::Queue { .. }),
+            acknowledges: link.spec.source.prefetch().is_some(),
             confirming,
             unsettled: HashMap::new(),
         })
@@ -235,7 +238,11 @@ impl<'c> Lane<'c> {
                         Some(Confirming { unconfirmed, .. }) => {
                             unconfirmed.returned(returned);
                         }
-                        None => self.sink.returned(returned),
+                        None => {
+                            if let Some(instead) = self.sink.returned(returned) {
+                                self.publish(instead, None)?;
+                            }
+                        }
                     }
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
@@ -304,6 +311,14 @@ impl<'c> Lane<'c> {
                 ConsumerMessage::Delivery(_) => {}
                 _ => break,
             }
+        }
+        Ok(())
+    }
+
+    /// Consumes again after that.
+    pub(super) fn resume_consuming(&mut self, spec: &LinkSpec) -> Result<(), Failure> {
+        if self.consumer.is_none() {
+            (self.consumer, self.reply_queue) = consume(self.channel, spec)?;
         }
         Ok(())
     }

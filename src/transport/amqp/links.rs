@@ -75,6 +75,20 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Starts or stops the consumer of an open link.
+    pub(super) fn consume(&mut self, link: LinkId, on: bool) -> Result<(), End> {
+        let Some(lane) = self.lanes.get_mut(&link) else {
+            return Ok(());
+        };
+        if !on {
+            return lane.stop_consuming().map_err(lost);
+        }
+        match self.io.registry.get_mut(link) {
+            Some(registered) => lane.resume_consuming(&registered.spec).map_err(lost),
+            None => Ok(()),
+        }
+    }
+
     /// Closes a link after sending what it was given before.
     pub(super) fn close_link(&mut self, link: LinkId) -> Result<(), End> {
         self.io.registry.remove(link);

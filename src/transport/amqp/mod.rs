@@ -143,6 +143,15 @@ impl AmqpWire {
             .map_err(|_| self.closed())
     }
 
+    fn consume(&self, on: bool, what: &str, deadline: Instant) -> Result<()> {
+        let (done, is_done) = bounded(1);
+        let link = self.link;
+        self.command(Command::Consume { link, on, done })?;
+        is_done
+            .recv_deadline(deadline)
+            .map_err(|error| self.no_answer(error.is_timeout(), what))
+    }
+
     fn closed(&self) -> Error {
         Error::new(
             ErrorKind::Closed,
@@ -204,12 +213,11 @@ impl Wire for AmqpWire {
     }
 
     fn stop_consuming(&self, deadline: Instant) -> Result<()> {
-        let (done, stopped) = bounded(1);
-        let link = self.link;
-        self.command(Command::StopConsuming { link, done })?;
-        stopped
-            .recv_deadline(deadline)
-            .map_err(|error| self.no_answer(error.is_timeout(), "stop consuming"))
+        self.consume(false, "stop consuming", deadline)
+    }
+
+    fn resume_consuming(&self, deadline: Instant) -> Result<()> {
+        self.consume(true, "resume consuming", deadline)
     }
 
     fn close(&self) {

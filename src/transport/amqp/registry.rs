@@ -2,7 +2,6 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::command::{Command, LinkId, Outgoing, Registered};
 use crate::error::{Error, ErrorKind};
-use crate::transport::Source;
 
 /// What outlives a session: the links there are, open in the present one or not,
 /// and what the last one lost.
@@ -34,10 +33,11 @@ impl Registry {
         self.links.remove(&link);
     }
 
-    /// From now on the link only publishes, after a reconnect too.
-    pub(super) fn stop_consuming(&mut self, link: LinkId) {
+    /// From now on the link only publishes, or consumes again; after a reconnect
+    /// too.
+    pub(super) fn pause(&mut self, link: LinkId, paused: bool) {
         if let Some(registered) = self.links.get_mut(&link) {
-            registered.spec.source = Source::Nothing;
+            registered.spec.paused = paused;
         }
     }
 
@@ -53,8 +53,8 @@ impl Registry {
                     format!("cannot take a message off {queue:?}: the connection is down"),
                 )));
             }
-            Command::StopConsuming { link, done } => {
-                self.stop_consuming(link);
+            Command::Consume { link, on, done } => {
+                self.pause(link, !on);
                 let _ = done.try_send(());
             }
             Command::CloseLink { link } => self.remove(link),

@@ -270,11 +270,9 @@ impl<'c> Session<'c> {
                 }
             }
             Command::Get { link, queue, done } => self.get(link, &queue, &done),
-            Command::StopConsuming { link, done } => {
-                self.io.registry.stop_consuming(link);
-                if let Some(lane) = self.lanes.get_mut(&link) {
-                    lane.stop_consuming().map_err(lost)?;
-                }
+            Command::Consume { link, on, done } => {
+                self.io.registry.pause(link, !on);
+                self.consume(link, on)?;
                 let _ = done.try_send(());
                 Ok(())
             }

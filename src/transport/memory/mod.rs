@@ -8,6 +8,7 @@
 mod declare;
 mod exchange;
 mod expiry;
+mod links;
 #[cfg(test)]
 mod model;
 mod queue;
@@ -189,6 +190,14 @@ impl Wire for MemoryWire {
     fn stop_consuming(&self, _deadline: Instant) -> Result<()> {
         self.shared.with(|state| state.stop_consuming(self.link));
         Ok(())
+    }
+
+    fn resume_consuming(&self, _deadline: Instant) -> Result<()> {
+        let resumed = self
+            .shared
+            .with(|state| state.start_consuming(self.link, Instant::now()));
+        self.shared.room.notify_all();
+        resumed.ok_or_else(closed)?
     }
 
     fn close(&self) {

@@ -81,8 +81,9 @@ impl Sink for Consumer {
         Ok(())
     }
 
-    fn returned(&self, _: Returned) {
+    fn returned(&self, _: Returned) -> Option<Publication> {
         *self.returned.lock() += 1;
+        None
     }
 
     fn lost(&self, _: &str, _: bool) -> Vec<Publication> {

@@ -3,13 +3,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::exchange::Exchange;
+use super::links::LinkState;
 use super::queue::{Entry, LinkId, Queue, QueueId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::topology::QueueOptions;
-use crate::transport::{
-    Delivery, Fate, LinkSpec, Message, Outcome, Publication, Receipt, Returned, Settle, Sink,
-    Source, Token,
-};
+use crate::transport::{Delivery, Fate, Message, Outcome, Publication, Receipt, Returned, Sink};
 
 /// Everything the broker holds, as one plain struct with no lock and no clock
 /// of its own, so that a test can drive it step by step against a model.
@@ -21,95 +18,16 @@ pub(super) struct State {
     pub(super) exchanges: HashMap<String, Exchange>,
     pub(super) queues: HashMap<QueueId, Queue>,
     pub(super) queue_names: HashMap<String, QueueId>,
-    links: HashMap<LinkId, LinkState>,
+    pub(super) links: HashMap<LinkId, LinkState>,
     last_id: u64,
     /// A message has come into a queue whose messages the timer moves on.
     pub(super) timer_due: bool,
-}
-
-struct LinkState {
-    sink: Arc<dyn Sink>,
-    settler: Arc<dyn Settle>,
-    reply_queue: Option<String>,
-    consuming: Option<QueueId>,
-    /// How many deliveries may be unsettled; `None` without acknowledgements.
-    prefetch: Option<usize>,
-    unsettled: HashMap<u64, (QueueId, Entry)>,
-}
-
-impl LinkState {
-    fn has_room(&self) -> bool {
-        self.prefetch.is_none_or(|max| self.unsettled.len() < max)
-    }
-
-    /// Makes a delivery that must be settled.
-    fn hand_out(&mut self, queue: QueueId, entry: Entry, tag: u64) -> Delivery {
-        let message = Arc::clone(&entry.message);
-        let redelivered = entry.redelivered;
-        self.unsettled.insert(tag, (queue, entry));
-        let token = Token {
-            settler: Arc::clone(&self.settler),
-            session: 0, // a memory link never reconnects
-            tag,
-        };
-        Delivery::new(message, redelivered, Some(token))
-    }
 }
 
 impl State {
     pub(super) fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
-    }
-
-    /// Declares what the link needs and starts it; what waits in its queue is
-    /// delivered at once.
-    pub(super) fn open(
-        &mut self,
-        link: LinkId,
-        spec: &LinkSpec,
-        sink: Arc<dyn Sink>,
-        settler: Arc<dyn Settle>,
-        now: Instant,
-    ) -> Result<()> {
-        self.declare(&spec.topology)?;
-        let (consuming, reply_queue, prefetch) = match &spec.source {
-            Source::Nothing => (None, None, None),
-            Source::ReplyQueue => {
-                let name = format!("amq.gen-{}", fastrand::u64(..));
-                let id = self.add_queue(name.clone(), Some(link), QueueOptions::new());
-                (Some(id), Some(name), None)
-            }
-            Source::Queue { name, prefetch } => {
-                let &id = self.queue_names.get(name).ok_or_else(|| {
-                    Error::new(ErrorKind::Broker, format!("there is no queue {name:?}"))
-                })?;
-                let owner = self.queues.get(&id).and_then(|queue| queue.owner);
-                if owner.is_some_and(|owner| owner != link) {
-                    return Err(Error::new(
-                        ErrorKind::Broker,
-                        format!("the queue {name:?} belongs to another link alone"),
-                    ));
-                }
-                (Some(id), None, Some(usize::from(*prefetch)))
-            }
-        };
-        self.links.insert(
-            link,
-            LinkState {
-                sink,
-                settler,
-                reply_queue,
-                consuming,
-                prefetch,
-                unsettled: HashMap::new(),
-            },
-        );
-        if let Some(queue) = consuming.and_then(|id| self.queues.get_mut(&id)) {
-            queue.add_consumer(link);
-        }
-        self.dispatch_to(consuming, now);
-        Ok(())
     }
 
     /// The queues a message would go to.
@@ -144,20 +62,39 @@ impl State {
         queues: &[QueueId],
         now: Instant,
     ) {
-        if !publication.start_sending() {
-            return;
+        if publication.start_sending() {
+            self.put(link, publication, receipt, queues, now);
         }
+    }
+
+    /// Its owner has not given up on it.
+    fn put(
+        &mut self,
+        link: LinkId,
+        publication: Publication,
+        receipt: Option<Receipt>,
+        queues: &[QueueId],
+        now: Instant,
+    ) {
         if queues.is_empty() && publication.mandatory {
             let reason = "NO_ROUTE".to_owned();
             match (receipt, self.links.get(&link)) {
                 (Some(receipt), _) => receipt.settle(Fate::Returned(reason)),
-                (None, Some(from)) => from.sink.returned(Returned {
-                    exchange: publication.exchange,
-                    routing_key: publication.routing_key,
-                    message_id: publication.properties.message_id,
-                    correlation_id: publication.properties.correlation_id,
-                    reason,
-                }),
+                (None, Some(from)) => {
+                    let instead = from.sink.returned(Returned {
+                        exchange: publication.exchange,
+                        routing_key: publication.routing_key,
+                        message_id: publication.properties.message_id,
+                        correlation_id: publication.properties.correlation_id,
+                        reason,
+                    });
+                    if let Some(instead) = instead {
+                        let queues = self
+                            .route(&instead.exchange, &instead.routing_key)
+                            .unwrap_or_default();
+                        self.put(link, instead, None, &queues, now);
+                    }
+                }
                 (None, None) => {}
             }
             return;
@@ -245,48 +182,9 @@ impl State {
         self.dispatch_to(Some(queue), now);
     }
 
-    /// Ends consumption; what was delivered can still be settled.
-    pub(super) fn stop_consuming(&mut self, link: LinkId) {
-        let Some(state) = self.links.get_mut(&link) else {
-            return;
-        };
-        if let Some(queue) = state
-            .consuming
-            .take()
-            .and_then(|id| self.queues.get_mut(&id))
-        {
-            queue.remove_consumer(link);
-        }
-    }
-
-    /// Ends a link: its unsettled deliveries go back into their queues, its
-    /// reply queue goes away.
-    pub(super) fn close(&mut self, link: LinkId, now: Instant) -> Option<Arc<dyn Sink>> {
-        self.stop_consuming(link);
-        let state = self.links.remove(&link)?;
-        let mut touched = Vec::new();
-        for (_, (id, entry)) in state.unsettled {
-            self.requeue(id, entry, now);
-            touched.push(id);
-        }
-        let owned: Vec<QueueId> = self
-            .queues
-            .iter()
-            .filter(|(_, queue)| queue.owner == Some(link))
-            .map(|(&id, _)| id)
-            .collect();
-        for id in owned {
-            self.delete_queue(id);
-        }
-        for id in touched {
-            self.dispatch_to(Some(id), now);
-        }
-        Some(state.sink)
-    }
-
     /// Puts a delivered message back where it was. A quorum queue counts how
     /// often, and has had enough at its limit.
-    fn requeue(&mut self, id: QueueId, mut entry: Entry, now: Instant) {
+    pub(super) fn requeue(&mut self, id: QueueId, mut entry: Entry, now: Instant) {
         let Some(queue) = self.queues.get_mut(&id) else {
             return;
         };
@@ -308,7 +206,7 @@ impl State {
         self.links.values().map(|link| &link.sink)
     }
 
-    fn delete_queue(&mut self, id: QueueId) {
+    pub(super) fn delete_queue(&mut self, id: QueueId) {
         if let Some(queue) = self.queues.remove(&id) {
             self.queue_names.remove(&queue.name);
             for exchange in self.exchanges.values_mut() {

@@ -2,18 +2,18 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::rabbitmq::RabbitMq;
+use crate::support::server::Server;
 
 /// A broker, three ways to it, and what can happen to them.
 pub struct Faults {
     random: fastrand::Rng,
-    rabbit: RabbitMq,
+    rabbit: Server,
     proxies: [Proxy; 3],
 }
 
 impl Faults {
     pub fn start(seed: u64) -> Self {
-        let rabbit = RabbitMq::start();
+        let rabbit = Server::rabbitmq();
         let proxies = [(); 3].map(|()| Proxy::start(rabbit.url()));
         Self {
             random: fastrand::Rng::with_seed(seed),

@@ -1,8 +1,8 @@
 pub mod dead;
 pub mod nap;
 pub mod proxy;
-pub mod rabbitmq;
 pub mod raw_amqp;
+pub mod server;
 pub mod timing;
 
 use std::time::{Duration, Instant};
@@ -34,6 +34,12 @@ pub fn amqp_url() -> String {
 
 pub fn rabbitmq() -> Broker {
     Broker::connect(&amqp_url()).expect("the test's RabbitMQ takes connections")
+}
+
+/// The shared Redis of this run.
+pub fn redis_url() -> String {
+    std::env::var("CONEY_TEST_REDIS_URL")
+        .expect("CONEY_TEST_REDIS_URL is not set: run the tests with tests/run")
 }
 
 /// Reconnects fast, and gives up on a silent broker soon.

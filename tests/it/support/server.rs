@@ -1,42 +1,49 @@
-//! A private RabbitMQ, for tests that break theirs and for benchmarks.
+//! A private RabbitMQ or Redis, for tests that break theirs and for benchmarks.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-/// A broker of our own. Killed on drop, and, as it watches a pipe from this
+/// A server of our own. Killed on drop, and, as it watches a pipe from this
 /// process, also when this process dies.
-pub struct RabbitMq {
+pub struct Server {
+    script: &'static str,
     process: Option<Child>,
     url: String,
     dir: PathBuf,
 }
 
 #[allow(dead_code, reason = "the benchmarks share this file and only start it")]
-impl RabbitMq {
-    pub fn start() -> Self {
-        let unique = format!(
-            "coney-rabbitmq-{}-{}",
-            std::process::id(),
-            fastrand::u32(..)
-        );
-        let mut broker = Self {
+impl Server {
+    pub fn rabbitmq() -> Self {
+        Self::start("rabbitmq")
+    }
+
+    pub fn redis() -> Self {
+        Self::start("redis")
+    }
+
+    fn start(script: &'static str) -> Self {
+        let process = std::process::id();
+        let unique = format!("coney-{script}-{process}-{}", fastrand::u32(..));
+        let mut server = Self {
+            script,
             process: None,
             url: String::new(),
             dir: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(unique),
         };
-        broker.start_again();
-        broker
+        server.start_again();
+        server
     }
 
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Starts the same broker, with its data, on the same port.
+    /// Starts the same server, with its data if it keeps any, on the same port.
     pub fn start_again(&mut self) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/rabbitmq");
-        let mut command = Command::new(script);
+        let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers");
+        let mut command = Command::new(format!("{scripts}/{}", self.script));
         command.arg("--dir").arg(&self.dir);
         if let Some((_, port)) = self.url.rsplit_once(':') {
             command.args(["--port", port]);
@@ -45,7 +52,7 @@ impl RabbitMq {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("tests/servers/rabbitmq runs");
+            .expect("tests/servers runs");
         let mut url = String::new();
         let stdout = process.stdout.take().expect("stdout is piped");
         BufReader::new(stdout)
@@ -54,19 +61,25 @@ impl RabbitMq {
         self.process = Some(process);
         assert!(
             !url.is_empty(),
-            "RabbitMQ did not start: tests/run installs it"
+            "{} did not start: tests/run installs it",
+            self.script
         );
         url.trim().clone_into(&mut self.url);
     }
 
-    /// Does what `rabbitmqctl` can do.
-    pub fn ctl(&self, arguments: &[&str]) {
+    /// Does what `rabbitmqctl` or `redis-cli` can do, and returns what it says.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
         let output = Command::new(self.dir.join("ctl"))
             .args(arguments)
             .output()
             .expect("the script made it");
         let text = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {text}");
+        assert!(
+            output.status.success(),
+            "{} {arguments:?}: {text}",
+            self.script
+        );
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
     /// Stops its processes in their tracks: connections stay, nobody answers.
@@ -93,8 +106,10 @@ impl RabbitMq {
             return self.start_again();
         }
         self.resume();
-        self.ctl(&["start_app"]);
-        self.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+        if self.script == "rabbitmq" {
+            self.ctl(&["start_app"]);
+            self.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+        }
     }
 
     /// Kills it, as a power cut would.
@@ -106,7 +121,7 @@ impl RabbitMq {
     }
 }
 
-impl Drop for RabbitMq {
+impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.dir);

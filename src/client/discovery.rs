@@ -1,0 +1,103 @@
+//! Whom a call goes to: whoever is free, or one instance in particular.
+
+use std::time::Instant;
+
+use super::event::Outcome;
+use super::outcome::Target;
+use super::pending::Balanced;
+use super::{CallOptions, Inner};
+use crate::error::Result;
+use crate::message::Reply;
+use crate::registry::{Balancer, Pick, Registry};
+use crate::topology;
+use crate::transport::Publication;
+
+/// How a client finds the instances of a service.
+pub(super) struct Discovery {
+    pub(super) registry: Registry,
+    pub(super) require_instance: bool,
+    pub(super) balancer: Option<Box<dyn Balancer>>,
+}
+
+/// Where a call goes.
+pub(super) enum Route {
+    /// Into the queue that all instances share.
+    Shared,
+    /// Into the queue of one that the caller has named.
+    Named(String),
+    /// Into the queue of one that the balancer has picked.
+    Picked(String, Pick),
+}
+
+impl Inner {
+    /// Finds a way. Blocks while the registry is asked for the first time, at most until
+    /// `deadline`.
+    pub(super) fn route(
+        &self,
+        target: Target<'_>,
+        options: &CallOptions,
+        deadline: Instant,
+    ) -> Result<Route> {
+        let service = target.service;
+        if let Some(id) = &options.instance {
+            return Ok(Route::Named(topology::instance_queue(service, id)));
+        }
+        let Some(discovery) = &self.discovery else {
+            return Ok(Route::Shared);
+        };
+        // A registry that cannot be asked must not stop anybody.
+        let Ok(found) = discovery.registry.lookup_until(service, deadline) else {
+            return Ok(Route::Shared);
+        };
+        if found.is_empty() {
+            return match discovery.require_instance && !found.is_stale() {
+                true => Err(target.nobody(&found)),
+                false => Ok(Route::Shared),
+            };
+        }
+        let Some(balancer) = &discovery.balancer else {
+            return Ok(Route::Shared);
+        };
+        let pick = found.pick(&**balancer, options.balance_key.as_deref())?;
+        Ok(match pick.has_own_queue() {
+            true => Route::Picked(topology::instance_queue(service, pick.id()), pick),
+            false => Route::Shared,
+        })
+    }
+
+    /// Credits the instance that answered with how long it took.
+    pub(super) fn credit(&self, target: Target<'_>, outcome: &Outcome) {
+        if let Outcome::Reply {
+            body,
+            after: Some(after),
+        } = outcome
+            && let Some(discovery) = &self.discovery
+            && let Some(known) = discovery.registry.known(target.service)
+            && let Ok(Reply {
+                instance_id: Some(id),
+                ..
+            }) = Reply::decode(body)
+        {
+            known.answered(&id, *after);
+        }
+    }
+}
+
+impl Route {
+    /// Directs a request that is for the service.
+    pub(super) fn apply(self, publication: &mut Publication) -> Option<Balanced> {
+        let (queue, pick) = match self {
+            Self::Shared => return None,
+            Self::Named(queue) => (queue, None),
+            Self::Picked(queue, pick) => (queue, Some(pick)),
+        };
+        let balanced = pick.map(|pick| Balanced {
+            pick: Some(pick),
+            instead: Some(publication.clone()),
+            at: Instant::now(),
+        });
+        publication.exchange = "".into();
+        publication.routing_key = queue;
+        balanced
+    }
+}

@@ -1,0 +1,286 @@
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use parking_lot::Mutex;
+
+use super::{Beat, Instance, RegistrationState, ServiceRegistry};
+use crate::deadline;
+use crate::error::{Error, ErrorKind, Result};
+use crate::running::Running;
+
+/// After a beat that failed, the next comes sooner.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long the end may wait for the thread, which may wait for the store.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What is asked of the thread that beats. It alone writes what was registered here,
+/// so that a beat never comes after a goodbye.
+pub(super) enum Order {
+    Register {
+        number: u64,
+        member: Member,
+        done: Sender<()>,
+    },
+    Health {
+        number: u64,
+    },
+    Deregister {
+        number: u64,
+        done: Sender<Result<()>>,
+    },
+}
+
+/// What a registration and the thread tell each other.
+pub(super) struct Told {
+    pub(super) state: Mutex<RegistrationState>,
+    /// What the instance is not well of.
+    pub(super) fault: Mutex<Option<String>>,
+    /// That has changed, and an order is on its way.
+    pub(super) has_changed: AtomicBool,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        let because = "the registry has not answered yet".to_owned();
+        Self {
+            state: Mutex::new(RegistrationState::Pending(because)),
+            fault: Mutex::default(),
+            has_changed: AtomicBool::new(false),
+        }
+    }
+}
+
+/// An instance that is beaten for.
+pub(super) struct Member {
+    instance: Instance,
+    told: Arc<Told>,
+    /// The store has it, as far as is known.
+    written: bool,
+}
+
+impl Member {
+    pub(super) fn new(instance: Instance, told: Arc<Told>) -> Self {
+        Self {
+            instance,
+            told,
+            written: false,
+        }
+    }
+
+    fn write(&mut self, store: &dyn ServiceRegistry) -> Result<()> {
+        self.instance = self.instance.clone().beaten();
+        let result = store.register(&self.instance);
+        self.written = result.is_ok();
+        *self.told.state.lock() = match &result {
+            Ok(()) => RegistrationState::Registered,
+            Err(error) => RegistrationState::Pending(error.to_string()),
+        };
+        result
+    }
+}
+
+/// A registry's beating thread, started with the first registration.
+pub(super) struct Beats {
+    store: Arc<dyn ServiceRegistry>,
+    every: Duration,
+    thread: Option<(Sender<Order>, Running)>,
+}
+
+impl Beats {
+    pub(super) fn new(store: Arc<dyn ServiceRegistry>, every: Duration) -> Self {
+        Self {
+            store,
+            every,
+            thread: None,
+        }
+    }
+
+    /// The way to the thread. What is in it is bounded by the registrations: each has
+    /// at most three orders under way.
+    pub(super) fn thread(&mut self) -> Result<Sender<Order>> {
+        if let Some((orders, _)) = &self.thread {
+            return Ok(orders.clone());
+        }
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        let (orders, inbox) = unbounded();
+        let beating = Beating {
+            store: Arc::clone(&self.store),
+            every: self.every,
+            members: BTreeMap::new(),
+            next: Instant::now(),
+            failing: false,
+        };
+        let thread = Running::start(format!("coney-beat-{number}"), move || beating.run(&inbox));
+        let thread = thread.map_err(|error| {
+            Error::new(ErrorKind::InvalidConfig, "cannot start a thread that beats")
+                .with_source(error)
+        })?;
+        self.thread = Some((orders.clone(), thread));
+        Ok(orders)
+    }
+}
+
+impl Drop for Beats {
+    fn drop(&mut self) {
+        if let Some((orders, thread)) = self.thread.take() {
+            drop(orders);
+            let _ = thread.join(deadline::after(JOIN_TIMEOUT));
+        }
+    }
+}
+
+struct Beating {
+    store: Arc<dyn ServiceRegistry>,
+    every: Duration,
+    /// By the numbers of their registrations.
+    members: BTreeMap<u64, Member>,
+    next: Instant,
+    failing: bool,
+}
+
+impl Beating {
+    /// Ends when the registry and all registrations are gone.
+    fn run(mut self, inbox: &Receiver<Order>) {
+        loop {
+            let order = if self.members.is_empty() {
+                inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else if self.next <= Instant::now() {
+                Err(RecvTimeoutError::Timeout) // whatever else there is to do
+            } else {
+                inbox.recv_deadline(self.next)
+            };
+            let order = match order {
+                Ok(order) => Some(order),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            // The store may be the user's.
+            let act = AssertUnwindSafe(|| match order {
+                Some(order) => self.carry_out(order),
+                None => self.beat(),
+            });
+            if catch_unwind(act).is_err() {
+                log::error!(target: "coney::registry", "the registry's store panicked");
+                self.next = Instant::now() + RETRY_AFTER.min(self.every);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Register {
+                number,
+                mut member,
+                done,
+            } => {
+                if self.members.is_empty() {
+                    self.next = self.next_beat();
+                }
+                let result = member.write(&*self.store);
+                self.members.insert(number, member);
+                self.took_place(&result);
+                let _ = done.try_send(());
+            }
+            Order::Health { number } => {
+                if let Some(member) = self.members.get_mut(&number) {
+                    member.told.has_changed.store(false, Ordering::SeqCst);
+                    let fault = member.told.fault.lock().clone();
+                    member.instance.set_health(fault.as_deref());
+                    self.next = Instant::now();
+                }
+            }
+            Order::Deregister { number, done } => {
+                let result = match self.members.remove(&number) {
+                    Some(member) => {
+                        *member.told.state.lock() = RegistrationState::Deregistered;
+                        let Member { instance, .. } = &member;
+                        self.store.deregister(instance.service(), instance.id())
+                    }
+                    None => Ok(()),
+                };
+                let _ = done.try_send(result);
+            }
+        }
+    }
+
+    /// Says that everybody is still there, in one go.
+    fn beat(&mut self) {
+        self.next = self.next_beat();
+        let written = self.members.iter_mut().filter(|(_, member)| member.written);
+        let (numbers, instances): (Vec<u64>, Vec<Instance>) = written
+            .map(|(&number, member)| {
+                member.instance = member.instance.clone().beaten();
+                (number, member.instance.clone())
+            })
+            .unzip();
+        let mut result = Ok(());
+        if !instances.is_empty() {
+            match self.store.heartbeat(&instances) {
+                Ok(beats) => {
+                    for (number, beat) in numbers.into_iter().zip(beats) {
+                        self.beaten(number, beat);
+                    }
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        // What the store does not have yet, or not any more.
+        if result.is_ok() {
+            let mut missing = self.members.values_mut().filter(|member| !member.written);
+            result = missing.try_for_each(|member| member.write(&*self.store));
+        }
+        self.took_place(&result);
+    }
+
+    fn beaten(&mut self, number: u64, beat: Beat) {
+        let Some(member) = self.members.get_mut(&number) else {
+            return;
+        };
+        let (service, id) = (member.instance.service(), member.instance.id());
+        match beat {
+            Beat::Renewed => *member.told.state.lock() = RegistrationState::Registered,
+            Beat::Lost => {
+                log::info!(
+                    target: "coney::registry",
+                    "the registry has lost the instance {id:?} of {service}; it is registered again"
+                );
+                member.written = false;
+            }
+            Beat::Deregistered => {
+                log::warn!(
+                    target: "coney::registry",
+                    "somebody has deregistered the instance {id:?} of {service}"
+                );
+                *member.told.state.lock() = RegistrationState::Deregistered;
+                self.members.remove(&number);
+            }
+        }
+    }
+
+    /// Logs the first failure of a row, and its end.
+    fn took_place(&mut self, result: &Result<()>) {
+        match result {
+            Err(error) => {
+                if !self.failing {
+                    log::warn!(target: "coney::registry", "instances cannot be heard of: {error}");
+                }
+                self.next = Instant::now() + RETRY_AFTER.min(self.every);
+            }
+            Ok(()) if self.failing => {
+                log::info!(target: "coney::registry", "instances are heard of again");
+            }
+            Ok(()) => {}
+        }
+        self.failing = result.is_err();
+    }
+
+    fn next_beat(&self) -> Instant {
+        Instant::now() + self.every.mul_f64(0.9 + 0.2 * fastrand::f64())
+    }
+}

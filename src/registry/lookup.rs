@@ -1,0 +1,118 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::snapshot::Snapshot;
+use super::{Balancer, Candidate, Instance, Pick};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a look-up has found: the instances of a service, at one moment.
+///
+/// ```
+/// use coney::{Instance, Registry};
+///
+/// let registry = Registry::memory();
+/// let web = registry.register("web", Instance::new().with_port(8080))?;
+/// let found = registry.lookup("web")?;
+/// assert_eq!(found.iter().next().and_then(Instance::port), Some(8080));
+/// assert!(!found.is_stale());
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Lookup {
+    service: Arc<str>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Lookup {
+    pub(super) fn new(service: &Arc<str>, snapshot: &Arc<Snapshot>) -> Self {
+        Self {
+            service: Arc::clone(service),
+            snapshot: Arc::clone(snapshot),
+        }
+    }
+
+    /// The living and healthy instances, in the order of their ids.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Instance> {
+        self.snapshot.ready.iter().map(|one| one.instance())
+    }
+
+    /// Every living instance, those that are not well too.
+    pub fn all(&self) -> impl ExactSizeIterator<Item = &Instance> {
+        self.snapshot.living.iter().map(|one| one.instance())
+    }
+
+    /// True if there is nobody alive and healthy.
+    pub fn is_empty(&self) -> bool {
+        self.snapshot.ready.is_empty()
+    }
+
+    /// True if the registry could not be asked when it should have been: then this is
+    /// what was last known, dead instances and all.
+    pub fn is_stale(&self) -> bool {
+        self.snapshot.stale.is_some()
+    }
+
+    /// Why it is stale.
+    pub fn stale_because(&self) -> Option<&str> {
+        self.snapshot.stale.as_deref()
+    }
+
+    /// How long ago the registry said so.
+    pub fn age(&self) -> Duration {
+        self.snapshot.loaded_at.elapsed()
+    }
+
+    /// Picks one of the living and healthy; for a key, if the balancer goes by it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoInstance`] if there is none.
+    pub fn pick(&self, balancer: &dyn Balancer, key: Option<&str>) -> Result<Pick> {
+        let ready = &self.snapshot.ready;
+        if ready.is_empty() {
+            return Err(self.nobody());
+        }
+        let first = balancer.pick(ready, key) % ready.len();
+        // The next in order that can be reached, if any can.
+        let order = (first..ready.len()).chain(0..first);
+        let reachable = order.into_iter().find(|&at| !ready[at].is_avoided());
+        Ok(Pick::new(&ready[reachable.unwrap_or(first)]))
+    }
+
+    /// An instance has answered somebody who did not pick it.
+    pub(crate) fn answered(&self, id: &str, after: Duration) {
+        let mut living = self.snapshot.living.iter();
+        if let Some(one) = living.find(|one| one.instance().id() == id) {
+            one.answered(after);
+        }
+    }
+
+    /// The error for a service without a living and healthy instance.
+    pub(crate) fn nobody(&self) -> Error {
+        let service = &self.service;
+        let unwell: Vec<&Arc<Candidate>> = self.snapshot.living.iter().collect();
+        let text = match unwell.first() {
+            None => format!("{service} has no live instance: none is registered"),
+            Some(one) => format!(
+                "{service} has no healthy instance: {} unwell ({})",
+                unwell.len(),
+                one.instance()
+                    .unhealthy_because()
+                    .unwrap_or("no reason given")
+            ),
+        };
+        Error::new(ErrorKind::NoInstance, text)
+    }
+}
+
+impl fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookup")
+            .field("service", &self.service)
+            .field("living", &self.snapshot.living.len())
+            .field("ready", &self.snapshot.ready.len())
+            .field("stale", &self.snapshot.stale)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,151 @@
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{Beat, Instance, ServiceRegistry};
+use crate::error::Result;
+
+/// A store of instances in this process, for examples, tests and programs of one
+/// process. Clones are the same store.
+///
+/// ```
+/// use std::time::Duration;
+/// use coney::{MemoryRegistry, Registry};
+///
+/// let store = MemoryRegistry::new().with_dead_after(Duration::from_secs(2));
+/// let registry = Registry::builder(store).build()?;
+/// # let _ = registry;
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct MemoryRegistry {
+    services: Arc<Mutex<Services>>,
+    dead_after: Duration,
+}
+
+#[derive(Default)]
+struct Services {
+    /// The instances of each, by id; none that has no instances.
+    instances: BTreeMap<String, HashMap<String, Instance>>,
+    /// Who has said goodbye, and when: heartbeats that come late change nothing.
+    left: HashMap<(String, String), Instant>,
+}
+
+/// How long a goodbye is remembered, as in Redis.
+const REMEMBERED: Duration = Duration::from_secs(300);
+
+/// When goodbyes that are too old are looked for.
+const MANY_GOODBYES: usize = 1_000;
+
+impl Default for MemoryRegistry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryRegistry {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self {
+            services: Arc::default(),
+            dead_after: Duration::from_secs(60),
+        }
+    }
+
+    /// How old the last heartbeat of a living instance may be. Default: 60 s.
+    pub fn with_dead_after(mut self, time: Duration) -> Self {
+        self.dead_after = time;
+        self
+    }
+}
+
+impl Services {
+    fn remove(&mut self, service: &str, id: &str) {
+        if let Some(instances) = self.instances.get_mut(service) {
+            instances.remove(id);
+            if instances.is_empty() {
+                self.instances.remove(service);
+            }
+        }
+    }
+}
+
+impl ServiceRegistry for MemoryRegistry {
+    fn register(&self, instance: &Instance) -> Result<()> {
+        let mut services = self.services.lock();
+        let (service, id) = (instance.service().to_owned(), instance.id().to_owned());
+        services.left.remove(&(service.clone(), id.clone()));
+        let instances = services.instances.entry(service).or_default();
+        instances.insert(id, instance.clone());
+        Ok(())
+    }
+
+    fn deregister(&self, service: &str, id: &str) -> Result<()> {
+        let mut services = self.services.lock();
+        services.remove(service, id);
+        if services.left.len() >= MANY_GOODBYES {
+            services.left.retain(|_, at| at.elapsed() < REMEMBERED);
+        }
+        let key = (service.to_owned(), id.to_owned());
+        services.left.insert(key, Instant::now());
+        Ok(())
+    }
+
+    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>> {
+        let mut services = self.services.lock();
+        let beat = |newer: &Instance| {
+            let known = services.instances.get_mut(newer.service());
+            match known.and_then(|known| known.get_mut(newer.id())) {
+                Some(known) => {
+                    known.renew_from(newer);
+                    Beat::Renewed
+                }
+                None => {
+                    let key = (newer.service().to_owned(), newer.id().to_owned());
+                    match services.left.contains_key(&key) {
+                        true => Beat::Deregistered,
+                        false => Beat::Lost,
+                    }
+                }
+            }
+        };
+        Ok(instances.iter().map(beat).collect())
+    }
+
+    fn instances(&self, service: &str) -> Result<Vec<Instance>> {
+        let services = self.services.lock();
+        let instances = services.instances.get(service);
+        Ok(instances.map_or_else(Vec::new, |found| found.values().cloned().collect()))
+    }
+
+    fn remove_dead(&self, instance: &Instance) -> Result<bool> {
+        let mut services = self.services.lock();
+        let (service, id) = (instance.service(), instance.id());
+        let known = services.instances.get(service);
+        let known = known.and_then(|known| known.get(id));
+        let unheard_of = known.is_none_or(|one| one.last_heartbeat == instance.last_heartbeat);
+        if unheard_of {
+            services.remove(service, id);
+        }
+        Ok(unheard_of)
+    }
+
+    fn services(&self) -> Result<Vec<String>> {
+        Ok(self.services.lock().instances.keys().cloned().collect())
+    }
+
+    fn dead_after(&self) -> Duration {
+        self.dead_after
+    }
+}
+
+impl fmt::Debug for MemoryRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryRegistry")
+            .field("dead_after", &self.dead_after)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,166 @@
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::beats::{Member, Order, Told};
+use super::{Instance, Registry};
+use crate::deadline;
+use crate::error::{Error, ErrorKind, Phase, Result};
+
+/// How long registering waits to be written, and dropping to be deregistered.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// An instance that is registered as long as this is kept: dropping it deregisters it.
+///
+/// A thread of the [`Registry`], `coney-beat-N`, beats for it meanwhile, and registers it again when
+/// the store has lost its data. Dropping it blocks until it is deregistered, at most
+/// 3 s; where that cannot be done, it counts as dead when it has not been heard of
+/// for long enough.
+///
+/// ```
+/// use coney::{Instance, Registry, RegistrationState};
+///
+/// let registry = Registry::memory();
+/// let registration = registry.register("web", Instance::new().with_port(8080))?;
+/// assert_eq!(registration.state(), RegistrationState::Registered);
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[must_use = "dropping the registration deregisters the instance"]
+pub struct Registration {
+    registry: Registry,
+    orders: Sender<Order>,
+    number: u64,
+    service: String,
+    id: String,
+    told: Arc<Told>,
+}
+
+/// Whether an instance is in the registry.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistrationState {
+    /// Not yet, or not any more as far as is known, and why. It is tried again.
+    Pending(String),
+    /// It is, and is heard of.
+    Registered,
+    /// It was deregistered, here or by somebody else.
+    Deregistered,
+}
+
+impl Registration {
+    pub(super) fn start(registry: Registry, orders: Sender<Order>, instance: Instance) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let registration = Self {
+            registry,
+            orders,
+            number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
+            service: instance.service().to_owned(),
+            id: instance.id().to_owned(),
+            told: Arc::default(),
+        };
+        let (done, written) = bounded(1);
+        let _ = registration.orders.send(Order::Register {
+            number: registration.number,
+            member: Member::new(instance, Arc::clone(&registration.told)),
+            done,
+        });
+        let _ = written.recv_timeout(PATIENCE);
+        registration
+    }
+
+    /// The service.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// The instance's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether it is in the registry, as far as is known.
+    pub fn state(&self) -> RegistrationState {
+        self.told.state.lock().clone()
+    }
+
+    /// Marks the instance as not well, and why, so that look-ups leave it out; `None`
+    /// marks it as well again. Does not block: the registry is told by the next beat, which
+    /// comes at once.
+    ///
+    /// ```
+    /// # use coney::{Instance, Registry};
+    /// # let registry = Registry::memory();
+    /// let registration = registry.register("web", Instance::new())?;
+    /// registration.set_unhealthy(Some("the disk is full"));
+    /// # while registry.refresh("web")?.iter().count() > 0 {}
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn set_unhealthy(&self, because: Option<&str>) {
+        *self.told.fault.lock() = because.map(str::to_owned);
+        // One order is enough for several changes.
+        if !self.told.has_changed.swap(true, Ordering::SeqCst) {
+            let number = self.number;
+            let _ = self.orders.send(Order::Health { number });
+        }
+        self.registry.inner.cache.nudge(&self.service);
+    }
+
+    /// Deregisters the instance, for good. Blocks until it is, at most `timeout`; a second
+    /// time it has nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Registry`] if the store fails, [`ErrorKind::TimedOut`] if it does not
+    /// answer in time. The instance then counts as dead when it has not been heard of
+    /// for long enough.
+    pub fn deregister(&self, timeout: Duration) -> Result<()> {
+        if self.state() == RegistrationState::Deregistered {
+            return Ok(());
+        }
+        let (done, left) = bounded(1);
+        let _ = self.orders.send(Order::Deregister {
+            number: self.number,
+            done,
+        });
+        let left = left.recv_deadline(deadline::after(timeout));
+        self.registry.inner.cache.nudge(&self.service);
+        match left {
+            Ok(result) => result,
+            Err(error) if error.is_timeout() => Err(Error::timed_out(
+                Phase::Shutdown,
+                format!(
+                    "the registry did not deregister the instance {:?} of {} within {timeout:?}",
+                    self.id, self.service
+                ),
+            )),
+            Err(_) => Err(Error::new(
+                ErrorKind::Registry,
+                format!(
+                    "the instance {:?} of {} is not beating",
+                    self.id, self.service
+                ),
+            )),
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Err(error) = self.deregister(PATIENCE) {
+            log::warn!(target: "coney::registry", "{error}");
+        }
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration")
+            .field("service", &self.service)
+            .field("id", &self.id)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}

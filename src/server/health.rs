@@ -1,0 +1,145 @@
+//! Whether a server is well, and what follows if it is not.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::intake::Consumers;
+use crate::deadline;
+use crate::registry::Registration;
+use crate::running::Running;
+
+/// How long starting waits for the first verdict.
+const FIRST_VERDICT: Duration = Duration::from_secs(10);
+
+/// How long a change of the consumers may take.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A check of something a server needs: its name, and what is wrong with it.
+pub(super) struct Check {
+    pub(super) name: String,
+    pub(super) run: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+/// What is wrong; nothing if all is well.
+pub(super) type Verdict = Option<String>;
+
+/// What changes with the verdict.
+pub(super) struct Watched {
+    pub(super) consumers: Arc<Consumers>,
+    pub(super) registration: Option<Arc<Registration>>,
+}
+
+/// The thread that runs a server's checks.
+pub(super) struct Health {
+    thread: Running,
+    verdict: Receiver<Verdict>,
+    watched: Sender<Watched>,
+}
+
+impl Health {
+    /// Starts checking. The thread ends when this is stopped.
+    pub(super) fn start(
+        service: &str,
+        checks: Vec<Check>,
+        interval: Duration,
+    ) -> std::io::Result<Self> {
+        let (first, verdict) = bounded(1);
+        // One slot: there is one thing to watch. Its end stops the thread.
+        let (watched, inbox) = bounded(1);
+        let name = format!("coney-health-{service}");
+        let checking = Checking {
+            service: service.to_owned(),
+            checks,
+            interval,
+        };
+        let thread = Running::start(name, move || checking.run(&first, &inbox))?;
+        Ok(Self {
+            thread,
+            verdict,
+            watched,
+        })
+    }
+
+    /// The first verdict. Blocks until all checks have run, at most 10 s.
+    pub(super) fn first_verdict(&self) -> Verdict {
+        self.verdict
+            .recv_timeout(FIRST_VERDICT)
+            .unwrap_or_else(|_| Some(format!("the checks take longer than {FIRST_VERDICT:?}")))
+    }
+
+    /// From now on a change of the verdict, which was `first`, has consequences.
+    pub(super) fn watch(&self, watched: Watched) {
+        let _ = self.watched.try_send(watched);
+    }
+
+    /// Checks no more. Waits for a check that runs, at most until `deadline`.
+    pub(super) fn stop(self, deadline: Instant) {
+        drop(self.watched);
+        let _ = self.thread.join(deadline);
+    }
+}
+
+struct Checking {
+    service: String,
+    checks: Vec<Check>,
+    interval: Duration,
+}
+
+impl Checking {
+    fn run(self, first: &Sender<Verdict>, inbox: &Receiver<Watched>) {
+        let mut verdict = self.check();
+        let _ = first.try_send(verdict.clone());
+        let Ok(watched) = inbox.recv() else { return };
+        loop {
+            match inbox.recv_timeout(self.interval) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let now = self.check();
+            if now.is_some() != verdict.is_some() {
+                self.change(&watched, &now);
+            } else if let (Some(registration), true) = (&watched.registration, now != verdict) {
+                registration.set_unhealthy(now.as_deref());
+            }
+            verdict = now;
+        }
+    }
+
+    /// The first thing that is wrong.
+    fn check(&self) -> Verdict {
+        self.checks.iter().find_map(|check| {
+            let result = catch_unwind(AssertUnwindSafe(&check.run));
+            let fault = match result {
+                Ok(Ok(())) => return None,
+                Ok(Err(fault)) => fault,
+                Err(_) => "it panicked".to_owned(),
+            };
+            Some(format!("{}: {fault}", check.name))
+        })
+    }
+
+    fn change(&self, watched: &Watched, verdict: &Verdict) {
+        let service = &self.service;
+        let tell = || {
+            if let Some(registration) = &watched.registration {
+                registration.set_unhealthy(verdict.as_deref());
+            }
+        };
+        let deadline = deadline::after(CHANGE_TIMEOUT);
+        match verdict {
+            Some(fault) => {
+                log::warn!(target: "coney::server", "{service} is not well, and takes no requests: {fault}");
+                tell();
+                watched.consumers.pause(deadline);
+            }
+            None => {
+                log::info!(target: "coney::server", "{service} is well again");
+                watched.consumers.resume(deadline);
+                tell();
+            }
+        }
+    }
+}

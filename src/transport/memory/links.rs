@@ -1,0 +1,158 @@
+//! Links: what each consumes, and what it has not settled.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::queue::{Entry, LinkId, QueueId};
+use super::state::State;
+use crate::error::{Error, ErrorKind, Result};
+use crate::topology::QueueOptions;
+use crate::transport::{Delivery, LinkSpec, Settle, Sink, Source, Token};
+
+/// A link as the broker sees it.
+pub(super) struct LinkState {
+    pub(super) sink: Arc<dyn Sink>,
+    pub(super) settler: Arc<dyn Settle>,
+    source: Source,
+    pub(super) reply_queue: Option<String>,
+    pub(super) consuming: Option<QueueId>,
+    /// How many deliveries may be unsettled; `None` without acknowledgements.
+    pub(super) prefetch: Option<usize>,
+    pub(super) unsettled: HashMap<u64, (QueueId, Entry)>,
+}
+
+impl LinkState {
+    pub(super) fn has_room(&self) -> bool {
+        self.prefetch.is_none_or(|max| self.unsettled.len() < max)
+    }
+
+    /// Makes a delivery that must be settled.
+    pub(super) fn hand_out(&mut self, queue: QueueId, entry: Entry, tag: u64) -> Delivery {
+        let message = Arc::clone(&entry.message);
+        let redelivered = entry.redelivered;
+        self.unsettled.insert(tag, (queue, entry));
+        let token = Token {
+            settler: Arc::clone(&self.settler),
+            session: 0, // a memory link never reconnects
+            tag,
+        };
+        Delivery::new(message, redelivered, Some(token))
+    }
+}
+
+impl State {
+    /// Declares what the link needs and starts it; what waits in its queue is
+    /// delivered at once.
+    pub(super) fn open(
+        &mut self,
+        link: LinkId,
+        spec: &LinkSpec,
+        sink: Arc<dyn Sink>,
+        settler: Arc<dyn Settle>,
+        now: Instant,
+    ) -> Result<()> {
+        self.declare(&spec.topology)?;
+        self.links.insert(
+            link,
+            LinkState {
+                sink,
+                settler,
+                source: spec.source.clone(),
+                reply_queue: None,
+                consuming: None,
+                prefetch: spec.source.prefetch().map(usize::from),
+                unsettled: HashMap::new(),
+            },
+        );
+        if spec.paused {
+            return Ok(());
+        }
+        let started = self.start_consuming(link, now);
+        started.inspect_err(|_| drop(self.links.remove(&link)))
+    }
+
+    /// Consumes from the link's source, unless it does already.
+    pub(super) fn start_consuming(&mut self, link: LinkId, now: Instant) -> Result<()> {
+        let Some(state) = self.links.get(&link) else {
+            return Ok(());
+        };
+        if state.consuming.is_some() {
+            return Ok(());
+        }
+        let is_reply_queue = state.source == Source::ReplyQueue;
+        let (queue, name) = match state.source.clone() {
+            Source::Nothing => return Ok(()),
+            Source::ReplyQueue => {
+                let name = format!("amq.gen-{}", fastrand::u64(..));
+                let id = self.add_queue(name.clone(), Some(link), QueueOptions::new());
+                (id, name)
+            }
+            Source::OwnQueue { name, options, .. } => {
+                if self.queue_names.contains_key(&name) {
+                    return Err(Error::new(
+                        ErrorKind::Broker,
+                        format!("the queue {name:?} exists, and is not this link's own"),
+                    ));
+                }
+                (self.add_queue(name.clone(), Some(link), options), name)
+            }
+            Source::Queue { name, .. } => {
+                let &id = self.queue_names.get(&name).ok_or_else(|| {
+                    Error::new(ErrorKind::Broker, format!("there is no queue {name:?}"))
+                })?;
+                let owner = self.queues.get(&id).and_then(|queue| queue.owner);
+                if owner.is_some_and(|owner| owner != link) {
+                    return Err(Error::new(
+                        ErrorKind::Broker,
+                        format!("the queue {name:?} belongs to another link alone"),
+                    ));
+                }
+                (id, name)
+            }
+        };
+        if let Some(state) = self.links.get_mut(&link) {
+            state.consuming = Some(queue);
+            state.reply_queue = is_reply_queue.then_some(name);
+        }
+        if let Some(queue) = self.queues.get_mut(&queue) {
+            queue.add_consumer(link);
+        }
+        self.dispatch_to(Some(queue), now);
+        Ok(())
+    }
+
+    /// Ends consumption; what was delivered can still be settled. A queue of the
+    /// link's own goes.
+    pub(super) fn stop_consuming(&mut self, link: LinkId) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        let Some(id) = state.consuming.take() else {
+            return;
+        };
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        queue.remove_consumer(link);
+        if queue.owner == Some(link) {
+            self.delete_queue(id);
+        }
+    }
+
+    /// Ends a link: its unsettled deliveries go back into their queues, its
+    /// reply queue goes away.
+    pub(super) fn close(&mut self, link: LinkId, now: Instant) -> Option<Arc<dyn Sink>> {
+        self.stop_consuming(link);
+        let state = self.links.remove(&link)?;
+        let mut touched = Vec::new();
+        for (_, (id, entry)) in state.unsettled {
+            self.requeue(id, entry, now);
+            touched.push(id);
+        }
+        for id in touched {
+            self.dispatch_to(Some(id), now);
+        }
+        Some(state.sink)
+    }
+}

@@ -1,0 +1,423 @@
+//! Servers that register and clients that look up: over both brokers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::balance::{ConsistentHash, LowestLatency, Random, RoundRobin};
+use coney::{
+    Broker, CallOptions, Context, ErrorKind, HandlerError, Instance, MemoryRegistry, Phase,
+    Registry, ServiceClient, ServiceRegistry, ServiceServer, ServiceServerBuilder,
+};
+use crossbeam_channel::unbounded;
+
+use crate::support::{PATIENCE, client, eventually, on_both, unique};
+
+on_both!(
+    a_server_registers_what_it_knows_and_leaves_first,
+    a_call_to_nobody_fails_at_once,
+    calls_are_addressed_to_one_instance,
+    a_balanced_call_passes_over_one_that_has_gone,
+    an_asynchronous_call_does_too,
+    a_key_goes_to_the_same_instance,
+    the_slow_one_gets_less,
+    peers_without_a_queue_of_their_own_are_served_by_whoever_is_free,
+    what_an_instance_has_not_begun_goes_to_the_others,
+    the_unwell_take_no_requests_until_they_are_well,
+    one_that_is_unwell_from_the_start_waits,
+    a_check_that_panics_is_a_failure_and_one_that_hangs_holds_up_no_shutdown,
+);
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A server of `who`, which answers the id of the instance.
+fn server(broker: &Broker, service: &str, registry: &Registry, id: &str) -> ServiceServerBuilder {
+    ServiceServer::builder(broker, service)
+        .registry(registry)
+        .instance(Instance::new().with_id(id))
+        .handler_with("who", |context: &Context<'_>, nap: u64| {
+            thread::sleep(Duration::from_millis(nap));
+            Ok::<_, HandlerError>(context.instance_id().map(str::to_owned))
+        })
+}
+
+fn finder(broker: &Broker, registry: &Registry) -> coney::ServiceClientBuilder {
+    ServiceClient::builder(broker, "finder")
+        .timeout(PATIENCE)
+        .registry(registry)
+}
+
+fn who(client: &ServiceClient, service: &str) -> String {
+    client.call(service, "who", &0).unwrap()
+}
+
+fn a_server_registers_what_it_knows_and_leaves_first(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let server = ServiceServer::builder(broker, &service)
+        .registry(&registry)
+        .instance(
+            Instance::new()
+                .with_version("1.2.3")
+                .with_metadata("zone", &"eu"),
+        )
+        .handler("b", |(): ()| Ok::<_, HandlerError>(()))
+        .handler("a", |(): ()| {
+            thread::sleep(400 * MS);
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    let found = registry.lookup(&service).unwrap();
+    let found = found.iter().next().unwrap();
+    assert_eq!(server.instance_id(), Some(found.id()));
+    assert_eq!(found.actions(), ["a", "b"]);
+    assert_eq!(found.version(), Some("1.2.3"));
+    assert_eq!(found.metadata::<u32>("pid"), Some(std::process::id()));
+    assert_eq!(found.metadata::<String>("zone").as_deref(), Some("eu"));
+    assert!(found.metadata::<String>("coney").is_some());
+    assert!(found.host().is_some_and(|host| !host.is_empty()));
+    // While a handler still runs it is gone from the registry.
+    let pending = client(broker)
+        .call_async::<_, ()>(&service, "a", &())
+        .unwrap();
+    thread::sleep(100 * MS);
+    thread::scope(|scope| {
+        let stopping = scope.spawn(|| server.shutdown(PATIENCE));
+        eventually("it is gone", || {
+            registry.lookup(&service).unwrap().is_empty()
+        });
+        assert!(!stopping.is_finished(), "the handler still runs");
+        stopping.join().unwrap().unwrap();
+    });
+    pending.wait().unwrap();
+}
+
+fn a_call_to_nobody_fails_at_once(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let strict = finder(broker, &registry).build().unwrap();
+    let start = Instant::now();
+    let error = strict.call::<_, ()>(&service, "who", &0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoInstance);
+    assert!(
+        error.is_safe_to_retry() && error.to_string().contains("who"),
+        "{error}"
+    );
+    assert!(start.elapsed() < PATIENCE / 2);
+    let running = server(broker, &service, &registry, "1").start().unwrap();
+    assert_eq!(who(&strict, &service), "1");
+    running.shutdown(PATIENCE).unwrap();
+    let error = strict.call::<_, ()>(&service, "who", &0).unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::NoInstance,
+        "its queue is there, but nobody else"
+    );
+    // A command waits for whoever comes, and so does a call if it may.
+    strict.send(&service, "who", &0).unwrap();
+    let lenient = finder(broker, &registry)
+        .require_instance(false)
+        .build()
+        .unwrap();
+    let hurry = CallOptions::new().timeout(100 * MS);
+    let error = lenient
+        .call_with::<_, ()>(&service, "who", &0, &hurry)
+        .unwrap_err();
+    assert_eq!(error.phase(), Some(Phase::Reply), "{error}");
+    let error = ServiceClient::builder(broker, "finder")
+        .balancer(Random)
+        .build();
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidConfig);
+}
+
+fn calls_are_addressed_to_one_instance(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let servers =
+        ["1", "2", "3"].map(|id| server(broker, &service, &registry, id).start().unwrap());
+    let client = client(broker);
+    for id in ["2", "1", "3", "1"] {
+        let options = CallOptions::new().instance(id);
+        let answer: String = client.call_with(&service, "who", &0, &options).unwrap();
+        assert_eq!(answer, id);
+    }
+    let [_, second, _] = &servers;
+    second.shutdown(PATIENCE).unwrap();
+    let options = CallOptions::new().instance("2");
+    let error = client
+        .call_with::<_, String>(&service, "who", &0, &options)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRoute);
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("service.{service}.instance.2")),
+        "{error}"
+    );
+    let error = client.send_with(&service, "who", &0, &options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+}
+
+/// A registry in which an instance that has gone stays, as after `kill -9`.
+fn with_a_ghost(service: &str) -> (MemoryRegistry, Registry) {
+    let store = MemoryRegistry::new();
+    let registry = Registry::builder(store.clone()).build().unwrap();
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let json = format!(r#"{{"last_heartbeat":{now},"capabilities":["own_queue"]}}"#);
+    store
+        .register(&Instance::from_json(service, "ghost", &json).unwrap())
+        .unwrap();
+    (store, registry)
+}
+
+fn a_balanced_call_passes_over_one_that_has_gone(broker: &Broker) {
+    let service = unique("who");
+    let (_store, registry) = with_a_ghost(&service);
+    let _server = server(broker, &service, &registry, "real").start().unwrap();
+    let client = finder(broker, &registry)
+        .balancer(RoundRobin::default())
+        .build()
+        .unwrap();
+    for _ in 0..10 {
+        assert_eq!(who(&client, &service), "real");
+    }
+    assert_eq!(client.in_flight(), 0);
+    assert_eq!(client.unclaimed_replies(), 0);
+}
+
+fn an_asynchronous_call_does_too(broker: &Broker) {
+    let service = unique("who");
+    let (_store, registry) = with_a_ghost(&service);
+    let _server = server(broker, &service, &registry, "real").start().unwrap();
+    let client = finder(broker, &registry)
+        .balancer(RoundRobin::default())
+        .build()
+        .unwrap();
+    let calls: Vec<_> = (0..20)
+        .map(|_| client.call_async::<_, String>(&service, "who", &0).unwrap())
+        .collect();
+    for call in calls {
+        assert_eq!(call.wait().unwrap(), "real");
+    }
+    let (told, answers) = unbounded();
+    client
+        .call_async::<_, String>(&service, "who", &0)
+        .unwrap()
+        .then(move |answer| told.send(answer).unwrap())
+        .unwrap();
+    assert_eq!(answers.recv_timeout(PATIENCE).unwrap().unwrap(), "real");
+}
+
+fn a_key_goes_to_the_same_instance(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let _servers =
+        ["1", "2", "3"].map(|id| server(broker, &service, &registry, id).start().unwrap());
+    let client = finder(broker, &registry)
+        .balancer(ConsistentHash)
+        .build()
+        .unwrap();
+    let mut places: HashMap<u32, String> = HashMap::new();
+    for n in 0..90 {
+        let key = n % 30;
+        let options = CallOptions::new().balance_key(format!("user-{key}"));
+        let answer: String = client.call_with(&service, "who", &0, &options).unwrap();
+        let before = places.entry(key).or_insert_with(|| answer.clone());
+        assert_eq!(*before, answer);
+    }
+    let used: std::collections::HashSet<&String> = places.values().collect();
+    assert_eq!(used.len(), 3);
+}
+
+fn the_slow_one_gets_less(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let _fast = ["1", "2"].map(|id| server(broker, &service, &registry, id).start().unwrap());
+    let _slow = ServiceServer::builder(broker, &service)
+        .registry(&registry)
+        .instance(Instance::new().with_id("slow"))
+        .handler("who", |_: u64| {
+            thread::sleep(60 * MS);
+            Ok::<_, HandlerError>("slow")
+        })
+        .start()
+        .unwrap();
+    let client = finder(broker, &registry)
+        .balancer(LowestLatency)
+        .build()
+        .unwrap();
+    let answers: Vec<String> = (0..60).map(|_| who(&client, &service)).collect();
+    let slow = answers.iter().filter(|answer| *answer == "slow").count();
+    assert!(slow <= 3, "{slow} of 60 calls went to the slow one");
+    // And one that does not answer at all is as slow as the patience of its callers.
+    let hung = ServiceServer::builder(broker, &service)
+        .registry(&registry)
+        .instance(Instance::new().with_id("hung"))
+        .handler("who", |_: u64| {
+            thread::sleep(700 * MS);
+            Ok::<_, HandlerError>("hung")
+        })
+        .start()
+        .unwrap();
+    let hurry = CallOptions::new().timeout(200 * MS);
+    let failed = (0..40)
+        .filter(|_| {
+            client
+                .call_with::<_, String>(&service, "who", &0, &hurry)
+                .is_err()
+        })
+        .count();
+    assert!(
+        (1..=3).contains(&failed),
+        "{failed} of 40 calls went to the one that hangs"
+    );
+    hung.shutdown(PATIENCE).unwrap();
+}
+
+fn peers_without_a_queue_of_their_own_are_served_by_whoever_is_free(broker: &Broker) {
+    let service = unique("who");
+    let store = MemoryRegistry::new();
+    let registry = Registry::builder(store.clone()).build().unwrap();
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let json = format!(r#"{{"last_heartbeat":{now},"host":"10.0.0.5"}}"#);
+    store
+        .register(&Instance::from_json(&service, "php", &json).unwrap())
+        .unwrap();
+    // The peer, which knows nothing of registries here.
+    let _peer = ServiceServer::builder(broker, &service)
+        .handler("who", |_: u64| Ok::<_, HandlerError>("peer"))
+        .start()
+        .unwrap();
+    let client = finder(broker, &registry).balancer(Random).build().unwrap();
+    assert_eq!(who(&client, &service), "peer");
+}
+
+fn what_an_instance_has_not_begun_goes_to_the_others(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let first = server(broker, &service, &registry, "1")
+        .workers(1)
+        .prefetch(2)
+        .start()
+        .unwrap();
+    let _second = server(broker, &service, &registry, "2").start().unwrap();
+    let client = client(broker);
+    let options = CallOptions::new().instance("1");
+    // One runs, two are fetched, and the rest wait in the instance's own queue.
+    let calls: Vec<_> = (0..10)
+        .map(|_| {
+            client
+                .call_async_with::<_, String>(&service, "who", &300, &options)
+                .unwrap()
+        })
+        .collect();
+    thread::sleep(100 * MS);
+    first.shutdown(PATIENCE).unwrap();
+    let answers: Vec<String> = calls.into_iter().map(|call| call.wait().unwrap()).collect();
+    let of_second = answers.iter().filter(|answer| *answer == "2").count();
+    assert!((7..=9).contains(&of_second), "{answers:?}");
+}
+
+fn the_unwell_take_no_requests_until_they_are_well(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let is_well = Arc::new(AtomicBool::new(true));
+    let checked = Arc::clone(&is_well);
+    let unsteady = server(broker, &service, &registry, "unsteady")
+        .health_interval(20 * MS)
+        .health_check("always", || Ok::<_, String>(()))
+        .health_check("database", move || match checked.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => Err("connection refused"),
+        })
+        .start()
+        .unwrap();
+    let strict = finder(broker, &registry).build().unwrap();
+    assert_eq!(who(&strict, &service), "unsteady");
+    is_well.store(false, Ordering::SeqCst);
+    eventually("it is left out", || {
+        registry.lookup(&service).unwrap().is_empty()
+    });
+    let error = strict.call::<_, String>(&service, "who", &0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoInstance);
+    assert!(
+        error.to_string().contains("database: connection refused"),
+        "{error}"
+    );
+    let direct = CallOptions::new().instance("unsteady").timeout(PATIENCE);
+    eventually("its own queue is gone", || {
+        let error = strict.call_with::<_, String>(&service, "who", &0, &direct);
+        error.is_err_and(|error| error.kind() == ErrorKind::NoRoute)
+    });
+    // Whoever does not look it up waits until it is well, or for somebody else.
+    let waiting = client(broker)
+        .call_async::<_, String>(&service, "who", &0)
+        .unwrap();
+    thread::sleep(100 * MS);
+    assert_eq!(strict.in_flight(), 0);
+    is_well.store(true, Ordering::SeqCst);
+    assert_eq!(waiting.wait().unwrap(), "unsteady");
+    eventually("it is found again", || {
+        !registry.lookup(&service).unwrap().is_empty()
+    });
+    let answer: String = strict.call_with(&service, "who", &0, &direct).unwrap();
+    assert_eq!(answer, "unsteady");
+    unsteady.shutdown(PATIENCE).unwrap();
+}
+
+fn one_that_is_unwell_from_the_start_waits(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let is_well = Arc::new(AtomicBool::new(false));
+    let checked = Arc::clone(&is_well);
+    let _server = server(broker, &service, &registry, "1")
+        .health_interval(20 * MS)
+        .health_check("database", move || {
+            checked
+                .load(Ordering::SeqCst)
+                .then_some(())
+                .ok_or("not there yet")
+        })
+        .start()
+        .unwrap();
+    let found = registry.lookup(&service).unwrap();
+    assert!(found.is_empty());
+    let unwell = found.all().next().and_then(Instance::unhealthy_because);
+    assert_eq!(unwell, Some("database: not there yet"));
+    let waiting = client(broker)
+        .call_async::<_, String>(&service, "who", &0)
+        .unwrap();
+    thread::sleep(100 * MS);
+    is_well.store(true, Ordering::SeqCst);
+    assert_eq!(waiting.wait().unwrap(), "1");
+}
+
+fn a_check_that_panics_is_a_failure_and_one_that_hangs_holds_up_no_shutdown(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let (release, gate) = crossbeam_channel::bounded::<()>(0);
+    let rounds = std::sync::atomic::AtomicUsize::new(0);
+    let server = server(broker, &service, &registry, "1")
+        .health_interval(10 * MS)
+        .health_check("odd", move || match rounds.fetch_add(1, Ordering::SeqCst) {
+            0 => Ok::<_, String>(()),
+            1 => panic!("as the test wants it"),
+            _ => {
+                let _ = gate.recv();
+                Ok(())
+            }
+        })
+        .start()
+        .unwrap();
+    eventually("the panic counts", || {
+        let found = registry.lookup(&service).unwrap();
+        let unwell = found
+            .all()
+            .next()
+            .and_then(Instance::unhealthy_because)
+            .map(str::to_owned);
+        unwell.is_some_and(|fault| fault == "odd: it panicked")
+    });
+    let start = Instant::now();
+    server.shutdown(Duration::from_secs(2)).unwrap();
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+    drop(release);
+}

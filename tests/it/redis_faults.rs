@@ -1,0 +1,500 @@
+//! What can happen to Redis, and what a registry says meanwhile. Each test has a
+//! Redis of its own: starting one takes a tenth of a second.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::balance::Random;
+use coney::{
+    Broker, Claim, ErrorKind, HandlerError, Instance, Lookup, Redis, RedisRegistry,
+    RedisReplyStore, RegistrationState, Registry, ReplyStore, ServiceClient, ServiceRegistry,
+    ServiceServer,
+};
+
+use crate::support::server::Server;
+use crate::support::timing::in_time;
+use crate::support::{eventually, redis_url, unique};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What the registry's look-ups may take at most.
+const LOOKUP_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Beats often, so that the tests need not wait long.
+fn registry(url: &str, dead_after: Duration) -> Registry {
+    let redis = Redis::builder(url).timeout(200 * MS).build().unwrap();
+    let store = RedisRegistry::new(&redis).with_dead_after(dead_after);
+    Registry::builder(store)
+        .beat_every(100 * MS)
+        .cache_for(400 * MS)
+        .lookup_timeout(LOOKUP_TIMEOUT)
+        .build()
+        .unwrap()
+}
+
+fn ids(lookup: &Lookup) -> Vec<String> {
+    lookup.iter().map(|one| one.id().to_owned()).collect()
+}
+
+fn unix_seconds() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()
+}
+
+/// Looks up all the time, in time, and always finds the same.
+fn finds_the_same_for(time: Duration, registry: &Registry, service: &str, stale: bool) {
+    let end = Instant::now() + time;
+    let mut was_stale = false;
+    while Instant::now() < end {
+        let found = in_time(LOOKUP_TIMEOUT, "a look-up", || registry.lookup(service)).unwrap();
+        assert_eq!(ids(&found), ["1"]);
+        was_stale |= found.is_stale();
+        thread::sleep(5 * MS);
+    }
+    assert_eq!(was_stale, stale);
+}
+
+#[test]
+fn killed_and_started_empty() {
+    let mut redis = Server::redis();
+    let (here, there) = (
+        registry(redis.url(), 2 * SECOND),
+        registry(redis.url(), 2 * SECOND),
+    );
+    let one = here.register("web", Instance::new().with_id("1")).unwrap();
+    finds_the_same_for(SECOND, &there, "web", false);
+    redis.kill();
+    // Longer than an instance that is not heard of would live.
+    finds_the_same_for(3 * SECOND, &there, "web", true);
+    let found = there.lookup("web").unwrap();
+    assert!(
+        found
+            .stale_because()
+            .unwrap()
+            .contains("connection refused"),
+        "{found:?}"
+    );
+    assert!(matches!(
+        one.state(),
+        RegistrationState::Registered | RegistrationState::Pending(_)
+    ));
+    let error = in_time(LOOKUP_TIMEOUT, "a refresh", || there.refresh("web")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Registry, "{error}");
+    let error = in_time(LOOKUP_TIMEOUT, "a first look-up", || there.lookup("other"));
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Registry);
+    redis.start_again();
+    // It has lost everything, and everybody comes back by themselves.
+    finds_the_same_for(2 * SECOND, &there, "web", true);
+    eventually("it is known for sure again", || {
+        !there.lookup("web").unwrap().is_stale()
+    });
+    assert_eq!(redis.ctl(&["HEXISTS", "service:registry:web", "1"]), "1");
+}
+
+#[test]
+fn emptied() {
+    let redis = Server::redis();
+    let (here, there) = (
+        registry(redis.url(), 2 * SECOND),
+        registry(redis.url(), 2 * SECOND),
+    );
+    let _one = here.register("web", Instance::new().with_id("1")).unwrap();
+    finds_the_same_for(100 * MS, &there, "web", false);
+    for _ in 0..20 {
+        redis.ctl(&["FLUSHALL"]);
+        // A refresh at this moment finds nothing, and is not believed.
+        assert_eq!(ids(&there.refresh("web").unwrap()), ["1"]);
+    }
+    eventually("it is there again", || {
+        redis.ctl(&["HEXISTS", "service:registry:web", "1"]) == "1"
+    });
+    assert_eq!(ids(&there.refresh("web").unwrap()), ["1"]);
+    // One that has said goodbye is believed to be gone, though nothing is left then.
+    drop(here.register("mail", Instance::new().with_id("2")).unwrap());
+    assert!(there.lookup("mail").unwrap().is_empty());
+    // One that is never heard of again is given up in the end.
+    redis.ctl(&[
+        "HSET",
+        "service:registry:php",
+        "3",
+        &format!(r#"{{"last_heartbeat":{}}}"#, unix_seconds()),
+    ]);
+    assert_eq!(ids(&there.lookup("php").unwrap()), ["3"]);
+    redis.ctl(&["DEL", "service:registry:php"]);
+    assert_eq!(ids(&there.refresh("php").unwrap()), ["3"]);
+    eventually("it is given up", || there.lookup("php").unwrap().is_empty());
+}
+
+#[test]
+fn frozen() {
+    let redis = Server::redis();
+    let (here, there) = (
+        registry(redis.url(), 2 * SECOND),
+        registry(redis.url(), 2 * SECOND),
+    );
+    let one = here.register("web", Instance::new().with_id("1")).unwrap();
+    finds_the_same_for(100 * MS, &there, "web", false);
+    redis.pause();
+    finds_the_same_for(3 * SECOND, &there, "web", true);
+    let error = in_time(LOOKUP_TIMEOUT, "a first look-up", || there.lookup("other"));
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Registry);
+    let error = in_time(500 * MS, "a goodbye", || one.deregister(500 * MS)).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Registry),
+        "{error}"
+    );
+    redis.resume();
+    // What was asked before it froze must not be taken for the answer to this.
+    for n in 0..50 {
+        let service = format!("s{n}");
+        assert!(there.refresh(&service).unwrap().is_empty());
+    }
+    // It could not say goodbye, but nobody beats for it any more.
+    eventually("it has died", || there.refresh("web").unwrap().is_empty());
+}
+
+#[test]
+fn full_and_wrong_and_unreadable() {
+    let redis = Server::redis();
+    let (here, there) = (
+        registry(redis.url(), 2 * SECOND),
+        registry(redis.url(), 2 * SECOND),
+    );
+    let one = here.register("web", Instance::new().with_id("1")).unwrap();
+    redis.ctl(&["CONFIG", "SET", "maxmemory", "1"]);
+    let two = here.register("web", Instance::new().with_id("2")).unwrap();
+    let RegistrationState::Pending(because) = two.state() else {
+        panic!("{:?}", two.state());
+    };
+    assert!(because.contains("OOM"), "{because}");
+    redis.ctl(&["CONFIG", "SET", "maxmemory", "0"]);
+    eventually("both are there", || {
+        there.refresh("web").unwrap().iter().len() == 2
+    });
+    assert_eq!(one.state(), RegistrationState::Registered);
+
+    // A key of another type: that service alone suffers.
+    redis.ctl(&["SET", "service:registry:odd", "x"]);
+    let error = there.lookup("odd").unwrap_err();
+    assert!(error.to_string().contains("WRONGTYPE"), "{error}");
+    let odd = here.register("odd", Instance::new().with_id("3")).unwrap();
+    thread::sleep(300 * MS);
+    assert_eq!(there.refresh("web").unwrap().iter().len(), 2);
+    redis.ctl(&["DEL", "service:registry:odd"]);
+    eventually("it is registered at last", || {
+        odd.state() == RegistrationState::Registered
+    });
+    assert_eq!(ids(&there.refresh("odd").unwrap()), ["3"]);
+
+    // Values that nobody can read.
+    for (id, value) in [
+        ("a", "not json"),
+        ("b", "[1]"),
+        ("c", "{}"),
+        ("d", "\"\\ud83d\""),
+        ("e", ""),
+    ] {
+        redis.ctl(&["HSET", "service:registry:odd", id, value]);
+    }
+    assert_eq!(ids(&there.refresh("odd").unwrap()), ["3"]);
+    // Over our own it gives way, as it is of use to nobody.
+    redis.ctl(&["HSET", "service:registry:odd", "3", "not json"]);
+    eventually("it is readable again", || {
+        ids(&there.refresh("odd").unwrap()) == ["3"]
+    });
+}
+
+#[test]
+fn a_password_is_wanted_and_never_shown() {
+    let redis = Server::redis();
+    redis.ctl(&["CONFIG", "SET", "requirepass", "hunter2"]);
+    let address = redis.url().trim_start_matches("redis://").to_owned();
+    for (login, wanted) in [
+        (String::new(), "NOAUTH"),
+        (":wrong-hunter3@".to_owned(), "WRONGPASS"),
+        ("nobody:hunter2@".to_owned(), "WRONGPASS"),
+    ] {
+        let registry = registry(&format!("redis://{login}{address}"), SECOND * 2);
+        let error = in_time(LOOKUP_TIMEOUT, "a look-up", || registry.lookup("web")).unwrap_err();
+        let text = format!("{error} {error:?} {registry:?}");
+        assert!(!text.contains("hunter"), "{text}");
+        // Which of the two is told first is up to the machine.
+        let told = || {
+            registry
+                .refresh("web")
+                .unwrap_err()
+                .to_string()
+                .contains(wanted)
+        };
+        eventually(wanted, told);
+    }
+    let registry = registry(&format!("redis://:hunter2@{address}/3"), SECOND * 2);
+    let _one = registry
+        .register("web", Instance::new().with_id("1"))
+        .unwrap();
+    assert_eq!(ids(&registry.lookup("web").unwrap()), ["1"]);
+}
+
+#[test]
+fn a_server_that_never_answers_holds_up_nobody() {
+    for greeting in ["", "HTTP/1.1 400 Bad Request\r\n\r\n"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://:pw@{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let mut kept = Vec::new();
+            for mut socket in listener.incoming().map_while(Result::ok) {
+                let _ = socket.read(&mut [0; 64]);
+                let _ = socket.write_all(greeting.as_bytes());
+                kept.push(socket);
+            }
+        });
+        let registry = registry(&url, 2 * SECOND);
+        let lookup = in_time(LOOKUP_TIMEOUT, "a look-up", || registry.lookup("web"));
+        assert_eq!(lookup.unwrap_err().kind(), ErrorKind::Registry);
+        let one = in_time(4 * SECOND, "registering", || {
+            registry.register("web", Instance::new())
+        });
+        let one = one.unwrap();
+        assert!(matches!(one.state(), RegistrationState::Pending(_)));
+        in_time(4 * SECOND, "dropping", || drop(one));
+        in_time(4 * SECOND, "dropping", || drop(registry));
+    }
+}
+
+#[test]
+fn calls_go_on_without_a_registry() {
+    let mut redis = Server::redis();
+    let broker = Broker::memory();
+    let registry = registry(redis.url(), 2 * SECOND);
+    redis.kill();
+    let service = unique("echo");
+    let server = in_time(4 * SECOND, "starting", || {
+        ServiceServer::builder(&broker, &service)
+            .handler("echo", |n: u64| Ok::<_, HandlerError>(n))
+            .registry(&registry)
+            .start()
+    });
+    let server = server.unwrap();
+    let client = ServiceClient::builder(&broker, "tests")
+        .registry(&registry)
+        .balancer(Random)
+        .build()
+        .unwrap();
+    for n in 0..20u64 {
+        assert_eq!(client.call::<_, u64>(&service, "echo", &n).unwrap(), n);
+    }
+    redis.start_again();
+    eventually("it is registered", || {
+        registry
+            .refresh(&service)
+            .is_ok_and(|found| found.iter().len() == 1)
+    });
+    redis.kill();
+    in_time(SECOND, "shutdown", || server.shutdown(SECOND)).unwrap();
+}
+
+#[test]
+fn peers_of_other_languages_share_the_hashes() {
+    let redis = Server::redis();
+    let registry = registry(redis.url(), 60 * SECOND);
+    let now = unix_seconds();
+    // Word for word as the PHP peer writes it.
+    let php = format!(
+        r#"{{"instance_id":"php-1","registered_at":{now},"last_heartbeat":{now},"host":"10.0.0.5","port":9501,"tags":[]}}"#
+    );
+    redis.ctl(&["HSET", "service:registry:user-service", "php-1", &php]);
+    redis.ctl(&["EXPIRE", "service:registry:user-service", "300"]);
+    let ours = registry
+        .register(
+            "user-service",
+            Instance::new()
+                .with_id("coney-1")
+                .with_host("h")
+                .with_port(1),
+        )
+        .unwrap();
+    let found = registry.refresh("user-service").unwrap();
+    assert_eq!(ids(&found), ["coney-1", "php-1"]);
+    assert_eq!(found.iter().nth(1).unwrap().port(), Some(9501));
+    // What the peer reads of ours: the contract's fields, flat.
+    let json = redis.ctl(&["HGET", "service:registry:user-service", "coney-1"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["instance_id"], "coney-1");
+    assert_eq!(json["host"], "h");
+    assert!(json["registered_at"].is_u64() && json["last_heartbeat"].is_u64());
+    assert!(json.get("service").is_none());
+    let ttl: u64 = redis
+        .ctl(&["TTL", "service:registry:user-service"])
+        .parse()
+        .unwrap();
+    assert!((295..=300).contains(&ttl), "{ttl}");
+    // The peer's own value stays, to the letter.
+    assert_eq!(
+        redis.ctl(&["HGET", "service:registry:user-service", "php-1"]),
+        php
+    );
+    // No other keys where peers look.
+    assert_eq!(
+        redis.ctl(&["KEYS", "service:registry:*"]),
+        "service:registry:user-service"
+    );
+    // An operator's HDEL is a goodbye.
+    redis.ctl(&["HDEL", "service:registry:user-service", "coney-1"]);
+    eventually("it is noticed", || {
+        ours.state() == RegistrationState::Deregistered
+    });
+    assert_eq!(ids(&registry.refresh("user-service").unwrap()), ["php-1"]);
+}
+
+#[test]
+fn one_beat_is_one_round_trip_and_renews_the_expiry() {
+    let redis = Server::redis();
+    let handle = Redis::new(redis.url()).unwrap();
+    let store = RedisRegistry::new(&handle).with_expiry(100 * SECOND);
+    let instances: Vec<Instance> = (0..250)
+        .map(|n| {
+            let json = format!(r#"{{"last_heartbeat":{}}}"#, unix_seconds() - 5);
+            Instance::from_json(&format!("s{}", n % 3), &format!("i{n}"), &json).unwrap()
+        })
+        .collect();
+    for instance in &instances {
+        store.register(instance).unwrap();
+    }
+    redis.ctl(&["PEXPIRE", "service:registry:s1", "5000"]);
+    let net_writes = || {
+        let stats = redis.ctl(&["INFO", "stats"]);
+        let line = stats
+            .lines()
+            .find(|line| line.starts_with("total_writes_processed:"));
+        line.unwrap()
+            .trim()
+            .rsplit_once(':')
+            .unwrap()
+            .1
+            .parse::<u64>()
+            .unwrap()
+    };
+    let before = net_writes();
+    store.heartbeat(&instances).unwrap();
+    // One answer to us, at most split by the socket's buffer, and one to redis-cli.
+    let writes = net_writes() - before;
+    assert!(writes <= 4, "{writes} answers for one beat");
+    let ttl: u64 = redis.ctl(&["TTL", "service:registry:s1"]).parse().unwrap();
+    assert!(ttl > 90, "{ttl}");
+}
+
+#[test]
+fn replies_are_kept_in_redis() {
+    let (url, key) = (redis_url(), unique("key"));
+    let [here, there] = [(); 2].map(|()| RedisReplyStore::new(&Redis::new(&url).unwrap()));
+    let minute = 60 * SECOND;
+    assert_eq!(here.claim(&key, 1, minute).unwrap(), Claim::Granted);
+    assert_eq!(there.claim(&key, 2, minute).unwrap(), Claim::InProgress);
+    there.release(&key, 2).unwrap();
+    assert_eq!(
+        there.claim(&key, 2, minute).unwrap(),
+        Claim::InProgress,
+        "not its own"
+    );
+    here.release(&key, 1).unwrap();
+    assert_eq!(there.claim(&key, 2, minute).unwrap(), Claim::Granted);
+    there.complete(&key, b"{\"a\":\"\xff\"}", minute).unwrap();
+    assert_eq!(
+        here.claim(&key, 1, minute).unwrap(),
+        Claim::Done(b"{\"a\":\"\xff\"}".to_vec())
+    );
+    here.release(&key, 2).unwrap();
+    assert!(matches!(
+        here.claim(&key, 1, minute).unwrap(),
+        Claim::Done(_)
+    ));
+    let short = unique("key");
+    assert_eq!(here.claim(&short, 1, 50 * MS).unwrap(), Claim::Granted);
+    eventually("the lease is over", || {
+        there.claim(&short, 2, minute).unwrap() == Claim::Granted
+    });
+    there.complete(&short, b"", 50 * MS).unwrap();
+    eventually("the reply is forgotten", || {
+        here.claim(&short, 1, minute).unwrap() == Claim::Granted
+    });
+    let down = RedisReplyStore::new(
+        &Redis::builder("redis://127.0.0.1:1")
+            .timeout(50 * MS)
+            .build()
+            .unwrap(),
+    );
+    let error = down.claim(&key, 1, minute).unwrap_err();
+    assert!(error.to_string().contains("connection refused"), "{error}");
+}
+
+/// Not a test, but what the next one starts.
+#[test]
+#[ignore = "runs as a process of the test below"]
+fn registered_process() {
+    let url = std::env::var("CONEY_TEST_REGISTER_AT").expect("the test below sets it");
+    let id = std::env::var("CONEY_TEST_REGISTER_ID").expect("the test below sets it");
+    let registry = registry(&url, 2 * SECOND);
+    let _registration = registry
+        .register("web", Instance::new().with_id(id))
+        .unwrap();
+    println!("ready");
+    thread::sleep(Duration::from_secs(3_600)); // until it is killed
+}
+
+#[test]
+fn a_process_that_is_killed_is_out_of_every_look_up_in_time() {
+    let redis = Server::redis();
+    let mut processes: Vec<_> = ["1", "2"]
+        .into_iter()
+        .map(|id| {
+            let mut process = Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "redis_faults::registered_process",
+                    "--ignored",
+                    "--nocapture",
+                ])
+                .env("CONEY_TEST_REGISTER_AT", redis.url())
+                .env("CONEY_TEST_REGISTER_ID", id)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+            assert!(
+                lines
+                    .map_while(Result::ok)
+                    .any(|line| line.contains("ready"))
+            );
+            process
+        })
+        .collect();
+    let registry = registry(redis.url(), 2 * SECOND);
+    assert_eq!(ids(&registry.lookup("web").unwrap()), ["1", "2"]);
+    processes[0].kill().unwrap(); // SIGKILL
+    processes[0].wait().unwrap();
+    in_time(2 * SECOND, "noticing", || {
+        while ids(&registry.lookup("web").unwrap()) != ["2"] {
+            thread::sleep(2 * MS);
+        }
+    });
+    let end = Instant::now() + 3 * SECOND;
+    while Instant::now() < end {
+        assert_eq!(
+            ids(&registry.lookup("web").unwrap()),
+            ["2"],
+            "the other lives on"
+        );
+        thread::sleep(5 * MS);
+    }
+    assert_eq!(
+        redis.ctl(&["HKEYS", "service:registry:web"]),
+        "2",
+        "and the dead is removed"
+    );
+    processes[1].kill().unwrap();
+    processes[1].wait().unwrap();
+}

@@ -1,0 +1,387 @@
+//! Registering, beating, looking up: what every store must do, on memory and on a
+//! real Redis from the same source.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::balance::{LeastOutstanding, Random, RoundRobin};
+use coney::{
+    Beat, ErrorKind, Instance, Lookup, MemoryRegistry, Redis, RedisRegistry, RegistrationState,
+    Registry, Result, ServiceRegistry,
+};
+
+use crate::support::{PATIENCE, eventually, unique};
+
+/// Each test gets a way to open a store; all of one test's are the same store, as
+/// several processes see it.
+macro_rules! on_both_stores {
+    ($($name:ident),+ $(,)?) => {
+        mod memory {
+            $(#[test] fn $name() {
+                let services = super::MemoryRegistry::new();
+                super::$name(&|dead_after| ::std::sync::Arc::new(services.clone().with_dead_after(dead_after)));
+            })+
+        }
+        mod redis {
+            $(#[test] fn $name() {
+                super::$name(&|dead_after| {
+                    let redis = super::Redis::new(&crate::support::redis_url()).unwrap();
+                    let store = super::RedisRegistry::new(&redis).with_dead_after(dead_after);
+                    ::std::sync::Arc::new(store)
+                });
+            })+
+        }
+    };
+}
+
+type Open<'a> = &'a dyn Fn(Duration) -> Arc<dyn ServiceRegistry>;
+
+on_both_stores!(
+    what_is_registered_is_found_until_it_is_dropped,
+    everything_an_instance_says_arrives,
+    one_that_stops_beating_is_dead_and_then_removed,
+    beats_keep_it_alive_and_only_change_the_beat,
+    a_heartbeat_brings_nobody_back,
+    somebody_elses_goodbye_counts,
+    one_taken_for_dead_comes_back_with_its_next_beat,
+    the_unwell_are_left_out,
+    a_hundred_threads_ask_once,
+    picks_are_counted_until_they_are_dropped,
+    services_are_listed,
+    names_are_checked,
+);
+
+const MINUTE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn registry(open: Open<'_>) -> Registry {
+    Registry::builder(open(MINUTE)).build().unwrap()
+}
+
+fn ids(lookup: &Lookup) -> Vec<&str> {
+    lookup.iter().map(Instance::id).collect()
+}
+
+/// An instance as a peer writes it, with a heartbeat of so many seconds ago.
+fn beaten(service: &str, id: &str, seconds_ago: u64) -> Instance {
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs();
+    let json = format!(r#"{{"last_heartbeat":{},"zone":"eu"}}"#, now - seconds_ago);
+    Instance::from_json(service, id, &json).unwrap()
+}
+
+fn what_is_registered_is_found_until_it_is_dropped(open: Open<'_>) {
+    let (here, there) = (registry(open), registry(open));
+    let service = unique("web");
+    assert!(here.lookup(&service).unwrap().is_empty());
+    let error = here.pick(&service, &Random).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoInstance);
+    assert!(
+        error.is_safe_to_retry() && error.to_string().contains(&service),
+        "{error}"
+    );
+    let one = here
+        .register(&service, Instance::new().with_id("1"))
+        .unwrap();
+    assert_eq!(one.state(), RegistrationState::Registered);
+    // At once where it was registered, and elsewhere on the next asking.
+    assert_eq!(ids(&here.lookup(&service).unwrap()), ["1"]);
+    assert_eq!(ids(&there.lookup(&service).unwrap()), ["1"]);
+    let two = there
+        .register(&service, Instance::new().with_id("2"))
+        .unwrap();
+    assert_eq!(ids(&here.refresh(&service).unwrap()), ["1", "2"]);
+    drop(one);
+    assert_eq!(ids(&here.lookup(&service).unwrap()), ["2"]);
+    assert_eq!(ids(&there.refresh(&service).unwrap()), ["2"]);
+    two.deregister(PATIENCE).unwrap();
+    two.deregister(PATIENCE).unwrap();
+    assert_eq!(two.state(), RegistrationState::Deregistered);
+    assert!(here.refresh(&service).unwrap().is_empty());
+    assert!(!here.lookup(&service).unwrap().is_stale());
+}
+
+fn everything_an_instance_says_arrives(open: Open<'_>) {
+    let (here, there) = (registry(open), registry(open));
+    let service = unique("web");
+    let instance = Instance::new()
+        .with_host("张三.example")
+        .with_port(8080)
+        .with_version("1.2.3")
+        .with_weight(7)
+        .with_actions(["get", "put"])
+        .with_metadata("zone", &"eu-1");
+    let _registration = here.register(&service, instance).unwrap();
+    let found = there.lookup(&service).unwrap();
+    let found = found.iter().next().unwrap();
+    assert_eq!(found.service(), service);
+    assert_eq!(found.host(), Some("张三.example"));
+    assert_eq!((found.port(), found.version()), (Some(8080), Some("1.2.3")));
+    assert_eq!((found.weight(), found.actions().len()), (7, 2));
+    assert_eq!(found.metadata::<String>("zone").as_deref(), Some("eu-1"));
+    assert!(found.registered_at() > 1_700_000_000);
+    assert!(found.last_heartbeat() >= found.registered_at());
+}
+
+fn one_that_stops_beating_is_dead_and_then_removed(open: Open<'_>) {
+    let service = unique("web");
+    let store = open(2 * SECOND);
+    store.register(&beaten(&service, "dying", 0)).unwrap();
+    store.register(&beaten(&service, "dead", 2)).unwrap();
+    let start = Instant::now();
+    let registry = Registry::builder(open(2 * SECOND)).build().unwrap();
+    assert_eq!(ids(&registry.lookup(&service).unwrap()), ["dying"]);
+    let left = store.instances(&service).unwrap();
+    assert_eq!(left.len(), 1, "whoever notices removes it: {left:?}");
+    while !registry.lookup(&service).unwrap().is_empty() {
+        assert!(start.elapsed() < PATIENCE);
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(
+        start.elapsed() < Duration::from_millis(2_300),
+        "{:?}",
+        start.elapsed()
+    );
+    eventually("the store has forgotten it", || {
+        registry.refresh(&service).unwrap();
+        store.instances(&service).unwrap().is_empty()
+    });
+    // Not if it was heard of meanwhile.
+    store.register(&beaten(&service, "back", 0)).unwrap();
+    assert!(!store.remove_dead(&beaten(&service, "back", 2)).unwrap());
+    assert_eq!(store.instances(&service).unwrap().len(), 1);
+    assert!(store.healthy_instance(&service).unwrap().is_some());
+    assert!(store.remove_dead(&beaten(&service, "gone", 2)).unwrap());
+}
+
+fn beats_keep_it_alive_and_only_change_the_beat(open: Open<'_>) {
+    let service = unique("web");
+    let store = open(2 * SECOND);
+    let registry = Registry::builder(Arc::clone(&store))
+        .beat_every(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    let registration = registry
+        .register(&service, Instance::new().with_port(1))
+        .unwrap();
+    let first = store.instances(&service).unwrap().remove(0);
+    // Somebody else writes something into it, as an operator would.
+    let other = open(2 * SECOND);
+    let json = first
+        .to_json()
+        .replace("\"port\":1", "\"port\":2,\"note\":\"by hand\"");
+    other
+        .register(&Instance::from_json(&service, registration.id(), &json).unwrap())
+        .unwrap();
+    let end = Instant::now() + 4 * SECOND;
+    while Instant::now() < end {
+        assert_eq!(registry.lookup(&service).unwrap().iter().len(), 1);
+        thread::sleep(Duration::from_millis(10));
+    }
+    let last = store.instances(&service).unwrap().remove(0);
+    assert!(
+        last.last_heartbeat() >= first.last_heartbeat() + 2,
+        "{last:?}"
+    );
+    assert_eq!(last.registered_at(), first.registered_at());
+    assert_eq!(last.port(), Some(2), "what somebody else wrote stays");
+    assert_eq!(last.metadata::<String>("note").as_deref(), Some("by hand"));
+}
+
+fn a_heartbeat_brings_nobody_back(open: Open<'_>) {
+    let service = unique("web");
+    let store = open(MINUTE);
+    let (here, gone) = (beaten(&service, "here", 5), beaten(&service, "gone", 5));
+    let never = beaten(&service, "never", 5);
+    store.register(&here).unwrap();
+    store.register(&gone).unwrap();
+    store.deregister(&service, "gone").unwrap();
+    store.deregister(&service, "gone").unwrap();
+    let beats = store.heartbeat(&[here, gone.clone(), never]).unwrap();
+    assert_eq!(beats, [Beat::Renewed, Beat::Deregistered, Beat::Lost]);
+    let other = open(MINUTE);
+    assert_eq!(
+        other.heartbeat(&[gone.clone()]).unwrap(),
+        [Beat::Deregistered]
+    );
+    let found = store.instances(&service).unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    // Registered anew it is there.
+    other.register(&gone).unwrap();
+    assert_eq!(store.heartbeat(&[gone]).unwrap(), [Beat::Renewed]);
+}
+
+fn somebody_elses_goodbye_counts(open: Open<'_>) {
+    let service = unique("web");
+    let registry = Registry::builder(open(2 * SECOND))
+        .beat_every(Duration::from_millis(50))
+        .build()
+        .unwrap();
+    let registration = registry.register(&service, Instance::new()).unwrap();
+    open(MINUTE)
+        .deregister(&service, registration.id())
+        .unwrap();
+    eventually("it is noticed", || {
+        registration.state() == RegistrationState::Deregistered
+    });
+    thread::sleep(Duration::from_millis(200));
+    assert!(registry.refresh(&service).unwrap().is_empty());
+}
+
+fn one_taken_for_dead_comes_back_with_its_next_beat(open: Open<'_>) {
+    let service = unique("web");
+    let store = open(2 * SECOND);
+    let registry = Registry::builder(Arc::clone(&store))
+        .beat_every(Duration::from_millis(100))
+        .build()
+        .unwrap();
+    let registration = registry.register(&service, Instance::new()).unwrap();
+    let there = store.instances(&service).unwrap().remove(0);
+    // As if it had been suspended: what is there is as old as what is removed.
+    store.register(&beaten(&service, there.id(), 1)).unwrap();
+    let _ = store.remove_dead(&beaten(&service, there.id(), 1)).unwrap();
+    eventually("it is there again", || {
+        registry.refresh(&service).unwrap().iter().len() == 1
+    });
+    assert_eq!(registration.state(), RegistrationState::Registered);
+}
+
+fn the_unwell_are_left_out(open: Open<'_>) {
+    let (here, there) = (registry(open), registry(open));
+    let service = unique("web");
+    let one = here
+        .register(&service, Instance::new().with_id("1"))
+        .unwrap();
+    let _two = here
+        .register(&service, Instance::new().with_id("2"))
+        .unwrap();
+    one.set_unhealthy(Some("the disk is full"));
+    eventually("it is left out", || {
+        ids(&there.refresh(&service).unwrap()) == ["2"]
+    });
+    let found = there.lookup(&service).unwrap();
+    let unwell = found.all().find(|one| !one.is_healthy()).unwrap();
+    assert_eq!(unwell.unhealthy_because(), Some("the disk is full"));
+    assert_eq!(there.pick(&service, &Random).unwrap().id(), "2");
+    one.set_unhealthy(None);
+    eventually("it is there again", || {
+        there.refresh(&service).unwrap().iter().len() == 2
+    });
+}
+
+fn a_hundred_threads_ask_once(open: Open<'_>) {
+    struct Counting(Arc<dyn ServiceRegistry>, AtomicUsize);
+    impl ServiceRegistry for Counting {
+        fn register(&self, instance: &Instance) -> Result<()> {
+            self.0.register(instance)
+        }
+        fn deregister(&self, service: &str, id: &str) -> Result<()> {
+            self.0.deregister(service, id)
+        }
+        fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>> {
+            self.0.heartbeat(instances)
+        }
+        fn instances(&self, service: &str) -> Result<Vec<Instance>> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(200));
+            self.0.instances(service)
+        }
+        fn remove_dead(&self, instance: &Instance) -> Result<bool> {
+            self.0.remove_dead(instance)
+        }
+        fn services(&self) -> Result<Vec<String>> {
+            self.0.services()
+        }
+        fn dead_after(&self) -> Duration {
+            self.0.dead_after()
+        }
+    }
+    let store = Arc::new(Counting(open(MINUTE), AtomicUsize::new(0)));
+    let registry = Registry::builder(Arc::clone(&store)).build().unwrap();
+    let service = unique("web");
+    store.register(&beaten(&service, "1", 0)).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..100 {
+            scope.spawn(|| assert_eq!(ids(&registry.lookup(&service).unwrap()), ["1"]));
+        }
+    });
+    assert_eq!(store.1.load(Ordering::SeqCst), 1);
+    for _ in 0..1_000 {
+        registry.lookup(&service).unwrap();
+    }
+    assert_eq!(store.1.load(Ordering::SeqCst), 1, "from the cache");
+    thread::scope(|scope| {
+        for _ in 0..100 {
+            scope.spawn(|| registry.refresh(&service).unwrap());
+        }
+    });
+    let asked = store.1.load(Ordering::SeqCst);
+    assert!(
+        (2..=4).contains(&asked),
+        "{asked} rounds for a hundred refreshes"
+    );
+}
+
+fn picks_are_counted_until_they_are_dropped(open: Open<'_>) {
+    let registry = registry(open);
+    let service = unique("web");
+    let _one = registry
+        .register(&service, Instance::new().with_id("1"))
+        .unwrap();
+    let _two = registry
+        .register(&service, Instance::new().with_id("2"))
+        .unwrap();
+    let first = registry.pick(&service, &LeastOutstanding).unwrap();
+    // What is under way is known after a refresh too.
+    registry.refresh(&service).unwrap();
+    for _ in 0..10 {
+        let other = registry.pick(&service, &LeastOutstanding).unwrap();
+        assert_ne!(other.id(), first.id());
+    }
+    // One that could not be reached is passed over, unless there is no other.
+    let gone = first.id().to_owned();
+    first.failed();
+    for _ in 0..10 {
+        let other = registry.pick(&service, &RoundRobin::default()).unwrap();
+        assert_ne!(other.id(), gone);
+    }
+    let other = registry.pick(&service, &Random).unwrap();
+    other.failed();
+    registry.pick(&service, &Random).unwrap().answered();
+}
+
+fn services_are_listed(open: Open<'_>) {
+    let registry = registry(open);
+    let (one, two) = (unique("a"), unique("b"));
+    let registered = [&two, &one].map(|service| registry.register(service, Instance::new()));
+    let listed = registry.services().unwrap();
+    let at = |name: &String| listed.iter().position(|listed| listed == name);
+    assert!(at(&one).unwrap() < at(&two).unwrap());
+    drop(registered);
+    assert_eq!(
+        registry
+            .services()
+            .unwrap()
+            .iter()
+            .find(|name| **name == one),
+        None
+    );
+}
+
+fn names_are_checked(open: Open<'_>) {
+    let registry = registry(open);
+    for (service, id) in [("", "1"), ("web", ""), ("web", &*"x".repeat(65))] {
+        let error = registry
+            .register(service, Instance::new().with_id(id))
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+    }
+    let error = Registry::builder(MemoryRegistry::new())
+        .beat_every(MINUTE)
+        .build();
+    assert!(error.unwrap_err().to_string().contains("half"));
+}
