@@ -6,6 +6,8 @@
 //! queue, and over RabbitMQ (AMQP_URL, or a private one it starts), where it does
 //! not. Prints one JSON object per line. Linux only: it reads /proc.
 
+#[path = "support/process.rs"]
+mod process;
 #[path = "../tests/it/support/server.rs"]
 #[allow(dead_code)] // the tests restart theirs
 mod server;
@@ -15,6 +17,8 @@ use std::time::Duration;
 
 use coney::transport::{ExchangeKind, Link, LinkSpec, Topology};
 use coney::{Broker, PendingReply, ServiceClient, ServiceServer};
+
+use crate::process::cpu_ticks;
 
 const CALLS: usize = 10_000;
 
@@ -105,15 +109,4 @@ fn resident_kib() -> u64 {
     let line = status.lines().find(|line| line.starts_with("VmRSS"));
     let value = line.and_then(|line| line.split_whitespace().nth(1));
     value.and_then(|value| value.parse().ok()).expect("VmRSS")
-}
-
-/// User and system time of this process, in hundredths of a second.
-fn cpu_ticks() -> u64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
-    let after_name = stat.rsplit(')').next().expect("a name in brackets");
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    [11, 12]
-        .iter()
-        .filter_map(|&at| fields.get(at)?.parse::<u64>().ok())
-        .sum()
 }

@@ -2,16 +2,18 @@
 //!
 //!     cargo run --example quickstart
 //!
-//! needs nothing installed: the broker is in memory. The same program runs over
-//! RabbitMQ with
+//! needs nothing installed: broker and registry are in memory. The same program runs
+//! over RabbitMQ and Redis with
 //!
-//!     AMQP_URL=amqp://localhost cargo run --example quickstart
+//!     AMQP_URL=amqp://localhost REDIS_URL=redis://localhost cargo run --example quickstart
 
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use coney::{Broker, CallOptions, HandlerError, ServiceClient, ServiceProxyFactory, ServiceServer};
+use coney::{
+    Broker, CallOptions, HandlerError, Registry, ServiceClient, ServiceProxyFactory, ServiceServer,
+};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -59,6 +61,11 @@ fn main() -> Result<(), coney::Error> {
         Ok(url) => Broker::connect(&url)?,
         Err(_) => Broker::memory(),
     };
+    // A registry: who serves, and where. Optional; calls find their way without it.
+    let registry = match std::env::var("REDIS_URL") {
+        Ok(url) => Registry::connect(&url)?,
+        Err(_) => Registry::memory(),
+    };
     println!("broker: {}\n", broker.peer());
 
     // user-service: handlers, run by 10 worker threads.
@@ -69,6 +76,7 @@ fn main() -> Result<(), coney::Error> {
             thread::sleep(Duration::from_millis(ms));
             Ok::<_, HandlerError>(())
         })
+        .registry(&registry)
         .start()?;
     println!("user-service serves get_user, validate_token and sleep\n");
 
@@ -107,8 +115,22 @@ fn main() -> Result<(), coney::Error> {
     let nobody = client.call::<_, ()>("no-such-service", "get_user", &1001);
     explain("nobody there", nobody);
 
-    println!("\n4. Shutdown lets running handlers finish.");
+    println!("\n4. The registry knows who serves.");
+    let finder = ServiceClient::builder(&broker, "order-service")
+        .registry(&registry)
+        .build()?;
+    for instance in registry.lookup("user-service")?.iter() {
+        println!("   found: {}, {:?}", instance.id(), instance.actions());
+        let options = CallOptions::new().instance(instance.id());
+        let request = GetUser { user_id: 1003 };
+        let user: User = finder.call_with("user-service", "get_user", &request, &options)?;
+        println!("   asked it alone: {}", user.name);
+    }
+
+    println!("\n5. Shutdown deregisters, and lets running handlers finish.");
     server.shutdown(Duration::from_secs(10))?;
+    let gone = finder.call::<_, User>("user-service", "get_user", &GetUser { user_id: 1004 });
+    explain("nobody any more", gone);
     client.close();
     println!("   done");
     Ok(())

@@ -2,13 +2,15 @@
 //!
 //!     AMQP_URL=amqp://localhost cargo run --example user_service -- --workers 4
 //!
+//! With REDIS_URL it registers there, for `services` and for whoever looks it up.
+//!
 //! Prints `ready` when it takes requests. SIGTERM or Ctrl-C drains it: running
 //! handlers finish and reply, then it exits with 0.
 
 use std::time::Duration;
 
 use clap::Parser;
-use coney::{Broker, Context, HandlerError, ServiceServer};
+use coney::{Broker, Context, HandlerError, Instance, Registry, ServiceServer};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -19,6 +21,9 @@ struct Options {
     /// Where RabbitMQ is: amqp://user:password@host:port/vhost
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     amqp_url: String,
+    /// Where to register: redis://user:password@host:port/database
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    redis_url: Option<String>,
     /// The name to serve under
     #[arg(long, default_value = "user-service")]
     service: String,
@@ -76,7 +81,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let broker = Broker::builder(&options.amqp_url)
         .connection_name(&options.service)
         .connect()?;
-    let server = ServiceServer::builder(&broker, &options.service)
+    let mut server = ServiceServer::builder(&broker, &options.service)
         .workers(options.workers)
         .prefetch(options.prefetch)
         .handler("get_user", get_user)
@@ -90,8 +95,12 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         })
         .handler("fail", |request: Fail| {
             Err::<(), _>(HandlerError::new(request.error))
-        })
-        .start()?;
+        });
+    if let Some(url) = &options.redis_url {
+        let instance = Instance::new().with_version(env!("CARGO_PKG_VERSION"));
+        server = server.registry(&Registry::connect(url)?).instance(instance);
+    }
+    let server = server.start()?;
     println!("ready");
     signals.forever().next();
     server.shutdown(Duration::from_secs(30))?;

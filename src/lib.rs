@@ -30,6 +30,8 @@
 //! | [`ServiceClient`] | [`call`](ServiceClient::call) blocks; [`call_async`](ServiceClient::call_async) gives a [`PendingReply`] to wait for, or to give a callback to; [`send`](ServiceClient::send) is one way, and confirmed |
 //! | [`ServiceProxy`] | one service seen from outside, with `camelCase` methods |
 //! | [`DeadLetters`] | the messages that failed for good: look, replay, purge |
+//! | [`Registry`] | which instances of a service there are: registering, looking up, [balancing](balance) |
+//! | [`Redis`] | a handle on a Redis server, for a [`RedisRegistry`] or a [`RedisReplyStore`] |
 //! | [`ReplyStore`] | remembers which requests have been handled, so that a repeated one is not |
 //! | [`Error`], [`ErrorKind`] | what went wrong, and whether it can have run |
 //! | [`message`] | the envelope on the wire, for tools and peers |
@@ -52,9 +54,24 @@
 //! [`ReplyStore`] ([`deduplicate`](ServiceServerBuilder::deduplicate)) where that
 //! matters.
 //!
+//! # Finding services
+//!
+//! A call needs no registry: it goes into the service's queue, and whoever is free takes
+//! it. A [`Registry`] adds what a queue cannot tell. Servers
+//! [register](ServiceServerBuilder::registry) their instances with what they say of
+//! themselves, and are heard of every 15 s; one that has not been for 60 s is dead. Clients
+//! that [look services up](ServiceClientBuilder::registry) fail at once where
+//! nobody is alive, and may send a call to [one instance](CallOptions::instance), or let a
+//! [balancer](ServiceClientBuilder::balancer) pick. A server with a
+//! [health check](ServiceServerBuilder::health_check) that fails is left out until it is
+//! well.
+//!
+//! Look-ups are answered from a cache, in under a microsecond. A registry that is down
+//! stops nobody: what was last known is used, and [says that it is old](Lookup::stale_because).
+//!
 //! # Sharing and closing
 //!
-//! [`Broker`] and [`ServiceClient`] are handles: clone them and use them from any
+//! [`Broker`], [`Registry`] and [`ServiceClient`] are handles: clone them and use them from any
 //! number of threads. All clones of a broker share one connection, all clones
 //! of a client one reply queue. Things close when their last handle is dropped:
 //! a server after its running handlers have finished (see
@@ -71,6 +88,10 @@
 //! | `amiquip-io` | one per connection | amiquip's: reads and writes the socket |
 //! | `coney-worker-SERVICE-N` | 10 per server | handlers |
 //! | `coney-mover-SERVICE` | one per server | acknowledges what was moved on to another attempt or the dead letters, once that is confirmed |
+//! | `coney-health-SERVICE` | one per server with health checks | the checks |
+//! | `coney-beat-N` | one per registry, from its first registration on | says that what was registered is still there |
+//! | `coney-lookup-N` | one per registry, from its first look-up on | asks the store, so that no caller is held up by it |
+//! | `coney-redis-N` | two per [`Redis`] | make its connections |
 //! | `coney-state-N` | one per connection with an [`on_state_change`](BrokerBuilder::on_state_change) listener | the listener |
 //! | `coney-callback-NAME` | one per client, from its first callback on | callbacks and their timeouts |
 //! | `coney-resolve` | for the moment of a name resolution | the system's resolver, which knows no deadline |
@@ -82,8 +103,8 @@
 //! # Logging
 //!
 //! Through the [`log`](https://docs.rs/log) facade, with the targets
-//! `coney::amqp`, `coney::client`, `coney::server`, `coney::transport` and
-//! `coney::dead_letters`. Payloads and passwords are
+//! `coney::amqp`, `coney::client`, `coney::server`, `coney::registry`,
+//! `coney::transport` and `coney::dead_letters`. Payloads and passwords are
 //! never logged. Leave `amiquip` at `info`: at `debug` it logs the password.
 
 mod client;

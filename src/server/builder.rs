@@ -16,8 +16,8 @@ use crate::name::check_action;
 use crate::registry::{Instance, Registry};
 use crate::transport::Broker;
 
-/// Options and handlers for a [`ServiceServer`]; made by
-/// [`ServiceServer::builder`].
+/// Options and handlers for a [`ServiceServer`](crate::ServiceServer); made by
+/// [`ServiceServer::builder`](crate::ServiceServer::builder).
 ///
 /// Handlers run on the server's workers, several at a time, so they must be
 /// `Sync`. What one returns as an error becomes an error reply, and so does a

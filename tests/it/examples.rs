@@ -3,14 +3,16 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::{amqp_url, eventually, unique};
+use crate::support::{amqp_url, eventually, redis_url, unique};
 
 fn example(name: &str) -> Command {
     let mut path = std::env::current_exe().unwrap();
     path.pop(); // deps
     path.set_file_name("examples");
     let mut command = Command::new(path.join(name));
-    command.env_remove("AMQP_URL").env_remove("RUST_LOG");
+    for variable in ["AMQP_URL", "REDIS_URL", "RUST_LOG"] {
+        command.env_remove(variable);
+    }
     command
 }
 
@@ -34,6 +36,9 @@ fn check_quickstart(text: &str) {
         "UnknownAction",
         "TimedOut",
         "NoRoute, safe to retry",
+        "found: ",
+        "asked it alone: 张三",
+        "NoInstance, safe to retry",
         "done",
     ] {
         assert!(text.contains(wanted), "{wanted:?} is not in {text}");
@@ -46,11 +51,12 @@ fn quickstart_in_memory() {
 }
 
 #[test]
-fn quickstart_over_rabbitmq() {
+fn quickstart_over_rabbitmq_and_redis() {
     let mut command = example("quickstart");
-    check_quickstart(&stdout(
-        &command.env("AMQP_URL", amqp_url()).output().unwrap(),
-    ));
+    command
+        .env("AMQP_URL", amqp_url())
+        .env("REDIS_URL", redis_url());
+    check_quickstart(&stdout(&command.output().unwrap()));
 }
 
 /// A `user_service` that has said `ready`.
@@ -65,6 +71,7 @@ impl Service {
         let mut process = example("user_service")
             .args(["--amqp-url", &amqp_url(), "--service", &name])
             .args(["--workers", "3", "--prefetch", "5"])
+            .args(["--redis-url", &redis_url()])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -156,6 +163,32 @@ fn user_service_and_call() {
         .output()
         .unwrap();
     assert_eq!(nobody.status.code(), Some(10));
+}
+
+#[test]
+fn services_shows_what_is_registered() {
+    let service = Service::start();
+    let services = |arguments: &[&str]| {
+        let mut command = example("services");
+        command.env("REDIS_URL", redis_url()).args(arguments);
+        stdout(&command.output().unwrap())
+    };
+    let table = services(&[]);
+    let row = table.lines().find(|line| line.contains(&service.name));
+    let row = row.unwrap_or_else(|| panic!("it is not in {table}"));
+    assert!(table.starts_with("SERVICE"), "{table}");
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(cells[3..7], ["s", "ago", "well", "0.1.0"], "{row}");
+    let lines = services(&["--json", "--service", &service.name]);
+    let instance: serde_json::Value = serde_json::from_str(lines.trim()).unwrap();
+    assert_eq!(instance["service"], service.name.as_str());
+    assert_eq!(instance["healthy"], true);
+    assert_eq!(instance["actions"][0], "echo");
+    assert_eq!(instance["pid"], service.process.id());
+    service.signal("TERM");
+    eventually("it has said goodbye", || {
+        !services(&[]).contains(&service.name)
+    });
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn a_heartbeat_brings_nobody_back(open: Open<'_>) {
     assert_eq!(beats, [Beat::Renewed, Beat::Deregistered, Beat::Lost]);
     let other = open(MINUTE);
     assert_eq!(
-        other.heartbeat(&[gone.clone()]).unwrap(),
+        other.heartbeat(std::slice::from_ref(&gone)).unwrap(),
         [Beat::Deregistered]
     );
     let found = store.instances(&service).unwrap();
