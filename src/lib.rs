@@ -103,11 +103,12 @@
 //! # Logging
 //!
 //! Through the [`log`](https://docs.rs/log) facade, with the targets
-//! `coney::amqp`, `coney::client`, `coney::server`, `coney::registry`,
+//! `coney::amqp`, `coney::client`, `coney::server`, `coney::worker`, `coney::registry`,
 //! `coney::transport` and `coney::dead_letters`. Payloads and passwords are
 //! never logged. Leave `amiquip` at `info`: at `debug` it logs the password.
 
 mod client;
+mod consume;
 mod dead_letters;
 mod deadline;
 mod error;
@@ -127,6 +128,7 @@ pub mod transport;
 mod wait;
 
 pub use client::{CallOptions, PendingReply, PendingSend, ServiceClient, ServiceClientBuilder};
+pub use consume::{Claim, Context, HandlerError, MemoryReplyStore, ReplyStore, StoreError};
 pub use dead_letters::{DeadLetter, DeadLetters, Replayed};
 pub use error::{Error, ErrorKind, Phase, Result};
 pub use proxy::{ServiceProxy, ServiceProxyFactory, action_name};
@@ -135,10 +137,7 @@ pub use registry::{
     Balancer, Beat, Candidate, Instance, Lookup, MemoryRegistry, Pick, Registration,
     RegistrationState, Registry, RegistryBuilder, ServiceRegistry, balance,
 };
-pub use server::{
-    Claim, Context, HandlerError, MemoryReplyStore, ReplyStore, ServiceServer,
-    ServiceServerBuilder, StoreError,
-};
+pub use server::{ServiceServer, ServiceServerBuilder};
 pub use transport::{Broker, BrokerBuilder, ConnectionState};
 
 /// Runs the README's program as a test.

@@ -190,10 +190,15 @@ pub(crate) fn instance_queue_options(service: &str) -> QueueOptions {
     QueueOptions::new().dead_letter_to("", request_queue(service))
 }
 
-/// Where requests of a service wait for their next attempt, for `delay`. The
-/// delay is in the name because a queue's arguments cannot be changed.
-pub(crate) fn retry_queue(service: &str, delay: Duration) -> String {
-    format!("service.{service}.retry.{}", delay.as_millis())
+/// What the names of a service's queues begin with.
+pub(crate) fn service_stem(service: &str) -> String {
+    format!("service.{service}")
+}
+
+/// Where messages wait for their next attempt, for `delay`. The delay is in the name
+/// because a queue's arguments cannot be changed.
+pub(crate) fn retry_queue(stem: &str, delay: Duration) -> String {
+    format!("{stem}.retry.{}", delay.as_millis())
 }
 
 /// The exchange that every dead letter goes through, keyed by the queue it was
@@ -240,24 +245,29 @@ const NO_DELIVERY_LIMIT: u32 = 2_000_000_000;
 /// killed at the wrong moment loses what it was moving.
 pub(crate) fn for_service(service: &str, retry_delays: &[Duration], quorum: bool) -> Topology {
     let queue = request_queue(service);
-    let durable = QueueOptions::new().quorum(NO_DELIVERY_LIMIT);
     let requests = match quorum {
-        true => durable.clone(),
+        true => QueueOptions::new().quorum(NO_DELIVERY_LIMIT),
         false => QueueOptions::new(),
     };
-    let mut topology = for_requests()
+    for_requests()
         .and(for_dead_letters())
         .queue_with(&queue, requests)
-        .bind(&queue, SERVICE_EXCHANGE, request_key(service));
+        .bind(&queue, SERVICE_EXCHANGE, request_key(service))
+        .and(for_retries(&service_stem(service), &queue, retry_delays))
+}
+
+/// The queues between attempts at what is in `queue`.
+fn for_retries(stem: &str, queue: &str, retry_delays: &[Duration]) -> Topology {
     let mut seen = Vec::new();
+    let mut topology = Topology::default();
     for &delay in retry_delays {
         if !seen.contains(&delay) {
             seen.push(delay);
-            let wait = durable
-                .clone()
+            let wait = QueueOptions::new()
+                .quorum(NO_DELIVERY_LIMIT)
                 .message_ttl(delay)
-                .dead_letter_to("", &queue);
-            topology = topology.queue_with(retry_queue(service, delay), wait);
+                .dead_letter_to("", queue);
+            topology = topology.queue_with(retry_queue(stem, delay), wait);
         }
     }
     topology
@@ -271,7 +281,7 @@ mod tests {
     fn replies_do_not_go_into_the_queues_of_the_contract() {
         let queue = request_queue("user-service");
         assert!(!may_take_replies(&queue));
-        let retry = retry_queue("user-service", Duration::from_secs(1));
+        let retry = retry_queue(&service_stem("user-service"), Duration::from_secs(1));
         assert!(!may_take_replies(&retry), "{retry}");
         assert!(!may_take_replies(DEAD_QUEUE));
         assert!(!may_take_replies(&instance_queue("user-service", "i1")));

@@ -3,7 +3,7 @@ use std::time::Duration;
 use r2d2_redis::redis;
 
 use super::Redis;
-use crate::server::{Claim, ReplyStore, StoreError};
+use crate::consume::{Claim, ReplyStore, StoreError};
 
 /// A [`ReplyStore`] in Redis, shared by all servers of a service: keys
 /// `coney:reply:SERVICE/MESSAGE_ID`.

@@ -6,11 +6,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Context;
-use super::deduplication::ReplyStore;
-use super::handler::{self, Handler, HandlerError};
 use super::health::Check;
 use crate::client::ServiceClient;
+use crate::consume::{Context, Handler, HandlerError, Options, ReplyStore, raw, typed};
 use crate::error::{Error, ErrorKind};
 use crate::name::check_action;
 use crate::registry::{Instance, Registry};
@@ -35,15 +33,8 @@ pub struct ServiceServerBuilder {
     pub(super) broker: Broker,
     pub(super) service: String,
     pub(super) handlers: HashMap<String, Handler>,
-    pub(super) workers: usize,
-    pub(super) prefetch: u16,
-    pub(super) shutdown_timeout: Duration,
-    pub(super) retry_delays: Vec<Duration>,
-    pub(super) redelivery_limit: u32,
+    pub(super) options: Options,
     pub(super) quorum: bool,
-    pub(super) deduplication: Option<(Arc<dyn ReplyStore>, Duration)>,
-    pub(super) deduplication_lease: Duration,
-    pub(super) client: Option<ServiceClient>,
     pub(super) registry: Option<Registry>,
     pub(super) instance: Instance,
     pub(super) checks: Vec<Check>,
@@ -57,15 +48,8 @@ impl ServiceServerBuilder {
             broker: broker.clone(),
             service: service.to_owned(),
             handlers: HashMap::new(),
-            workers: 10,
-            prefetch: 10,
-            shutdown_timeout: Duration::from_secs(10),
-            retry_delays: [1, 5, 25, 125].map(Duration::from_secs).to_vec(),
-            redelivery_limit: 5,
+            options: Options::default(),
             quorum: false,
-            deduplication: None,
-            deduplication_lease: Duration::from_secs(60),
-            client: None,
             registry: None,
             instance: Instance::new(),
             checks: Vec::new(),
@@ -86,7 +70,7 @@ impl ServiceServerBuilder {
         Resp: Serialize,
         E: Into<HandlerError>,
     {
-        self.add(action, handler::typed(move |_, request| handler(request)))
+        self.add(action, typed(move |_, request| handler(request)))
     }
 
     /// Adds a handler that also gets the request's [`Context`].
@@ -97,7 +81,7 @@ impl ServiceServerBuilder {
         Resp: Serialize,
         E: Into<HandlerError>,
     {
-        self.add(action, handler::typed(handler))
+        self.add(action, typed(handler))
     }
 
     /// Adds a handler that gets the payload as JSON text and answers in JSON
@@ -116,13 +100,13 @@ impl ServiceServerBuilder {
         F: Fn(&Context<'_>, &str) -> std::result::Result<String, E> + Send + Sync + 'static,
         E: Into<HandlerError>,
     {
-        self.add(action, handler::raw(handler))
+        self.add(action, raw(handler))
     }
 
     /// How many worker threads run handlers. Handlers that call their own
     /// service need more than one. Default: 10.
     pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = workers;
+        self.options.workers = workers;
         self
     }
 
@@ -130,13 +114,13 @@ impl ServiceServerBuilder {
     /// than workers leaves workers idle; more waits in this process instead of
     /// going to another server. Default: 10.
     pub fn prefetch(mut self, prefetch: u16) -> Self {
-        self.prefetch = prefetch;
+        self.options.prefetch = prefetch;
         self
     }
 
     /// How long dropping the server may wait for running handlers. Default: 10 s.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
-        self.shutdown_timeout = timeout;
+        self.options.shutdown_timeout = timeout;
         self
     }
 
@@ -159,7 +143,7 @@ impl ServiceServerBuilder {
     /// # Ok::<(), coney::Error>(())
     /// ```
     pub fn retry_delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
-        self.retry_delays = delays.into_iter().collect();
+        self.options.retry_delays = delays.into_iter().collect();
         self
     }
 
@@ -167,7 +151,7 @@ impl ServiceServerBuilder {
     /// connection, while it had it. One more goes to the dead letters unopened,
     /// for it may be what kills the workers. Default: 5.
     pub fn redelivery_limit(mut self, redeliveries: u32) -> Self {
-        self.redelivery_limit = redeliveries;
+        self.options.redelivery_limit = redeliveries;
         self
     }
 
@@ -178,14 +162,14 @@ impl ServiceServerBuilder {
     /// the same [`message_id`](crate::CallOptions::message_id). What failed may be repeated, except that a call gets the
     /// error it got. Default: every request is run.
     pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
-        self.deduplication = Some((store, ttl));
+        self.options.deduplication = Some((store, ttl));
         self
     }
 
     /// How long a worker that deduplicates may take over a request before another
     /// may think it dead and begin anew. Default: 60 s.
     pub fn deduplication_lease(mut self, lease: Duration) -> Self {
-        self.deduplication_lease = lease;
+        self.options.deduplication_lease = lease;
         self
     }
 
@@ -201,7 +185,7 @@ impl ServiceServerBuilder {
     /// The client that [`Context::client`] gives out. Default: one with the
     /// default options on the server's broker, made when it is first needed.
     pub fn client(mut self, client: ServiceClient) -> Self {
-        self.client = Some(client);
+        self.options.client = Some(client);
         self
     }
 
@@ -292,8 +276,8 @@ impl fmt::Debug for ServiceServerBuilder {
         f.debug_struct("ServiceServerBuilder")
             .field("service", &self.service)
             .field("actions", &self.handlers.keys())
-            .field("workers", &self.workers)
-            .field("prefetch", &self.prefetch)
+            .field("workers", &self.options.workers)
+            .field("prefetch", &self.options.prefetch)
             .finish_non_exhaustive()
     }
 }

@@ -2,18 +2,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::pool::Pool;
+use crate::consume::Workers;
 use crate::error::{ErrorKind, Result};
 use crate::transport::{Delivery, Publication, Returned, Sink, Wire};
 
 /// Takes deliveries from the transport to the workers.
 pub(super) struct Intake {
-    pub(super) pool: Pool<Delivery>,
+    pub(super) workers: Workers<Delivery>,
 }
 
 impl Sink for Intake {
     fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery> {
-        self.pool.submit(delivery)
+        self.workers.submit(delivery)
     }
 
     /// Replies are not mandatory: a caller that has gone needs none.
@@ -24,14 +24,14 @@ impl Sink for Intake {
     /// The broker delivers all of it again, so what has not started need not
     /// start; settling what has is a no-op.
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
-        for delivery in self.pool.clear() {
+        for delivery in self.workers.clear() {
             delivery.forget();
         }
         Vec::new()
     }
 
     fn closed(&self, cause: &str) {
-        log::info!(target: "coney::server", "no more requests: {cause}");
+        log::info!(target: "coney::worker", "no more requests: {cause}");
     }
 }
 
@@ -71,10 +71,10 @@ impl Consumers {
         if let Some(own) = &self.own {
             // Its queue goes when it is no longer consumed, with what is in it.
             self.attempt(own.hand_over(deadline));
-            self.give_back(self.intake.pool.clear());
+            self.give_back(self.intake.workers.clear());
             self.attempt(own.wire.stop_consuming(deadline));
         }
-        self.give_back(self.intake.pool.clear());
+        self.give_back(self.intake.workers.clear());
     }
 
     /// Takes requests again, unless it is closed.
@@ -109,7 +109,7 @@ impl Consumers {
         if let Err(error) = result
             && error.kind() != ErrorKind::Closed
         {
-            log::warn!(target: "coney::server", "{}: {error}", self.service);
+            log::warn!(target: "coney::worker", "{}: {error}", self.service);
         }
     }
 }

@@ -1,16 +1,8 @@
 //! The serving side: deliveries in, handlers on a pool of workers, replies out.
 
-mod answer;
 mod builder;
-mod context;
-mod deduplication;
-mod dispatch;
-mod handler;
 mod health;
 mod intake;
-mod mover;
-mod moves;
-mod pool;
 mod start;
 
 use std::fmt;
@@ -18,18 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 pub use self::builder::ServiceServerBuilder;
-pub use self::context::Context;
-pub use self::deduplication::{Claim, MemoryReplyStore, ReplyStore, StoreError};
-pub use self::handler::HandlerError;
 use self::health::Health;
 use self::intake::Consumers;
-use self::moves::Moves;
 use crate::deadline;
-use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::error::Result;
 use crate::registry::Registration;
 use crate::transport::Broker;
 
@@ -62,9 +49,6 @@ pub struct ServiceServer {
     health: Mutex<Option<Health>>,
     shutdown_timeout: Duration,
     stopped: AtomicBool,
-    /// The sender is dropped when the server shuts down, which ends what the
-    /// mover waits for.
-    running: Mutex<Option<(Sender<()>, Moves)>>,
     /// Keeps the connection open as long as the server runs.
     _broker: Broker,
 }
@@ -96,20 +80,13 @@ impl ServiceServer {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TimedOut`] if handlers still
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if handlers still
     /// run. Their requests go back to the queue, their replies are dropped,
-    /// and their threads end when they do. [`ErrorKind::InvalidConfig`] if a
+    /// and their threads end when they do. [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if a
     /// handler of this server calls it.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
-        if self.consumers.intake.pool.is_worker() {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!(
-                    "a handler of {} cannot shut its own server down: it would wait for itself",
-                    self.service
-                ),
-            ));
-        }
+        let workers = &self.consumers.intake.workers;
+        workers.check_not_one_of_them()?;
         let deadline = deadline::after(timeout);
         // A registry or a broker that does not answer must not use up the handlers' time.
         if let Some(registration) = &self.registration
@@ -122,34 +99,20 @@ impl ServiceServer {
             health.stop(deadline::after(timeout / 8));
         }
         self.consumers.pause(deadline::after(timeout / 4));
-        let Consumers { intake, .. } = &*self.consumers;
-        self.consumers.give_back(intake.pool.stop());
-        let finished = intake.pool.join(deadline);
-        if let Some((running, moves)) = self.running.lock().take() {
-            drop(running);
-            moves.join(deadline);
-        }
+        self.consumers.give_back(workers.stop());
+        let finished = workers.finish(deadline, timeout);
         self.consumers.close();
         if !self.stopped.swap(true, Ordering::Relaxed) {
             log::info!(target: "coney::server", "{} has stopped", self.service);
         }
-        finished.map_err(|running| {
-            Error::timed_out(
-                Phase::Shutdown,
-                format!(
-                    "{running} handlers of {} still run after {timeout:?}; their requests go back \
-                     to the queue",
-                    self.service
-                ),
-            )
-        })
+        finished
     }
 }
 
 impl Drop for ServiceServer {
     fn drop(&mut self) {
-        if self.consumers.intake.pool.is_worker() {
-            drop(self.consumers.intake.pool.stop());
+        if self.consumers.intake.workers.is_one_of_them() {
+            drop(self.consumers.intake.workers.stop());
             return self.consumers.close();
         }
         if let Err(error) = self.shutdown(self.shutdown_timeout) {

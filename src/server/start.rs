@@ -1,30 +1,23 @@
 //! From a builder to a running server.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::context::Nested;
-use super::deduplication::Deduplication;
-use super::dispatch::Dispatch;
 use super::health::{Health, Verdict, Watched};
 use super::intake::{Consumers, Intake, OwnQueue};
-use super::mover::{Mover, POSTPONE_FOR};
-use super::moves::Moves;
-use super::pool::Pool;
 use super::{ServiceServer, ServiceServerBuilder};
+use crate::consume::{
+    Attempt, Deduplication, Dispatch, Handlers, Inbox, Move, Mover, Nested, POSTPONE_FOR, Retries,
+    Workers,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_service;
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
 use crate::topology::{self, Topology};
-use crate::transport::{LinkSpec, Sink};
-
-/// More attempts than anybody needs, each with a queue of its own.
-const MOST_RETRIES: usize = 20;
+use crate::transport::{Delivery, LinkSpec, Sink};
 
 impl ServiceServerBuilder {
     /// Starts the workers, declares the service's queue and consumes from it, and
@@ -42,27 +35,45 @@ impl ServiceServerBuilder {
     ///
     /// Keep what it returns: dropping it shuts the server down.
     pub fn start(mut self) -> Result<ServiceServer> {
-        self.check()?;
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
+        check_service(&self.service)?;
+        self.options.check(&self.service)?;
+        if self.handlers.is_empty() {
+            log::warn!(
+                target: "coney::server",
+                "{} has no handlers: every request gets an error", self.service
+            );
+        }
         let mut actions: Vec<String> = self.handlers.keys().cloned().collect();
         actions.sort_unstable();
         let health = self.start_health()?;
         let verdict = health.as_ref().and_then(Health::first_verdict);
-        let mut delays = self.retry_delays.clone();
-        delays.extend(self.deduplication.is_some().then_some(POSTPONE_FOR));
+        let mut delays = self.options.retry_delays.clone();
+        delays.extend(self.options.deduplication.is_some().then_some(POSTPONE_FOR));
         let topology = topology::for_service(&self.service, &delays, self.quorum);
-        let (running, stopping) = bounded(0);
-        let (mover, intake) = self.start_workers(topology.clone(), stopping)?;
+        let (service, broker, count) = (
+            self.service.clone(),
+            self.broker.clone(),
+            self.options.workers,
+        );
+        let workers = Workers::start(&service, count, &broker, topology.clone(), |moves| {
+            let dispatch = self.dispatch(moves);
+            // What failed waits in a queue of the broker and never here.
+            move |delivery: Delivery| drop(dispatch.process(delivery, Attempt::default()))
+        })?;
+        let intake = Arc::new(Intake { workers });
         let consumers = self.consume(topology, &intake, verdict.is_some());
-        let consumers = Arc::new(consumers.inspect_err(|_| drop(intake.pool.stop()))?);
+        let consumers = Arc::new(consumers.inspect_err(|_| drop(intake.workers.stop()))?);
         let mut server = ServiceServer {
             stopped: AtomicBool::new(false),
             service: self.service.clone(),
             consumers,
             registration: None,
             health: Mutex::new(None),
-            running: Mutex::new(Some((running, mover))),
-            shutdown_timeout: self.shutdown_timeout,
-            _broker: self.broker.clone(),
+            shutdown_timeout: self.options.shutdown_timeout,
+            _broker: self.broker,
         };
         if let Some(registry) = &self.registry {
             let instance = described(self.instance, &actions, &verdict);
@@ -76,11 +87,10 @@ impl ServiceServerBuilder {
             });
             server.health = Mutex::new(Some(health));
         }
-        let (service, workers) = (&self.service, self.workers);
         let actions = actions.join(", ");
         match verdict {
             None => log::info!(
-                target: "coney::server", "{service} serves {actions} with {workers} workers"
+                target: "coney::server", "{service} serves {actions} with {count} workers"
             ),
             Some(fault) => log::warn!(
                 target: "coney::server", "{service} is not well, and takes no requests: {fault}"
@@ -89,100 +99,63 @@ impl ServiceServerBuilder {
         Ok(server)
     }
 
-    fn check(&mut self) -> Result<()> {
-        if let Some(fault) = self.fault.take() {
-            return Err(fault);
-        }
-        check_service(&self.service)?;
-        if self.workers == 0 || self.prefetch == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!("{}: workers and prefetch must be at least 1", self.service),
-            ));
-        }
-        let is_delay = |delay: &Duration| (1..=u32::MAX.into()).contains(&delay.as_millis());
-        if self.retry_delays.len() > MOST_RETRIES || !self.retry_delays.iter().all(is_delay) {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!(
-                    "{}: there may be {MOST_RETRIES} retry delays, from a millisecond to 49 days",
-                    self.service
-                ),
-            ));
-        }
-        if self.handlers.is_empty() {
-            log::warn!(
-                target: "coney::server",
-                "{} has no handlers: every request gets an error", self.service
-            );
-        }
-        Ok(())
-    }
-
     fn start_health(&mut self) -> Result<Option<Health>> {
         if self.checks.is_empty() {
             return Ok(None);
         }
         let checks = std::mem::take(&mut self.checks);
         let health = Health::start(&self.service, checks, self.health_interval);
-        health.map(Some).map_err(|error| self.no_thread(error))
+        health.map(Some).map_err(|error| {
+            Error::new(
+                ErrorKind::InvalidConfig,
+                format!("{}: cannot start a thread for its checks", self.service),
+            )
+            .with_source(error)
+        })
     }
 
-    fn start_workers(
-        &mut self,
-        topology: Topology,
-        stopping: Receiver<()>,
-    ) -> Result<(Moves, Arc<Intake>)> {
-        let (mover, moves) = Moves::start(&self.service, self.broker.clone(), topology, stopping)
-            .map_err(|error| self.no_thread(error))?;
-        let deduplication = self.deduplication.take().map(|(store, ttl)| Deduplication {
-            service: self.service.clone(),
-            store,
-            ttl,
-            lease: self.deduplication_lease,
-        });
+    fn dispatch(&mut self, moves: Sender<Move>) -> Dispatch {
+        let options = &mut self.options;
         let registered = self.registry.is_some();
-        let dispatch = Dispatch {
-            service: self.service.clone(),
+        Dispatch {
             instance_id: registered.then(|| self.instance.id().to_owned()),
-            handlers: std::mem::take(&mut self.handlers),
+            handlers: Handlers::ByAction(std::mem::take(&mut self.handlers)),
             max_body: self.broker.max_body(),
             mover: Mover {
                 broker: self.broker.clone(),
-                service: self.service.clone(),
-                retry_delays: std::mem::take(&mut self.retry_delays),
-                redelivery_limit: self.redelivery_limit,
-                quorum: self.quorum,
+                inbox: Inbox {
+                    owner: self.service.clone(),
+                    queue: topology::request_queue(&self.service),
+                    stem: topology::service_stem(&self.service),
+                    counts: self.quorum,
+                },
+                retries: Retries::Queued(std::mem::take(&mut options.retry_delays)),
+                redelivery_limit: options.redelivery_limit,
                 moves,
             },
-            deduplication,
-            nested: Nested {
+            deduplication: options
+                .deduplication
+                .take()
+                .map(|(store, ttl)| Deduplication {
+                    scope: self.service.clone(),
+                    store,
+                    ttl,
+                    lease: options.deduplication_lease,
+                }),
+            nested: Arc::new(Nested {
                 broker: self.broker.clone(),
                 service: self.service.clone(),
-                client: Mutex::new(self.client.take()),
-            },
-        };
-        let pool = Pool::start(
-            &self.service,
-            self.workers,
-            self.broker.awake(),
-            move |delivery| {
-                // A reply store is the user's code too. The delivery goes back
-                // into its queue, which counts.
-                if catch_unwind(AssertUnwindSafe(|| dispatch.process(delivery))).is_err() {
-                    log::error!(target: "coney::server", "a worker panicked over a request");
-                }
-            },
-        )
-        .map_err(|error| self.no_thread(error))?;
-        Ok((mover, Arc::new(Intake { pool })))
+                client: Mutex::new(options.client.take()),
+            }),
+        }
     }
 
     /// Opens the links it takes requests from.
     fn consume(&self, topology: Topology, intake: &Arc<Intake>, paused: bool) -> Result<Consumers> {
         let sink = || Arc::clone(intake) as Arc<dyn Sink>;
+        let prefetch = self.options.prefetch;
         let spec = LinkSpec::new(topology)
-            .consume(topology::request_queue(&self.service), self.prefetch)
+            .consume(topology::request_queue(&self.service), prefetch)
             .paused(paused);
         let shared = self.broker.open(spec, sink())?;
         let own = match &self.registry {
@@ -191,7 +164,7 @@ impl ServiceServerBuilder {
                 let name = topology::instance_queue(&self.service, self.instance.id());
                 let options = topology::instance_queue_options(&self.service);
                 let spec = LinkSpec::default()
-                    .consume_own(&*name, options, self.prefetch)
+                    .consume_own(&*name, options, prefetch)
                     .paused(paused);
                 let wire = self.broker.open(spec, sink());
                 let wire = wire.inspect_err(|_| shared.close())?;
@@ -205,14 +178,6 @@ impl ServiceServerBuilder {
             own,
             closed: AtomicBool::new(false),
         })
-    }
-
-    fn no_thread(&self, error: std::io::Error) -> Error {
-        Error::new(
-            ErrorKind::InvalidConfig,
-            format!("{}: cannot start {} workers", self.service, self.workers),
-        )
-        .with_source(error)
     }
 }
 

@@ -86,12 +86,13 @@ const SERVER: &[&str] = &[
     "wait",
     "transport",
     "client",
+    "consume",
     "registry",
     "running",
 ];
 
 /// What each part of the crate may import from the others.
-const LAYERS: [(&str, &[&str]); 17] = [
+const LAYERS: [(&str, &[&str]); 18] = [
     ("error", &[]),
     ("deadline", &[]),
     ("wait", &[]),
@@ -109,6 +110,7 @@ const LAYERS: [(&str, &[&str]); 17] = [
     ),
     ("registry", &["error", "name", "deadline", "running"]),
     ("client", CLIENT),
+    ("consume", SERVER),
     ("server", SERVER),
     (
         "redis",

@@ -51,6 +51,14 @@ impl<'s> Answer<'s> {
         }
     }
 
+    /// The same for a message that is not answered, whatever it says.
+    pub(super) fn unwanted(self) -> Self {
+        Self {
+            reply_to: None,
+            ..self
+        }
+    }
+
     pub(super) fn is_wanted(&self) -> bool {
         self.reply_to.is_some()
     }
@@ -70,7 +78,7 @@ impl<'s> Answer<'s> {
                 "the reply is {} bytes long; at most {max_body} are allowed",
                 body.len()
             );
-            log::warn!(target: "coney::server", "{fault}");
+            log::warn!(target: "coney::worker", "{fault}");
             self.failure(&fault, Some("reply_too_large"))
         };
         Some(Publication {

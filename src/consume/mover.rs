@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
-use super::HandlerError;
 use super::moves::{MOVE_TIMEOUT, Move};
+use super::{Again, Attempt, HandlerError, Inbox};
 use crate::deadline;
-use crate::topology::{self, DEAD_EXCHANGE};
+use crate::topology::DEAD_EXCHANGE;
 use crate::transport::death::{ATTEMPTS, Death, FIRST_ERROR, LAST_ERROR, REDELIVERIES};
 use crate::transport::{
     Broker, Delivery, HeaderTable, LARGEST_HEADERS, Properties, Publication, Ticket,
@@ -21,9 +21,9 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 /// How much of an error a header holds, in bytes.
 const LONGEST_ERROR: usize = 1_000;
 
-/// How long a repeated request waits for the first to end; a server that
-/// deduplicates has a queue for it.
-pub(super) const POSTPONE_FOR: Duration = Duration::from_secs(1);
+/// How long a repeated request waits for the first to end; what deduplicates has a
+/// queue for it.
+pub(crate) const POSTPONE_FOR: Duration = Duration::from_secs(1);
 
 /// Room for the headers that a move adds.
 const OUR_HEADERS: usize = 8_000;
@@ -67,15 +67,22 @@ impl Failure {
     }
 }
 
-pub(super) struct Mover {
-    pub(super) broker: Broker,
-    pub(super) service: String,
-    /// Before the second attempt, the third, and so on.
-    pub(super) retry_delays: Vec<Duration>,
-    pub(super) redelivery_limit: u32,
-    /// The queue counts redeliveries itself.
-    pub(super) quorum: bool,
-    pub(super) moves: Sender<Move>,
+pub(crate) struct Mover {
+    pub(crate) broker: Broker,
+    pub(crate) inbox: Inbox,
+    pub(crate) retries: Retries,
+    pub(crate) redelivery_limit: u32,
+    pub(crate) moves: Sender<Move>,
+}
+
+/// Where a message waits that has failed, and how long before its second attempt, its
+/// third, and so on.
+pub(crate) enum Retries {
+    /// In a queue of the broker for each delay: it holds nobody up.
+    Queued(Vec<Duration>),
+    /// Here, unacknowledged: where its place in the queue matters, or the queue goes
+    /// with this process.
+    Held(Vec<Duration>),
 }
 
 impl Mover {
@@ -92,8 +99,8 @@ impl Mover {
         refuse: impl FnOnce(Delivery, Failure),
     ) -> Option<Delivery> {
         let headers = &delivery.message().properties.headers;
-        let marked = delivery.is_redelivered() && !self.quorum;
-        let count = match self.quorum {
+        let marked = delivery.is_redelivered() && !self.inbox.counts;
+        let count = match self.inbox.counts {
             true => headers.int(DELIVERY_COUNT),
             false => headers.int(REDELIVERIES),
         };
@@ -110,7 +117,7 @@ impl Mover {
         if !marked {
             return Some(delivery);
         }
-        let mut copy = self.copy(&delivery, "", topology::request_queue(&self.service));
+        let mut copy = self.copy(&delivery, "", self.inbox.queue.clone());
         copy.properties.expiration = delivery.message().properties.expiration;
         copy.properties.headers.insert(REDELIVERIES, count);
         self.move_to(delivery, copy, None);
@@ -123,30 +130,54 @@ impl Mover {
         delivery.is_redelivered() || headers.int(REDELIVERIES).is_some_and(|count| count > 0)
     }
 
-    pub(super) fn failed_attempts(&self, delivery: &Delivery) -> usize {
-        let attempts = delivery.message().properties.headers.int(ATTEMPTS);
-        attempts.map_or(0, |attempts| usize::try_from(attempts).unwrap_or(0))
+    /// How many attempts have failed, before it came here and since.
+    pub(super) fn failed_attempts(&self, delivery: &Delivery, attempt: &Attempt) -> usize {
+        let before = delivery.message().properties.headers.int(ATTEMPTS);
+        let before = before.map_or(0, |attempts| usize::try_from(attempts).unwrap_or(0));
+        before.saturating_add(attempt.failed)
     }
 
     /// After a one-way message's handler has failed: another attempt later, or
     /// the end.
-    pub(super) fn failed(&self, delivery: Delivery, error: HandlerError) {
-        let before = self.failed_attempts(&delivery);
-        if !error.may_be_retried() {
-            let failure = Failure::new(Reason::Rejected, error.message());
-            return self.bury(delivery, &failure, None);
-        }
-        let Some(&delay) = self.retry_delays.get(before) else {
-            let failure = Failure::new(Reason::RetriesExhausted, error.message());
-            return self.bury(delivery, &failure, None);
+    pub(super) fn failed(
+        &self,
+        delivery: Delivery,
+        attempt: Attempt,
+        error: HandlerError,
+    ) -> Option<Again> {
+        let before = self.failed_attempts(&delivery, &attempt);
+        let (Retries::Queued(delays) | Retries::Held(delays)) = &self.retries;
+        let delay = match delays.get(before) {
+            Some(&delay) if error.may_be_retried() => delay,
+            delay => {
+                let reason = match delay {
+                    Some(_) => Reason::Rejected,
+                    None if error.may_be_retried() => Reason::RetriesExhausted,
+                    None => Reason::Rejected,
+                };
+                let failure = Failure::new(reason, error.message());
+                self.bury(delivery, &failure, &attempt, None);
+                return None;
+            }
         };
-        let retry_queue = topology::retry_queue(&self.service, delay);
         log::info!(
-            target: "coney::server",
+            target: "coney::worker",
             "{}: attempt {} failed, the next is in {delay:?}: {}",
-            self.service, before + 1, clip(error.message()).escape_debug()
+            self.inbox.owner, before + 1, clip(error.message()).escape_debug()
         );
-        let mut copy = self.copy(&delivery, "", retry_queue);
+        if let Retries::Held(_) = self.retries {
+            let error = clip(error.message()).to_owned();
+            let attempt = Attempt {
+                failed: attempt.failed + 1,
+                first_error: attempt.first_error.or(Some(error)),
+            };
+            return Some(Again {
+                delivery,
+                attempt,
+                delay,
+            });
+        }
+        let mut copy = self.copy(&delivery, "", self.inbox.retry_queue(delay));
         let headers = &mut copy.properties.headers;
         Death::forget(headers);
         headers.remove(REDELIVERIES); // its worker has survived it
@@ -155,35 +186,52 @@ impl Mover {
             headers.insert(FIRST_ERROR, clip(error.message()));
         }
         self.move_to(delivery, copy, None);
+        None
     }
 
     /// Another worker is at the same message: to be looked at again later.
-    pub(super) fn postpone(&self, delivery: Delivery) {
-        let retry_queue = topology::retry_queue(&self.service, POSTPONE_FOR);
-        let mut copy = self.copy(&delivery, "", retry_queue);
+    pub(super) fn postpone(&self, delivery: Delivery, attempt: Attempt) -> Option<Again> {
+        let delay = POSTPONE_FOR;
+        if let Retries::Held(_) = self.retries {
+            return Some(Again {
+                delivery,
+                attempt,
+                delay,
+            });
+        }
+        let mut copy = self.copy(&delivery, "", self.inbox.retry_queue(delay));
         Death::forget(&mut copy.properties.headers);
         self.move_to(delivery, copy, None);
+        None
     }
 
     /// Keeps a message among the dead letters, and then sends the reply.
-    pub(super) fn bury(&self, delivery: Delivery, failure: &Failure, reply: Option<Publication>) {
-        let queue = topology::request_queue(&self.service);
+    pub(super) fn bury(
+        &self,
+        delivery: Delivery,
+        failure: &Failure,
+        attempt: &Attempt,
+        reply: Option<Publication>,
+    ) {
+        let queue = self.inbox.queue.clone();
         log::warn!(
-            target: "coney::server",
+            target: "coney::worker",
             "{}: a message is dead-lettered ({}): {}",
-            self.service, failure.reason.as_str(), clip(&failure.error).escape_debug()
+            self.inbox.owner, failure.reason.as_str(), clip(&failure.error).escape_debug()
         );
         let mut copy = self.copy(&delivery, DEAD_EXCHANGE, queue.clone());
         let headers = &mut copy.properties.headers;
         headers.remove(ATTEMPTS);
-        let attempts = i64::try_from(self.failed_attempts(&delivery)).unwrap_or(i64::MAX - 1);
+        let failed = self.failed_attempts(&delivery, attempt);
+        let attempts = i64::try_from(failed).unwrap_or(i64::MAX - 1);
         let attempts = match failure.reason {
             Reason::Rejected | Reason::RetriesExhausted => attempts.saturating_add(1),
             _ => attempts.max(1),
         };
         Death::forget(headers);
         if headers.text(FIRST_ERROR).is_none() {
-            headers.insert(FIRST_ERROR, clip(&failure.error));
+            let first = attempt.first_error.as_deref();
+            headers.insert(FIRST_ERROR, first.unwrap_or(clip(&failure.error)));
         }
         headers.insert(LAST_ERROR, clip(&failure.error));
         let message = delivery.message();
@@ -211,8 +259,8 @@ impl Mover {
         properties.headers.remove(DELIVERY_COUNT);
         if properties.headers.size() > LARGEST_HEADERS - OUR_HEADERS {
             log::warn!(
-                target: "coney::server",
-                "{}: headers too large to be passed on are dropped", self.service
+                target: "coney::worker",
+                "{}: headers too large to be passed on are dropped", self.inbox.owner
             );
             properties.headers = HeaderTable::new();
         }

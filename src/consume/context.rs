@@ -34,10 +34,10 @@ pub struct Context<'a> {
 }
 
 /// The client for a server's own calls, made when the first handler asks for it.
-pub(super) struct Nested {
-    pub(super) broker: Broker,
-    pub(super) service: String,
-    pub(super) client: Mutex<Option<ServiceClient>>,
+pub(crate) struct Nested {
+    pub(crate) broker: Broker,
+    pub(crate) service: String,
+    pub(crate) client: Mutex<Option<ServiceClient>>,
 }
 
 impl Nested {

@@ -16,7 +16,7 @@ pub(super) const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A message whose copy is on its way elsewhere.
-pub(super) struct Move {
+pub(crate) struct Move {
     pub(super) delivery: Delivery,
     /// To which queue.
     pub(super) to: String,
@@ -96,7 +96,7 @@ impl Settling {
             Err(error) => error.to_string(),
         };
         log::error!(
-            target: "coney::server",
+            target: "coney::worker",
             "{}: a message cannot be moved on to {to:?}, so it goes back into its queue: {fault}",
             self.service
         );
@@ -110,7 +110,7 @@ impl Settling {
         match self.broker.open(spec, Arc::new(NoSink)) {
             Ok(wire) => wire.close(),
             Err(error) => {
-                log::error!(target: "coney::server", "{}: {error}", self.service);
+                log::error!(target: "coney::worker", "{}: {error}", self.service);
             }
         }
     }

@@ -1,6 +1,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Context;
@@ -17,15 +18,36 @@ use crate::transport::Delivery;
 
 /// What a worker does with a delivery, whatever is in it: decode, run the
 /// handler, reply, ack; or see to it that it is tried again or kept.
-pub(super) struct Dispatch {
-    pub(super) service: String,
+pub(crate) struct Dispatch {
     /// Who answers, where the server has a registry.
-    pub(super) instance_id: Option<String>,
-    pub(super) handlers: HashMap<String, Handler>,
-    pub(super) max_body: usize,
-    pub(super) mover: Mover,
-    pub(super) deduplication: Option<Deduplication>,
-    pub(super) nested: Nested,
+    pub(crate) instance_id: Option<String>,
+    pub(crate) handlers: Handlers,
+    pub(crate) max_body: usize,
+    pub(crate) mover: Mover,
+    pub(crate) deduplication: Option<Deduplication>,
+    pub(crate) nested: Arc<Nested>,
+}
+
+/// Who handles what comes out of a queue.
+pub(crate) enum Handlers {
+    /// A service's, which answer.
+    ByAction(HashMap<String, Handler>),
+    /// A subscription's, for whatever its pattern fits. Events are not answered.
+    One(Handler),
+}
+
+/// The attempts at a delivery that have failed while it was held here.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Attempt {
+    pub(crate) failed: usize,
+    pub(crate) first_error: Option<String>,
+}
+
+/// A delivery that is to be processed again here, after a while.
+pub(crate) struct Again {
+    pub(crate) delivery: Delivery,
+    pub(crate) attempt: Attempt,
+    pub(crate) delay: Duration,
 }
 
 /// How a request ended that was not refused.
@@ -38,47 +60,56 @@ enum Verdict {
 }
 
 impl Dispatch {
-    /// Handles one delivery to its end.
-    pub(super) fn process(&self, delivery: Delivery) {
+    /// Handles one delivery to its end, unless it is to come again.
+    pub(crate) fn process(&self, delivery: Delivery, attempt: Attempt) -> Option<Again> {
         // Before anything of it is looked at: it may be what kills workers.
-        let Some(delivery) = self.mover.count_redelivery(delivery, |delivery, failure| {
+        let delivery = self.mover.count_redelivery(delivery, |delivery, failure| {
             self.refuse(delivery, &failure, "poison");
-        }) else {
-            return;
-        };
+        })?;
         let message = match ServiceMessage::decode(&delivery.message().body) {
             Ok(message) => message,
             Err(error) => {
                 let failure = Failure::new(Reason::Undecodable, error.to_string());
-                return self.refuse(delivery, &failure, "bad_envelope");
+                self.refuse(delivery, &failure, "bad_envelope");
+                return None;
             }
         };
         if let Err(fault) = check(&message, &delivery) {
             drop(message);
             let failure = Failure::new(Reason::Undecodable, fault);
-            return self.refuse(delivery, &failure, "bad_envelope");
+            self.refuse(delivery, &failure, "bad_envelope");
+            return None;
         }
-        let answer = Answer::to(&message, &delivery, self.instance_id.as_deref());
-        let Some(handler) = self.handlers.get(&*message.action) else {
+        let mut answer = Answer::to(&message, &delivery, self.instance_id.as_deref());
+        let handler = match &self.handlers {
+            Handlers::ByAction(handlers) => handlers.get(&*message.action),
+            Handlers::One(handler) => {
+                answer = answer.unwanted();
+                Some(handler)
+            }
+        };
+        let Some(handler) = handler else {
             let fault = format!("Unknown action: {}", message.action);
             drop(message);
             let body = answer.failure(&fault, Some(CODE_UNKNOWN_ACTION));
             let reply = answer.publication(body, self.max_body);
             let failure = Failure::new(Reason::NoHandler, fault);
-            return self.mover.bury(delivery, &failure, reply);
+            self.mover.bury(delivery, &failure, &attempt, reply);
+            return None;
         };
-        let verdict = self.handle(&message, handler, &delivery, &answer);
+        let verdict = self.handle(&message, handler, &delivery, &attempt, &answer);
         drop(message);
         match verdict {
             Verdict::Done(None) => delivery.ack(),
             Verdict::Done(Some(body)) => self.reply(delivery, &answer, body),
-            Verdict::InProgress => self.mover.postpone(delivery),
+            Verdict::InProgress => return self.mover.postpone(delivery, attempt),
             Verdict::Failed(error) if answer.is_wanted() => {
                 let body = answer.failure(error.message(), error.code());
                 self.reply(delivery, &answer, body);
             }
-            Verdict::Failed(error) => self.mover.failed(delivery, error),
+            Verdict::Failed(error) => return self.mover.failed(delivery, attempt, error),
         }
+        None
     }
 
     /// Runs the handler if the request is still wanted and not a repetition.
@@ -87,6 +118,7 @@ impl Dispatch {
         message: &ServiceMessage<'_>,
         handler: &Handler,
         delivery: &Delivery,
+        attempt: &Attempt,
         answer: &Answer<'_>,
     ) -> Verdict {
         let deadline = message
@@ -95,7 +127,8 @@ impl Dispatch {
             .filter(|_| answer.is_wanted())
             .map(|at| deadline::after(deadline::until_unix_millis(at)));
         let redelivered = self.mover.was_redelivered(delivery);
-        let attempt = u32::try_from(self.mover.failed_attempts(delivery) + 1).unwrap_or(u32::MAX);
+        let failed = self.mover.failed_attempts(delivery, attempt);
+        let attempt = u32::try_from(failed + 1).unwrap_or(u32::MAX);
         let context = Context {
             message,
             redelivered,
@@ -109,7 +142,7 @@ impl Dispatch {
         if context.remaining() == Some(Duration::ZERO) {
             let fault = format!(
                 "{} was not started: its caller's deadline has passed by the clock of {}",
-                message.action, self.service
+                message.action, self.mover.inbox.owner
             );
             return self.failed(message, HandlerError::new(fault).with_code("expired"));
         }
@@ -143,7 +176,7 @@ impl Dispatch {
             }
             Err(_) => {
                 let action = shown(&message.action);
-                log::error!(target: "coney::server", "{}.{action} panicked", self.service);
+                log::error!(target: "coney::worker", "{}.{action} panicked", self.mover.inbox.owner);
                 let fault = format!("the handler of {action} panicked");
                 Verdict::Failed(HandlerError::new(fault).with_code("panic"))
             }
@@ -158,8 +191,8 @@ impl Dispatch {
             _ => log::Level::Debug,
         };
         log::log!(
-            target: "coney::server", level,
-            "{}.{} failed: {}", self.service, shown(&message.action), error.message()
+            target: "coney::worker", level,
+            "{}.{} failed: {}", self.mover.inbox.owner, shown(&message.action), error.message()
         );
         Verdict::Failed(error)
     }
@@ -168,9 +201,15 @@ impl Dispatch {
     /// where to, and keeps it among the dead letters.
     fn refuse(&self, delivery: Delivery, failure: &Failure, code: &str) {
         let answer = Answer::to_properties(&delivery, self.instance_id.as_deref());
-        let body = answer.failure(&failure.error, Some(code));
-        let reply = answer.publication(body, self.max_body);
-        self.mover.bury(delivery, failure, reply);
+        let reply = match self.handlers {
+            Handlers::ByAction(_) => {
+                let body = answer.failure(&failure.error, Some(code));
+                answer.publication(body, self.max_body)
+            }
+            Handlers::One(_) => None,
+        };
+        self.mover
+            .bury(delivery, failure, &Attempt::default(), reply);
     }
 
     /// Publishes the reply, then acknowledges.

@@ -178,12 +178,13 @@ impl fmt::Debug for MemoryReplyStore {
     }
 }
 
-/// A server's use of a store.
-pub(super) struct Deduplication {
-    pub(super) service: String,
-    pub(super) store: Arc<dyn ReplyStore>,
-    pub(super) ttl: Duration,
-    pub(super) lease: Duration,
+/// The use of a store for one queue.
+pub(crate) struct Deduplication {
+    /// What the keys begin with: a service, or a subscription.
+    pub(crate) scope: String,
+    pub(crate) store: Arc<dyn ReplyStore>,
+    pub(crate) ttl: Duration,
+    pub(crate) lease: Duration,
 }
 
 /// May a request be run?
@@ -205,7 +206,7 @@ pub(super) struct Claimed<'a> {
 
 impl Deduplication {
     pub(super) fn admit(&self, message_id: &str) -> Admission<'_> {
-        let key = format!("{}/{message_id}", self.service);
+        let key = format!("{}/{message_id}", self.scope);
         let owner = fastrand::u64(1..);
         match self.store.claim(&key, owner, self.lease) {
             Ok(Claim::Granted) => Admission::Run(Claimed {
@@ -217,8 +218,8 @@ impl Deduplication {
             Ok(Claim::Done(reply)) => Admission::Repeated(reply),
             Ok(Claim::InProgress) => Admission::InProgress,
             Err(error) => {
-                let service = &self.service;
-                log::error!(target: "coney::server", "{service}: the reply store: {error}");
+                let scope = &self.scope;
+                log::error!(target: "coney::worker", "{scope}: the reply store: {error}");
                 let fault = "whether the request is a repeated one cannot be told now";
                 Admission::Unknown(HandlerError::new(fault).with_code("deduplication_failed"))
             }
@@ -231,13 +232,10 @@ impl Claimed<'_> {
     pub(super) fn complete(mut self, reply: &[u8]) {
         self.completed = true;
         let Deduplication {
-            service,
-            store,
-            ttl,
-            ..
+            scope, store, ttl, ..
         } = self.by;
         if let Err(error) = store.complete(&self.key, reply, *ttl) {
-            log::error!(target: "coney::server", "{service}: the reply store: {error}");
+            log::error!(target: "coney::worker", "{scope}: the reply store: {error}");
         }
     }
 }
@@ -247,8 +245,8 @@ impl Drop for Claimed<'_> {
         if !self.completed
             && let Err(error) = self.by.store.release(&self.key, self.owner)
         {
-            let service = &self.by.service;
-            log::error!(target: "coney::server", "{service}: the reply store: {error}");
+            let scope = &self.by.scope;
+            log::error!(target: "coney::worker", "{scope}: the reply store: {error}");
         }
     }
 }

@@ -107,10 +107,10 @@ impl fmt::Debug for HandlerError {
 
 /// A handler with its types taken off: from a request's payload to the body of
 /// a reply.
-pub(super) type Handler =
+pub(crate) type Handler =
     Box<dyn Fn(&Context<'_>, Json<'_>) -> Result<Vec<u8>, HandlerError> + Send + Sync>;
 
-pub(super) fn typed<Req, Resp, E, F>(handler: F) -> Handler
+pub(crate) fn typed<Req, Resp, E, F>(handler: F) -> Handler
 where
     F: Fn(&Context<'_>, Req) -> Result<Resp, E> + Send + Sync + 'static,
     Req: DeserializeOwned,
@@ -129,7 +129,7 @@ where
     })
 }
 
-pub(super) fn raw<E, F>(handler: F) -> Handler
+pub(crate) fn raw<E, F>(handler: F) -> Handler
 where
     F: Fn(&Context<'_>, &str) -> Result<String, E> + Send + Sync + 'static,
     E: Into<HandlerError>,
