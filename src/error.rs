@@ -170,6 +170,16 @@ impl Error {
         error
     }
 
+    /// The same error with what was being done when it came up.
+    pub(crate) fn about(self, what: impl std::fmt::Display) -> Self {
+        let message = format!("{what}: {self}");
+        let error = match self.phase() {
+            Some(phase) => Self::timed_out(phase, message),
+            None => Self::new(self.kind(), message),
+        };
+        error.with_source(self)
+    }
+
     pub(crate) fn with_source(
         mut self,
         source: impl Into<Box<dyn StdError + Send + Sync>>,

@@ -112,6 +112,7 @@ mod consume;
 mod dead_letters;
 mod deadline;
 mod error;
+mod events;
 #[doc(hidden)]
 pub mod internals;
 pub mod message;
@@ -131,6 +132,7 @@ pub use client::{CallOptions, PendingReply, PendingSend, ServiceClient, ServiceC
 pub use consume::{Claim, Context, HandlerError, MemoryReplyStore, ReplyStore, StoreError};
 pub use dead_letters::{DeadLetter, DeadLetters, Replayed};
 pub use error::{Error, ErrorKind, Phase, Result};
+pub use events::{EventPublisher, EventSubscriber, EventSubscriberBuilder, Subscription};
 pub use proxy::{ServiceProxy, ServiceProxyFactory, action_name};
 pub use redis::{Redis, RedisBuilder, RedisRegistry, RedisReplyStore};
 pub use registry::{

@@ -17,6 +17,23 @@ pub(crate) fn check_action(name: &str) -> Result<()> {
     check("action", name, SHORT_STRING_MAX)
 }
 
+/// A name that is published to: dotted words without the wildcards of patterns.
+pub(crate) fn check_event(name: &str) -> Result<()> {
+    check("event name", name, SHORT_STRING_MAX)?;
+    if name.split('.').any(|word| word == "*" || word == "#") {
+        return Err(Error::new(
+            ErrorKind::InvalidConfig,
+            format!("an event cannot be called {name:?}: * and # are for those who subscribe"),
+        ));
+    }
+    Ok(())
+}
+
+/// A pattern of event names, or a name that goes into one of a queue.
+pub(crate) fn check_subscription(what: &str, name: &str) -> Result<()> {
+    check(what, name, SERVICE_MAX)
+}
+
 /// Checks anything that becomes an AMQP short string and may be empty, such
 /// as the name of the default exchange.
 pub(crate) fn check_short_string(what: &str, text: &str) -> Result<()> {

@@ -56,6 +56,7 @@ pub struct QueueOptions {
     pub(crate) message_ttl: Option<Duration>,
     pub(crate) dead_letter_to: Option<(String, String)>,
     pub(crate) quorum: Option<u32>,
+    pub(crate) single_active: bool,
 }
 
 impl QueueOptions {
@@ -88,6 +89,13 @@ impl QueueOptions {
     /// broker has nothing to replicate. Default: a classic queue.
     pub fn quorum(mut self, delivery_limit: u32) -> Self {
         self.quorum = Some(delivery_limit);
+        self
+    }
+
+    /// One of its consumers at a time gets everything; when it goes, the next one
+    /// does. Default: they take turns.
+    pub fn single_active_consumer(mut self) -> Self {
+        self.single_active = true;
         self
     }
 }
@@ -201,6 +209,21 @@ pub(crate) fn retry_queue(stem: &str, delay: Duration) -> String {
     format!("{stem}.retry.{}", delay.as_millis())
 }
 
+/// The exchange that every event goes through, keyed by its name.
+pub(crate) const EVENT_EXCHANGE: &str = "event.exchange";
+
+/// The queue in which the instances of a service share the events of a subscription.
+/// Each has one of its own instead if `instance` says which.
+pub(crate) fn group_queue(service: &str, subscription: &str, instance: Option<&str>) -> String {
+    let instance = instance.map(|id| format!(".{id}")).unwrap_or_default();
+    format!("event.{service}.{subscription}{instance}")
+}
+
+/// The queue of a subscription that there is once in the whole system.
+pub(crate) fn singleton_queue(subscription: &str) -> String {
+    format!("singleton.{subscription}")
+}
+
 /// The exchange that every dead letter goes through, keyed by the queue it was
 /// taken from.
 pub(crate) const DEAD_EXCHANGE: &str = "dead.exchange";
@@ -216,13 +239,43 @@ pub(crate) fn may_take_replies(queue: &str) -> bool {
     let ours = queue.starts_with("service.")
         && (queue.ends_with(".request")
             || queue.contains(".retry.")
-            || queue.contains(".instance."));
+            || queue.contains(".instance."))
+        || queue.starts_with("event.")
+        || queue.starts_with("singleton.");
     !ours && queue != DEAD_QUEUE && !queue.starts_with("amq.rabbitmq.")
 }
 
 /// What whoever sends requests needs.
 pub(crate) fn for_requests() -> Topology {
     Topology::default().exchange(SERVICE_EXCHANGE, ExchangeKind::Direct)
+}
+
+/// What whoever publishes events needs.
+pub(crate) fn for_events() -> Topology {
+    Topology::default().exchange(EVENT_EXCHANGE, ExchangeKind::Topic)
+}
+
+/// What a subscription needs that has no queue of its own: a queue with what its pattern
+/// fits, one for each delay between attempts, and the dead letters'.
+pub(crate) fn for_subscription(
+    queue: &str,
+    options: QueueOptions,
+    pattern: &str,
+    retry_delays: &[Duration],
+) -> Topology {
+    for_events()
+        .and(for_dead_letters())
+        .queue_with(queue, options)
+        .bind(queue, EVENT_EXCHANGE, pattern)
+        .and(for_retries(queue, queue, retry_delays))
+}
+
+/// A queue whose messages have a place that they keep, whatever fails: one consumer at a
+/// time, and no redelivery is put to its end to be counted, as it counts by itself.
+pub(crate) fn in_order() -> QueueOptions {
+    QueueOptions::new()
+        .quorum(NO_DELIVERY_LIMIT)
+        .single_active_consumer()
 }
 
 /// What whoever sends, keeps or looks through dead letters needs.
@@ -285,6 +338,12 @@ mod tests {
         assert!(!may_take_replies(&retry), "{retry}");
         assert!(!may_take_replies(DEAD_QUEUE));
         assert!(!may_take_replies(&instance_queue("user-service", "i1")));
+        assert!(!may_take_replies(&group_queue(
+            "user-service",
+            "order.*",
+            None
+        )));
+        assert!(!may_take_replies(&singleton_queue("report")));
         assert!(!may_take_replies("amq.rabbitmq.reply-to.x.y"));
         assert!(may_take_replies("amq.gen-J7nq"));
         assert!(may_take_replies("replies.of.the.order-service"));

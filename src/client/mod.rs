@@ -32,6 +32,7 @@ use self::outcome::Target;
 use self::pending::{PendingCall, Refusal, Waiter};
 pub use self::pending_reply::PendingReply;
 pub use self::pending_send::PendingSend;
+pub(crate) use self::pending_send::What;
 use self::request::Request;
 use self::router::Router;
 use crate::error::Result;

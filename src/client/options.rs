@@ -15,7 +15,7 @@ pub(super) enum Kind {
     Command,
 }
 
-/// Options for one call or command.
+/// Options for one call, command or event.
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,10 +28,10 @@ pub(super) enum Kind {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct CallOptions {
-    pub(super) timeout: Option<Duration>,
-    pub(super) persistent: Option<bool>,
-    pub(super) idempotent: bool,
-    pub(super) message_id: Option<String>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) persistent: Option<bool>,
+    pub(crate) idempotent: bool,
+    pub(crate) message_id: Option<String>,
     pub(super) instance: Option<String>,
     pub(super) balance_key: Option<String>,
     headers: Vec<(String, String)>,
@@ -114,12 +114,18 @@ impl CallOptions {
         self
     }
 
-    /// The envelope's headers: the user's first, so that ours prevail.
-    pub(super) fn wire_headers(&self, timeout: Duration, kind: Kind) -> Headers<'static> {
+    /// The user's headers.
+    pub(crate) fn own_headers(&self) -> Headers<'static> {
         let mut headers = Headers::new();
         for (name, value) in &self.headers {
             headers.insert(name, value);
         }
+        headers
+    }
+
+    /// The envelope's headers: the user's first, so that ours prevail.
+    pub(super) fn wire_headers(&self, timeout: Duration, kind: Kind) -> Headers<'static> {
+        let mut headers = self.own_headers();
         if kind == Kind::AsyncCall {
             headers.insert(ASYNC_HEADER, &true);
         }

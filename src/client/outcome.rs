@@ -1,5 +1,6 @@
 //! From how a call ended to what its caller is told.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -9,11 +10,7 @@ use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::{CODE_UNKNOWN_ACTION, Reply};
 use crate::registry::Lookup;
 use crate::topology;
-use crate::transport::{Fate, Ticket};
-
-/// Why a transport lets go of a message.
-const LET_GO: &str =
-    "the connection was closed, or the broker refuses coney's channel (see the log)";
+use crate::transport::Ticket;
 
 /// What was called, for decoding replies and for every error text.
 #[derive(Clone, Copy)]
@@ -30,7 +27,7 @@ impl Target<'_> {
             Outcome::NoRoute {
                 reason,
                 queue: None,
-            } => Err(self.no_route(&reason, peer)),
+            } => Err(no_route(&self, service, &reason, peer)),
             Outcome::NoRoute {
                 reason,
                 queue: Some(queue),
@@ -48,64 +45,12 @@ impl Target<'_> {
                      ({cause}); whether it ran is unknown"
                 ),
             )),
-            Outcome::NotSent(cause) => Err(self.never_sent(&cause)),
+            Outcome::NotSent(cause) => Err(never_sent(&self, &cause)),
             Outcome::Closed(cause) => Err(Error::new(
                 ErrorKind::Closed,
                 format!("{service}.{action} was sent, but {cause}; whether it ran is unknown"),
             )),
         }
-    }
-
-    /// What became of a command.
-    pub(super) fn confirmed(self, fate: Fate, ticket: &Ticket, peer: &str) -> Result<()> {
-        let Self { service, action } = self;
-        let unknown = |cause: &str| {
-            Error::new(
-                ErrorKind::ConnectionLost,
-                format!(
-                    "the connection to {peer} was lost before {service}.{action} was confirmed \
-                     ({cause}); whether the broker has it is unknown"
-                ),
-            )
-        };
-        match fate {
-            Fate::Confirmed => Ok(()),
-            Fate::Returned(_) if ticket.was_sent_again() => {
-                Err(unknown("sent again, it had no queue to go to"))
-            }
-            Fate::Returned(reason) => Err(self.no_route(&reason, peer)),
-            Fate::Refused if ticket.was_sent_again() => Err(unknown("sent again, it was refused")),
-            Fate::Refused => Err(Error::new(
-                ErrorKind::Broker,
-                format!(
-                    "{peer} refused {service}.{action}: the queue {} is full or has failed",
-                    topology::request_queue(service)
-                ),
-            )),
-            Fate::Lost(cause) => Err(unknown(&cause)),
-            Fate::Dropped if ticket.abandon() => Err(self.never_sent(LET_GO)),
-            Fate::Dropped => Err(unknown(LET_GO)),
-        }
-    }
-
-    fn no_route(self, reason: &str, peer: &str) -> Error {
-        let Self { service, action } = self;
-        Error::new(
-            ErrorKind::NoRoute,
-            format!(
-                "{service}.{action} has nowhere to go: no such service has ever run on {peer} (no \
-                 queue {}; {reason})",
-                topology::request_queue(service)
-            ),
-        )
-    }
-
-    fn never_sent(self, cause: &str) -> Error {
-        let Self { service, action } = self;
-        Error::new(
-            ErrorKind::NotSent,
-            format!("{service}.{action} was not sent and will not be: {cause}"),
-        )
     }
 
     fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T> {
@@ -148,7 +93,7 @@ impl Target<'_> {
     pub(super) fn timed_out(self, ticket: &Ticket, timeout: Duration, peer: &str) -> Error {
         let Self { service, action } = self;
         if ticket.abandon() {
-            return self.too_late_to_send(timeout, peer);
+            return too_late_to_send(&self, timeout, peer);
         }
         Error::timed_out(
             Phase::Reply,
@@ -159,41 +104,10 @@ impl Target<'_> {
         )
     }
 
-    /// The same for a command.
-    pub(super) fn unconfirmed(self, ticket: &Ticket, timeout: Duration, peer: &str) -> Error {
-        let Self { service, action } = self;
-        if ticket.abandon() {
-            return self.too_late_to_send(timeout, peer);
-        }
-        Error::timed_out(
-            Phase::Confirm,
-            format!(
-                "{peer} did not confirm {service}.{action} within {timeout:?}; it was sent, and \
-                 whether the broker has it is unknown"
-            ),
-        )
-    }
-
-    fn too_late_to_send(self, timeout: Duration, peer: &str) -> Error {
-        let Self { service, action } = self;
-        Error::timed_out(
-            Phase::Send,
-            format!(
-                "{service}.{action} could not be sent to {peer} within {timeout:?} and will \
-                 not be; the connection is down, blocked or too slow"
-            ),
-        )
-    }
-
     /// Says what was being called in an error from further down.
     pub(super) fn not_sent(self, error: Error) -> Error {
         let Self { service, action } = self;
-        let message = format!("cannot call {service}.{action}: {error}");
-        match error.phase() {
-            Some(phase) => Error::timed_out(phase, message),
-            None => Error::new(error.kind(), message),
-        }
-        .with_source(error)
+        error.about(format_args!("cannot call {service}.{action}"))
     }
 
     /// The registry knows nobody who would answer.
@@ -223,6 +137,40 @@ impl Target<'_> {
             ),
         )
     }
+}
+
+impl fmt::Display for Target<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.service, self.action)
+    }
+}
+
+pub(super) fn no_route(what: &dyn fmt::Display, service: &str, reason: &str, peer: &str) -> Error {
+    Error::new(
+        ErrorKind::NoRoute,
+        format!(
+            "{what} has nowhere to go: no such service has ever run on {peer} (no queue {}; \
+             {reason})",
+            topology::request_queue(service)
+        ),
+    )
+}
+
+pub(super) fn never_sent(what: &dyn fmt::Display, cause: &str) -> Error {
+    Error::new(
+        ErrorKind::NotSent,
+        format!("{what} was not sent and will not be: {cause}"),
+    )
+}
+
+pub(super) fn too_late_to_send(what: &dyn fmt::Display, timeout: Duration, peer: &str) -> Error {
+    Error::timed_out(
+        Phase::Send,
+        format!(
+            "{what} could not be sent to {peer} within {timeout:?} and will not be; the \
+             connection is down, blocked or too slow"
+        ),
+    )
 }
 
 #[cfg(test)]

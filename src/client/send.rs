@@ -1,12 +1,11 @@
 //! Commands: one way, confirmed by the broker.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use super::options::Kind;
 use super::outcome::Target;
-use super::{CallOptions, PendingSend, ServiceClient};
+use super::request::Request;
+use super::{CallOptions, PendingSend, ServiceClient, What};
 use crate::error::{Error, ErrorKind, Result};
 
 impl ServiceClient {
@@ -131,13 +130,17 @@ impl ServiceClient {
         let confirmation = broker
             .publish_confirmed(request.publication, limit.deadline)
             .map_err(|error| target.not_sent(error))?;
-        Ok(PendingSend {
-            client: Arc::clone(&self.inner),
+        let what = What::Command {
             service: service.to_owned(),
             action: action.to_owned(),
+        };
+        let Request { ticket, .. } = request;
+        Ok(PendingSend::new(
+            broker,
+            what,
             confirmation,
-            ticket: request.ticket,
-            timeout: limit.timeout,
-        })
+            ticket,
+            limit.timeout,
+        ))
     }
 }

@@ -118,12 +118,7 @@ where
     E: Into<HandlerError>,
 {
     Box::new(move |context, payload| {
-        let request = payload.decode().map_err(|fault| {
-            let action = context.action();
-            HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
-                .with_code("bad_request")
-                .do_not_retry()
-        })?;
+        let request = decode(context, payload)?;
         let response = handler(context, request).map_err(Into::into)?;
         reply(&response, context)
     })
@@ -144,6 +139,44 @@ where
             .with_code("bad_reply")
         })?;
         reply(&json, context)
+    })
+}
+
+/// A handler of events, which are not answered.
+pub(crate) fn of_event<T, E, F>(handler: F) -> Handler
+where
+    F: Fn(&Context<'_>, T) -> Result<(), E> + Send + Sync + 'static,
+    T: DeserializeOwned,
+    E: Into<HandlerError>,
+{
+    Box::new(move |context, payload| {
+        let event = decode(context, payload)?;
+        handler(context, event).map_err(Into::into)?;
+        Ok(Vec::new())
+    })
+}
+
+/// The same for the payload as JSON text.
+pub(crate) fn of_raw_event<E, F>(handler: F) -> Handler
+where
+    F: Fn(&Context<'_>, &str) -> Result<(), E> + Send + Sync + 'static,
+    E: Into<HandlerError>,
+{
+    Box::new(move |context, payload| {
+        handler(context, payload.as_str()).map_err(Into::into)?;
+        Ok(Vec::new())
+    })
+}
+
+fn decode<T: DeserializeOwned>(
+    context: &Context<'_>,
+    payload: Json<'_>,
+) -> Result<T, HandlerError> {
+    payload.decode().map_err(|fault| {
+        let action = context.action();
+        HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
+            .with_code("bad_request")
+            .do_not_retry()
     })
 }
 

@@ -20,7 +20,7 @@ pub(crate) use self::deduplication::Deduplication;
 pub use self::deduplication::{Claim, MemoryReplyStore, ReplyStore, StoreError};
 pub(crate) use self::dispatch::{Again, Attempt, Dispatch, Handlers};
 pub use self::handler::HandlerError;
-pub(crate) use self::handler::{Handler, raw, typed};
+pub(crate) use self::handler::{Handler, of_event, of_raw_event, raw, typed};
 pub(crate) use self::inbox::Inbox;
 pub(crate) use self::mover::{Mover, POSTPONE_FOR, Retries};
 pub(crate) use self::moves::Move;

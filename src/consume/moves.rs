@@ -28,13 +28,13 @@ pub(crate) struct Move {
 
 /// The thread that settles the originals of what was moved, once the broker has
 /// confirmed the copies. One for all workers, so that many can be under way and a
-/// broker that confirms slowly holds up no handler. It ends with the last worker.
+/// broker that confirms slowly holds up no handler. It ends when it is told to stop.
 pub(super) struct Moves(Running);
 
 impl Moves {
     /// Starts it. The sender takes at most one move for each unsettled delivery,
-    /// whose number the prefetch count bounds. A pause ends when `stopping`
-    /// disconnects.
+    /// whose number the prefetch count bounds. When `stopping` disconnects, pauses end,
+    /// and with the moves that there are the thread.
     pub(super) fn start(
         service: &str,
         broker: Broker,
@@ -48,7 +48,7 @@ impl Moves {
             topology,
             stopping,
         };
-        let settle = move || inbox.iter().for_each(|next| mover.settle(next));
+        let settle = move || mover.run(&inbox);
         let thread = Running::start(format!("coney-mover-{service}"), settle)?;
         Ok((Self(thread), moves))
     }
@@ -67,6 +67,19 @@ struct Settling {
 }
 
 impl Settling {
+    fn run(&self, inbox: &Receiver<Move>) {
+        loop {
+            crossbeam_channel::select! {
+                recv(inbox) -> next => match next {
+                    Ok(next) => self.settle(next),
+                    Err(_) => return,
+                },
+                recv(self.stopping) -> _ => break,
+            }
+        }
+        inbox.try_iter().for_each(|next| self.settle(next));
+    }
+
     /// Replies and acknowledges the original once the copy is confirmed. If that
     /// fails, the original goes back into its queue.
     fn settle(&self, moving: Move) {

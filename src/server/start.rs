@@ -164,7 +164,7 @@ impl ServiceServerBuilder {
                 let name = topology::instance_queue(&self.service, self.instance.id());
                 let options = topology::instance_queue_options(&self.service);
                 let spec = LinkSpec::default()
-                    .consume_own(&*name, options, prefetch)
+                    .consume_own(&*name, options, None, prefetch)
                     .paused(paused);
                 let wire = self.broker.open(spec, sink());
                 let wire = wire.inspect_err(|_| shared.close())?;

@@ -13,7 +13,7 @@ use crate::topology;
 /// their bodies until then.
 const WINDOW: usize = 16_384;
 
-/// A connection's link for everything that must be confirmed: commands, retries
+/// A connection's link for everything that must be confirmed: commands, events, retries
 /// and dead letters. It is apart from the links of clients and servers, because
 /// a channel confirms all it publishes or nothing, and confirming requests and
 /// replies too would cost a tenth of the calls. It opens when it is first used.
@@ -65,7 +65,7 @@ impl ConfirmedLink {
         if let Some(wire) = &*wire {
             return Ok(Arc::clone(wire));
         }
-        let mut spec = LinkSpec::new(topology::for_requests());
+        let mut spec = LinkSpec::new(topology::for_requests().and(topology::for_events()));
         spec.confirms = true;
         let opened =
             transport

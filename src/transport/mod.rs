@@ -66,6 +66,8 @@ pub(crate) enum Source {
     OwnQueue {
         name: String,
         options: QueueOptions,
+        /// An exchange and a routing key to bind it with.
+        bind: Option<(String, String)>,
         prefetch: u16,
     },
 }
@@ -108,16 +110,19 @@ impl LinkSpec {
 }
 
 impl LinkSpec {
-    /// Consume from a queue of the link's own, as [`consume`](LinkSpec::consume).
+    /// Consume from a queue of the link's own, as [`consume`](LinkSpec::consume); bound
+    /// with an exchange and a routing key if these are given.
     pub(crate) fn consume_own(
         mut self,
         name: impl Into<String>,
         options: QueueOptions,
+        bind: Option<(&str, &str)>,
         prefetch: u16,
     ) -> Self {
         self.source = Source::OwnQueue {
             name: name.into(),
             options,
+            bind: bind.map(|(exchange, key)| (exchange.to_owned(), key.to_owned())),
             prefetch: prefetch.max(1),
         };
         self

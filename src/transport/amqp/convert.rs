@@ -135,6 +135,9 @@ pub(super) fn queue_arguments(options: &QueueOptions) -> FieldTable {
         add("x-dead-letter-exchange", text(exchange));
         add("x-dead-letter-routing-key", text(key));
     }
+    if options.single_active {
+        add("x-single-active-consumer", AmqpValue::Boolean(true));
+    }
     if let Some(limit) = options.quorum {
         add("x-queue-type", text("quorum"));
         add("x-delivery-limit", AmqpValue::LongLongInt(limit.into()));

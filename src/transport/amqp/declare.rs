@@ -60,6 +60,7 @@ pub(super) fn consume<'c>(
         Source::OwnQueue {
             name,
             options,
+            bind,
             prefetch,
         } => {
             let of_our_own = QueueDeclareOptions {
@@ -69,6 +70,9 @@ pub(super) fn consume<'c>(
                 ..QueueDeclareOptions::default()
             };
             channel.queue_declare(name, of_our_own)?;
+            if let Some((exchange, key)) = bind {
+                channel.queue_bind(name, exchange, key, FieldTable::default())?;
+            }
             consume_from(channel, name, *prefetch)
         }
         Source::Queue { name, prefetch } => consume_from(channel, name, *prefetch),

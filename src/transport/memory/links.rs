@@ -88,14 +88,24 @@ impl State {
                 let id = self.add_queue(name.clone(), Some(link), QueueOptions::new());
                 (id, name)
             }
-            Source::OwnQueue { name, options, .. } => {
+            Source::OwnQueue {
+                name,
+                options,
+                bind,
+                ..
+            } => {
                 if self.queue_names.contains_key(&name) {
                     return Err(Error::new(
                         ErrorKind::Broker,
                         format!("the queue {name:?} exists, and is not this link's own"),
                     ));
                 }
-                (self.add_queue(name.clone(), Some(link), options), name)
+                let id = self.add_queue(name.clone(), Some(link), options);
+                let exchange = bind.as_ref().and_then(|(it, _)| self.exchanges.get_mut(it));
+                if let (Some(exchange), Some((_, key))) = (exchange, &bind) {
+                    exchange.bind(key, id);
+                }
+                (id, name)
             }
             Source::Queue { name, .. } => {
                 let &id = self.queue_names.get(&name).ok_or_else(|| {

@@ -102,6 +102,10 @@ impl Queue {
 
     /// The next consumer in turn for which `has_room` holds.
     pub(super) fn next_consumer(&mut self, has_room: impl Fn(LinkId) -> bool) -> Option<LinkId> {
+        if self.options.single_active {
+            let first = self.consumers.front().copied();
+            return first.filter(|&link| has_room(link));
+        }
         let at = self.consumers.iter().position(|&id| has_room(id))?;
         self.consumers.rotate_left(at);
         let link = *self.consumers.front()?;
