@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Parser;
-use coney::{Instance, Lookup, Redis, RedisRegistry, Registry};
+use coney::{Instance, Lookup, Registry};
 
 #[derive(Parser)]
 #[command(about = "Shows the services of a registry and their instances")]
@@ -29,9 +29,6 @@ struct Options {
     /// Again every second, until Ctrl-C
     #[arg(long)]
     watch: bool,
-    /// After how many seconds without a heartbeat an instance counts as dead
-    #[arg(long, default_value_t = 60)]
-    dead_after: u64,
 }
 
 fn main() {
@@ -44,14 +41,14 @@ fn main() {
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
-    let redis = Redis::new(&options.redis_url)?;
-    let dead_after = Duration::from_secs(options.dead_after);
-    let store = RedisRegistry::new(&redis).with_dead_after(dead_after);
-    let registry = Registry::builder(store).build()?;
+    let registry = Registry::connect(&options.redis_url)?;
     loop {
-        let text = match options.json {
-            true => lines(&look(&registry, options)?),
-            false => table(&look(&registry, options)?),
+        let text = match look(&registry, options) {
+            Ok(found) if options.json => lines(&found),
+            Ok(found) => table(&found, options),
+            // It may be back in a second.
+            Err(error) if options.watch => format!("{error}\n"),
+            Err(error) => return Err(error.into()),
         };
         let mut out = stdout().lock();
         if options.watch && !options.json && out.is_terminal() {
@@ -66,23 +63,26 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
+/// A service and its instances, if they can be read.
+type Found = (String, coney::Result<Lookup>);
+
 /// Every service and what is registered for it, read afresh.
-fn look(registry: &Registry, options: &Options) -> coney::Result<Vec<(String, Lookup)>> {
+fn look(registry: &Registry, options: &Options) -> coney::Result<Vec<Found>> {
     let services = match &options.service {
         Some(service) => vec![service.clone()],
         None => registry.services()?,
     };
     let found = services.into_iter().map(|service| {
-        let found = registry.refresh(&service)?;
-        Ok((service, found))
+        let found = registry.refresh(&service);
+        (service, found)
     });
-    found.collect()
+    Ok(found.collect())
 }
 
-fn lines(services: &[(String, Lookup)]) -> String {
+fn lines(services: &[Found]) -> String {
     let mut text = String::new();
     for (service, found) in services {
-        for instance in found.all() {
+        for instance in found.iter().flat_map(Lookup::all) {
             let mut object: serde_json::Value =
                 serde_json::from_str(&instance.to_json()).unwrap_or_default();
             object["service"] = service.as_str().into();
@@ -94,29 +94,25 @@ fn lines(services: &[(String, Lookup)]) -> String {
     text
 }
 
-fn table(services: &[(String, Lookup)]) -> String {
-    let mut rows = vec![
-        [
-            "SERVICE", "INSTANCE", "BEAT", "HEALTH", "VERSION", "ADDRESS",
-        ]
-        .map(str::to_owned),
+fn table(services: &[Found], options: &Options) -> String {
+    let titles = [
+        "SERVICE", "INSTANCE", "BEAT", "HEALTH", "VERSION", "WEIGHT", "ADDRESS",
     ];
+    let mut rows = vec![titles.map(str::to_owned)];
+    let mut faults = String::new();
     for (service, found) in services {
-        for instance in found.all() {
-            rows.push([
-                service.clone(),
-                instance.id().to_owned(),
-                format!("{} s ago", age(instance)),
-                instance.unhealthy_because().unwrap_or("well").to_owned(),
-                instance.version().unwrap_or("-").to_owned(),
-                address(instance),
-            ]);
+        match found {
+            Ok(found) => rows.extend(found.all().map(|instance| row(service, instance))),
+            Err(error) => faults.push_str(&format!("{error}\n")),
         }
     }
-    if rows.len() == 1 {
-        return "no service is registered\n".to_owned();
+    if rows.len() == 1 && faults.is_empty() {
+        return match &options.service {
+            Some(service) => format!("{service} has no live instance\n"),
+            None => "no service has a live instance\n".to_owned(),
+        };
     }
-    let mut widths = [0; 6];
+    let mut widths = [0; 7];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -124,14 +120,31 @@ fn table(services: &[(String, Lookup)]) -> String {
     }
     let mut text = String::new();
     for row in rows {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        let cells = row.iter().zip(widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
-    text
+    text + &faults
+}
+
+fn row(service: &str, instance: &Instance) -> [String; 7] {
+    let health = match (instance.is_healthy(), instance.unhealthy_because()) {
+        (true, _) => "well",
+        (false, Some(because)) => because,
+        (false, None) => "not well",
+    };
+    [
+        service.to_owned(),
+        instance.id().to_owned(),
+        format!("{} s ago", age(instance)),
+        health.to_owned(),
+        instance.version().unwrap_or("-").to_owned(),
+        instance.weight().to_string(),
+        address(instance),
+    ]
 }
 
 fn age(instance: &Instance) -> u64 {

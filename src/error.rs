@@ -38,7 +38,9 @@ struct Repr {
 pub enum ErrorKind {
     /// Nobody has ever listened for that service: its queue does not exist.
     /// (Once a server has run, its queue stays; calls then wait for the next
-    /// server and time out.) Nothing ran; retrying is safe.
+    /// server and time out.) Or the call was [addressed](crate::CallOptions::instance) to
+    /// an instance that is not there, or takes no requests now. Nothing ran; retrying is
+    /// safe.
     NoRoute,
     /// The registry knows no live and healthy instance of that service. Nothing was
     /// sent; retrying is safe.

@@ -136,7 +136,7 @@ pub use events::{EventPublisher, EventSubscriber, EventSubscriberBuilder, Subscr
 pub use proxy::{ServiceProxy, ServiceProxyFactory, action_name};
 pub use redis::{Redis, RedisBuilder, RedisRegistry, RedisReplyStore};
 pub use registry::{
-    Balancer, Beat, Candidate, Instance, Lookup, MemoryRegistry, Pick, Registration,
+    Balancer, Beat, Candidate, Found, Instance, Lookup, MemoryRegistry, Pick, Registration,
     RegistrationState, Registry, RegistryBuilder, ServiceRegistry, balance,
 };
 pub use server::{ServiceServer, ServiceServerBuilder};

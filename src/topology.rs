@@ -193,11 +193,6 @@ pub(crate) fn instance_queue(service: &str, id: &str) -> String {
     format!("service.{service}.instance.{id}")
 }
 
-/// What an instance gives back goes to the queue it shares with the others.
-pub(crate) fn instance_queue_options(service: &str) -> QueueOptions {
-    QueueOptions::new().dead_letter_to("", request_queue(service))
-}
-
 /// What the names of a service's queues begin with.
 pub(crate) fn service_stem(service: &str) -> String {
     format!("service.{service}")

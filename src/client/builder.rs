@@ -58,7 +58,7 @@ impl ServiceClientBuilder {
 
     /// How many calls may wait for replies at a time; one more is refused with
     /// [`ErrorKind::Rejected`] before anything is sent. Default: 65,536, at
-    /// under 2 KiB each.
+    /// under 2 KiB each; with a balancer, and the request once more.
     pub fn max_in_flight(mut self, calls: usize) -> Self {
         self.max_in_flight = calls;
         self
@@ -70,7 +70,8 @@ impl ServiceClientBuilder {
     /// Commands are sent whoever is there. Default: none.
     ///
     /// The first call to a service blocks until the registry has answered, at most its
-    /// look-up timeout and the call's deadline.
+    /// look-up timeout and a quarter of the call's own; so does one to a service that had
+    /// nobody a second ago.
     ///
     /// ```
     /// # use coney::{Broker, ErrorKind, Registry, ServiceClient};

@@ -1,6 +1,6 @@
 //! Whom a call goes to: whoever is free, or one instance in particular.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::event::Outcome;
 use super::outcome::Target;
@@ -29,9 +29,15 @@ pub(super) enum Route {
     Picked(String, Pick),
 }
 
+/// What part of a call's time the registry may take, as one in so many.
+const PATIENCE: u32 = 4;
+
+/// That nobody is there is believed for so long.
+const LATELY: Duration = Duration::from_secs(1);
+
 impl Inner {
-    /// Finds a way. Blocks while the registry is asked for the first time, at most until
-    /// `deadline`.
+    /// Finds a way. Blocks while the registry is asked, at most for a part of what is left
+    /// until `deadline`.
     pub(super) fn route(
         &self,
         target: Target<'_>,
@@ -45,17 +51,25 @@ impl Inner {
         let Some(discovery) = &self.discovery else {
             return Ok(Route::Shared);
         };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let patience = Instant::now() + left / PATIENCE;
         // A registry that cannot be asked must not stop anybody.
-        let Ok(found) = discovery.registry.lookup_until(service, deadline) else {
+        let Ok(mut found) = discovery.registry.lookup_until(service, patience) else {
             return Ok(Route::Shared);
         };
-        if found.is_empty() {
-            return match discovery.require_instance && !found.is_stale() {
-                true => Err(target.nobody(&found)),
-                false => Ok(Route::Shared),
-            };
+        if found.is_empty() && discovery.require_instance && !found.is_stale() {
+            // Somebody may have come since.
+            if found.age() > LATELY {
+                match discovery.registry.refresh_until(service, patience) {
+                    Ok(now) => found = now,
+                    Err(_) => return Ok(Route::Shared),
+                }
+            }
+            if found.is_empty() && !found.is_stale() {
+                return Err(target.nobody(&found));
+            }
         }
-        let Some(balancer) = &discovery.balancer else {
+        let Some(balancer) = discovery.balancer.as_ref().filter(|_| !found.is_empty()) else {
             return Ok(Route::Shared);
         };
         let pick = found.pick(&**balancer, options.balance_key.as_deref())?;
@@ -65,7 +79,14 @@ impl Inner {
         })
     }
 
-    /// Credits the instance that answered with how long it took.
+    /// Nobody answered, or one that was picked is not there: look again.
+    pub(super) fn doubt(&self, target: Target<'_>) {
+        if let Some(discovery) = &self.discovery {
+            discovery.registry.doubt(target.service);
+        }
+    }
+
+    /// Credits the instance that answered with how long it took, and whether it failed.
     pub(super) fn credit(&self, target: Target<'_>, outcome: &Outcome) {
         if let Outcome::Reply {
             body,
@@ -75,10 +96,11 @@ impl Inner {
             && let Some(known) = discovery.registry.known(target.service)
             && let Ok(Reply {
                 instance_id: Some(id),
+                success,
                 ..
             }) = Reply::decode(body)
         {
-            known.answered(&id, *after);
+            known.answered(&id, *after, !success);
         }
     }
 }

@@ -35,7 +35,7 @@ pub use self::pending_send::PendingSend;
 pub(crate) use self::pending_send::What;
 use self::request::Request;
 use self::router::Router;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::message::CorrelationId;
 use crate::transport::{Broker, Sink, Ticket, Wire};
 use crate::wait;
@@ -181,7 +181,7 @@ impl ServiceClient {
         let outcome = wait::recv(&sent.outcome, Some(sent.ticket.deadline()), awake);
         match outcome.or_else(|| sent.give_up(&self.inner.router)) {
             Some(outcome) => self.inner.result(target, outcome),
-            None => Err(target.timed_out(&sent.ticket, sent.timeout, self.inner.peer())),
+            None => Err(self.inner.timed_out(target, &sent)),
         }
     }
 
@@ -331,7 +331,15 @@ impl Inner {
     /// What the caller gets, and what the balancer learns.
     fn result<T: DeserializeOwned>(&self, target: Target<'_>, outcome: Outcome) -> Result<T> {
         self.credit(target, &outcome);
+        if matches!(outcome, Outcome::NoRoute { .. }) {
+            self.doubt(target);
+        }
         target.result(outcome, self.peer())
+    }
+
+    fn timed_out(&self, target: Target<'_>, sent: &Sent) -> Error {
+        self.doubt(target);
+        target.timed_out(&sent.ticket, sent.timeout, self.peer())
     }
 
     fn peer(&self) -> &str {

@@ -94,11 +94,14 @@ impl PendingTable {
     pub(crate) fn take_instead(&mut self, id: CorrelationId) -> Option<Publication> {
         let call = self.calls.get_mut(&id)?;
         let balanced = call.balanced.as_mut()?;
-        let mut instead = balanced.instead.take()?;
+        let instead = balanced.instead.take()?;
         if let Some(pick) = balanced.pick.take() {
             pick.failed();
         }
-        instead.expire_in_time();
+        call.ticket.came_back();
+        if let Some(again) = &mut call.again {
+            **again = instead.clone();
+        }
         Some(instead)
     }
 

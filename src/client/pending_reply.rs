@@ -154,9 +154,7 @@ impl<T> PendingReply<T> {
     }
 
     fn timeout_error(&self) -> Error {
-        let peer = self.client.peer();
-        self.target()
-            .timed_out(&self.sent.ticket, self.sent.timeout, peer)
+        self.client.timed_out(self.target(), &self.sent)
     }
 
     fn already_taken(&self) -> Error {

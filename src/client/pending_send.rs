@@ -118,7 +118,7 @@ impl PendingSend {
                 What::Command { service, .. } => no_route(what, service, &reason, peer),
                 What::Event { name } => Error::new(
                     ErrorKind::NoRoute,
-                    format!("nobody on {peer} has subscribed to {name} ({reason})"),
+                    format!("nobody on {peer} has subscribed to the event {name} ({reason})"),
                 ),
             }),
             Fate::Refused if again => Err(unknown("sent again, it was refused")),

@@ -42,7 +42,10 @@ impl Router {
     pub(crate) fn give_up(&self, id: CorrelationId) -> bool {
         let call = self.table.lock().remove(id);
         let is_there = call.is_some();
-        if let Some(pick) = call.and_then(|call| call.balanced?.pick) {
+        if let Some(call) = call
+            && call.ticket.is_sent()
+            && let Some(pick) = call.balanced.and_then(|balanced| balanced.pick)
+        {
             pick.was_slow();
         }
         is_there

@@ -185,7 +185,7 @@ impl EventSubscriberBuilder {
 
     /// The name of a subscription's queue.
     pub(super) fn queue(&self, subscription: &Subscription) -> String {
-        let (service, name) = (&self.service, subscription.name());
+        let (service, name) = (&self.service, subscription.label());
         match subscription.sharing {
             Sharing::Group => topology::group_queue(service, name, None),
             Sharing::Singleton => topology::singleton_queue(name),

@@ -18,6 +18,9 @@ use crate::error::{ErrorKind, Result};
 use crate::topology::{self, EVENT_EXCHANGE, Topology};
 use crate::transport::{Broker, LinkSpec, QueueOptions, Wire};
 
+/// How long closing the connection of what is in order may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Running subscriptions: takes events from their queues, runs handlers on workers, and
 /// acknowledges after that.
 ///
@@ -44,10 +47,14 @@ pub struct EventSubscriber {
     service: String,
     crew: Arc<Crew>,
     feeds: Vec<(Arc<Feed>, Arc<dyn Wire>)>,
+    /// A connection for those that are in order: only its end gives back everything that
+    /// is unsettled in one step. With any other the next instance gets what comes later
+    /// first.
+    in_order: Option<Broker>,
     shutdown_timeout: Duration,
     stopped: AtomicBool,
     /// Keeps the connection open as long as the subscriber runs.
-    _broker: Broker,
+    broker: Broker,
 }
 
 impl EventSubscriber {
@@ -80,7 +87,7 @@ impl EventSubscriber {
         let deadline = deadline::after(timeout);
         // A broker that does not answer must not use up the handlers' time.
         let soon = deadline::after(timeout / 2);
-        for (_, wire) in &self.feeds {
+        for (_, wire) in self.feeds.iter().filter(|(feed, _)| feed.order.is_none()) {
             if let Err(error) = wire.stop_consuming(soon)
                 && error.kind() != ErrorKind::Closed
             {
@@ -90,20 +97,27 @@ impl EventSubscriber {
         // Dropped deliveries go back.
         drop(workers.stop());
         drop(delays.stop(deadline));
-        self.give_back_what_waits();
         let finished = workers.finish(deadline, timeout);
-        self.give_back_what_waits();
-        for (_, wire) in &self.feeds {
-            wire.close();
-        }
+        self.close();
         if !self.stopped.swap(true, Ordering::Relaxed) {
             log::info!(target: "coney::events", "the subscriber of {} has stopped", self.service);
         }
         finished
     }
 
-    fn give_back_what_waits(&self) {
-        for (feed, _) in &self.feeds {
+    /// Ends the links. What waits its turn is dropped after that.
+    fn close(&self) {
+        for (_, wire) in self.feeds.iter().filter(|(feed, _)| feed.order.is_none()) {
+            wire.close();
+        }
+        if let Some(broker) = &self.in_order
+            && broker.is_another(&self.broker)
+            && let Err(error) = broker.close(CLOSE_TIMEOUT)
+        {
+            log::warn!(target: "coney::events", "{}: {error}", self.service);
+        }
+        for (feed, wire) in self.feeds.iter().filter(|(feed, _)| feed.order.is_some()) {
+            wire.close();
             drop(feed.take_waiting());
         }
     }
@@ -138,13 +152,15 @@ impl EventSubscriber {
             workers,
             delays: Delays::start(service, hand_over)?,
         });
+        let in_order = subscriptions.iter().any(|it| it.key.is_some());
         let mut subscriber = Self {
             service: service.clone(),
             crew,
             feeds: Vec::new(),
+            in_order: in_order.then(|| broker.another()).transpose()?,
             shutdown_timeout: builder.options.shutdown_timeout,
             stopped: AtomicBool::new(false),
-            _broker: broker.clone(),
+            broker: broker.clone(),
         };
         let nested = Arc::new(Nested {
             broker: broker.clone(),
@@ -161,7 +177,11 @@ impl EventSubscriber {
             );
             let feed = builder.feed(subscription, queue, moves, &nested, &subscriber.crew);
             let sink = Arc::new(Intake(Arc::downgrade(&feed)));
-            let wire = broker.open(spec, sink)?;
+            let of_its_own = subscriber
+                .in_order
+                .as_ref()
+                .filter(|_| feed.order.is_some());
+            let wire = of_its_own.unwrap_or(broker).open(spec, sink)?;
             subscriber.feeds.push((feed, wire));
         }
         Ok(subscriber)
@@ -191,9 +211,11 @@ impl EventSubscriberBuilder {
         match subscription.sharing {
             Sharing::Broadcast => {
                 let bind = (EVENT_EXCHANGE, &*subscription.pattern);
-                spec.consume_own(queue, QueueOptions::new(), Some(bind), prefetch)
+                spec.consume_own(queue, Some(bind), prefetch)
             }
-            Sharing::Group | Sharing::Singleton => spec.consume(queue, prefetch),
+            Sharing::Group | Sharing::Singleton => spec
+                .consume(queue, prefetch)
+                .ends_at_once(subscription.key.is_some()),
         }
     }
 
@@ -251,11 +273,7 @@ impl Drop for EventSubscriber {
         if workers.is_one_of_them() {
             drop(workers.stop());
             drop(delays.stop(Instant::now()));
-            self.give_back_what_waits();
-            for (_, wire) in &self.feeds {
-                wire.close();
-            }
-            return;
+            return self.close();
         }
         if let Err(error) = self.shutdown(self.shutdown_timeout) {
             log::warn!(target: "coney::events", "{error}");

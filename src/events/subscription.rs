@@ -140,7 +140,7 @@ impl Subscription {
     }
 
     /// What its queue is named after.
-    pub(super) fn name(&self) -> &str {
+    pub(super) fn label(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.pattern)
     }
 }
@@ -149,7 +149,7 @@ impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")
             .field("pattern", &self.pattern)
-            .field("name", &self.name())
+            .field("name", &self.label())
             .field("sharing", &self.sharing)
             .field("ordered", &self.key.is_some())
             .finish_non_exhaustive()

@@ -3,20 +3,22 @@
 mod manager;
 mod registry;
 mod replies;
+mod scripts;
 mod url;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use r2d2::{NopErrorHandler, Pool};
-use r2d2_redis::redis::{Connection, RedisError, RedisResult};
+use r2d2_redis::redis::{Cmd, FromRedisValue, RedisError, Value};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use self::manager::Manager;
 pub use self::registry::RedisRegistry;
 pub use self::replies::RedisReplyStore;
 use self::url::Address;
+use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A handle on a Redis server, for a [`RedisRegistry`] or a [`RedisReplyStore`].
@@ -26,7 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// one server, of version 5 or later, not a cluster.
 ///
 /// ```
-/// use std::time::Duration;
+/// use std::time::{Duration, Instant};
 /// use coney::Redis;
 ///
 /// let redis = Redis::builder("redis://:secret@localhost:6379/0")
@@ -43,13 +45,16 @@ pub struct Redis {
 }
 
 /// Options for a [`Redis`]; made by [`Redis::builder`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[must_use = "nothing is made before build"]
 pub struct RedisBuilder {
-    url: String,
+    address: Result<Address>,
     timeout: Duration,
     connections: u32,
 }
+
+/// More than anybody waits.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 impl Redis {
     /// With the default options. The URL is `redis://user:password@host:port/database`;
@@ -66,8 +71,8 @@ impl Redis {
     /// Options for a handle.
     pub fn builder(url: &str) -> RedisBuilder {
         RedisBuilder {
-            url: url.to_owned(),
-            timeout: Duration::from_secs(1),
+            address: Address::parse(url),
+            timeout: Duration::from_millis(700),
             connections: 4,
         }
     }
@@ -77,41 +82,51 @@ impl Redis {
         &self.peer
     }
 
-    /// Does something over a connection. Blocks until there is one, at most the
-    /// timeout, and then for the answer, at most that again. `what` completes "cannot …".
-    ///
-    /// After an error the connection is not used again: the answer to what was asked
-    /// may still come, and would be taken for that to the next question.
-    fn run<T>(&self, what: &str, act: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T> {
+    /// Asks one thing. Blocks until it is answered, at most the timeout. `what` completes
+    /// "cannot …".
+    fn ask<T: FromRedisValue>(&self, what: &str, command: &Cmd) -> Result<T> {
+        let answers = self.ask_all(what, std::slice::from_ref(command))?;
+        let answer = answers.into_iter().next().unwrap_or(Value::Nil);
+        T::from_redis_value(&answer).map_err(|error| self.failed(what, &explain(&error)))
+    }
+
+    /// Asks several things in one round trip. Blocks until all are answered, at most the
+    /// timeout.
+    fn ask_all(&self, what: &str, commands: &[Cmd]) -> Result<Vec<Value>> {
+        let deadline = deadline::after(self.timeout);
+        let explain = |error: RedisError| match error.is_timeout() {
+            true => self.failed(what, &format!("no answer within {:?}", self.timeout)),
+            false => self.failed(what, &explain(&error)),
+        };
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut conn = self.pool.get_timeout(left).map_err(|error| {
+                let text = error.to_string();
+                let cause = text.split_once("connection: ").map(|(_, cause)| cause);
+                self.failed(what, cause.unwrap_or("no connection within the timeout"))
+            })?;
+            match conn.check(deadline) {
+                Ok(()) => return conn.ask(commands, deadline).map_err(explain),
+                Err(error) if Instant::now() >= deadline => return Err(explain(error)),
+                Err(_) => {} // it had been closed: the next one
+            }
+        }
+    }
+
+    fn failed(&self, what: &str, cause: &str) -> Error {
         let peer = &self.peer;
-        let mut pooled = self.pool.get_timeout(self.timeout).map_err(|error| {
-            let text = error.to_string();
-            let cause = text
-                .rsplit_once("connection: ")
-                .map_or("no answer", |(_, it)| it);
-            Error::new(
-                ErrorKind::Registry,
-                format!("cannot {what}: no connection to Redis at {peer}: {cause}"),
-            )
-        })?;
-        pooled.run(act).map_err(|error| {
-            let timeout = self.timeout;
-            let cause = match error.is_io_error() && error.is_timeout() {
-                true => format!("no answer within {timeout:?}"),
-                false => explain(&error),
-            };
-            Error::new(
-                ErrorKind::Registry,
-                format!("cannot {what}: Redis at {peer}: {cause}"),
-            )
-        })
+        Error::new(
+            ErrorKind::Registry,
+            format!("cannot {what} in Redis at {peer}: {cause}"),
+        )
     }
 }
 
 impl RedisBuilder {
-    /// How long to wait for a connection, and then for an answer. Default: 1 s.
+    /// How long to wait for a connection and the answer together. Default: 700 ms,
+    /// less than a look-up waits, so that it can say what is wrong; the most is an hour.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 
@@ -128,7 +143,7 @@ impl RedisBuilder {
     ///
     /// [`ErrorKind::InvalidConfig`] if the URL cannot be used, or a limit is zero.
     pub fn build(self) -> Result<Redis> {
-        let address = Address::parse(&self.url)?;
+        let address = self.address?;
         if self.timeout.is_zero() || self.connections == 0 {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
@@ -145,6 +160,7 @@ impl RedisBuilder {
             .max_size(self.connections)
             .min_idle(Some(0))
             .connection_timeout(self.timeout)
+            .test_on_check_out(false)
             .thread_pool(Arc::new(threads))
             // Whoever waits for a connection is told; a line for each try says no more.
             .error_handler(Box::new(NopErrorHandler))
@@ -159,10 +175,17 @@ impl RedisBuilder {
 
 /// An error in Redis's own words, as far as it has any.
 fn explain(error: &RedisError) -> String {
-    match (error.code(), error.detail()) {
+    let text = match (error.code(), error.detail()) {
+        (Some(_), Some(detail)) if detail.contains('\n') => {
+            return "it does not speak Redis's protocol; is the port (6379) right?".to_owned();
+        }
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         (None, Some(detail)) => detail.to_owned(),
         _ => error.to_string(),
+    };
+    match error.is_io_error() {
+        true => format!("the connection was lost ({text})"),
+        false => text,
     }
 }
 

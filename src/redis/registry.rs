@@ -3,21 +3,26 @@ use std::fmt;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use r2d2_redis::redis;
+use r2d2_redis::redis::{self, FromRedisValue, Value};
 
 use super::Redis;
+use super::scripts::{
+    DEREGISTER, GENERATION, HEARTBEAT, KEYS, PROBE, REGISTER, REMOVE_DEAD, hash, mark,
+};
 use crate::error::{Error, ErrorKind, Result};
-use crate::registry::{Beat, Instance, Registry, ServiceRegistry};
+use crate::registry::{Beat, Found, Instance, Registry, ServiceRegistry};
 
 /// Instances in Redis, in the form that services in other languages share: a hash
 /// `service:registry:SERVICE` with a JSON object for each instance.
 ///
 /// Beside it, `coney:registered:SERVICE:ID` is there from an instance's registration
 /// until five minutes after its last beat. By it an instance that was deregistered
-/// (its field is gone) is told from one that Redis has lost (both are gone).
+/// (its field is gone) is told from one that Redis has lost (both are gone). And
+/// `coney:registry:generation` is a number that is another after Redis was emptied.
 ///
 /// The ages of heartbeats are judged by the local clock, so the clocks of all
-/// machines must agree to within some seconds.
+/// machines must agree to within some seconds. Nobody is removed who is alive by Redis's
+/// own.
 ///
 /// ```
 /// use std::time::Duration;
@@ -42,14 +47,14 @@ pub struct RedisRegistry {
 #[derive(Clone)]
 struct Written {
     instance: Instance,
-    json: String,
+    json: Vec<u8>,
 }
 
 impl Written {
     fn of(instance: &Instance) -> Self {
         Self {
             instance: instance.clone(),
-            json: instance.to_json(),
+            json: instance.to_json().into_bytes(),
         }
     }
 
@@ -61,8 +66,6 @@ impl Written {
     }
 }
 
-const KEYS: &str = "service:registry:";
-
 /// How many instances a script looks after at a time: Redis does nothing else
 /// meanwhile.
 const SCRIPT_SIZE: usize = 100;
@@ -70,57 +73,11 @@ const SCRIPT_SIZE: usize = 100;
 /// How often a heartbeat is tried anew that somebody else got in the way of.
 const MOST_ROUNDS: usize = 5;
 
+/// More than Redis can add to its clock is no use.
+const LONGEST_EXPIRY: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
 /// How many values that cannot be read are remembered.
 const MOST_COMPLAINTS: usize = 1_000;
-
-/// KEYS: hash, mark. ARGV: expiry in ms, id, value.
-const REGISTER: &str = "
-    redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
-    redis.call('PEXPIRE', KEYS[1], ARGV[1])
-    redis.call('SET', KEYS[2], '', 'PX', ARGV[1])";
-
-/// The mark stays. KEYS: hash, mark. ARGV: expiry in ms, id.
-const DEREGISTER: &str = "
-    redis.call('HDEL', KEYS[1], ARGV[2])
-    redis.call('SET', KEYS[2], '', 'PX', ARGV[1])";
-
-/// Writes each value if what is there is what was written last. KEYS: hash and mark of
-/// each. ARGV: expiry in ms, then id, old value, new value of each. Returns for each
-/// one what came of it, or the other value that is there.
-const HEARTBEAT: &str = "
-    local outcomes = {}
-    for i = 1, #KEYS / 2 do
-        local hash, mark = KEYS[2 * i - 1], KEYS[2 * i]
-        local id, old, new = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
-        local there = redis.pcall('HGET', hash, id)
-        if type(there) == 'table' then
-            outcomes[i] = 'lost'
-        elseif not there then
-            outcomes[i] = redis.call('EXISTS', mark) == 1 and 'left' or 'lost'
-        elseif there == old then
-            redis.call('HSET', hash, id, new)
-            redis.call('PEXPIRE', hash, ARGV[1])
-            redis.call('SET', mark, '', 'PX', ARGV[1])
-            outcomes[i] = 'renewed'
-        else
-            outcomes[i] = '=' .. there
-        end
-    end
-    return outcomes";
-
-/// KEYS: hash, mark. ARGV: id, the heartbeat it was found dead with.
-const REMOVE_DEAD: &str = "
-    local there = redis.call('HGET', KEYS[1], ARGV[1])
-    if there then
-        local is_json, instance = pcall(cjson.decode, there)
-        local beat = is_json and type(instance) == 'table' and tonumber(instance.last_heartbeat)
-        if not beat or math.floor(beat) ~= tonumber(ARGV[2]) then
-            return 0
-        end
-        redis.call('HDEL', KEYS[1], ARGV[1])
-    end
-    redis.call('DEL', KEYS[2])
-    return 1";
 
 impl Registry {
     /// A registry in Redis with the default options. The URL is
@@ -159,7 +116,8 @@ impl RedisRegistry {
         self
     }
 
-    /// When a service that nobody beats for is forgotten altogether. Default: 300 s.
+    /// When a service that nobody beats for is forgotten altogether; not before its
+    /// instances count as dead. Default: 300 s.
     pub fn with_expiry(mut self, time: Duration) -> Self {
         self.expiry = time;
         self
@@ -172,14 +130,13 @@ impl RedisRegistry {
     }
 
     fn expiry_millis(&self) -> u64 {
-        u64::try_from(self.expiry.as_millis())
-            .unwrap_or(u64::MAX)
-            .max(1)
+        let expiry = self.expiry.max(self.dead_after).min(LONGEST_EXPIRY);
+        u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
     /// Tries to renew each, in one round trip.
-    fn beat(&self, beats: &[(Written, Written)]) -> Result<Vec<String>> {
-        let mut pipeline = redis::pipe();
+    fn beat(&self, beats: &[(Written, Written)]) -> Result<Vec<Vec<u8>>> {
+        let mut scripts = Vec::new();
         for chunk in beats.chunks(SCRIPT_SIZE) {
             let mut script = self.script(HEARTBEAT);
             script.arg(2 * chunk.len());
@@ -189,13 +146,18 @@ impl RedisRegistry {
             }
             script.arg(self.expiry_millis());
             for (old, new) in chunk {
-                script.arg(new.instance.id()).arg(&old.json).arg(&new.json);
+                script
+                    .arg(new.instance.id())
+                    .arg(&*old.json)
+                    .arg(&*new.json);
             }
-            pipeline.add_command(script);
+            scripts.push(script);
         }
-        let outcomes: Vec<Vec<String>> = self
-            .redis
-            .run("renew heartbeats", |it| pipeline.query(it))?;
+        let answers = self.redis.ask_all("renew heartbeats", &scripts)?;
+        let outcomes = answers.iter().map(Vec::<Vec<u8>>::from_redis_value);
+        let outcomes: Result<Vec<_>, _> = outcomes.collect();
+        let outcomes = outcomes
+            .map_err(|error| Error::new(ErrorKind::Registry, format!("odd heartbeats: {error}")))?;
         Ok(outcomes.into_iter().flatten().collect())
     }
 
@@ -214,10 +176,11 @@ impl ServiceRegistry for RedisRegistry {
         let (service, id) = (instance.service(), instance.id());
         let written = Written::of(instance);
         let mut script = self.script(REGISTER);
-        script.arg(2).arg(hash(service)).arg(mark(service, id));
-        script.arg(self.expiry_millis()).arg(id).arg(&written.json);
+        script.arg(3).arg(hash(service)).arg(mark(service, id));
+        script.arg(GENERATION).arg(self.expiry_millis());
+        script.arg(id).arg(&*written.json).arg(fastrand::u32(1..));
         let what = format!("register an instance of {service}");
-        self.redis.run(&what, |it| script.query::<()>(it))?;
+        self.redis.ask::<()>(&what, &script)?;
         let key = (service.to_owned(), id.to_owned());
         self.written.lock().insert(key, written);
         Ok(())
@@ -230,7 +193,7 @@ impl ServiceRegistry for RedisRegistry {
         script.arg(2).arg(hash(service)).arg(mark(service, id));
         script.arg(self.expiry_millis()).arg(id);
         let what = format!("deregister an instance of {service}");
-        self.redis.run(&what, |it| script.query(it))
+        self.redis.ask(&what, &script)
     }
 
     fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>> {
@@ -244,7 +207,7 @@ impl ServiceRegistry for RedisRegistry {
                     Some(old) => (old.clone(), old.renewed(newer)),
                     // Nobody has written an empty value: what is there comes back.
                     None => {
-                        let json = String::new();
+                        let json = Vec::new();
                         let instance = newer.clone();
                         (Written { instance, json }, Written::of(newer))
                     }
@@ -262,22 +225,24 @@ impl ServiceRegistry for RedisRegistry {
                     new.instance.service().to_owned(),
                     new.instance.id().to_owned(),
                 );
-                match outcome.strip_prefix('=') {
+                match outcome.strip_prefix(b"=") {
                     Some(there) => {
                         // Somebody else wrote it: only the beat changes. What cannot be
                         // read is of no use to anybody, and gives way.
-                        let theirs = Instance::from_json(&service, &id, there);
-                        let instance = theirs.unwrap_or_else(|_| instances[at].clone());
-                        let json = there.to_owned();
+                        let theirs = std::str::from_utf8(there).ok();
+                        let theirs =
+                            theirs.and_then(|json| Instance::from_json(&service, &id, json).ok());
+                        let instance = theirs.unwrap_or_else(|| instances[at].clone());
+                        let json = there.to_vec();
                         let old = Written { instance, json };
                         let new = old.renewed(&instances[at]);
                         again.push((at, (old, new)));
                     }
-                    None if outcome == "renewed" => {
+                    None if outcome == b"renewed" => {
                         beats[at] = Beat::Renewed;
                         written.insert((service, id), new);
                     }
-                    None if outcome == "left" => {
+                    None if outcome == b"left" => {
                         beats[at] = Beat::Deregistered;
                         written.remove(&(service, id));
                     }
@@ -298,11 +263,15 @@ impl ServiceRegistry for RedisRegistry {
         ))
     }
 
-    fn instances(&self, service: &str) -> Result<Vec<Instance>> {
+    fn instances(&self, service: &str) -> Result<Found> {
         let what = format!("look up {service}");
-        let all: Vec<(Vec<u8>, Vec<u8>)> = self.redis.run(&what, |it| {
-            redis::cmd("HGETALL").arg(hash(service)).query(it)
-        })?;
+        let (mut get, mut generation) = (redis::cmd("HGETALL"), redis::cmd("GET"));
+        get.arg(hash(service));
+        generation.arg(GENERATION);
+        let answers = self.redis.ask_all(&what, &[get, generation])?;
+        let odd = |error| Error::new(ErrorKind::Registry, format!("cannot {what}: {error}"));
+        let (all, generation): (Vec<(Vec<u8>, Vec<u8>)>, Option<Vec<u8>>) =
+            redis::from_redis_value(&Value::Bulk(answers)).map_err(odd)?;
         let mut instances = Vec::with_capacity(all.len());
         for (id, json) in &all {
             let (id, json) = (String::from_utf8_lossy(id), String::from_utf8_lossy(json));
@@ -311,7 +280,11 @@ impl ServiceRegistry for RedisRegistry {
                 Err(fault) => self.complain(service, &id, &fault),
             }
         }
-        Ok(instances)
+        let generation = generation.and_then(|text| String::from_utf8(text).ok()?.parse().ok());
+        Ok(Found {
+            instances,
+            generation: generation.unwrap_or(0),
+        })
     }
 
     fn remove_dead(&self, instance: &Instance) -> Result<bool> {
@@ -319,18 +292,25 @@ impl ServiceRegistry for RedisRegistry {
         let mut script = self.script(REMOVE_DEAD);
         script.arg(2).arg(hash(service)).arg(mark(service, id));
         script.arg(id).arg(instance.last_heartbeat());
+        script.arg(self.dead_after.as_secs());
         let what = format!("remove a dead instance of {service}");
-        self.redis.run(&what, |it| script.query(it))
+        self.redis.ask(&what, &script)
     }
 
-    fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<bool> {
-        let mut exists = redis::cmd("EXISTS");
+    fn said_goodbye(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
+        let mut get = redis::cmd("MGET");
         for id in ids {
-            exists.arg(mark(service, id));
+            get.arg(mark(service, id));
         }
         let what = format!("look for goodbyes of {service}");
-        let marks: u64 = self.redis.run(&what, |it| exists.query(it))?;
-        Ok(marks > 0)
+        let marks: Vec<Option<Vec<u8>>> = self.redis.ask(&what, &get)?;
+        Ok(marks.iter().map(Option::is_some).collect())
+    }
+
+    fn check_writes(&self) -> Result<()> {
+        let mut set = redis::cmd("SET");
+        set.arg(PROBE).arg("").arg("PX").arg(1_000);
+        self.redis.ask("write anything", &set)
     }
 
     fn services(&self) -> Result<Vec<String>> {
@@ -340,8 +320,7 @@ impl ServiceRegistry for RedisRegistry {
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg(format!("{KEYS}*"));
             scan.arg("COUNT").arg(1_000);
-            let (next, keys): (u64, Vec<Vec<u8>>) =
-                self.redis.run("list the services", |it| scan.query(it))?;
+            let (next, keys): (u64, Vec<Vec<u8>>) = self.redis.ask("list the services", &scan)?;
             let names = keys.iter().map(|key| String::from_utf8_lossy(key));
             services.extend(names.filter_map(|key| key.strip_prefix(KEYS).map(str::to_owned)));
             cursor = next;
@@ -357,16 +336,6 @@ impl ServiceRegistry for RedisRegistry {
     fn dead_after(&self) -> Duration {
         self.dead_after
     }
-}
-
-/// Where a service's instances are.
-fn hash(service: &str) -> String {
-    format!("{KEYS}{service}")
-}
-
-/// Where it is marked that an instance was registered.
-fn mark(service: &str, id: &str) -> String {
-    format!("coney:registered:{service}:{id}")
 }
 
 impl fmt::Debug for RedisRegistry {

@@ -8,7 +8,7 @@ use crate::consume::{Claim, ReplyStore, StoreError};
 /// A [`ReplyStore`] in Redis, shared by all servers of a service: keys
 /// `coney:reply:SERVICE/MESSAGE_ID`.
 ///
-/// A worker that asks blocks until Redis has answered, at most about twice the
+/// A worker that asks blocks until Redis has answered, at most the
 /// [timeout](crate::RedisBuilder::timeout); a request about which Redis does not
 /// answer fails, as it may be a repeated one.
 ///
@@ -61,7 +61,7 @@ impl ReplyStore for RedisReplyStore {
         let mut script = redis::cmd("EVAL");
         script.arg(TAKE).arg(1).arg(at(key));
         script.arg(format!("{CLAIM}{owner}")).arg(millis(lease));
-        let there: Option<Vec<u8>> = self.redis.run("claim a request", |it| script.query(it))?;
+        let there: Option<Vec<u8>> = self.redis.ask("claim a request", &script)?;
         Ok(match there.as_deref().map(<[u8]>::split_first) {
             None => Claim::Granted,
             Some(Some((&kind, reply))) if char::from(kind) == REPLY => Claim::Done(reply.to_vec()),
@@ -74,14 +74,14 @@ impl ReplyStore for RedisReplyStore {
         value.extend_from_slice(reply);
         let mut set = redis::cmd("SET");
         set.arg(at(key)).arg(value).arg("PX").arg(millis(ttl));
-        Ok(self.redis.run("keep a reply", |it| set.query(it))?)
+        Ok(self.redis.ask("keep a reply", &set)?)
     }
 
     fn release(&self, key: &str, owner: u64) -> Result<(), StoreError> {
         let mut script = redis::cmd("EVAL");
         script.arg(RELEASE).arg(1).arg(at(key));
         script.arg(format!("{CLAIM}{owner}"));
-        Ok(self.redis.run("release a request", |it| script.query(it))?)
+        Ok(self.redis.ask("release a request", &script)?)
     }
 }
 

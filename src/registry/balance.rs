@@ -21,7 +21,8 @@ use super::candidate::hash_key;
 
 /// Picks one of the living and healthy instances of a service.
 ///
-/// A closure is one too. Called by the threads that call; must not block.
+/// A closure is one too, and a box of one. Called by the threads that call; must neither
+/// block nor panic, as it would take the caller with it.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -38,10 +39,16 @@ use super::candidate::hash_key;
 /// # Ok::<(), coney::Error>(())
 /// ```
 pub trait Balancer: Send + Sync {
-    /// The place of the one to take. There is at least one candidate, and they are in
+    /// The place of the one to take (beyond the end it is counted round). There is at least one candidate, and they are in
     /// the order of their ids. The key is what the caller gave, if anything. One that could
     /// not be reached lately is replaced by the next that could.
     fn pick(&self, candidates: &[Arc<Candidate>], key: Option<&str>) -> usize;
+}
+
+impl Balancer for Box<dyn Balancer> {
+    fn pick(&self, candidates: &[Arc<Candidate>], key: Option<&str>) -> usize {
+        (**self).pick(candidates, key)
+    }
 }
 
 impl<F> Balancer for F
@@ -63,7 +70,7 @@ impl Balancer for Random {
     }
 }
 
-/// One after the other.
+/// One after the other; made by `RoundRobin::default()`.
 #[derive(Debug, Default)]
 pub struct RoundRobin(AtomicUsize);
 
@@ -73,7 +80,8 @@ impl Balancer for RoundRobin {
     }
 }
 
-/// At random, each as often as its [weight](crate::Instance::weight) says.
+/// At random, each as often as its [weight](crate::Instance::with_weight) says; one with
+/// weight 0 only if nobody has another.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Weighted;
 
@@ -108,13 +116,20 @@ impl Balancer for LeastOutstanding {
     }
 }
 
-/// Of two at random, the one that answers faster for what it has under way. One that
-/// has never answered is tried first.
+/// Of two at random, the one that answers faster, for what it has under way and how
+/// much of what it answers are failures. One that has never answered is tried, once at a
+/// time, before the others.
 ///
 /// Two, and not all: else every process would run to the fastest at once, and find it
 /// slow.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LowestLatency;
+
+/// As slow counts one that has not answered its first call yet.
+const UNKNOWN: Duration = Duration::from_secs(1);
+
+/// As slow counts one all of whose answers are failures, however fast.
+const FAILURE: Duration = Duration::from_secs(1);
 
 impl Balancer for LowestLatency {
     fn pick(&self, candidates: &[Arc<Candidate>], _key: Option<&str>) -> usize {
@@ -125,8 +140,13 @@ impl Balancer for LowestLatency {
         let second = (first + fastrand::usize(1..candidates.len())) % candidates.len();
         let cost = |at: usize| {
             let one = &candidates[at];
-            let latency = one.latency().unwrap_or(Duration::ZERO);
-            latency.saturating_mul(one.outstanding().saturating_add(1))
+            let latency = match (one.latency(), one.outstanding()) {
+                (Some(latency), _) => latency,
+                (None, 0) => Duration::ZERO,
+                (None, _) => UNKNOWN,
+            };
+            let failing = FAILURE.mul_f64(one.failure_rate());
+            (latency + failing).saturating_mul(one.outstanding().saturating_add(1))
         };
         match cost(second) < cost(first) {
             true => second,
@@ -136,8 +156,19 @@ impl Balancer for LowestLatency {
 }
 
 /// The same for the same key, in every process, as long as it is there; when one goes
-/// or comes, only its own share of the keys moves (rendezvous hashing). Without a key,
-/// any.
+/// or comes, only its own share of the keys moves (rendezvous hashing). The key is
+/// [`CallOptions::balance_key`](crate::CallOptions::balance_key); without one, any.
+///
+/// ```
+/// # use coney::{Broker, CallOptions, Registry, ServiceClient, balance::ConsistentHash};
+/// let client = ServiceClient::builder(&Broker::memory(), "shop")
+///     .registry(&Registry::memory())
+///     .balancer(ConsistentHash)
+///     .build()?;
+/// let of_user_7 = CallOptions::new().balance_key("user-7");
+/// # let _ = (client, of_user_7);
+/// # Ok::<(), coney::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConsistentHash;
 
@@ -209,9 +240,17 @@ mod tests {
         drop(busy);
         assert_ne!(counts(&LeastOutstanding, &three, 1_000)[1], 0);
         for (one, ms) in three.iter().zip([1, 50, 2]) {
-            one.answered(Duration::from_millis(ms));
+            one.answered(Duration::from_millis(ms), false);
         }
         assert_eq!(counts(&LowestLatency, &three, 1_000)[1], 0);
+        for _ in 0..50 {
+            three[0].answered(Duration::from_micros(10), true);
+        }
+        assert_eq!(
+            counts(&LowestLatency, &three, 1_000)[0],
+            0,
+            "fast, and no use"
+        );
     }
 
     #[test]

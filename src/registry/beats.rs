@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use parking_lot::Mutex;
 
+use super::cache::Cache;
 use super::{Beat, Instance, RegistrationState, ServiceRegistry};
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
@@ -61,6 +62,8 @@ pub(super) struct Member {
     told: Arc<Told>,
     /// The store has it, as far as is known.
     written: bool,
+    /// Others should look again when the store has what is new.
+    is_news: bool,
 }
 
 impl Member {
@@ -69,6 +72,7 @@ impl Member {
             instance,
             told,
             written: false,
+            is_news: false,
         }
     }
 
@@ -88,14 +92,17 @@ impl Member {
 pub(super) struct Beats {
     store: Arc<dyn ServiceRegistry>,
     every: Duration,
+    /// Told of what has changed, once the store has it.
+    cache: Arc<Cache>,
     thread: Option<(Sender<Order>, Running)>,
 }
 
 impl Beats {
-    pub(super) fn new(store: Arc<dyn ServiceRegistry>, every: Duration) -> Self {
+    pub(super) fn new(store: Arc<dyn ServiceRegistry>, every: Duration, cache: Arc<Cache>) -> Self {
         Self {
             store,
             every,
+            cache,
             thread: None,
         }
     }
@@ -112,8 +119,10 @@ impl Beats {
         let beating = Beating {
             store: Arc::clone(&self.store),
             every: self.every,
+            cache: Arc::clone(&self.cache),
             members: BTreeMap::new(),
             next: Instant::now(),
+            next_write: None,
             failing: false,
         };
         let thread = Running::start(format!("coney-beat-{number}"), move || beating.run(&inbox));
@@ -138,9 +147,12 @@ impl Drop for Beats {
 struct Beating {
     store: Arc<dyn ServiceRegistry>,
     every: Duration,
+    cache: Arc<Cache>,
     /// By the numbers of their registrations.
     members: BTreeMap<u64, Member>,
     next: Instant,
+    /// When those are tried again that the store does not have.
+    next_write: Option<Instant>,
     failing: bool,
 }
 
@@ -150,10 +162,10 @@ impl Beating {
         loop {
             let order = if self.members.is_empty() {
                 inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else if self.next <= Instant::now() {
+            } else if self.next_act() <= Instant::now() {
                 Err(RecvTimeoutError::Timeout) // whatever else there is to do
             } else {
-                inbox.recv_deadline(self.next)
+                inbox.recv_deadline(self.next_act())
             };
             let order = match order {
                 Ok(order) => Some(order),
@@ -163,13 +175,18 @@ impl Beating {
             // The store may be the user's.
             let act = AssertUnwindSafe(|| match order {
                 Some(order) => self.carry_out(order),
-                None => self.beat(),
+                None if self.next <= Instant::now() => self.beat(),
+                None => self.write_missing(),
             });
             if catch_unwind(act).is_err() {
                 log::error!(target: "coney::registry", "the registry's store panicked");
-                self.next = Instant::now() + RETRY_AFTER.min(self.every);
+                self.next = self.soon();
             }
         }
+    }
+
+    fn next_act(&self) -> Instant {
+        self.next_write.map_or(self.next, |at| at.min(self.next))
     }
 
     fn carry_out(&mut self, order: Order) {
@@ -182,9 +199,14 @@ impl Beating {
                 if self.members.is_empty() {
                     self.next = self.next_beat();
                 }
+                let service = member.instance.service().to_owned();
                 let result = member.write(&*self.store);
                 self.members.insert(number, member);
-                self.took_place(&result);
+                self.cache.nudge(&service);
+                if let Err(error) = result {
+                    log::warn!(target: "coney::registry", "it is tried again: {error}");
+                    self.next_write = Some(self.soon());
+                }
                 let _ = done.try_send(());
             }
             Order::Health { number } => {
@@ -192,6 +214,7 @@ impl Beating {
                     member.told.has_changed.store(false, Ordering::SeqCst);
                     let fault = member.told.fault.lock().clone();
                     member.instance.set_health(fault.as_deref());
+                    member.is_news = true;
                     self.next = Instant::now();
                 }
             }
@@ -200,7 +223,9 @@ impl Beating {
                     Some(member) => {
                         *member.told.state.lock() = RegistrationState::Deregistered;
                         let Member { instance, .. } = &member;
-                        self.store.deregister(instance.service(), instance.id())
+                        let result = self.store.deregister(instance.service(), instance.id());
+                        self.cache.nudge(instance.service());
+                        result
                     }
                     None => Ok(()),
                 };
@@ -219,23 +244,48 @@ impl Beating {
                 (number, member.instance.clone())
             })
             .unzip();
-        let mut result = Ok(());
-        if !instances.is_empty() {
-            match self.store.heartbeat(&instances) {
-                Ok(beats) => {
-                    for (number, beat) in numbers.into_iter().zip(beats) {
-                        self.beaten(number, beat);
+        if instances.is_empty() {
+            return self.write_missing();
+        }
+        match self.store.heartbeat(&instances) {
+            Ok(beats) => {
+                if std::mem::take(&mut self.failing) {
+                    log::info!(target: "coney::registry", "instances are heard of again");
+                }
+                for (number, beat) in numbers.into_iter().zip(beats) {
+                    self.beaten(number, beat);
+                }
+                self.write_missing();
+            }
+            Err(error) => {
+                // Once, and not for each try.
+                if !std::mem::replace(&mut self.failing, true) {
+                    log::warn!(target: "coney::registry", "instances cannot be heard of: {error}");
+                }
+                for number in numbers {
+                    if let Some(member) = self.members.get(&number) {
+                        let pending = RegistrationState::Pending(error.to_string());
+                        *member.told.state.lock() = pending;
                     }
                 }
-                Err(error) => result = Err(error),
+                self.next = self.soon();
             }
         }
-        // What the store does not have yet, or not any more.
-        if result.is_ok() {
-            let mut missing = self.members.values_mut().filter(|member| !member.written);
-            result = missing.try_for_each(|member| member.write(&*self.store));
+    }
+
+    /// Writes those that the store does not have yet, or not any more. One that it does
+    /// not take is in nobody's way; a store that takes its time is not asked for ever.
+    fn write_missing(&mut self) {
+        self.next_write = None;
+        let give_up = Instant::now() + RETRY_AFTER;
+        let soon = self.soon();
+        for member in self.members.values_mut().filter(|member| !member.written) {
+            if Instant::now() >= give_up || member.write(&*self.store).is_err() {
+                self.next_write = Some(soon);
+            } else {
+                self.cache.nudge(member.instance.service());
+            }
         }
-        self.took_place(&result);
     }
 
     fn beaten(&mut self, number: u64, beat: Beat) {
@@ -244,7 +294,12 @@ impl Beating {
         };
         let (service, id) = (member.instance.service(), member.instance.id());
         match beat {
-            Beat::Renewed => *member.told.state.lock() = RegistrationState::Registered,
+            Beat::Renewed => {
+                *member.told.state.lock() = RegistrationState::Registered;
+                if std::mem::take(&mut member.is_news) {
+                    self.cache.nudge(member.instance.service());
+                }
+            }
             Beat::Lost => {
                 log::info!(
                     target: "coney::registry",
@@ -263,21 +318,8 @@ impl Beating {
         }
     }
 
-    /// Logs the first failure of a row, and its end.
-    fn took_place(&mut self, result: &Result<()>) {
-        match result {
-            Err(error) => {
-                if !self.failing {
-                    log::warn!(target: "coney::registry", "instances cannot be heard of: {error}");
-                }
-                self.next = Instant::now() + RETRY_AFTER.min(self.every);
-            }
-            Ok(()) if self.failing => {
-                log::info!(target: "coney::registry", "instances are heard of again");
-            }
-            Ok(()) => {}
-        }
-        self.failing = result.is_err();
+    fn soon(&self) -> Instant {
+        Instant::now() + RETRY_AFTER.min(self.every)
     }
 
     fn next_beat(&self) -> Instant {

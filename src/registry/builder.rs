@@ -2,6 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::cache::LONGEST;
 use super::{Registry, ServiceRegistry};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -16,7 +17,7 @@ pub struct RegistryBuilder {
 
 impl RegistryBuilder {
     pub(super) fn new(store: impl ServiceRegistry + 'static) -> Self {
-        let dead_after = store.dead_after();
+        let dead_after = store.dead_after().min(LONGEST);
         Self {
             store: Arc::new(store),
             beat_every: dead_after / 4,
@@ -29,16 +30,16 @@ impl RegistryBuilder {
     /// processes do not beat at the same moment. Default: four times in the time after
     /// which an instance counts as dead, that is, every 15 s.
     pub fn beat_every(mut self, interval: Duration) -> Self {
-        self.beat_every = interval;
+        self.beat_every = interval.min(LONGEST);
         self
     }
 
     /// How long the answer for a service may be used. It is renewed in the background
-    /// before that, while the service is asked for. Whatever its age, an instance in
-    /// it counts as dead when its last heartbeat is too old. Default: the time after
+    /// before that, while the service is asked for. Whatever its age, when the last heartbeat
+    /// of an instance in it is too old, the store is asked whether there is a newer one. Default: the time after
     /// which an instance counts as dead, that is, 60 s.
     pub fn cache_for(mut self, time: Duration) -> Self {
-        self.cache_for = time;
+        self.cache_for = time.min(LONGEST);
         self
     }
 

@@ -18,6 +18,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// has asked for lately.
 const MOST_SERVICES: usize = 10_000;
 
+/// Longer times than anybody means, and short enough to be added to a moment.
+pub(super) const LONGEST: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
 /// How long after a failure the store is not asked again.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
@@ -56,6 +59,8 @@ struct Asking {
     done: u64,
     /// When that failed, and of what.
     failed: Option<(Instant, Arc<str>)>,
+    /// Which round somebody has waited for long enough: others need not too.
+    given_up: Option<u64>,
 }
 
 /// What is known, judged by its age.
@@ -76,7 +81,7 @@ impl Cache {
         let times = Times {
             cache_for,
             lookup_timeout,
-            dead_after: store.dead_after(),
+            dead_after: store.dead_after().min(LONGEST),
         };
         Self {
             times,
@@ -97,24 +102,31 @@ impl Cache {
                 return Ok(Lookup::new(&entry.service, &snapshot));
             }
             Some(Judged::Old(snapshot)) => Some(snapshot),
-            None => None,
+            // One that has failed stops nobody: it is asked again meanwhile.
+            None => match entry.failure() {
+                Some(because) => {
+                    if let Some(round) = entry.want(false) {
+                        self.refresher.ask(&entry, round);
+                    }
+                    return Err(entry.unknown(&because));
+                }
+                None => None,
+            },
         };
         match self.ask(&entry, entry.outdated.load(Ordering::Relaxed), deadline) {
             Ok(lookup) => Ok(lookup),
             Err(because) => match old {
-                Some(old) => {
-                    let stale = Arc::new(old.gone_stale(because, old.lost_at));
-                    Ok(Lookup::new(&entry.service, &stale))
-                }
+                // From now on nobody waits: it is old, and everybody is told so.
+                Some(old) => Ok(Lookup::new(&entry.service, &entry.age(&old, because))),
                 None => Err(entry.unknown(&because)),
             },
         }
     }
 
     /// Asks the store, whatever is known.
-    pub(super) fn refresh(&self, service: &str) -> Result<Lookup> {
+    pub(super) fn refresh(&self, service: &str, deadline: Option<Instant>) -> Result<Lookup> {
         let entry = self.entry(service);
-        self.ask(&entry, true, None)
+        self.ask(&entry, true, deadline)
             .map_err(|because| entry.unknown(&because))
     }
 
@@ -173,12 +185,17 @@ impl Times {
     /// When what was loaded should be asked for again, though it still is good: at
     /// half its time, and a beat before the first of the living would count as dead.
     /// Not at once again, however, where one has really died.
+    /// Soon where there is nobody, who may come.
     fn refresh_at(&self, snapshot: &Snapshot) -> Instant {
         let beat = self.dead_after / 4;
+        let soonest = snapshot.loaded_at + beat / 5;
         let half = snapshot.loaded_at + self.cache_for / 2;
+        if snapshot.ready.is_empty() {
+            return soonest.min(half);
+        }
         let death = snapshot.first_death.and_then(|at| at.checked_sub(beat));
         let early = death.map_or(half, |death| death.min(half));
-        early.max(snapshot.loaded_at + beat / 5)
+        early.max(soonest)
     }
 }
 
@@ -207,26 +224,11 @@ impl Entry {
         if snapshot.stale.is_some() {
             return Some(Judged::Aging(snapshot));
         }
-        if age >= times.cache_for {
+        // One that counts as dead by now may have been heard of since.
+        if age >= times.cache_for || snapshot.first_death.is_some_and(|at| at <= now) {
             return Some(Judged::Old(snapshot));
         }
-        let refresh_due = now >= times.refresh_at(&snapshot);
-        if snapshot.first_death.is_some_and(|at| at <= now) {
-            // It may have been heard of since, unless that is known to be not so.
-            if age > times.dead_after / 4 {
-                return Some(Judged::Old(snapshot));
-            }
-            let without = Arc::new(snapshot.without_the_dead(now));
-            let mut current = self.current.write();
-            if current
-                .as_ref()
-                .is_some_and(|it| Arc::ptr_eq(it, &snapshot))
-            {
-                *current = Some(Arc::clone(&without));
-            }
-            return Some(Judged::Aging(without));
-        }
-        Some(match refresh_due {
+        Some(match now >= times.refresh_at(&snapshot) {
             true => Judged::Aging(snapshot),
             false => Judged::Fresh(snapshot),
         })
@@ -249,6 +251,27 @@ impl Entry {
         Some(asking.wanted)
     }
 
+    /// What the last round failed of, or was given up for.
+    fn failure(&self) -> Option<Arc<str>> {
+        let asking = self.asking.lock();
+        let failed = asking
+            .failed
+            .as_ref()
+            .map(|(_, because)| Arc::clone(because));
+        let given_up = asking.given_up.filter(|&round| round > asking.done);
+        failed.or_else(|| given_up.map(|_| Arc::from("the registry does not answer")))
+    }
+
+    /// What was known, and is out of date.
+    fn age(&self, old: &Arc<Snapshot>, because: Arc<str>) -> Arc<Snapshot> {
+        let stale = Arc::new(old.gone_stale(because));
+        let mut current = self.current.write();
+        if current.as_ref().is_some_and(|now| Arc::ptr_eq(now, old)) {
+            *current = Some(Arc::clone(&stale));
+        }
+        stale
+    }
+
     /// Waits until every round that is wanted now has ended; an error says of what the
     /// last one failed.
     fn wait(&self, deadline: Instant, timeout: Duration) -> Result<(), Arc<str>> {
@@ -257,6 +280,7 @@ impl Entry {
         while asking.done < round {
             let timed_out = self.answered.wait_until(&mut asking, deadline).timed_out();
             if timed_out && asking.done < round {
+                asking.given_up = Some(round);
                 return Err(format!("the registry did not answer within {timeout:?}").into());
             }
         }

@@ -11,6 +11,8 @@ use super::Instance;
 pub struct Candidate {
     instance: Instance,
     pub(super) dies_at: Instant,
+    /// It is kept though the store does not know it.
+    is_kept: bool,
     load: Arc<Load>,
     /// Of its id, the same in every process.
     hash: u64,
@@ -23,6 +25,8 @@ struct Load {
     outstanding: AtomicU32,
     /// Moving average in nanoseconds; zero if it has never answered.
     latency: AtomicU64,
+    /// How many of a million answers lately were failures.
+    failures: AtomicU32,
     /// When that was measured, in milliseconds of [`millis`].
     measured_at: AtomicU64,
     /// Until when it is picked only if there is no other.
@@ -54,9 +58,29 @@ impl Candidate {
         Self {
             instance,
             dies_at,
+            is_kept: false,
             load: load.unwrap_or_default(),
             hash: hasher.finish(),
         }
+    }
+
+    /// The same, kept for so long from `now` on in which the store may hear of it again;
+    /// `None` if it has been for as long.
+    pub(super) fn kept(&self, now: Instant, time: Duration) -> Option<Arc<Self>> {
+        if self.is_kept && self.dies_at <= now {
+            return None;
+        }
+        Some(Arc::new(Self {
+            instance: self.instance.clone(),
+            dies_at: if self.is_kept {
+                self.dies_at
+            } else {
+                now + time
+            },
+            is_kept: true,
+            load: Arc::clone(&self.load),
+            hash: self.hash,
+        }))
     }
 
     /// The instance.
@@ -78,6 +102,11 @@ impl Candidate {
         (latency > 0).then(|| Duration::from_nanos((latency as f64 * 0.5f64.powf(halvings)) as u64))
     }
 
+    /// What part of its answers to this process were failures lately, from 0 to 1.
+    pub fn failure_rate(&self) -> f64 {
+        f64::from(self.load.failures.load(Ordering::Relaxed)) / 1e6
+    }
+
     /// A number for its id and a key's hash that every process agrees on.
     pub(super) fn rank(&self, key: u64) -> u64 {
         mix(self.hash ^ mix(key))
@@ -88,12 +117,15 @@ impl Candidate {
         until > 0 && until > millis()
     }
 
-    pub(super) fn answered(&self, after: Duration) {
-        self.took(after);
+    pub(super) fn answered(&self, after: Duration, is_failure: bool) {
+        self.took(after, is_failure);
         self.load.avoided_until.store(0, Ordering::Relaxed);
     }
 
-    fn took(&self, after: Duration) {
+    fn took(&self, after: Duration, is_failure: bool) {
+        let (rate, new) = (&self.load.failures, if is_failure { 1_000_000 } else { 0 });
+        let before = rate.load(Ordering::Relaxed);
+        rate.store(before - before / 8 + new / 8, Ordering::Relaxed);
         let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX).max(1);
         let average = match self.latency() {
             None => after,
@@ -183,12 +215,12 @@ impl Pick {
 
     /// It has answered, as long after it was picked as it is now.
     pub fn answered(self) {
-        self.candidate.answered(self.at.elapsed());
+        self.candidate.answered(self.at.elapsed(), false);
     }
 
     /// It has not answered in the time there was.
     pub(crate) fn was_slow(self) {
-        self.candidate.took(self.at.elapsed());
+        self.candidate.took(self.at.elapsed(), true);
     }
 
     /// It could not be reached: it is passed over for 10 s, unless there is no

@@ -47,6 +47,9 @@ pub(crate) const CAPABILITIES: &str = "capabilities";
 /// It takes calls from a queue of its own too.
 pub(crate) const OWN_QUEUE: &str = "own_queue";
 
+/// How much of what an instance is unhealthy of is told, in bytes.
+const LONGEST_REASON: usize = 200;
+
 /// An id goes into the name of the instance's queue.
 const LONGEST_ID: usize = 64;
 
@@ -99,8 +102,9 @@ impl Instance {
         self
     }
 
-    /// How much it takes compared with the others, for
-    /// [`Weighted`](crate::balance::Weighted). Default: 1; 0 takes nothing.
+    /// How much it takes compared with the others, where clients balance with
+    /// [`Weighted`](crate::balance::Weighted); to others it means nothing. Default: 1; 0 takes
+    /// nothing unless there is nobody else.
     pub fn with_weight(mut self, weight: u32) -> Self {
         self.weight = weight;
         self
@@ -219,6 +223,7 @@ impl Instance {
 
     /// Well, or not and why.
     pub(crate) fn set_health(&mut self, fault: Option<&str>) {
+        let fault = fault.map(|fault| &fault[..fault.floor_char_boundary(LONGEST_REASON)]);
         self.healthy = fault.is_none();
         match fault {
             Some(fault) => self.metadata.insert(UNHEALTHY_BECAUSE.into(), fault.into()),
@@ -230,10 +235,10 @@ impl Instance {
     /// else may have written it.
     pub(crate) fn renew_from(&mut self, newer: &Self) {
         self.last_heartbeat = newer.last_heartbeat;
-        if self.healthy != newer.healthy {
-            self.set_health(
-                (!newer.healthy).then(|| newer.unhealthy_because().unwrap_or_default()),
-            );
+        let reason = |one: &Self| one.unhealthy_because().map(str::to_owned);
+        if (self.healthy, reason(self)) != (newer.healthy, reason(newer)) {
+            let fault = reason(newer).unwrap_or_default();
+            self.set_health((!newer.healthy).then_some(&*fault));
         }
     }
 }

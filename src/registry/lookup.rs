@@ -73,18 +73,23 @@ impl Lookup {
         if ready.is_empty() {
             return Err(self.nobody());
         }
-        let first = balancer.pick(ready, key) % ready.len();
-        // The next in order that can be reached, if any can.
-        let order = (first..ready.len()).chain(0..first);
-        let reachable = order.into_iter().find(|&at| !ready[at].is_avoided());
-        Ok(Pick::new(&ready[reachable.unwrap_or(first)]))
+        let first = &ready[balancer.pick(ready, key) % ready.len()];
+        if !first.is_avoided() {
+            return Ok(Pick::new(first));
+        }
+        // From those that can be reached, if any can.
+        let reachable = ready.iter().filter(|one| !one.is_avoided());
+        let reachable: Vec<Arc<Candidate>> = reachable.cloned().collect();
+        Ok(match reachable.len() {
+            0 => Pick::new(first),
+            some => Pick::new(&reachable[balancer.pick(&reachable, key) % some]),
+        })
     }
 
     /// An instance has answered somebody who did not pick it.
-    pub(crate) fn answered(&self, id: &str, after: Duration) {
-        let mut living = self.snapshot.living.iter();
-        if let Some(one) = living.find(|one| one.instance().id() == id) {
-            one.answered(after);
+    pub(crate) fn answered(&self, id: &str, after: Duration, is_failure: bool) {
+        if let Some(one) = self.snapshot.find(id) {
+            one.answered(after, is_failure);
         }
     }
 

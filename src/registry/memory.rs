@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{Beat, Instance, ServiceRegistry};
+use super::{Beat, Found, Instance, ServiceRegistry};
 use crate::error::Result;
 
 /// A store of instances in this process, for examples, tests and programs of one
@@ -115,10 +115,14 @@ impl ServiceRegistry for MemoryRegistry {
         Ok(instances.iter().map(beat).collect())
     }
 
-    fn instances(&self, service: &str) -> Result<Vec<Instance>> {
+    fn instances(&self, service: &str) -> Result<Found> {
         let services = self.services.lock();
         let instances = services.instances.get(service);
-        Ok(instances.map_or_else(Vec::new, |found| found.values().cloned().collect()))
+        let instances = instances.into_iter().flat_map(HashMap::values);
+        Ok(Found {
+            instances: instances.cloned().collect(),
+            generation: 0,
+        })
     }
 
     fn remove_dead(&self, instance: &Instance) -> Result<bool> {

@@ -22,7 +22,7 @@ pub mod balance;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -41,7 +41,7 @@ use crate::name::check_service;
 
 /// What a store of instances must do.
 ///
-/// Called by a [`Registry`]'s own threads, one call at a time each, so that a call
+/// Called by a [`Registry`]'s two threads, and by callers of [`Registry::services`]; a call
 /// may block for as long as the store's timeout says, and no longer.
 pub trait ServiceRegistry: Send + Sync {
     /// Writes an instance, over one with the same id.
@@ -69,13 +69,13 @@ pub trait ServiceRegistry: Send + Sync {
     /// As [`register`](ServiceRegistry::register).
     fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>>;
 
-    /// The instances of a service, dead ones too, in any order. What cannot be read
+    /// The instances of a service, dead ones too. What cannot be read
     /// is left out.
     ///
     /// # Errors
     ///
     /// As [`register`](ServiceRegistry::register).
-    fn instances(&self, service: &str) -> Result<Vec<Instance>>;
+    fn instances(&self, service: &str) -> Result<Found>;
 
     /// Removes an instance that has died, unless it has been heard of since. True if
     /// it is gone.
@@ -85,16 +85,26 @@ pub trait ServiceRegistry: Send + Sync {
     /// As [`register`](ServiceRegistry::register).
     fn remove_dead(&self, instance: &Instance) -> Result<bool>;
 
-    /// The instances of a service have all vanished at once: true if one of these was
-    /// deregistered, false if the store may have lost its data. Default: a store
-    /// loses nothing.
+    /// Which of these instances, which are not there, were deregistered, as far as is
+    /// known; in order. Asked when the store was away or has lost what it knew.
+    /// Default: none.
     ///
     /// # Errors
     ///
     /// As [`register`](ServiceRegistry::register).
-    fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<bool> {
-        let _ = (service, ids);
-        Ok(true)
+    fn said_goodbye(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
+        let _ = service;
+        Ok(vec![false; ids.len()])
+    }
+
+    /// Whether the store takes what is written: one that does not makes the living look
+    /// dead. Asked when somebody seems to have died. Default: yes.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](ServiceRegistry::register), if it does not.
+    fn check_writes(&self) -> Result<()> {
+        Ok(())
     }
 
     /// The services that have instances, in order.
@@ -114,7 +124,7 @@ pub trait ServiceRegistry: Send + Sync {
     ///
     /// As [`register`](ServiceRegistry::register).
     fn healthy_instance(&self, service: &str) -> Result<Option<Instance>> {
-        let mut instances = self.instances(service)?;
+        let mut instances = self.instances(service)?.instances;
         let now = snapshot::Clock::now();
         instances.retain(|one| one.is_healthy() && now.is_alive(one, self.dead_after()));
         if instances.is_empty() {
@@ -139,7 +149,7 @@ impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
         (**self).heartbeat(instances)
     }
 
-    fn instances(&self, service: &str) -> Result<Vec<Instance>> {
+    fn instances(&self, service: &str) -> Result<Found> {
         (**self).instances(service)
     }
 
@@ -147,8 +157,12 @@ impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
         (**self).remove_dead(instance)
     }
 
-    fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<bool> {
-        (**self).was_deregistered(service, ids)
+    fn said_goodbye(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
+        (**self).said_goodbye(service, ids)
+    }
+
+    fn check_writes(&self) -> Result<()> {
+        (**self).check_writes()
     }
 
     fn services(&self) -> Result<Vec<String>> {
@@ -162,6 +176,16 @@ impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
     fn healthy_instance(&self, service: &str) -> Result<Option<Instance>> {
         (**self).healthy_instance(service)
     }
+}
+
+/// What [`ServiceRegistry::instances`] finds.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The instances, in any order.
+    pub instances: Vec<Instance>,
+    /// A number that is another once the store has lost what it knew; 0 for a store that
+    /// loses nothing.
+    pub generation: u64,
 }
 
 /// What came of a heartbeat.
@@ -203,12 +227,13 @@ pub struct Registry {
 
 struct Inner {
     store: Arc<dyn ServiceRegistry>,
-    cache: Cache,
+    cache: Arc<Cache>,
     beats: Mutex<Beats>,
 }
 
 impl Registry {
-    /// A registry inside this process, with the default options.
+    /// A registry inside this process, with the default options. Each call makes another
+    /// one: clone it to share it between servers and clients.
     pub fn memory() -> Self {
         Self::from_builder(RegistryBuilder::new(MemoryRegistry::new()))
     }
@@ -216,7 +241,7 @@ impl Registry {
     /// Options for a registry over a store.
     ///
     /// ```
-    /// use std::time::Duration;
+    /// use std::time::{Duration, Instant};
     /// use coney::{MemoryRegistry, Registry};
     ///
     /// let store = MemoryRegistry::new().with_dead_after(Duration::from_secs(10));
@@ -231,7 +256,7 @@ impl Registry {
     /// Registers an instance of `service`, and beats for it until the
     /// [`Registration`] is dropped, which deregisters it.
     ///
-    /// Blocks until it is written, at most as long as the store's timeout. If the store cannot be reached
+    /// Blocks until it is written, at most 3 s. If the store cannot be reached
     /// that is no error: it is written as soon as it can be, and
     /// [`Registration::state`] says so.
     ///
@@ -257,16 +282,20 @@ impl Registry {
         let instance = instance.registered(service);
         let sender = self.inner.beats.lock().thread()?;
         let registration = Registration::start(self.clone(), sender, instance);
-        self.inner.cache.nudge(service);
         Ok(registration)
     }
 
     /// The living and healthy instances of a service, from the cache.
     ///
-    /// The first look-up of a service, and one after it has not been asked for longer
-    /// than the cache holds, blocks until the store has answered, at most the
-    /// look-up timeout; others do not block. While the store does not answer, it
-    /// gives what was last known and [says so](Lookup::stale_because).
+    /// The first look-up of a service blocks until the store has answered, at most the
+    /// look-up timeout, and so does the first one after what is known has become too old:
+    /// when it has not been asked for longer than the cache holds, or an instance in it
+    /// should have been heard of. Others do not block. While the store does not answer,
+    /// look-ups give what was last known and [say so](Lookup::stale_because), or fail at once.
+    ///
+    /// Whoever comes, leaves or is not well any more is thus seen after half the time the
+    /// [cache holds](RegistryBuilder::cache_for), 30 s by default, by other processes than its
+    /// own: [`refresh`](Registry::refresh) sees it now.
     ///
     /// # Errors
     ///
@@ -283,7 +312,7 @@ impl Registry {
     ///
     /// As [`lookup`](Registry::lookup); what was last known is not an answer here.
     pub fn refresh(&self, service: &str) -> Result<Lookup> {
-        self.inner.cache.refresh(service)
+        self.inner.cache.refresh(service, None)
     }
 
     /// Looks up and picks one of the living and healthy instances. Blocks as
@@ -320,12 +349,18 @@ impl Registry {
     }
 
     /// The cache, for those that have a deadline.
-    pub(crate) fn lookup_until(
-        &self,
-        service: &str,
-        deadline: std::time::Instant,
-    ) -> Result<Lookup> {
+    pub(crate) fn lookup_until(&self, service: &str, deadline: Instant) -> Result<Lookup> {
         self.inner.cache.lookup(service, Some(deadline))
+    }
+
+    /// The same, asked for at the store.
+    pub(crate) fn refresh_until(&self, service: &str, deadline: Instant) -> Result<Lookup> {
+        self.inner.cache.refresh(service, Some(deadline))
+    }
+
+    /// Somebody had to find out that what is known is not so: the next look-up asks.
+    pub(crate) fn doubt(&self, service: &str) {
+        self.inner.cache.nudge(service);
     }
 
     /// What is known of a service without asking anybody.
@@ -334,16 +369,19 @@ impl Registry {
     }
 
     fn from_builder(builder: RegistryBuilder) -> Self {
+        let store = builder.store;
         let cache = Cache::new(
-            Arc::clone(&builder.store),
+            Arc::clone(&store),
             builder.cache_for,
             builder.lookup_timeout,
         );
+        let cache = Arc::new(cache);
+        let beats = Beats::new(Arc::clone(&store), builder.beat_every, Arc::clone(&cache));
         Self {
             inner: Arc::new(Inner {
-                beats: Mutex::new(Beats::new(Arc::clone(&builder.store), builder.beat_every)),
-                store: builder.store,
+                store,
                 cache,
+                beats: Mutex::new(beats),
             }),
         }
     }

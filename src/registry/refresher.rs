@@ -1,14 +1,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::cache::{Entry, Times};
 use super::snapshot::{Clock, Snapshot};
-use super::{Instance, ServiceRegistry};
+use super::{Candidate, Found, Instance, ServiceRegistry};
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::running::Running;
@@ -19,7 +19,7 @@ const MOST_REMOVED: usize = 100;
 /// How long the end may wait for the thread, which may wait for the store.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-const LOST: &str = "it has lost its data; its instances will register again";
+const LOST: &str = "it was away, or has lost its data; its instances will be heard of again";
 
 /// The thread that asks the store, so that nobody else is held up by it.
 pub(super) struct Refresher {
@@ -69,9 +69,11 @@ impl Refresher {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         let (rounds, inbox) = unbounded();
-        let (store, times) = (Arc::clone(&self.store), self.times);
-        let run = move || run(&*store, times, &inbox);
-        let thread = Running::start(format!("coney-lookup-{number}"), run)?;
+        let asking = Asking {
+            store: Arc::clone(&self.store),
+            times: self.times,
+        };
+        let thread = Running::start(format!("coney-lookup-{number}"), move || asking.run(&inbox))?;
         Ok((rounds, thread))
     }
 }
@@ -85,29 +87,41 @@ impl Drop for Refresher {
     }
 }
 
-fn run(store: &dyn ServiceRegistry, times: Times, rounds: &Receiver<Round>) {
-    for Round { entry, number } in rounds {
-        entry.begin(number);
-        let before = entry.current();
-        let before = before.as_deref();
-        let was_stale = before.is_some_and(|before| before.stale.is_some());
+struct Asking {
+    store: Arc<dyn ServiceRegistry>,
+    times: Times,
+}
+
+impl Asking {
+    fn run(self, rounds: &Receiver<Round>) {
+        for Round { entry, number } in rounds {
+            entry.begin(number);
+            let before = entry.current();
+            let dead = self.round(&entry, number, before.as_deref());
+            // Nobody waits for this.
+            self.bury(&dead);
+        }
+    }
+
+    /// Asks the store about one service. Returns whom it found dead.
+    fn round(&self, entry: &Entry, number: u64, before: Option<&Snapshot>) -> Vec<Instance> {
         let service = &entry.service;
-        let loaded = AssertUnwindSafe(|| load(store, times, service, before));
+        let loaded = AssertUnwindSafe(|| self.load(service, before));
         let loaded = catch_unwind(loaded).unwrap_or_else(|_| {
             let fault = format!("the registry's store panicked over {service}");
             Err(Error::new(ErrorKind::Registry, fault))
         });
-        let (now, failed) = match loaded {
-            Ok(now) => (Some(now), None),
+        let (now, dead, failed) = match loaded {
+            Ok((now, dead)) => (Some(now), dead, None),
             Err(error) => {
                 let because: Arc<str> = error.to_string().into();
-                let stale = before.map(|before| before.gone_stale(because.clone(), before.lost_at));
-                (stale, Some(because))
+                let stale = before.map(|before| before.gone_stale(Arc::clone(&because)));
+                (stale, Vec::new(), Some(because))
             }
         };
         // Once for each change, not for each try.
-        let stale = now.as_ref().map(|now| now.stale.clone());
-        match stale {
+        let was_stale = before.is_some_and(|before| before.stale.is_some());
+        match now.as_ref().map(|now| &now.stale) {
             Some(Some(because)) if !was_stale => log::warn!(
                 target: "coney::registry",
                 "what is known of {service} is getting old: {because}"
@@ -118,63 +132,80 @@ fn run(store: &dyn ServiceRegistry, times: Times, rounds: &Receiver<Round>) {
             _ => {}
         }
         entry.end(number, now, failed);
+        dead
     }
-}
 
-fn load(
-    store: &dyn ServiceRegistry,
-    times: Times,
-    service: &str,
-    before: Option<&Snapshot>,
-) -> Result<Snapshot> {
-    let found = store.instances(service)?;
-    let clock = Clock::now();
-    if let Some(before) = before.filter(|_| found.is_empty())
-        && let Some(lost_at) = lost_at(store, times, service, before, clock.at)?
-    {
-        return Ok(before.gone_stale(LOST.into(), Some(lost_at)));
+    /// What is known of a service now, and who is dead and to be removed.
+    fn load(&self, service: &str, before: Option<&Snapshot>) -> Result<(Snapshot, Vec<Instance>)> {
+        let Found {
+            instances,
+            generation,
+        } = self.store.instances(service)?;
+        let clock = Clock::now();
+        let dead_after = self.times.dead_after;
+        let (alive, dead): (Vec<Instance>, Vec<Instance>) = instances
+            .into_iter()
+            .partition(|one| clock.is_alive(one, dead_after));
+        let alive = alive.into_iter().map(|instance| {
+            let known = before.and_then(|before| before.find(instance.id()));
+            let dies_at = clock.dies_at(&instance, dead_after);
+            Arc::new(Candidate::new(instance, dies_at, known.map(Arc::as_ref)))
+        });
+        let mut living: Vec<Arc<Candidate>> = alive.collect();
+        let Some(before) = before else {
+            return Ok((Snapshot::new(living, clock.at, None, generation), dead));
+        };
+        let is_here = |one: &&Arc<Candidate>| {
+            let id = one.instance().id();
+            living.iter().any(|here| here.instance().id() == id)
+        };
+        let missing = before.living.iter().filter(|one| !is_here(one));
+        let missing: Vec<Arc<Candidate>> = missing.cloned().collect();
+        if missing.is_empty() {
+            return Ok((Snapshot::new(living, clock.at, None, generation), dead));
+        }
+        // Somebody seems to have died: or does the store let nobody be heard of?
+        let died = |one: &Arc<Candidate>| dead.iter().any(|it| it.id() == one.instance().id());
+        if missing.iter().any(died) {
+            self.store.check_writes()?;
+        }
+        // It was away, or has lost what it knew.
+        let in_trouble = before.stale.is_some() || before.generation != generation;
+        if !in_trouble {
+            return Ok((Snapshot::new(living, clock.at, None, generation), dead));
+        }
+        // The store's doing, not theirs: they get the time of two beats to be heard of.
+        let ids: Vec<&str> = missing.iter().map(|one| one.instance().id()).collect();
+        let left = self.store.said_goodbye(service, &ids)?;
+        let doubtful = missing.iter().zip(left).filter(|(_, left)| !left);
+        let kept = doubtful.filter_map(|(one, _)| one.kept(clock.at, dead_after / 2));
+        let here = living.len();
+        living.extend(kept);
+        let stale = (living.len() > here).then(|| Arc::from(LOST));
+        Ok((
+            Snapshot::new(living, clock.at, stale, generation),
+            Vec::new(),
+        ))
     }
-    bury(store, times, &found, clock);
-    Ok(Snapshot::new(found, clock, times.dead_after, before))
-}
 
-/// Since when the store seems to have lost a service all of whose instances are gone:
-/// none has said goodbye. It is believed after two beats, in which they would have
-/// registered again.
-fn lost_at(
-    store: &dyn ServiceRegistry,
-    times: Times,
-    service: &str,
-    before: &Snapshot,
-    now: Instant,
-) -> Result<Option<Instant>> {
-    let lost_at = before.lost_at.unwrap_or(now);
-    let is_known = before.stale.is_some() || before.first_death.is_some_and(|at| at > now);
-    if before.living.is_empty() || !is_known || now > lost_at + times.dead_after / 2 {
-        return Ok(None);
-    }
-    let ids = before.living.iter().map(|one| one.instance().id());
-    let ids: Vec<&str> = ids.collect();
-    let left = store.was_deregistered(service, &ids)?;
-    Ok((!left).then_some(lost_at))
-}
-
-/// Removes what is dead: whoever notices does it.
-fn bury(store: &dyn ServiceRegistry, times: Times, found: &[Instance], clock: Clock) {
-    let dead = found
-        .iter()
-        .filter(|one| !clock.is_alive(one, times.dead_after));
-    for instance in dead.take(MOST_REMOVED) {
-        let (service, id) = (instance.service(), instance.id());
-        match store.remove_dead(instance) {
-            Ok(true) => log::info!(
-                target: "coney::registry",
-                "the instance {id:?} of {service} is dead, and removed"
-            ),
-            Ok(false) => {}
-            Err(error) => {
-                log::warn!(target: "coney::registry", "{service}: a dead instance stays: {error}");
-                return;
+    /// Removes what is dead: whoever notices does it.
+    fn bury(&self, dead: &[Instance]) {
+        for instance in dead.iter().take(MOST_REMOVED) {
+            let (service, id) = (instance.service(), instance.id());
+            let remove = AssertUnwindSafe(|| self.store.remove_dead(instance));
+            match catch_unwind(remove) {
+                Ok(Ok(true)) => log::info!(
+                    target: "coney::registry",
+                    "the instance {id:?} of {service} is dead, and removed"
+                ),
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    log::warn!(
+                        target: "coney::registry", "{service}: a dead instance stays: {error}"
+                    );
+                    return;
+                }
+                Err(_) => return,
             }
         }
     }

@@ -30,8 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// ```
 #[must_use = "dropping the registration deregisters the instance"]
 pub struct Registration {
-    registry: Registry,
+    /// Before the registry, whose end waits for the thread to find nobody at these.
     orders: Sender<Order>,
+    _registry: Registry,
     number: u64,
     service: String,
     id: String,
@@ -44,7 +45,7 @@ pub struct Registration {
 pub enum RegistrationState {
     /// Not yet, or not any more as far as is known, and why. It is tried again.
     Pending(String),
-    /// It is, and is heard of.
+    /// It is, and was heard of at its last beat.
     Registered,
     /// It was deregistered, here or by somebody else.
     Deregistered,
@@ -54,8 +55,8 @@ impl Registration {
     pub(super) fn start(registry: Registry, orders: Sender<Order>, instance: Instance) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let registration = Self {
-            registry,
             orders,
+            _registry: registry,
             number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             service: instance.service().to_owned(),
             id: instance.id().to_owned(),
@@ -87,8 +88,8 @@ impl Registration {
     }
 
     /// Marks the instance as not well, and why, so that look-ups leave it out; `None`
-    /// marks it as well again. Does not block: the registry is told by the next beat, which
-    /// comes at once.
+    /// marks it as well again. Everybody can read the reason, of which 200 bytes are kept.
+    /// Does not block: the registry is told by the next beat, which comes at once.
     ///
     /// ```
     /// # use coney::{Instance, Registry};
@@ -105,7 +106,6 @@ impl Registration {
             let number = self.number;
             let _ = self.orders.send(Order::Health { number });
         }
-        self.registry.inner.cache.nudge(&self.service);
     }
 
     /// Deregisters the instance, for good. Blocks until it is, at most `timeout`; a second
@@ -126,7 +126,6 @@ impl Registration {
             done,
         });
         let left = left.recv_deadline(deadline::after(timeout));
-        self.registry.inner.cache.nudge(&self.service);
         match left {
             Ok(result) => result,
             Err(error) if error.is_timeout() => Err(Error::timed_out(

@@ -25,9 +25,14 @@ impl Clock {
     }
 
     /// When an instance counts as dead that is not heard of again. A heartbeat in the
-    /// future, by a clock that is fast, counts as one of now.
-    fn dies_at(&self, instance: &Instance, dead_after: Duration) -> Instant {
+    /// near future, by a clock that is fast, counts as one of now; one in the far future
+    /// is none.
+    pub(super) fn dies_at(&self, instance: &Instance, dead_after: Duration) -> Instant {
         let beat = instance.last_heartbeat.saturating_mul(1_000);
+        let ahead = Duration::from_millis(beat.saturating_sub(self.unix_millis));
+        if ahead > dead_after {
+            return self.at;
+        }
         let age = Duration::from_millis(self.unix_millis.saturating_sub(beat));
         self.at + dead_after.saturating_sub(age)
     }
@@ -35,7 +40,7 @@ impl Clock {
 
 /// What was known of a service at one moment.
 pub(super) struct Snapshot {
-    /// The living, unhealthy ones too.
+    /// The living, unhealthy ones too, in the order of their ids.
     pub(super) living: Vec<Arc<Candidate>>,
     /// Those of them that can be picked.
     pub(super) ready: Vec<Arc<Candidate>>,
@@ -44,56 +49,42 @@ pub(super) struct Snapshot {
     pub(super) loaded_at: Instant,
     /// Why it may be out of date.
     pub(super) stale: Option<Arc<str>>,
-    /// Since when the store seems to have lost what it knew.
-    pub(super) lost_at: Option<Instant>,
+    /// The store's.
+    pub(super) generation: u64,
 }
 
 impl Snapshot {
-    /// Of what a store has answered just now.
     pub(super) fn new(
-        found: Vec<Instance>,
-        clock: Clock,
-        dead_after: Duration,
-        before: Option<&Self>,
+        mut living: Vec<Arc<Candidate>>,
+        loaded_at: Instant,
+        stale: Option<Arc<str>>,
+        generation: u64,
     ) -> Self {
-        let before = before.map_or(&[][..], |before| &before.living);
-        let living = found.into_iter().map(|instance| {
-            let dies_at = clock.dies_at(&instance, dead_after);
-            let known = before.binary_search_by(|one| one.instance().id().cmp(instance.id()));
-            let known = known.ok().map(|at| &*before[at]);
-            Arc::new(Candidate::new(instance, dies_at, known))
-        });
-        let mut living: Vec<_> = living.filter(|one| one.dies_at > clock.at).collect();
         // So that what goes by the order goes by the same in every process.
         living.sort_unstable_by(|a, b| a.instance().id().cmp(b.instance().id()));
-        Self::of(living, clock.at)
-    }
-
-    fn of(living: Vec<Arc<Candidate>>, loaded_at: Instant) -> Self {
         let healthy = living.iter().filter(|one| one.instance().is_healthy());
         Self {
             ready: healthy.cloned().collect(),
             first_death: living.iter().map(|one| one.dies_at).min(),
             living,
             loaded_at,
-            stale: None,
-            lost_at: None,
+            stale,
+            generation,
         }
     }
 
-    /// Without those that have died since.
-    pub(super) fn without_the_dead(&self, now: Instant) -> Self {
-        let living = self.living.iter().filter(|one| one.dies_at > now);
-        Self::of(living.cloned().collect(), self.loaded_at)
+    /// An instance as it was known.
+    pub(super) fn find(&self, id: &str) -> Option<&Arc<Candidate>> {
+        let at = self
+            .living
+            .binary_search_by(|one| one.instance().id().cmp(id));
+        at.ok().map(|at| &self.living[at])
     }
 
     /// The same, when the store could not be asked.
-    pub(super) fn gone_stale(&self, because: Arc<str>, lost_at: Option<Instant>) -> Self {
-        Self {
-            stale: Some(because),
-            lost_at,
-            ..Self::of(self.living.clone(), self.loaded_at)
-        }
+    pub(super) fn gone_stale(&self, because: Arc<str>) -> Self {
+        let living = self.living.clone();
+        Self::new(living, self.loaded_at, Some(because), self.generation)
     }
 }
 
@@ -116,24 +107,12 @@ mod tests {
         assert!(clock.is_alive(&beaten(58), DEAD_AFTER));
         assert!(!clock.is_alive(&beaten(60), DEAD_AFTER));
         assert!(!clock.is_alive(&beaten(1_000_000_000), DEAD_AFTER));
-        let fast = clock.dies_at(&beaten(-1_000), DEAD_AFTER);
-        assert_eq!(
-            fast,
-            clock.at + DEAD_AFTER,
-            "a clock that is fast gives no more time"
+        let fast = clock.dies_at(&beaten(-50), DEAD_AFTER);
+        assert_eq!(fast, clock.at + DEAD_AFTER, "a clock that is fast");
+        let millis = beaten(-1_795_422_612_000);
+        assert!(
+            !clock.is_alive(&millis, DEAD_AFTER),
+            "a peer that writes milliseconds"
         );
-    }
-
-    #[test]
-    fn the_dead_leave_at_their_time() {
-        let found = vec![beaten(50), beaten(10), beaten(70)];
-        let clock = Clock::now();
-        let snapshot = Snapshot::new(found, clock, DEAD_AFTER, None);
-        assert_eq!(snapshot.living.len(), 2);
-        let death = snapshot.first_death.unwrap();
-        assert!(death <= clock.at + Duration::from_secs(10));
-        let later = snapshot.without_the_dead(death);
-        assert_eq!(later.ready.len(), 1);
-        assert_eq!(later.ready[0].instance().id(), "i10");
     }
 }

@@ -193,8 +193,8 @@ impl ServiceServerBuilder {
     ///
     /// It also gets a queue of its own, `service.NAME.instance.ID`, for calls that are
     /// [addressed](crate::CallOptions::instance) to it. What is in that queue when
-    /// it shuts down goes to the other instances; when its process dies, it is gone, and
-    /// its callers wait for their deadlines. Default: none.
+    /// it shuts down, or is not well, goes to the other instances; when its process dies or its
+    /// connection is lost, it is gone, and its callers wait for their deadlines. Default: none.
     ///
     /// ```
     /// # use coney::{Broker, Registry, ServiceServer};
@@ -212,9 +212,9 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// What to register. What it does not say is filled in: the host, the actions, and as
-    /// metadata `pid`, `coney` (the library's version) and `capabilities`. Default: an
-    /// instance that says nothing.
+    /// What to register. The host is filled in if it does not say; the actions, and as
+    /// metadata `pid`, `coney` (the library's version) and `capabilities`, are always the
+    /// server's. Default: an instance that says nothing.
     pub fn instance(mut self, instance: Instance) -> Self {
         self.instance = instance;
         self
@@ -224,10 +224,12 @@ impl ServiceServerBuilder {
     /// [`health_interval`](ServiceServerBuilder::health_interval) on a thread of
     /// the server's, `coney-health-SERVICE`, one check after the other; a panic is a failure.
     ///
-    /// While one fails, the instance is marked as not well in the registry, look-ups
-    /// leave it out, and it takes no requests: what it has not begun goes to the other
-    /// instances. A check should have a timeout of its own: while one hangs, the last
-    /// verdict stands.
+    /// While one fails, with or without a registry, the server takes no requests: callers
+    /// who do not look it up wait for it, or for another. The instance is marked as not well in the registry, look-ups
+    /// leave it out, and what it has not begun goes to the other instances. [`start`](ServiceServerBuilder::start)
+    /// waits for the first round of all checks, and takes one of over 10 s for a failure. A check should have a timeout of its own: while one hangs, the last
+    /// verdict stands. Everybody who reads the registry can read its error, of which 200 bytes
+    /// are told: it should have no secret in it.
     ///
     /// ```
     /// # use coney::{Broker, ServiceServer};

@@ -14,6 +14,9 @@ use crate::running::Running;
 /// How long starting waits for the first verdict.
 const FIRST_VERDICT: Duration = Duration::from_secs(10);
 
+/// A shorter one would take a core for itself.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+
 /// How long a change of the consumers may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -28,6 +31,8 @@ pub(super) type Verdict = Option<String>;
 
 /// What changes with the verdict.
 pub(super) struct Watched {
+    /// What the server has begun with.
+    pub(super) verdict: Verdict,
     pub(super) consumers: Arc<Consumers>,
     pub(super) registration: Option<Arc<Registration>>,
 }
@@ -53,7 +58,7 @@ impl Health {
         let checking = Checking {
             service: service.to_owned(),
             checks,
-            interval,
+            interval: interval.max(SHORTEST_INTERVAL),
         };
         let thread = Running::start(name, move || checking.run(&first, &inbox))?;
         Ok(Self {
@@ -90,21 +95,23 @@ struct Checking {
 
 impl Checking {
     fn run(self, first: &Sender<Verdict>, inbox: &Receiver<Watched>) {
-        let mut verdict = self.check();
-        let _ = first.try_send(verdict.clone());
+        let mut now = self.check();
+        let _ = first.try_send(now.clone());
         let Ok(watched) = inbox.recv() else { return };
+        // Which may be another than the first one here, if that took too long.
+        let mut verdict = watched.verdict.clone();
         loop {
-            match inbox.recv_timeout(self.interval) {
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
-            }
-            let now = self.check();
             if now.is_some() != verdict.is_some() {
                 self.change(&watched, &now);
             } else if let (Some(registration), true) = (&watched.registration, now != verdict) {
                 registration.set_unhealthy(now.as_deref());
             }
             verdict = now;
+            match inbox.recv_timeout(self.interval) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            now = self.check();
         }
     }
 

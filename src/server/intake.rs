@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::consume::Workers;
 use crate::error::{ErrorKind, Result};
+use crate::topology;
 use crate::transport::{Delivery, Publication, Returned, Sink, Wire};
 
 /// Takes deliveries from the transport to the workers.
@@ -22,7 +23,8 @@ impl Sink for Intake {
     }
 
     /// The broker delivers all of it again, so what has not started need not
-    /// start; settling what has is a no-op.
+    /// start; settling what has is a no-op. (What was for this instance alone is gone
+    /// with its queue, and could not be answered.)
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         for delivery in self.workers.clear() {
             delivery.forget();
@@ -31,7 +33,7 @@ impl Sink for Intake {
     }
 
     fn closed(&self, cause: &str) {
-        log::info!(target: "coney::worker", "no more requests: {cause}");
+        log::info!(target: "coney::server", "no more requests: {cause}");
     }
 }
 
@@ -50,17 +52,7 @@ pub(super) struct Consumers {
 pub(super) struct OwnQueue {
     pub(super) wire: Arc<dyn Wire>,
     pub(super) name: String,
-}
-
-impl OwnQueue {
-    /// Gives what waits in it to the other instances: rejected, it goes into the
-    /// service's queue.
-    fn hand_over(&self, deadline: Instant) -> Result<()> {
-        while let Some((delivery, _)) = self.wire.get(&self.name, deadline)? {
-            delivery.reject(false);
-        }
-        Ok(())
-    }
+    pub(super) is_there: AtomicBool,
 }
 
 impl Consumers {
@@ -68,30 +60,51 @@ impl Consumers {
     /// most until `deadline`.
     pub(super) fn pause(&self, deadline: Instant) {
         self.attempt(self.shared.stop_consuming(deadline));
-        if let Some(own) = &self.own {
-            // Its queue goes when it is no longer consumed, with what is in it.
-            self.attempt(own.hand_over(deadline));
-            self.give_back(self.intake.workers.clear());
+        if let Some(own) = &self.own
+            && own.is_there.swap(false, Ordering::SeqCst)
+        {
             self.attempt(own.wire.stop_consuming(deadline));
+            self.give_back(self.intake.workers.clear());
+            self.attempt(self.hand_over(own, deadline));
+            // From now on callers hear at once that there is no such queue.
+            self.attempt(own.wire.delete_own_queue(deadline));
         }
         self.give_back(self.intake.workers.clear());
     }
 
     /// Takes requests again, unless it is closed.
     pub(super) fn resume(&self, deadline: Instant) {
-        if !self.closed.load(Ordering::SeqCst) {
-            self.attempt(self.shared.resume_consuming(deadline));
-            if let Some(own) = &self.own {
-                self.attempt(own.wire.resume_consuming(deadline));
-            }
+        if self.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        self.attempt(self.shared.resume_consuming(deadline));
+        if let Some(own) = &self.own {
+            self.attempt(own.wire.resume_consuming(deadline));
+            own.is_there.store(true, Ordering::SeqCst);
         }
     }
 
-    /// Puts requests back into the queue of the service.
+    /// Gives what waits in the instance's own queue to the others.
+    fn hand_over(&self, own: &OwnQueue, deadline: Instant) -> Result<()> {
+        while let Some((delivery, _)) = own.wire.get(&own.name, deadline)? {
+            self.give_back(vec![delivery]);
+        }
+        Ok(())
+    }
+
+    /// Puts requests back into the queue of the service: those that come from it as they
+    /// were, the others as copies.
     pub(super) fn give_back(&self, deliveries: Vec<Delivery>) {
         for delivery in deliveries {
+            let message = delivery.message();
             match &self.own {
-                Some(own) if delivery.message().routing_key == own.name => delivery.reject(false),
+                Some(own) if message.routing_key == own.name => {
+                    let queue = topology::request_queue(&self.service);
+                    let mut copy = Publication::new("", queue, message.body.clone());
+                    copy.properties = message.properties.clone();
+                    copy.drop_unsendable();
+                    delivery.ack_with(copy);
+                }
                 _ => drop(delivery),
             }
         }
@@ -109,7 +122,7 @@ impl Consumers {
         if let Err(error) = result
             && error.kind() != ErrorKind::Closed
         {
-            log::warn!(target: "coney::worker", "{}: {error}", self.service);
+            log::warn!(target: "coney::server", "{}: {error}", self.service);
         }
     }
 }

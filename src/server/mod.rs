@@ -17,7 +17,7 @@ use self::health::Health;
 use self::intake::Consumers;
 use crate::deadline;
 use crate::error::Result;
-use crate::registry::Registration;
+use crate::registry::{Registration, RegistrationState};
 use crate::transport::Broker;
 
 /// A running service: takes requests from its queue, runs handlers on its
@@ -70,9 +70,16 @@ impl ServiceServer {
         self.registration.as_deref().map(Registration::id)
     }
 
+    /// Whether this instance is in its registry, as far as is known; `None` without a
+    /// registry. Starting does not fail where the registry cannot be reached: this tells.
+    pub fn registration_state(&self) -> Option<RegistrationState> {
+        self.registration.as_deref().map(Registration::state)
+    }
+
     /// Deregisters, stops consuming, lets running handlers finish, reply and acknowledge,
     /// and ends every worker. Requests that were fetched but not started go
-    /// back to the queue, for other servers of the service.
+    /// back to the queue, for other servers of the service. A registry that does not answer
+    /// is no error: the instance then counts as dead after a while.
     ///
     /// Blocks until all that is done, at most `timeout`. A second call finds
     /// nothing left to do. Not for the server's own handlers, which it would

@@ -82,6 +82,7 @@ impl ServiceServerBuilder {
         }
         if let Some(health) = health {
             health.watch(Watched {
+                verdict: verdict.clone(),
                 consumers: Arc::clone(&server.consumers),
                 registration: server.registration.clone(),
             });
@@ -162,13 +163,23 @@ impl ServiceServerBuilder {
             None => None,
             Some(_) => {
                 let name = topology::instance_queue(&self.service, self.instance.id());
-                let options = topology::instance_queue_options(&self.service);
                 let spec = LinkSpec::default()
-                    .consume_own(&*name, options, None, prefetch)
+                    .consume_own(&*name, None, prefetch)
                     .paused(paused);
                 let wire = self.broker.open(spec, sink());
-                let wire = wire.inspect_err(|_| shared.close())?;
-                Some(OwnQueue { wire, name })
+                let wire = wire.map_err(|error| {
+                    shared.close();
+                    let id = self.instance.id();
+                    error.about(format_args!(
+                        "cannot make the queue of the instance {id:?} (does another with that id \
+                         run?)"
+                    ))
+                })?;
+                Some(OwnQueue {
+                    wire,
+                    name,
+                    is_there: AtomicBool::new(!paused),
+                })
             }
         };
         Ok(Consumers {

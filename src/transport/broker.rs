@@ -144,10 +144,25 @@ impl Broker {
         confirmed.publish(&**transport, publication, deadline)
     }
 
+    /// A connection of one's own to the same broker, where one in common does not do.
+    /// Blocks until it is made, at most the connect timeout.
+    pub(crate) fn another(&self) -> Result<Self> {
+        let another = self.inner.transport.another()?;
+        Ok(another.map_or_else(|| self.clone(), Self::over_box))
+    }
+
+    pub(crate) fn is_another(&self, than: &Self) -> bool {
+        !Arc::ptr_eq(&self.inner, &than.inner)
+    }
+
     fn over(transport: impl Transport + 'static) -> Self {
+        Self::over_box(Box::new(transport))
+    }
+
+    fn over_box(transport: Box<dyn Transport>) -> Self {
         Self {
             inner: Arc::new(Inner {
-                transport: Box::new(transport),
+                transport,
                 confirmed: ConfirmedLink::new(),
             }),
         }

@@ -45,6 +45,8 @@ pub struct LinkSpec {
     pub(crate) source: Source,
     /// It does not consume until it is told to resume.
     pub(crate) paused: bool,
+    /// At the end of the connection everything that is unsettled goes back at once.
+    pub(crate) ends_at_once: bool,
     /// The broker confirms what is published with a receipt.
     pub(crate) confirms: bool,
 }
@@ -61,11 +63,10 @@ pub(crate) enum Source {
     /// A named queue. Every delivery must be settled; the broker sends at
     /// most `prefetch` ahead of that.
     Queue { name: String, prefetch: u16 },
-    /// A queue of the link's own: exclusive, and deleted with what is in it when
-    /// the link stops consuming.
+    /// A queue of the link's own: exclusive. It stays when the link stops consuming, and
+    /// is deleted when that is asked for, or with the link.
     OwnQueue {
         name: String,
-        options: QueueOptions,
         /// An exchange and a routing key to bind it with.
         bind: Option<(String, String)>,
         prefetch: u16,
@@ -115,16 +116,21 @@ impl LinkSpec {
     pub(crate) fn consume_own(
         mut self,
         name: impl Into<String>,
-        options: QueueOptions,
         bind: Option<(&str, &str)>,
         prefetch: u16,
     ) -> Self {
         self.source = Source::OwnQueue {
             name: name.into(),
-            options,
             bind: bind.map(|(exchange, key)| (exchange.to_owned(), key.to_owned())),
             prefetch: prefetch.max(1),
         };
+        self
+    }
+
+    /// When its connection is closed, nothing is settled or cancelled before: the broker
+    /// takes everything back in one step, and in order.
+    pub(crate) fn ends_at_once(mut self, at_once: bool) -> Self {
+        self.ends_at_once = at_once;
         self
     }
 
@@ -177,6 +183,9 @@ pub(crate) trait Transport: Send + Sync {
     fn open(&self, spec: LinkSpec, sink: Arc<dyn Sink>, deadline: Instant)
     -> Result<Arc<dyn Wire>>;
 
+    /// Another connection to the same broker; `None` if one serves as well.
+    fn another(&self) -> Result<Option<Box<dyn Transport>>>;
+
     /// Ends every link and the connection. Called by user threads; returns by
     /// `deadline` whatever state the broker is in.
     fn close(&self, deadline: Instant) -> Result<()>;
@@ -217,6 +226,10 @@ pub(crate) trait Wire: Send + Sync {
     /// Blocks at most until `deadline`.
     fn resume_consuming(&self, deadline: Instant) -> Result<()>;
 
+    /// Deletes the queue of the link's own, with what is in it, if there is one. Blocks at
+    /// most until `deadline`.
+    fn delete_own_queue(&self, deadline: Instant) -> Result<()>;
+
     /// Ends the link; the broker takes back what was not settled. Never blocks.
     fn close(&self);
 }
@@ -230,7 +243,7 @@ pub(crate) trait Sink: Send + Sync {
     fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery>;
 
     /// A mandatory message had no queue to go to. What this returns is sent in its
-    /// place, over the same link.
+    /// place, over the same link, as soon as anything can be sent.
     fn returned(&self, returned: Returned) -> Option<Publication>;
 
     /// The connection was lost: what was sent on it and not answered has an

@@ -179,18 +179,16 @@ impl Publication {
         properties.headers.remove("BCC");
     }
 
-    /// For the sender: false if its owner has given up on it.
+    /// For the sender: false if its owner has given up on it. A message that
+    /// may expire gets what is left of its owner's time.
     pub(crate) fn start_sending(&mut self) -> bool {
-        self.expire_in_time();
-        let ticket = self.ticket.as_ref();
-        ticket.is_none_or(|ticket| ticket.start_sending())
-    }
-
-    /// Gives a message that may expire what is left of its owner's time.
-    pub(crate) fn expire_in_time(&mut self) {
-        if let (Some(ticket), Some(expiration)) = (&self.ticket, &mut self.properties.expiration) {
+        let Some(ticket) = &self.ticket else {
+            return true;
+        };
+        if let Some(expiration) = &mut self.properties.expiration {
             *expiration = ticket.left().min(LONGEST_EXPIRATION);
         }
+        ticket.start_sending()
     }
 }
 

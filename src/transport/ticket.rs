@@ -42,6 +42,12 @@ impl Ticket {
         let _ = self.turn(SENT, QUEUED_AGAIN) || self.turn(SENT_AGAIN, QUEUED_AGAIN);
     }
 
+    /// For the sender: what was sent came back, so it certainly did not run, and waits to be
+    /// sent elsewhere.
+    pub(crate) fn came_back(&self) {
+        let _ = self.turn(SENT, QUEUED) || self.turn(SENT_AGAIN, QUEUED_AGAIN);
+    }
+
     /// For the owner: gives up on the message. `false` means that it was sent.
     pub(crate) fn abandon(&self) -> bool {
         self.turn(QUEUED_AGAIN, ABANDONED_LATER);
@@ -125,6 +131,18 @@ mod tests {
         assert!(ticket.start_sending());
         assert!(ticket.is_sent() && ticket.was_sent_again());
         assert!(!ticket.abandon());
+    }
+
+    #[test]
+    fn what_came_back_is_sent_elsewhere_or_never_was() {
+        let ticket = fresh();
+        assert!(ticket.start_sending());
+        ticket.came_back();
+        assert!(!ticket.is_sent());
+        assert!(ticket.start_sending());
+        assert!(ticket.is_sent() && !ticket.was_sent_again());
+        ticket.came_back();
+        assert!(ticket.abandon(), "it did not run");
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::support::{PATIENCE, client, eventually, on_both, unique};
 on_both!(
     a_server_registers_what_it_knows_and_leaves_first,
     a_call_to_nobody_fails_at_once,
+    nobody_is_believed_for_a_second_only,
+    no_addressed_call_is_lost_in_a_shutdown,
     calls_are_addressed_to_one_instance,
     a_balanced_call_passes_over_one_that_has_gone,
     an_asynchronous_call_does_too,
@@ -55,6 +57,8 @@ fn who(client: &ServiceClient, service: &str) -> String {
 
 fn a_server_registers_what_it_knows_and_leaves_first(broker: &Broker) {
     let (registry, service) = (Registry::memory(), unique("who"));
+    let (begun, begins) = unbounded();
+    let (release, gate) = crossbeam_channel::bounded::<()>(0);
     let server = ServiceServer::builder(broker, &service)
         .registry(&registry)
         .instance(
@@ -63,8 +67,9 @@ fn a_server_registers_what_it_knows_and_leaves_first(broker: &Broker) {
                 .with_metadata("zone", &"eu"),
         )
         .handler("b", |(): ()| Ok::<_, HandlerError>(()))
-        .handler("a", |(): ()| {
-            thread::sleep(400 * MS);
+        .handler("a", move |(): ()| {
+            begun.send(()).unwrap();
+            let _ = gate.recv();
             Ok::<_, HandlerError>(())
         })
         .start()
@@ -82,13 +87,14 @@ fn a_server_registers_what_it_knows_and_leaves_first(broker: &Broker) {
     let pending = client(broker)
         .call_async::<_, ()>(&service, "a", &())
         .unwrap();
-    thread::sleep(100 * MS);
+    begins.recv_timeout(PATIENCE).unwrap();
     thread::scope(|scope| {
         let stopping = scope.spawn(|| server.shutdown(PATIENCE));
         eventually("it is gone", || {
             registry.lookup(&service).unwrap().is_empty()
         });
         assert!(!stopping.is_finished(), "the handler still runs");
+        drop(release);
         stopping.join().unwrap().unwrap();
     });
     pending.wait().unwrap();
@@ -129,6 +135,54 @@ fn a_call_to_nobody_fails_at_once(broker: &Broker) {
         .balancer(Random)
         .build();
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidConfig);
+}
+
+/// As two processes see one registry.
+fn two_registries() -> [Registry; 2] {
+    let store = MemoryRegistry::new();
+    [(); 2].map(|()| Registry::builder(store.clone()).build().unwrap())
+}
+
+fn nobody_is_believed_for_a_second_only(broker: &Broker) {
+    let ([here, there], service) = (two_registries(), unique("who"));
+    let strict = finder(broker, &here).build().unwrap();
+    let error = strict.call::<_, ()>(&service, "who", &0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoInstance);
+    let _server = server(broker, &service, &there, "1").start().unwrap();
+    thread::sleep(1_100 * MS);
+    assert_eq!(who(&strict, &service), "1");
+}
+
+fn no_addressed_call_is_lost_in_a_shutdown(broker: &Broker) {
+    let ([here, there], service) = (two_registries(), unique("who"));
+    let _stays = server(broker, &service, &there, "stays").start().unwrap();
+    let client = finder(broker, &here)
+        .balancer(RoundRobin::default())
+        .build()
+        .unwrap();
+    for _ in 0..5 {
+        let goes = server(broker, &service, &there, "goes")
+            .workers(2)
+            .prefetch(4)
+            .start()
+            .unwrap();
+        here.refresh(&service).unwrap();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::SeqCst) {
+                        let answer = client.call::<_, String>(&service, "who", &2);
+                        answer.expect("it is answered by somebody");
+                    }
+                });
+            }
+            thread::sleep(50 * MS);
+            goes.shutdown(PATIENCE).unwrap();
+            thread::sleep(20 * MS);
+            is_over.store(true, Ordering::SeqCst);
+        });
+    }
 }
 
 fn calls_are_addressed_to_one_instance(broker: &Broker) {
@@ -252,12 +306,12 @@ fn the_slow_one_gets_less(broker: &Broker) {
         .registry(&registry)
         .instance(Instance::new().with_id("hung"))
         .handler("who", |_: u64| {
-            thread::sleep(700 * MS);
+            thread::sleep(1_500 * MS);
             Ok::<_, HandlerError>("hung")
         })
         .start()
         .unwrap();
-    let hurry = CallOptions::new().timeout(200 * MS);
+    let hurry = CallOptions::new().timeout(500 * MS);
     let failed = (0..40)
         .filter(|_| {
             client
@@ -340,7 +394,7 @@ fn the_unwell_take_no_requests_until_they_are_well(broker: &Broker) {
         error.to_string().contains("database: connection refused"),
         "{error}"
     );
-    let direct = CallOptions::new().instance("unsteady").timeout(PATIENCE);
+    let direct = CallOptions::new().instance("unsteady").timeout(200 * MS);
     eventually("its own queue is gone", || {
         let error = strict.call_with::<_, String>(&service, "who", &0, &direct);
         error.is_err_and(|error| error.kind() == ErrorKind::NoRoute)
@@ -356,6 +410,7 @@ fn the_unwell_take_no_requests_until_they_are_well(broker: &Broker) {
     eventually("it is found again", || {
         !registry.lookup(&service).unwrap().is_empty()
     });
+    let direct = direct.timeout(PATIENCE);
     let answer: String = strict.call_with(&service, "who", &0, &direct).unwrap();
     assert_eq!(answer, "unsteady");
     unsteady.shutdown(PATIENCE).unwrap();

@@ -9,6 +9,7 @@ mod contract;
 mod dead_letters;
 mod deduplication;
 mod discovery;
+mod events;
 mod examples;
 mod faults;
 mod hostile;

@@ -92,7 +92,7 @@ const SERVER: &[&str] = &[
 ];
 
 /// What each part of the crate may import from the others.
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 19] = [
     ("error", &[]),
     ("deadline", &[]),
     ("wait", &[]),
@@ -112,10 +112,11 @@ const LAYERS: [(&str, &[&str]); 18] = [
     ("client", CLIENT),
     ("consume", SERVER),
     ("server", SERVER),
+    ("events", SERVER),
     (
         "redis",
         &[
-            "error", "deadline", "resolve", "secret", "registry", "server",
+            "error", "deadline", "resolve", "secret", "registry", "consume",
         ],
     ),
     ("dead_letters", SERVER),

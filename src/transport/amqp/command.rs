@@ -38,6 +38,10 @@ pub(super) enum Command {
         on: bool,
         done: Sender<()>,
     },
+    DeleteOwnQueue {
+        link: LinkId,
+        done: Sender<()>,
+    },
     CloseLink {
         link: LinkId,
     },

@@ -59,14 +59,11 @@ pub(super) fn consume<'c>(
         }
         Source::OwnQueue {
             name,
-            options,
             bind,
             prefetch,
         } => {
             let of_our_own = QueueDeclareOptions {
                 exclusive: true,
-                auto_delete: true,
-                arguments: convert::queue_arguments(options),
                 ..QueueDeclareOptions::default()
             };
             channel.queue_declare(name, of_our_own)?;

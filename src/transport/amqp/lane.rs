@@ -2,7 +2,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use amiquip::{
-    Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, Publish, Return,
+    Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, Publish,
+    QueueDeleteOptions, Return,
 };
 use crossbeam_channel::{Receiver, TryRecvError};
 
@@ -10,7 +11,9 @@ use super::command::Registered;
 use super::confirms::Unconfirmed;
 use super::convert::{self, Failure};
 use super::declare::{consume, declare};
-use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Token};
+use crate::transport::{
+    Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Source, Token,
+};
 
 /// A link in one session: its AMQP channel, its consumer, and the deliveries
 /// it has not settled. What it publishes and what it acknowledges go through
@@ -20,9 +23,14 @@ pub(super) struct Lane<'c> {
     consumer: Option<Consumer<'c>>,
     returns: Receiver<Return>,
     reply_queue: Option<String>,
+    /// A queue of the link's own that is there.
+    own_queue: Option<String>,
+    /// To be sent in place of what was returned.
+    pub(super) instead: Vec<Publication>,
     sink: Arc<dyn Sink>,
     settler: Arc<dyn Settle>,
     acknowledges: bool,
+    ends_at_once: bool,
     confirming: Option<Confirming>,
     /// By tag; amiquip settles deliveries, not tags. Their messages are out.
     unsettled: HashMap<u64, AmqpDelivery>,
@@ -64,21 +72,24 @@ impl<'c> Lane<'c> {
             false => None,
         };
         declare(channel, &link.spec.topology)?;
-        let (consumer, reply_queue) = match link.spec.paused {
-            true => (None, None),
-            false => consume(channel, &link.spec)?,
-        };
-        Ok(Self {
+        let mut lane = Self {
             channel,
-            consumer,
+            consumer: None,
             returns,
-            reply_queue,
+            reply_queue: None,
+            own_queue: None,
+            instead: Vec::new(),
             sink: Arc::clone(&link.sink),
             settler: Arc::clone(&link.settler),
             acknowledges: link.spec.source.prefetch().is_some(),
+            ends_at_once: link.spec.ends_at_once,
             confirming,
             unsettled: HashMap::new(),
-        })
+        };
+        if !link.spec.paused {
+            lane.resume_consuming(&link.spec)?;
+        }
+        Ok(lane)
     }
 
     pub(super) fn channel_id(&self) -> u16 {
@@ -238,11 +249,7 @@ impl<'c> Lane<'c> {
                         Some(Confirming { unconfirmed, .. }) => {
                             unconfirmed.returned(returned);
                         }
-                        None => {
-                            if let Some(instead) = self.sink.returned(returned) {
-                                self.publish(instead, None)?;
-                            }
-                        }
+                        None => self.instead.extend(self.sink.returned(returned)),
                     }
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
@@ -315,12 +322,35 @@ impl<'c> Lane<'c> {
         Ok(())
     }
 
-    /// Consumes again after that.
+    /// Consumes, or consumes again.
     pub(super) fn resume_consuming(&mut self, spec: &LinkSpec) -> Result<(), Failure> {
         if self.consumer.is_none() {
             (self.consumer, self.reply_queue) = consume(self.channel, spec)?;
+            if let Source::OwnQueue { name, .. } = &spec.source {
+                self.own_queue = Some(name.clone());
+            }
         }
         Ok(())
+    }
+
+    /// Deletes the queue of the link's own.
+    pub(super) fn delete_own_queue(&mut self) -> Result<(), Failure> {
+        if let Some(queue) = self.own_queue.take() {
+            self.channel
+                .queue_delete(queue, QueueDeleteOptions::default())?;
+        }
+        Ok(())
+    }
+
+    /// Ends the lane with its connection.
+    pub(super) fn end(mut self) -> Result<(), Failure> {
+        if self.ends_at_once {
+            // Dropped, it would be cancelled: the next consumer would get what comes later
+            // before the broker has taken back what is unsettled.
+            std::mem::forget(self.consumer.take());
+            return Ok(());
+        }
+        self.close().map(drop)
     }
 
     /// Ends the lane in an orderly way and gives its channel back for reuse.
@@ -329,6 +359,7 @@ impl<'c> Lane<'c> {
         for (_, delivery) in self.unsettled.drain() {
             delivery.reject(self.channel, true)?;
         }
+        self.delete_own_queue()?;
         // A round trip, whatever it asks: what the broker had to say about the
         // messages before, it has said now.
         self.channel.qos(0, 1, false)?;

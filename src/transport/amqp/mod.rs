@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Sender, bounded};
 
 pub use self::builder::BrokerBuilder;
 use self::command::{Command, Got, LinkId, Outbox, Outgoing, Registered};
@@ -50,6 +50,7 @@ pub(crate) struct AmqpTransport {
     last_link: AtomicU64,
     peer: Arc<str>,
     max_body: usize,
+    config: Config,
 }
 
 impl AmqpTransport {
@@ -58,13 +59,14 @@ impl AmqpTransport {
         let peer = Arc::from(config.peer());
         let max_body = config.max_body;
         let (outbox, inbox) = command::channels();
-        let io = IoHandle::start(config, inbox, listener)?;
+        let io = IoHandle::start(config.clone(), inbox, listener)?;
         Ok(Self {
             outbox,
             io,
             last_link: AtomicU64::new(0),
             peer,
             max_body,
+            config,
         })
     }
 }
@@ -101,6 +103,11 @@ impl Transport for AmqpTransport {
                 Err(wire.no_answer(error.is_timeout(), "declare what the link needs"))
             }
         }
+    }
+
+    fn another(&self) -> Result<Option<Box<dyn Transport>>> {
+        let another = Self::connect(self.config.clone(), None)?;
+        Ok(Some(Box::new(another)))
     }
 
     fn close(&self, deadline: Instant) -> Result<()> {
@@ -143,10 +150,15 @@ impl AmqpWire {
             .map_err(|_| self.closed())
     }
 
-    fn consume(&self, on: bool, what: &str, deadline: Instant) -> Result<()> {
+    /// Has something done, and waits until it is.
+    fn wait_for(
+        &self,
+        what: &str,
+        deadline: Instant,
+        command: impl FnOnce(LinkId, Sender<()>) -> Command,
+    ) -> Result<()> {
         let (done, is_done) = bounded(1);
-        let link = self.link;
-        self.command(Command::Consume { link, on, done })?;
+        self.command(command(self.link, done))?;
         is_done
             .recv_deadline(deadline)
             .map_err(|error| self.no_answer(error.is_timeout(), what))
@@ -213,11 +225,23 @@ impl Wire for AmqpWire {
     }
 
     fn stop_consuming(&self, deadline: Instant) -> Result<()> {
-        self.consume(false, "stop consuming", deadline)
+        self.wait_for("stop consuming", deadline, |link, done| {
+            let on = false;
+            Command::Consume { link, on, done }
+        })
     }
 
     fn resume_consuming(&self, deadline: Instant) -> Result<()> {
-        self.consume(true, "resume consuming", deadline)
+        self.wait_for("resume consuming", deadline, |link, done| {
+            let on = true;
+            Command::Consume { link, on, done }
+        })
+    }
+
+    fn delete_own_queue(&self, deadline: Instant) -> Result<()> {
+        self.wait_for("delete a queue", deadline, |link, done| {
+            Command::DeleteOwnQueue { link, done }
+        })
     }
 
     fn close(&self) {

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::command::{Command, LinkId, Outgoing, Registered};
+use super::lane::Lane;
 use crate::error::{Error, ErrorKind};
 
 /// What outlives a session: the links there are, open in the present one or not,
@@ -8,8 +9,8 @@ use crate::error::{Error, ErrorKind};
 #[derive(Default)]
 pub(super) struct Registry {
     links: BTreeMap<LinkId, Registered>,
-    /// What was sent, may be sent again, and goes first in the next session. No
-    /// more than was in flight.
+    /// What was sent, may be sent again or elsewhere, and goes first. No more than was in
+    /// flight.
     pub(super) again: VecDeque<Outgoing>,
     /// The link whose channel the broker closed in the last session. What it had
     /// sent may be why, and sent again would close the next one.
@@ -41,6 +42,17 @@ impl Registry {
         }
     }
 
+    /// Puts what is to be sent in place of what was returned into the queue of what goes
+    /// first: there it is held while nothing may be sent.
+    pub(super) fn send_instead(&mut self, link: LinkId, lane: &mut Lane<'_>) {
+        let instead = std::mem::take(&mut lane.instead).into_iter();
+        self.again.extend(instead.map(|publication| Outgoing {
+            link,
+            publication,
+            receipt: None,
+        }));
+    }
+
     /// Carries out a command while there is no session; true if it is `Close`.
     pub(super) fn apply(&mut self, command: Command) -> bool {
         match command {
@@ -57,6 +69,8 @@ impl Registry {
                 self.pause(link, !on);
                 let _ = done.try_send(());
             }
+            // It has gone with the connection.
+            Command::DeleteOwnQueue { done, .. } => drop(done.try_send(())),
             Command::CloseLink { link } => self.remove(link),
             Command::Close => return true,
         }

@@ -124,7 +124,7 @@ impl<'c> Session<'c> {
             End::Closed if self.blocked => self.io.watchdog.kill(),
             End::Closed => {
                 for lane in std::mem::take(&mut self.lanes).into_values() {
-                    let _ = lane.close();
+                    let _ = lane.end();
                 }
             }
         }
@@ -138,6 +138,7 @@ impl<'c> Session<'c> {
         let guilty = self.guilty();
         for (&link, lane) in &mut self.lanes {
             lane.pass_on_last_words(self.number);
+            self.io.registry.send_instead(link, lane);
             for (publication, receipt) in lane.lost(&reason, guilty != Some(link)) {
                 self.io.registry.again.push_back(Outgoing {
                     link,
@@ -178,7 +179,9 @@ impl<'c> Session<'c> {
                 }
                 Wake::Returns(link) => {
                     if let Some(lane) = self.lanes.get_mut(&link) {
-                        lane.pass_on_returns().map_err(lost)?;
+                        let result = lane.pass_on_returns();
+                        self.io.registry.send_instead(link, lane);
+                        result.map_err(lost)?;
                     }
                 }
                 Wake::Confirms(link) => {
@@ -273,6 +276,13 @@ impl<'c> Session<'c> {
             Command::Consume { link, on, done } => {
                 self.io.registry.pause(link, !on);
                 self.consume(link, on)?;
+                let _ = done.try_send(());
+                Ok(())
+            }
+            Command::DeleteOwnQueue { link, done } => {
+                if let Some(lane) = self.lanes.get_mut(&link) {
+                    lane.delete_own_queue().map_err(lost)?;
+                }
                 let _ = done.try_send(());
                 Ok(())
             }

@@ -88,19 +88,19 @@ impl State {
                 let id = self.add_queue(name.clone(), Some(link), QueueOptions::new());
                 (id, name)
             }
-            Source::OwnQueue {
-                name,
-                options,
-                bind,
-                ..
-            } => {
-                if self.queue_names.contains_key(&name) {
+            Source::OwnQueue { name, bind, .. } => {
+                let existing = self.queue_names.get(&name).copied();
+                let owner = existing.and_then(|id| self.queues.get(&id)?.owner);
+                if existing.is_some() && owner != Some(link) {
                     return Err(Error::new(
                         ErrorKind::Broker,
                         format!("the queue {name:?} exists, and is not this link's own"),
                     ));
                 }
-                let id = self.add_queue(name.clone(), Some(link), options);
+                let id = match existing {
+                    Some(id) => id,
+                    None => self.add_queue(name.clone(), Some(link), QueueOptions::new()),
+                };
                 let exchange = bind.as_ref().and_then(|(it, _)| self.exchanges.get_mut(it));
                 if let (Some(exchange), Some((_, key))) = (exchange, &bind) {
                     exchange.bind(key, id);
@@ -132,20 +132,28 @@ impl State {
         Ok(())
     }
 
-    /// Ends consumption; what was delivered can still be settled. A queue of the
-    /// link's own goes.
+    /// Ends consumption; what was delivered can still be settled.
     pub(super) fn stop_consuming(&mut self, link: LinkId) {
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
-        let Some(id) = state.consuming.take() else {
-            return;
-        };
-        let Some(queue) = self.queues.get_mut(&id) else {
-            return;
-        };
-        queue.remove_consumer(link);
-        if queue.owner == Some(link) {
+        if let Some(queue) = state
+            .consuming
+            .take()
+            .and_then(|id| self.queues.get_mut(&id))
+        {
+            queue.remove_consumer(link);
+        }
+    }
+
+    /// Deletes the queues that belong to a link alone.
+    pub(super) fn delete_own_queues(&mut self, link: LinkId) {
+        let owned = self.queues.iter();
+        let owned: Vec<QueueId> = owned
+            .filter(|(_, queue)| queue.owner == Some(link))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in owned {
             self.delete_queue(id);
         }
     }
@@ -160,6 +168,7 @@ impl State {
             self.requeue(id, entry, now);
             touched.push(id);
         }
+        self.delete_own_queues(link);
         for id in touched {
             self.dispatch_to(Some(id), now);
         }

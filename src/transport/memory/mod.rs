@@ -113,6 +113,11 @@ impl Transport for MemoryTransport {
         Ok(opened.ok_or_else(closed)??)
     }
 
+    /// Closing a link gives everything back in one step here.
+    fn another(&self) -> Result<Option<Box<dyn Transport>>> {
+        Ok(None)
+    }
+
     fn close(&self, _deadline: Instant) -> Result<()> {
         let state = self.shared.state.lock().take();
         self.shared.room.notify_all();
@@ -198,6 +203,12 @@ impl Wire for MemoryWire {
             .with(|state| state.start_consuming(self.link, Instant::now()));
         self.shared.room.notify_all();
         resumed.ok_or_else(closed)?
+    }
+
+    fn delete_own_queue(&self, _deadline: Instant) -> Result<()> {
+        self.shared.with(|state| state.delete_own_queues(self.link));
+        self.shared.room.notify_all();
+        Ok(())
     }
 
     fn close(&self) {

@@ -62,20 +62,9 @@ impl State {
         queues: &[QueueId],
         now: Instant,
     ) {
-        if publication.start_sending() {
-            self.put(link, publication, receipt, queues, now);
+        if !publication.start_sending() {
+            return;
         }
-    }
-
-    /// Its owner has not given up on it.
-    fn put(
-        &mut self,
-        link: LinkId,
-        publication: Publication,
-        receipt: Option<Receipt>,
-        queues: &[QueueId],
-        now: Instant,
-    ) {
         if queues.is_empty() && publication.mandatory {
             let reason = "NO_ROUTE".to_owned();
             match (receipt, self.links.get(&link)) {
@@ -92,7 +81,7 @@ impl State {
                         let queues = self
                             .route(&instead.exchange, &instead.routing_key)
                             .unwrap_or_default();
-                        self.put(link, instead, None, &queues, now);
+                        self.publish(link, instead, None, &queues, now);
                     }
                 }
                 (None, None) => {}

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use coney::message::ServiceMessage;
 use coney::{
-    Broker, CallOptions, Context, DeadLetters, HandlerError, PendingSend, ServiceClient,
-    ServiceServer,
+    Broker, CallOptions, Context, DeadLetters, EventPublisher, EventSubscriber, HandlerError,
+    PendingSend, ServiceClient, ServiceServer,
 };
 
 use super::book::Book;
@@ -20,6 +20,15 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 const ORDERS: &str = "ledger-orders";
 const ECHO: &str = "ledger-echo";
+const HAPPENED: &str = "ledger.happened";
+
+const DELAYS: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(1_000),
+    Duration::from_millis(5_000),
+];
+
 const PRODUCERS: usize = 2;
 const CALLERS: u64 = 4;
 
@@ -36,6 +45,7 @@ pub struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     servers: Vec<ServiceServer>,
+    subscribers: [EventSubscriber; 2],
     /// Through no proxy, for the end.
     broker: Broker,
 }
@@ -46,18 +56,25 @@ impl Load {
         let stop = Arc::new(AtomicBool::new(false));
         // Two consumers over different ways; the producers use the third, and the
         // direct one; so do the callers.
-        let servers = [ways[0], ways[1]].map(|url| serve(&quick(url), book));
+        let brokers = [ways[0], ways[1]].map(quick);
+        let servers = brokers.each_ref().map(|broker| serve(broker, book));
+        let subscribers = brokers.map(|broker| subscribe(&broker, book));
         let clients = [ways[2], direct].map(|url| {
-            let client = ServiceClient::builder(&quick(url), "ledger").timeout(CALL_TIMEOUT);
-            client.build().unwrap()
+            let broker = quick(url);
+            let client = ServiceClient::builder(&broker, "ledger").timeout(CALL_TIMEOUT);
+            let events = EventPublisher::new(&broker, "ledger").unwrap();
+            (client.build().unwrap(), events)
         });
         let mut threads = Vec::new();
         for n in 0..PRODUCERS {
-            let (client, book, stop) = (clients[n % 2].clone(), book.clone(), stop.clone());
-            threads.push(thread::spawn(move || produce(&client, &book, &stop)));
+            let ((client, events), book) = (clients[n % 2].clone(), book.clone());
+            let stop = stop.clone();
+            threads.push(thread::spawn(move || {
+                produce(&client, &events, &book, &stop);
+            }));
         }
         for n in 0..CALLERS {
-            let client = clients[n as usize % 2].clone();
+            let (client, _) = clients[n as usize % 2].clone();
             let (book, stop) = (book.clone(), stop.clone());
             threads.push(thread::spawn(move || call(&client, &book, &stop, n)));
         }
@@ -65,6 +82,7 @@ impl Load {
             stop,
             threads,
             servers: servers.into_iter().flatten().collect(),
+            subscribers,
             broker: quick(direct),
         }
     }
@@ -99,24 +117,43 @@ impl Load {
         for server in &self.servers {
             server.shutdown(Duration::from_secs(10)).unwrap();
         }
+        for subscriber in &self.subscribers {
+            subscriber.shutdown(Duration::from_secs(10)).unwrap();
+        }
     }
+}
+
+/// Events are handled as orders are.
+fn subscribe(broker: &Broker, book: &Arc<Book>) -> EventSubscriber {
+    let book = Arc::clone(book);
+    EventSubscriber::builder(broker, "ledger")
+        .prefetch(100)
+        .retry_delays(DELAYS)
+        .on_with(HAPPENED, move |context: &Context<'_>, number| {
+            handle(&book, context, number)
+        })
+        .start()
+        .unwrap()
+}
+
+fn handle(book: &Book, context: &Context<'_>, number: u64) -> Result<(), HandlerError> {
+    if number.is_multiple_of(FAILED_ONCE) && context.attempt() == 1 {
+        return Err(HandlerError::new("not at the first attempt"));
+    }
+    if number.is_multiple_of(REJECTED) {
+        return Err(HandlerError::new("never").do_not_retry());
+    }
+    book.delivered(number);
+    Ok(())
 }
 
 fn serve(broker: &Broker, book: &Arc<Book>) -> [ServiceServer; 2] {
     let book = Arc::clone(book);
-    let delays = [50, 200, 1_000, 5_000].map(Duration::from_millis);
     let orders = ServiceServer::builder(broker, ORDERS)
         .prefetch(100)
-        .retry_delays(delays)
-        .handler_with("order", move |context: &Context<'_>, number: u64| {
-            if number.is_multiple_of(FAILED_ONCE) && context.attempt() == 1 {
-                return Err(HandlerError::new("not at the first attempt"));
-            }
-            if number.is_multiple_of(REJECTED) {
-                return Err(HandlerError::new("never").do_not_retry());
-            }
-            book.delivered(number);
-            Ok(())
+        .retry_delays(DELAYS)
+        .handler_with("order", move |context: &Context<'_>, number| {
+            handle(&book, context, number)
         })
         .start()
         .unwrap();
@@ -127,7 +164,7 @@ fn serve(broker: &Broker, book: &Arc<Book>) -> [ServiceServer; 2] {
     [orders, echo]
 }
 
-fn produce(client: &ServiceClient, book: &Book, stop: &AtomicBool) {
+fn produce(client: &ServiceClient, events: &EventPublisher, book: &Book, stop: &AtomicBool) {
     let mut pending: VecDeque<(u64, Instant, PendingSend)> = VecDeque::new();
     let settle = |(number, sent, send): (u64, Instant, PendingSend)| {
         let outcome = send.wait();
@@ -145,7 +182,12 @@ fn produce(client: &ServiceClient, book: &Book, stop: &AtomicBool) {
         let options = CallOptions::new()
             .timeout(SEND_TIMEOUT)
             .idempotent(number.is_multiple_of(3));
-        match client.send_async_with(ORDERS, "order", &number, &options) {
+        // Every fourth is an event.
+        let pending_send = match number % 4 {
+            1 => events.publish_async_with(HAPPENED, &number, &options),
+            _ => client.send_async_with(ORDERS, "order", &number, &options),
+        };
+        match pending_send {
             Ok(send) => pending.push_back((number, sent, send)),
             Err(_) => {
                 book.refused.fetch_add(1, Ordering::Relaxed);
