@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::support::server::Server;
 use crate::support::{amqp_url, eventually, redis_url, unique};
 
 fn example(name: &str) -> Command {
@@ -102,6 +103,37 @@ impl Drop for Service {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+#[test]
+fn the_shop_balances_in_memory() {
+    let shop = stdout(
+        &example("ecommerce")
+            .args(["--orders", "100"])
+            .output()
+            .unwrap(),
+    );
+    assert!(shop.contains("the books balance"), "{shop}");
+    assert!(shop.contains("100 orders: "), "{shop}");
+    assert!(shop.contains("5 dead letters"), "{shop}");
+}
+
+#[test]
+fn the_shop_balances_over_a_broker_that_restarts() {
+    let mut rabbit = Server::rabbitmq();
+    let redis = Server::redis();
+    let shop = example("ecommerce")
+        .args(["--orders", "400", "--customers", "8"])
+        .args(["--amqp-url", rabbit.url(), "--redis-url", redis.url()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    rabbit.kill();
+    rabbit.start_again();
+    let text = stdout(&shop.wait_with_output().unwrap());
+    assert!(text.contains("the books balance"), "{text}");
 }
 
 #[test]

@@ -1,0 +1,38 @@
+//! Counts what moves in and out of the stock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use coney::Context;
+
+use crate::contract::{ANALYTICS, Reservation};
+use crate::platform::{Platform, Service};
+use crate::stats::Stats;
+
+pub fn start(platform: &Platform) -> coney::Result<Service> {
+    let stats = Arc::new(Stats::new());
+    let moved: Arc<Mutex<HashMap<u64, u64>>> = Arc::default();
+    let server = platform
+        .server(ANALYTICS, &stats)
+        .handler("moved", {
+            let moved = Arc::clone(&moved);
+            move |()| Ok::<_, String>(moved.lock().unwrap().clone())
+        })
+        .start()?;
+    let subscriber = platform
+        .subscriber(ANALYTICS)
+        .on_with(
+            "inventory.*",
+            move |context: &Context<'_>, change: Reservation| {
+                stats.count(context, || {
+                    *moved.lock().unwrap().entry(change.product_id).or_default() += change.quantity;
+                    Ok(())
+                })
+            },
+        )
+        .start()?;
+    Ok(Service {
+        server,
+        subscriber: Some(subscriber),
+    })
+}

@@ -1,0 +1,66 @@
+//! Charges for orders. The card network fails now and then, and some cards are declined.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use coney::{Context, HandlerError};
+
+use crate::contract::{Order, PAYMENT, Payment};
+use crate::platform::{Platform, Service};
+use crate::stats::Stats;
+
+pub fn start(platform: &Platform) -> coney::Result<Service> {
+    let stats = Arc::new(Stats::new());
+    // By order: nobody is charged twice, however often the event comes.
+    let charged: Arc<Mutex<HashMap<String, u64>>> = Arc::default();
+    let server = platform
+        .server(PAYMENT, &stats)
+        .handler("charged", {
+            let charged = Arc::clone(&charged);
+            move |run: String| {
+                let charged = charged.lock().unwrap();
+                let of_run = charged.iter().filter(|(order, _)| order.starts_with(&run));
+                Ok::<u64, String>(of_run.map(|(_, cents)| cents).sum())
+            }
+        })
+        .start()?;
+    let publisher = platform.publisher(PAYMENT)?;
+    let subscriber = platform
+        .subscriber(PAYMENT)
+        .on_with(
+            "order.created",
+            move |context: &Context<'_>, order: Order| {
+                stats.count(context, || {
+                    let number = number_of(&order);
+                    if number % 17 == 3 && context.attempt() == 1 {
+                        // It is tried again after a while, and nobody waits for it meanwhile.
+                        return Err(HandlerError::new("the card network does not answer"));
+                    }
+                    let Order {
+                        order_id, cents, ..
+                    } = order;
+                    let is_declined = number % 9 == 5;
+                    let event = match is_declined {
+                        true => "payment.failed",
+                        false => {
+                            charged.lock().unwrap().insert(order_id.clone(), cents);
+                            "payment.succeeded"
+                        }
+                    };
+                    publisher.publish(event, &Payment { order_id, cents })?;
+                    Ok(())
+                })
+            },
+        )
+        .start()?;
+    Ok(Service {
+        server,
+        subscriber: Some(subscriber),
+    })
+}
+
+/// The number in an order's id, which decides its fate in this example.
+fn number_of(order: &Order) -> u64 {
+    let number = order.order_id.rsplit('-').next();
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
