@@ -4,8 +4,9 @@
 //!
 //! `publish_async` against a hand-written publisher with confirms, into one queue; and
 //! one publisher to ten groups, counted when they are handled, against ten hand-written
-//! consumers that acknowledge each. Publisher and consumers have a connection each, and
-//! consumers a prefetch of 10, on both sides; the hand-written ones decode nothing.
+//! consumers that acknowledge each, with a prefetch of 10 on both sides. The hand-written
+//! ones decode nothing. Once all consumers of a side share a connection, as in one process,
+//! and once each has its own, as in ten.
 //! Over RabbitMQ on AMQP_URL, or on a private one it starts; in alternating slices of the
 //! same run. Prints one JSON object for each, and the ratios.
 
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use amiquip::{ConsumerMessage, ConsumerOptions, FieldTable, QueueDeclareOptions};
+use amiquip::{Connection, ConsumerMessage, ConsumerOptions, FieldTable, QueueDeclareOptions};
 use clap::Parser;
 use coney::{Broker, EventPublisher, EventSubscriber};
 
@@ -66,7 +67,9 @@ fn main() {
     let broker = Broker::connect(&url).expect("the broker is there");
     let publisher = EventPublisher::new(&broker, "bench").expect("a name");
     publish(&url, &broker, &publisher, &payload, &body, time);
-    fan_out(&url, &publisher, &payload, &body, time);
+    for connections in [1, GROUPS] {
+        fan_out(&url, connections, &publisher, &payload, &body, time);
+    }
 }
 
 fn publish(
@@ -95,15 +98,24 @@ fn publish(
     eprintln!("publish_async: {ratio:.2} of bare");
 }
 
-fn fan_out(url: &str, publisher: &EventPublisher, payload: &str, body: &[u8], time: Duration) {
+fn fan_out(
+    url: &str,
+    connections: usize,
+    publisher: &EventPublisher,
+    payload: &str,
+    body: &[u8],
+    time: Duration,
+) {
     let [by_hand, by_coney] = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
     let mut bare = Bare::new(bare_connection::connect(url), EXCHANGE, BY_HAND, false);
-    let consumers = Consumers::start(url, &by_hand);
+    let consumers = Consumers::start(url, connections, &by_hand);
+    let connect = |_| Broker::connect(url).expect("the broker is there");
+    let brokers: Vec<Broker> = (0..connections).map(connect).collect();
     let subscribers: Vec<EventSubscriber> = (0..GROUPS)
         .map(|group| {
             let handled = Arc::clone(&by_coney);
-            let broker = Broker::connect(url).expect("the broker is there");
-            let subscriber = EventSubscriber::builder(&broker, &format!("bench-group-{group}"));
+            let broker = &brokers[group % connections];
+            let subscriber = EventSubscriber::builder(broker, &format!("bench-group-{group}"));
             let subscriber = subscriber.on(BY_CONEY, move |_: String| {
                 handled.fetch_add(1, Ordering::Relaxed);
                 Ok::<_, String>(())
@@ -125,7 +137,7 @@ fn fan_out(url: &str, publisher: &EventPublisher, payload: &str, body: &[u8], ti
     };
     let rates = [rate(&by_hand, times[0]), rate(&by_coney, times[1])];
     let ratio = report(["bare_fan_out", "fan_out"], rates, Duration::from_secs(1));
-    eprintln!("fan_out: {ratio:.2} of bare");
+    eprintln!("fan_out over {connections} connections: {ratio:.2} of bare");
 }
 
 /// Publishes for a while, and waits until every group has handled it all.
@@ -147,18 +159,21 @@ fn timed(handled: &AtomicU64, publish: impl FnOnce(Instant) -> u64, length: Dura
 struct Consumers {
     over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    _connections: Vec<Connection>,
 }
 
 impl Consumers {
-    fn start(url: &str, handled: &Arc<AtomicU64>) -> Self {
+    fn start(url: &str, connections: usize, handled: &Arc<AtomicU64>) -> Self {
+        let connect = |_| bare_connection::connect(url);
+        let mut connections: Vec<_> = (0..connections).map(connect).collect();
         let over = Arc::new(AtomicBool::new(false));
         let (ready, is_ready) = crossbeam_channel::bounded(GROUPS);
         let threads = (0..GROUPS).map(|group| {
-            let (url, over, handled) = (url.to_owned(), Arc::clone(&over), Arc::clone(handled));
+            let (over, handled) = (Arc::clone(&over), Arc::clone(handled));
             let ready = ready.clone();
+            let which = group % connections.len();
+            let channel = connections[which].open_channel(None).expect("a channel");
             thread::spawn(move || {
-                let mut connection = bare_connection::connect(&url);
-                let channel = connection.open_channel(None).expect("a channel");
                 let durable = QueueDeclareOptions {
                     durable: true,
                     ..QueueDeclareOptions::default()
@@ -184,7 +199,11 @@ impl Consumers {
         });
         let threads = threads.collect();
         is_ready.iter().take(GROUPS).for_each(drop);
-        Self { over, threads }
+        Self {
+            over,
+            threads,
+            _connections: connections,
+        }
     }
 
     fn stop(self) {

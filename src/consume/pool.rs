@@ -10,26 +10,40 @@ use crate::wait;
 
 /// A fixed set of named worker threads.
 ///
-/// A job goes to the worker that became idle last, over a channel of its own:
-/// one thread is woken for a job and it is the one whose caches are warm.
-/// With one queue that all workers wait on, every job would also wake a worker
-/// that then finds nothing.
+/// A job wakes the worker that became idle last, over a channel of its own: its
+/// caches are warm, and nobody else is woken. Only one is woken at a time; when it takes
+/// its job and there are more, it wakes the next. So a burst of short jobs is done by the
+/// few workers that are awake, and one of long jobs wakes as many as there are jobs.
 pub(super) struct Pool<J> {
     queue: Arc<Mutex<Queue<J>>>,
-    workers: Vec<Sender<Option<J>>>,
+    wakers: Arc<[Sender<()>]>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Disconnects when the last worker has ended.
     ended: Receiver<()>,
 }
 
 struct Queue<J> {
-    /// Workers that wait for a job, the latest last.
+    /// Workers that sleep, the latest last.
     idle: Vec<usize>,
+    /// One has been woken and has not looked at the jobs yet.
+    waking: bool,
     /// Jobs that wait for a worker. What fills it is bounded by the prefetch
     /// count: each job is an unsettled delivery.
     backlog: VecDeque<J>,
     running: usize,
     stopped: bool,
+}
+
+impl<J> Queue<J> {
+    /// Whom to wake, if there is a job and nobody is about to take it.
+    fn to_wake(&mut self) -> Option<usize> {
+        if self.waking || self.backlog.is_empty() {
+            return None;
+        }
+        let worker = self.idle.pop()?;
+        self.waking = true;
+        Some(worker)
+    }
 }
 
 impl<J: Send + 'static> Pool<J> {
@@ -47,23 +61,26 @@ impl<J: Send + 'static> Pool<J> {
         let run = Arc::new(run);
         let queue = Arc::new(Mutex::new(Queue {
             idle: Vec::with_capacity(workers),
+            waking: false,
             backlog: VecDeque::new(),
             running: 0,
             stopped: false,
         }));
         let (alive, ended) = bounded::<()>(0);
-        let mut pool = Self {
+        // One slot: only who sleeps is woken.
+        let (wakers, wakes): (Vec<Sender<()>>, Vec<Receiver<()>>) =
+            (0..workers).map(|_| bounded(1)).unzip();
+        let pool = Self {
             queue,
-            workers: Vec::with_capacity(workers),
+            wakers: wakers.into(),
             threads: Mutex::new(Vec::with_capacity(workers)),
             ended,
         };
-        for number in 0..workers {
-            // One slot: a worker gets a job only after it has said it is idle.
-            let (sender, jobs) = bounded(1);
+        for (number, wakes) in wakes.into_iter().enumerate() {
             let worker = Worker {
                 number,
-                jobs,
+                wakes,
+                wakers: Arc::clone(&pool.wakers),
                 queue: Arc::clone(&pool.queue),
                 run: Arc::clone(&run),
                 awake,
@@ -72,9 +89,8 @@ impl<J: Send + 'static> Pool<J> {
             let thread = thread::Builder::new()
                 .name(format!("coney-worker-{name}-{number}"))
                 .spawn(move || worker.work());
-            pool.workers.push(sender);
             match thread {
-                Ok(thread) => pool.threads.get_mut().push(thread),
+                Ok(thread) => pool.threads.lock().push(thread),
                 Err(error) => {
                     pool.stop();
                     return Err(error);
@@ -84,24 +100,18 @@ impl<J: Send + 'static> Pool<J> {
         Ok(pool)
     }
 
-    /// Gives a job to a worker, or to the backlog; never blocks. Hands it back
-    /// once the pool has been stopped.
+    /// Gives a job to the workers; never blocks. Hands it back once the pool has been
+    /// stopped.
     pub(super) fn submit(&self, job: J) -> Result<(), J> {
-        let worker = {
+        let woken = {
             let mut queue = self.queue.lock();
             if queue.stopped {
                 return Err(job);
             }
-            match queue.idle.pop() {
-                Some(worker) => worker,
-                None => {
-                    queue.backlog.push_back(job);
-                    return Ok(());
-                }
-            }
+            queue.backlog.push_back(job);
+            queue.to_wake()
         };
-        // Fails only if the worker has died, and then only this job with it.
-        let _ = self.workers[worker].send(Some(job));
+        wake(&self.wakers, woken);
         Ok(())
     }
 
@@ -122,7 +132,7 @@ impl<J: Send + 'static> Pool<J> {
             )
         };
         for worker in idle {
-            let _ = self.workers[worker].send(None);
+            wake(&self.wakers, Some(worker));
         }
         backlog.into()
     }
@@ -148,9 +158,18 @@ impl<J: Send + 'static> Pool<J> {
     }
 }
 
+/// Wakes a worker that has left the idle ones.
+fn wake(wakers: &[Sender<()>], worker: Option<usize>) {
+    if let Some(waker) = worker.and_then(|worker| wakers.get(worker)) {
+        // Fails only if it is about to wake by itself.
+        let _ = waker.try_send(());
+    }
+}
+
 struct Worker<J, F> {
     number: usize,
-    jobs: Receiver<Option<J>>,
+    wakes: Receiver<()>,
+    wakers: Arc<[Sender<()>]>,
     queue: Arc<Mutex<Queue<J>>>,
     run: Arc<F>,
     awake: Duration,
@@ -160,29 +179,36 @@ struct Worker<J, F> {
 
 impl<J, F: Fn(J)> Worker<J, F> {
     fn work(self) {
+        let mut was_woken = false;
         let mut was_running = false;
-        while let Some(job) = self.next(was_running) {
-            (self.run)(job);
-            was_running = true;
-        }
-    }
-
-    fn next(&self, was_running: bool) -> Option<J> {
-        {
-            let mut queue = self.queue.lock();
-            queue.running -= usize::from(was_running);
-            if queue.stopped {
-                return None;
+        loop {
+            let (job, woken) = {
+                let mut queue = self.queue.lock();
+                queue.running -= usize::from(was_running);
+                queue.waking &= !was_woken;
+                if queue.stopped {
+                    return;
+                }
+                let job = queue.backlog.pop_front();
+                match &job {
+                    Some(_) => queue.running += 1,
+                    None => queue.idle.push(self.number),
+                }
+                (job, queue.to_wake())
+            };
+            wake(&self.wakers, woken);
+            was_running = job.is_some();
+            was_woken = job.is_none();
+            match job {
+                Some(job) => (self.run)(job),
+                None => {
+                    let woken = wait::recv(&self.wakes, None, self.awake);
+                    if woken.is_none() {
+                        return;
+                    }
+                }
             }
-            if let Some(job) = queue.backlog.pop_front() {
-                queue.running += 1;
-                return Some(job);
-            }
-            queue.idle.push(self.number);
         }
-        let job = wait::recv(&self.jobs, None, self.awake).flatten()?;
-        self.queue.lock().running += 1;
-        Some(job)
     }
 }
 
