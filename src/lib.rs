@@ -28,6 +28,7 @@
 //! | [`Broker`] | a handle on RabbitMQ, or on a broker inside this process |
 //! | [`ServiceServer`] | handlers on a pool of workers, behind the service's queue |
 //! | [`ServiceClient`] | [`call`](ServiceClient::call) blocks; [`call_async`](ServiceClient::call_async) gives a [`PendingReply`] to wait for, or to give a callback to; [`send`](ServiceClient::send) is one way, and confirmed |
+//! | [`EventPublisher`], [`EventSubscriber`] | what has happened, told to whoever has subscribed |
 //! | [`ServiceProxy`] | one service seen from outside, with `camelCase` methods |
 //! | [`DeadLetters`] | the messages that failed for good: look, replay, purge |
 //! | [`Registry`] | which instances of a service there are: registering, looking up, [balancing](balance) |
@@ -53,6 +54,33 @@
 //! Handlers may thus run more than once for one request. Give a server a
 //! [`ReplyStore`] ([`deduplicate`](ServiceServerBuilder::deduplicate)) where that
 //! matters.
+//!
+//! # Events
+//!
+//! An event says what has happened; who wants to know is for the others to say. Publishing
+//! is confirmed as sending a command is; each [`Subscription`] has a queue, a handler, and
+//! attempts and dead letters of its own.
+//!
+//! ```
+//! use coney::{Broker, EventPublisher, EventSubscriber, Subscription};
+//!
+//! # fn main() -> coney::Result<()> {
+//! let broker = Broker::memory();
+//! let billing = EventSubscriber::builder(&broker, "billing")
+//!     .on("order.created", |order: u64| Ok::<_, String>(println!("a bill for {order}")))
+//!     .subscribe(
+//!         Subscription::to("order.*", |order: u64| Ok::<_, String>(println!("{order}")))
+//!             .ordered_by(|order: &u64| *order) // one order's events one after the other
+//!     )
+//!     .start()?;
+//! EventPublisher::new(&broker, "order-service")?.publish("order.created", &4711)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! By default a service's instances are a group: one of them gets an event, and while
+//! all are offline it waits. A [broadcast](Subscription::broadcast) reaches every instance,
+//! a [singleton](Subscription::singleton) is one in the whole system.
 //!
 //! # Finding services
 //!
@@ -83,11 +111,12 @@
 //!
 //! | thread | how many | what it runs |
 //! | --- | --- | --- |
-//! | `coney-io-N` | one per connection | owns the connection: publishes, takes deliveries, routes replies, reconnects. Never user code |
+//! | `coney-io-N` | one per connection (a subscriber with an order has another) | owns the connection: publishes, takes deliveries, routes replies, reconnects. Never user code |
 //! | `coney-watch-N` | one per connection | cuts the socket when an operation takes too long; sleeps otherwise |
 //! | `amiquip-io` | one per connection | amiquip's: reads and writes the socket |
-//! | `coney-worker-SERVICE-N` | 10 per server | handlers |
-//! | `coney-mover-SERVICE` | one per server | acknowledges what was moved on to another attempt or the dead letters, once that is confirmed |
+//! | `coney-worker-SERVICE-N` | 10 per server or subscriber | handlers |
+//! | `coney-mover-SERVICE` | one per server or subscriber | acknowledges what was moved on to another attempt or the dead letters, once that is confirmed |
+//! | `coney-delay-SERVICE` | one per subscriber | waits for what is tried again in its place |
 //! | `coney-health-SERVICE` | one per server with health checks | the checks |
 //! | `coney-beat-N` | one per registry, from its first registration on | says that what was registered is still there |
 //! | `coney-lookup-N` | one per registry, from its first look-up on | asks the store, so that no caller is held up by it |
@@ -103,8 +132,8 @@
 //! # Logging
 //!
 //! Through the [`log`](https://docs.rs/log) facade, with the targets
-//! `coney::amqp`, `coney::client`, `coney::server`, `coney::worker`, `coney::registry`,
-//! `coney::transport` and `coney::dead_letters`. Payloads and passwords are
+//! `coney::amqp`, `coney::client`, `coney::server`, `coney::events`, `coney::worker`,
+//! `coney::registry`, `coney::transport` and `coney::dead_letters`. Payloads and passwords are
 //! never logged. Leave `amiquip` at `info`: at `debug` it logs the password.
 
 mod client;

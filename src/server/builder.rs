@@ -224,12 +224,15 @@ impl ServiceServerBuilder {
     /// [`health_interval`](ServiceServerBuilder::health_interval) on a thread of
     /// the server's, `coney-health-SERVICE`, one check after the other; a panic is a failure.
     ///
-    /// While one fails, with or without a registry, the server takes no requests: callers
-    /// who do not look it up wait for it, or for another. The instance is marked as not well in the registry, look-ups
-    /// leave it out, and what it has not begun goes to the other instances. [`start`](ServiceServerBuilder::start)
-    /// waits for the first round of all checks, and takes one of over 10 s for a failure. A check should have a timeout of its own: while one hangs, the last
-    /// verdict stands. Everybody who reads the registry can read its error, of which 200 bytes
-    /// are told: it should have no secret in it.
+    /// While one fails, with or without a registry, the server takes no requests: what it has
+    /// not begun goes to the other instances, and callers who do not look it up wait for it,
+    /// or for another. In the registry the instance is marked as not well, and look-ups leave
+    /// it out. Everybody who reads the registry can read the check's error, of which 200
+    /// bytes are told: it should have no secret in it.
+    ///
+    /// A check should have a timeout of its own: while one hangs, the last verdict stands.
+    /// [`start`](ServiceServerBuilder::start) waits for the first round of all checks, and takes
+    /// one of over 10 s for a failure.
     ///
     /// ```
     /// # use coney::{Broker, ServiceServer};

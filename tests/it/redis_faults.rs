@@ -9,40 +9,17 @@ use std::time::{Duration, Instant};
 
 use coney::balance::Random;
 use coney::{
-    Broker, Claim, ErrorKind, HandlerError, Instance, Lookup, Redis, RedisRegistry,
-    RedisReplyStore, RegistrationState, Registry, ReplyStore, ServiceClient, ServiceRegistry,
-    ServiceServer,
+    Broker, ErrorKind, HandlerError, Instance, Redis, RedisRegistry, RegistrationState, Registry,
+    ServiceClient, ServiceServer,
 };
 
+use crate::support::registry::{LOOKUP_TIMEOUT, ids, registry, unix_seconds};
 use crate::support::server::Server;
 use crate::support::timing::in_time;
-use crate::support::{eventually, redis_url, unique};
+use crate::support::{eventually, unique};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-
-/// What the registry's look-ups may take at most.
-const LOOKUP_TIMEOUT: Duration = Duration::from_millis(300);
-
-/// Beats often, so that the tests need not wait long.
-fn registry(url: &str, dead_after: Duration) -> Registry {
-    let redis = Redis::builder(url).timeout(200 * MS).build().unwrap();
-    let store = RedisRegistry::new(&redis).with_dead_after(dead_after);
-    Registry::builder(store)
-        .beat_every(100 * MS)
-        .cache_for(400 * MS)
-        .lookup_timeout(LOOKUP_TIMEOUT)
-        .build()
-        .unwrap()
-}
-
-fn ids(lookup: &Lookup) -> Vec<String> {
-    lookup.iter().map(|one| one.id().to_owned()).collect()
-}
-
-fn unix_seconds() -> u64 {
-    std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()
-}
 
 /// Looks up all the time, in time, and always finds the same; if the registry is in
 /// trouble, it says at some time that this is old.
@@ -235,38 +212,6 @@ fn full_and_wrong_and_unreadable() {
 }
 
 #[test]
-fn a_password_is_wanted_and_never_shown() {
-    let redis = Server::redis();
-    redis.ctl(&["CONFIG", "SET", "requirepass", "hunter2"]);
-    let address = redis.url().trim_start_matches("redis://").to_owned();
-    for (login, wanted) in [
-        (String::new(), "NOAUTH"),
-        (":wrong-hunter3@".to_owned(), "WRONGPASS"),
-        ("nobody:hunter2@".to_owned(), "WRONGPASS"),
-    ] {
-        let registry = registry(&format!("redis://{login}{address}"), SECOND * 2);
-        let error = in_time(LOOKUP_TIMEOUT, "a look-up", || registry.lookup("web")).unwrap_err();
-        let builder = Redis::builder(&format!("redis://{login}{address}"));
-        let text = format!("{error} {error:?} {registry:?} {builder:?}");
-        assert!(!text.contains("hunter"), "{text}");
-        // Which of the two is told first is up to the machine.
-        let told = || {
-            registry
-                .refresh("web")
-                .unwrap_err()
-                .to_string()
-                .contains(wanted)
-        };
-        eventually(wanted, told);
-    }
-    let registry = registry(&format!("redis://:hunter2@{address}/3"), SECOND * 2);
-    let _one = registry
-        .register("web", Instance::new().with_id("1"))
-        .unwrap();
-    assert_eq!(ids(&registry.lookup("web").unwrap()), ["1"]);
-}
-
-#[test]
 fn a_server_that_never_answers_holds_up_nobody() {
     for greeting in ["", "HTTP/1.1 400 Bad Request\r\n\r\n"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -322,151 +267,6 @@ fn calls_go_on_without_a_registry() {
     });
     redis.kill();
     in_time(SECOND, "shutdown", || server.shutdown(SECOND)).unwrap();
-}
-
-#[test]
-fn peers_of_other_languages_share_the_hashes() {
-    let redis = Server::redis();
-    let registry = registry(redis.url(), 60 * SECOND);
-    let now = unix_seconds();
-    // Word for word as the PHP peer writes it.
-    let php = format!(
-        r#"{{"instance_id":"php-1","registered_at":{now},"last_heartbeat":{now},"host":"10.0.0.5","port":9501,"tags":[]}}"#
-    );
-    redis.ctl(&["HSET", "service:registry:user-service", "php-1", &php]);
-    redis.ctl(&["EXPIRE", "service:registry:user-service", "300"]);
-    let ours = registry
-        .register(
-            "user-service",
-            Instance::new()
-                .with_id("coney-1")
-                .with_host("h")
-                .with_port(1),
-        )
-        .unwrap();
-    let found = registry.refresh("user-service").unwrap();
-    assert_eq!(ids(&found), ["coney-1", "php-1"]);
-    assert_eq!(found.iter().nth(1).unwrap().port(), Some(9501));
-    // What the peer reads of ours: the contract's fields, flat.
-    let json = redis.ctl(&["HGET", "service:registry:user-service", "coney-1"]);
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["instance_id"], "coney-1");
-    assert_eq!(json["host"], "h");
-    assert!(json["registered_at"].is_u64() && json["last_heartbeat"].is_u64());
-    assert!(json.get("service").is_none());
-    let ttl: u64 = redis
-        .ctl(&["TTL", "service:registry:user-service"])
-        .parse()
-        .unwrap();
-    assert!((295..=300).contains(&ttl), "{ttl}");
-    // The peer's own value stays, to the letter.
-    assert_eq!(
-        redis.ctl(&["HGET", "service:registry:user-service", "php-1"]),
-        php
-    );
-    // No other keys where peers look.
-    assert_eq!(
-        redis.ctl(&["KEYS", "service:registry:*"]),
-        "service:registry:user-service"
-    );
-    // An operator's HDEL is a goodbye.
-    redis.ctl(&["HDEL", "service:registry:user-service", "coney-1"]);
-    eventually("it is noticed", || {
-        ours.state() == RegistrationState::Deregistered
-    });
-    assert_eq!(ids(&registry.refresh("user-service").unwrap()), ["php-1"]);
-}
-
-#[test]
-fn the_last_registration_may_outlive_the_registry() {
-    let redis = Server::redis();
-    let one = {
-        let registry = registry(redis.url(), 2 * SECOND);
-        registry.register("web", Instance::new()).unwrap()
-    };
-    in_time(SECOND, "dropping", || drop(one));
-    assert_eq!(redis.ctl(&["EXISTS", "service:registry:web"]), "0");
-}
-
-#[test]
-fn one_beat_is_one_round_trip_and_renews_the_expiry() {
-    let redis = Server::redis();
-    let handle = Redis::new(redis.url()).unwrap();
-    let store = RedisRegistry::new(&handle).with_expiry(100 * SECOND);
-    let instances: Vec<Instance> = (0..250)
-        .map(|n| {
-            let json = format!(r#"{{"last_heartbeat":{}}}"#, unix_seconds() - 5);
-            Instance::from_json(&format!("s{}", n % 3), &format!("i{n}"), &json).unwrap()
-        })
-        .collect();
-    for instance in &instances {
-        store.register(instance).unwrap();
-    }
-    redis.ctl(&["PEXPIRE", "service:registry:s1", "5000"]);
-    let net_writes = || {
-        let stats = redis.ctl(&["INFO", "stats"]);
-        let line = stats
-            .lines()
-            .find(|line| line.starts_with("total_writes_processed:"));
-        line.unwrap()
-            .trim()
-            .rsplit_once(':')
-            .unwrap()
-            .1
-            .parse::<u64>()
-            .unwrap()
-    };
-    let before = net_writes();
-    store.heartbeat(&instances).unwrap();
-    // One answer to us, at most split by the socket's buffer, and one to redis-cli.
-    let writes = net_writes() - before;
-    assert!(writes <= 4, "{writes} answers for one beat");
-    let ttl: u64 = redis.ctl(&["TTL", "service:registry:s1"]).parse().unwrap();
-    assert!(ttl > 90, "{ttl}");
-}
-
-#[test]
-fn replies_are_kept_in_redis() {
-    let (url, key) = (redis_url(), unique("key"));
-    let [here, there] = [(); 2].map(|()| RedisReplyStore::new(&Redis::new(&url).unwrap()));
-    let minute = 60 * SECOND;
-    assert_eq!(here.claim(&key, 1, minute).unwrap(), Claim::Granted);
-    assert_eq!(there.claim(&key, 2, minute).unwrap(), Claim::InProgress);
-    there.release(&key, 2).unwrap();
-    assert_eq!(
-        there.claim(&key, 2, minute).unwrap(),
-        Claim::InProgress,
-        "not its own"
-    );
-    here.release(&key, 1).unwrap();
-    assert_eq!(there.claim(&key, 2, minute).unwrap(), Claim::Granted);
-    there.complete(&key, b"{\"a\":\"\xff\"}", minute).unwrap();
-    assert_eq!(
-        here.claim(&key, 1, minute).unwrap(),
-        Claim::Done(b"{\"a\":\"\xff\"}".to_vec())
-    );
-    here.release(&key, 2).unwrap();
-    assert!(matches!(
-        here.claim(&key, 1, minute).unwrap(),
-        Claim::Done(_)
-    ));
-    let short = unique("key");
-    assert_eq!(here.claim(&short, 1, 50 * MS).unwrap(), Claim::Granted);
-    eventually("the lease is over", || {
-        there.claim(&short, 2, minute).unwrap() == Claim::Granted
-    });
-    there.complete(&short, b"", 50 * MS).unwrap();
-    eventually("the reply is forgotten", || {
-        here.claim(&short, 1, minute).unwrap() == Claim::Granted
-    });
-    let down = RedisReplyStore::new(
-        &Redis::builder("redis://127.0.0.1:1")
-            .timeout(50 * MS)
-            .build()
-            .unwrap(),
-    );
-    let error = down.claim(&key, 1, minute).unwrap_err();
-    assert!(error.to_string().contains("connection refused"), "{error}");
 }
 
 /// Not a test, but what the next one starts.

@@ -1,9 +1,12 @@
 pub mod dead;
+pub mod events;
 pub mod nap;
 pub mod proxy;
 pub mod raw_amqp;
+pub mod registry;
 pub mod server;
 pub mod timing;
+pub mod who;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,127 @@
+//! Servers with checks: what follows when one fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::{Broker, CallOptions, ErrorKind, Instance, Registry};
+
+use crate::support::who::{finder, server, who};
+use crate::support::{PATIENCE, client, eventually, on_both, unique};
+
+on_both!(
+    the_unwell_take_no_requests_until_they_are_well,
+    one_that_is_unwell_from_the_start_waits,
+    a_check_that_panics_is_a_failure_and_one_that_hangs_holds_up_no_shutdown,
+);
+
+const MS: Duration = Duration::from_millis(1);
+
+fn the_unwell_take_no_requests_until_they_are_well(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let is_well = Arc::new(AtomicBool::new(true));
+    let checked = Arc::clone(&is_well);
+    let unsteady = server(broker, &service, &registry, "unsteady")
+        .health_interval(20 * MS)
+        .health_check("always", || Ok::<_, String>(()))
+        .health_check("database", move || match checked.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => Err("connection refused"),
+        })
+        .start()
+        .unwrap();
+    let strict = finder(broker, &registry).build().unwrap();
+    assert_eq!(who(&strict, &service), "unsteady");
+    is_well.store(false, Ordering::SeqCst);
+    eventually("it is left out", || {
+        registry.lookup(&service).unwrap().is_empty()
+    });
+    let error = strict.call::<_, String>(&service, "who", &0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoInstance);
+    assert!(
+        error.to_string().contains("database: connection refused"),
+        "{error}"
+    );
+    let direct = CallOptions::new().instance("unsteady").timeout(200 * MS);
+    eventually("its own queue is gone", || {
+        let error = strict.call_with::<_, String>(&service, "who", &0, &direct);
+        error.is_err_and(|error| error.kind() == ErrorKind::NoRoute)
+    });
+    // Whoever does not look it up waits until it is well, or for somebody else.
+    let waiting = client(broker)
+        .call_async::<_, String>(&service, "who", &0)
+        .unwrap();
+    thread::sleep(100 * MS);
+    assert_eq!(strict.in_flight(), 0);
+    is_well.store(true, Ordering::SeqCst);
+    assert_eq!(waiting.wait().unwrap(), "unsteady");
+    eventually("it is found again", || {
+        !registry.lookup(&service).unwrap().is_empty()
+    });
+    let direct = direct.timeout(PATIENCE);
+    let answer: String = strict.call_with(&service, "who", &0, &direct).unwrap();
+    assert_eq!(answer, "unsteady");
+    unsteady.shutdown(PATIENCE).unwrap();
+}
+
+fn one_that_is_unwell_from_the_start_waits(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let is_well = Arc::new(AtomicBool::new(false));
+    let checked = Arc::clone(&is_well);
+    let _server = server(broker, &service, &registry, "1")
+        .health_interval(20 * MS)
+        .health_check("database", move || {
+            checked
+                .load(Ordering::SeqCst)
+                .then_some(())
+                .ok_or("not there yet")
+        })
+        .start()
+        .unwrap();
+    let found = registry.lookup(&service).unwrap();
+    assert!(found.is_empty());
+    let unwell = found.all().next().and_then(Instance::unhealthy_because);
+    assert_eq!(unwell, Some("database: not there yet"));
+    let waiting = client(broker)
+        .call_async::<_, String>(&service, "who", &0)
+        .unwrap();
+    thread::sleep(100 * MS);
+    is_well.store(true, Ordering::SeqCst);
+    assert_eq!(waiting.wait().unwrap(), "1");
+}
+
+fn a_check_that_panics_is_a_failure_and_one_that_hangs_holds_up_no_shutdown(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("who"));
+    let (release, gate) = crossbeam_channel::bounded::<()>(0);
+    let rounds = std::sync::atomic::AtomicUsize::new(0);
+    let server = server(broker, &service, &registry, "1")
+        .health_interval(10 * MS)
+        .health_check("odd", move || match rounds.fetch_add(1, Ordering::SeqCst) {
+            0 => Ok::<_, String>(()),
+            1 => panic!("as the test wants it"),
+            _ => {
+                let _ = gate.recv();
+                Ok(())
+            }
+        })
+        .start()
+        .unwrap();
+    eventually("the panic counts", || {
+        let found = registry.lookup(&service).unwrap();
+        let unwell = found
+            .all()
+            .next()
+            .and_then(Instance::unhealthy_because)
+            .map(str::to_owned);
+        unwell.is_some_and(|fault| fault == "odd: it panicked")
+    });
+    let start = Instant::now();
+    server.shutdown(Duration::from_secs(2)).unwrap();
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+    drop(release);
+}

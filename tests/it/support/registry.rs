@@ -1,0 +1,30 @@
+//! Registries over a Redis of the tests' own.
+
+use std::time::Duration;
+
+use coney::{Lookup, Redis, RedisRegistry, Registry};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// What their look-ups may take at most.
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Beats often, so that the tests need not wait long.
+pub fn registry(url: &str, dead_after: Duration) -> Registry {
+    let redis = Redis::builder(url).timeout(200 * MS).build().unwrap();
+    let store = RedisRegistry::new(&redis).with_dead_after(dead_after);
+    Registry::builder(store)
+        .beat_every(100 * MS)
+        .cache_for(400 * MS)
+        .lookup_timeout(LOOKUP_TIMEOUT)
+        .build()
+        .unwrap()
+}
+
+pub fn ids(lookup: &Lookup) -> Vec<String> {
+    lookup.iter().map(|one| one.id().to_owned()).collect()
+}
+
+pub fn unix_seconds() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()
+}
