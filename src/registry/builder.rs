@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cache::LONGEST;
+use super::entry::LONGEST;
 use super::{Registry, ServiceRegistry};
 use crate::error::{Error, ErrorKind, Result};
 

@@ -10,6 +10,7 @@ mod beats;
 mod builder;
 mod cache;
 mod candidate;
+mod entry;
 mod instance;
 mod json;
 mod lookup;

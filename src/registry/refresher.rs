@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
-use super::cache::{Entry, Times};
+use super::entry::{Entry, Times};
 use super::snapshot::{Clock, Snapshot};
 use super::{Candidate, Found, Instance, ServiceRegistry};
 use crate::deadline;

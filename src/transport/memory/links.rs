@@ -1,45 +1,15 @@
-//! Links: what each consumes, and what it has not settled.
+//! What links consume: beginning, ending, and what goes with them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{Entry, LinkId, QueueId};
+use super::link_state::LinkState;
+use super::queue::{LinkId, QueueId};
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::QueueOptions;
-use crate::transport::{Delivery, LinkSpec, Settle, Sink, Source, Token};
-
-/// A link as the broker sees it.
-pub(super) struct LinkState {
-    pub(super) sink: Arc<dyn Sink>,
-    pub(super) settler: Arc<dyn Settle>,
-    source: Source,
-    pub(super) reply_queue: Option<String>,
-    pub(super) consuming: Option<QueueId>,
-    /// How many deliveries may be unsettled; `None` without acknowledgements.
-    pub(super) prefetch: Option<usize>,
-    pub(super) unsettled: HashMap<u64, (QueueId, Entry)>,
-}
-
-impl LinkState {
-    pub(super) fn has_room(&self) -> bool {
-        self.prefetch.is_none_or(|max| self.unsettled.len() < max)
-    }
-
-    /// Makes a delivery that must be settled.
-    pub(super) fn hand_out(&mut self, queue: QueueId, entry: Entry, tag: u64) -> Delivery {
-        let message = Arc::clone(&entry.message);
-        let redelivered = entry.redelivered;
-        self.unsettled.insert(tag, (queue, entry));
-        let token = Token {
-            settler: Arc::clone(&self.settler),
-            session: 0, // a memory link never reconnects
-            tag,
-        };
-        Delivery::new(message, redelivered, Some(token))
-    }
-}
+use crate::transport::{LinkSpec, Settle, Sink, Source};
 
 impl State {
     /// Declares what the link needs and starts it; what waits in its queue is

@@ -8,6 +8,7 @@
 mod declare;
 mod exchange;
 mod expiry;
+mod link_state;
 mod links;
 #[cfg(test)]
 mod model;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::exchange::Exchange;
-use super::links::LinkState;
+use super::link_state::LinkState;
 use super::queue::{Entry, LinkId, Queue, QueueId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{Delivery, Fate, Message, Outcome, Publication, Receipt, Returned, Sink};
