@@ -188,7 +188,9 @@ pub(crate) fn request_queue(service: &str) -> String {
     format!("service.{service}.request")
 }
 
-/// The queue of one instance of a service, for the calls addressed to it.
+/// The queue of one instance of a service, for the calls addressed to it; and their
+/// routing key. Not through the default exchange: a queue cannot be unbound from that,
+/// and what came in between a last look and its deletion would be lost.
 pub(crate) fn instance_queue(service: &str, id: &str) -> String {
     format!("service.{service}.instance.{id}")
 }
@@ -238,6 +240,11 @@ pub(crate) fn may_take_replies(queue: &str) -> bool {
         || queue.starts_with("event.")
         || queue.starts_with("singleton.");
     !ours && queue != DEAD_QUEUE && !queue.starts_with("amq.rabbitmq.")
+}
+
+/// Is this the routing key of requests to one instance?
+pub(crate) fn is_for_instance(routing_key: &str) -> bool {
+    routing_key.starts_with("service.")
 }
 
 /// What whoever sends requests needs.

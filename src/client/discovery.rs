@@ -118,7 +118,6 @@ impl Route {
             instead: Some(publication.clone()),
             at: Instant::now(),
         });
-        publication.exchange = "".into();
         publication.routing_key = queue;
         balanced
     }

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use super::event::{Event, Outcome};
 use super::pending::{PendingCall, PendingTable, Refusal, Waiter};
 use crate::message::CorrelationId;
+use crate::topology;
 use crate::transport::{Delivery, Publication, Returned, Sink};
 
 /// Routes what arrives on a client's reply queue to whoever waits for it.
@@ -127,8 +128,7 @@ impl Sink for Router {
             }
             Outcome::NoRoute {
                 reason: returned.reason,
-                // Through the default exchange goes what is for one instance.
-                queue: returned.exchange.is_empty().then_some(returned.routing_key),
+                queue: Some(returned.routing_key).filter(|key| topology::is_for_instance(key)),
             }
         });
         None

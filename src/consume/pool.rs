@@ -36,7 +36,7 @@ struct Queue<J> {
 
 impl<J> Queue<J> {
     /// Whom to wake, if there is a job and nobody is about to take it.
-    fn to_wake(&mut self) -> Option<usize> {
+    fn next_to_wake(&mut self) -> Option<usize> {
         if self.waking || self.backlog.is_empty() {
             return None;
         }
@@ -109,10 +109,19 @@ impl<J: Send + 'static> Pool<J> {
                 return Err(job);
             }
             queue.backlog.push_back(job);
-            queue.to_wake()
+            queue.next_to_wake()
         };
         wake(&self.wakers, woken);
         Ok(())
+    }
+
+    /// Returns those jobs that nobody has started and for which `is_it` holds.
+    pub(super) fn take(&self, is_it: impl Fn(&J) -> bool) -> Vec<J> {
+        let mut queue = self.queue.lock();
+        let backlog = std::mem::take(&mut queue.backlog);
+        let (taken, left): (Vec<J>, Vec<J>) = backlog.into_iter().partition(is_it);
+        queue.backlog = left.into();
+        taken
     }
 
     /// Returns the jobs that nobody has started.
@@ -166,6 +175,16 @@ fn wake(wakers: &[Sender<()>], worker: Option<usize>) {
     }
 }
 
+/// Its workers would wait for ever.
+impl<J> Drop for Pool<J> {
+    fn drop(&mut self) {
+        self.queue.lock().stopped = true;
+        for worker in 0..self.wakers.len() {
+            wake(&self.wakers, Some(worker));
+        }
+    }
+}
+
 struct Worker<J, F> {
     number: usize,
     wakes: Receiver<()>,
@@ -194,19 +213,14 @@ impl<J, F: Fn(J)> Worker<J, F> {
                     Some(_) => queue.running += 1,
                     None => queue.idle.push(self.number),
                 }
-                (job, queue.to_wake())
+                (job, queue.next_to_wake())
             };
             wake(&self.wakers, woken);
             was_running = job.is_some();
             was_woken = job.is_none();
             match job {
                 Some(job) => (self.run)(job),
-                None => {
-                    let woken = wait::recv(&self.wakes, None, self.awake);
-                    if woken.is_none() {
-                        return;
-                    }
-                }
+                None => drop(wait::recv(&self.wakes, None, self.awake)),
             }
         }
     }

@@ -18,6 +18,8 @@ pub(crate) struct Workers<J> {
     pool: Pool<J>,
     /// The sender is dropped at the end, which ends what the mover waits for.
     moves: Mutex<Option<(Sender<()>, Moves)>>,
+    /// The way to that thread.
+    way: Sender<Move>,
 }
 
 impl<J: Send + 'static> Workers<J> {
@@ -40,7 +42,7 @@ impl<J: Send + 'static> Workers<J> {
         let (running, stopping) = bounded(0);
         let (moves, sender) =
             Moves::start(owner, broker.clone(), topology, stopping).map_err(no_thread)?;
-        let run = run(sender);
+        let run = run(sender.clone());
         let for_log = owner.to_owned();
         let pool = Pool::start(owner, count, broker.awake(), move |job| {
             // A reply store is the user's code too. The delivery goes back into its
@@ -53,13 +55,24 @@ impl<J: Send + 'static> Workers<J> {
             owner: owner.to_owned(),
             pool: pool.map_err(no_thread)?,
             moves: Mutex::new(Some((running, moves))),
+            way: sender,
         })
+    }
+
+    /// The way to move messages.
+    pub(crate) fn way(&self) -> &Sender<Move> {
+        &self.way
     }
 
     /// Gives a job to a worker, now or when one is free; never blocks. Hands it back
     /// once they have been stopped.
     pub(crate) fn submit(&self, job: J) -> Result<(), J> {
         self.pool.submit(job)
+    }
+
+    /// Returns those jobs that nobody has started and for which `is_it` holds.
+    pub(crate) fn take(&self, is_it: impl Fn(&J) -> bool) -> Vec<J> {
+        self.pool.take(is_it)
     }
 
     /// Returns the jobs that nobody has started.

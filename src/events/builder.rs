@@ -14,6 +14,9 @@ use crate::name::{check_service, check_subscription};
 use crate::topology;
 use crate::transport::Broker;
 
+/// RabbitMQ gives up a consumer that has not acknowledged for 30 minutes.
+const LONGEST_HELD: Duration = Duration::from_secs(25 * 60);
+
 /// Options and subscriptions for an [`EventSubscriber`]; made by
 /// [`EventSubscriber::builder`].
 ///
@@ -115,14 +118,17 @@ impl EventSubscriberBuilder {
     ///
     /// Events of a group, or of a singleton, wait in queues of the broker,
     /// `QUEUE.retry.MILLISECONDS`. Those that are [ordered](Subscription::ordered_by) or
-    /// [broadcast](Subscription::broadcast) wait in this process, in their place.
+    /// [broadcast](Subscription::broadcast) wait in this process, in their place, at most 25
+    /// minutes; their attempts are counted anew after a hand-over to another instance.
     pub fn retry_delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
         self.options.retry_delays = delays.into_iter().collect();
         self
     }
 
     /// How often an event may come back because its worker died, or lost its
-    /// connection, while it had it. One more goes to the dead letters unopened. Default: 5.
+    /// connection, while it had it. One more goes to the dead letters unopened. Where events
+    /// are [ordered](Subscription::ordered_by), every hand-over counts of what had been fetched: give
+    /// more where instances come and go often. Default: 5.
     pub fn redelivery_limit(mut self, redeliveries: u32) -> Self {
         self.options.redelivery_limit = redeliveries;
         self
@@ -150,19 +156,43 @@ impl EventSubscriberBuilder {
     }
 
     /// Starts the workers, declares what the subscriptions need, and consumes. Blocks until
-    /// the broker has agreed, at most 10 s for each subscription; when it returns, events are being
-    /// handled.
+    /// the broker has agreed, at most 10 s for each subscription; when it returns, events are
+    /// being handled. Where some are ordered, it makes another connection.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidConfig`] for names and patterns that do not fit, two
     /// subscriptions with one queue, no workers, or delays that are no delays;
     /// [`ErrorKind::Broker`] if the broker refuses, [`ErrorKind::TimedOut`] if it does not
-    /// answer, [`ErrorKind::Closed`] after the broker was closed.
+    /// answer, [`ErrorKind::Closed`] after the broker was closed, [`ErrorKind::Connect`] if
+    /// there is to be another connection and cannot.
     ///
     /// Keep what it returns: dropping it shuts the subscriber down.
     pub fn start(self) -> Result<EventSubscriber> {
         check_service(&self.service)?;
+        let invalid = |fault: &str| {
+            let service = &self.service;
+            Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("{service}: {fault}"),
+            ))
+        };
+        if self.service.contains('.') {
+            return invalid(
+                "a service that subscribes has no dot in its name, as its queues' names do",
+            );
+        }
+        let is_held = |it: &Subscription| it.key.is_some() || it.sharing == Sharing::Broadcast;
+        let too_long = self
+            .options
+            .retry_delays
+            .iter()
+            .any(|delay| *delay > LONGEST_HELD);
+        if too_long && self.subscriptions.iter().any(is_held) {
+            return invalid(
+                "what is ordered or broadcast waits unacknowledged, at most 25 minutes",
+            );
+        }
         self.options.check(&self.service)?;
         let mut queues = HashSet::new();
         for subscription in &self.subscriptions {

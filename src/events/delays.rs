@@ -69,12 +69,6 @@ impl<J: Send + 'static> Delays<J> {
         self.shared.changed.notify_one();
     }
 
-    /// Takes out all jobs.
-    pub(super) fn clear(&self) -> Vec<J> {
-        let due = std::mem::take(&mut self.shared.state.lock().due);
-        due.into_values().collect()
-    }
-
     /// Ends the thread; returns what was put off.
     pub(super) fn stop(&self, deadline: Instant) -> Vec<J> {
         self.shared.state.lock().stopped = true;
@@ -82,7 +76,16 @@ impl<J: Send + 'static> Delays<J> {
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join(deadline);
         }
-        self.clear()
+        let due = std::mem::take(&mut self.shared.state.lock().due);
+        due.into_values().collect()
+    }
+}
+
+/// Its thread would wait for ever.
+impl<J> Drop for Delays<J> {
+    fn drop(&mut self) {
+        self.shared.state.lock().stopped = true;
+        self.shared.changed.notify_one();
     }
 }
 

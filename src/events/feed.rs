@@ -22,6 +22,8 @@ pub(super) struct Crew {
 pub(super) struct Feed {
     pub(super) dispatch: Dispatch,
     pub(super) order: Option<Order>,
+    /// Its queue goes with the connection: what it holds is held nowhere else.
+    pub(super) is_broadcast: bool,
     pub(super) crew: Arc<Crew>,
 }
 
@@ -75,13 +77,9 @@ impl Job {
         }
     }
 
-    /// A job that was put off, or waits, has lost its delivery to the broker.
-    fn forget(self, crew: &Crew) {
-        match self {
-            Self::Event { delivery, .. } => drop(delivery.forget()),
-            // These find out by themselves.
-            job @ (Self::Arrivals(_) | Self::Lane(..)) => drop(crew.workers.submit(job)),
-        }
+    /// Is it an event of this feed? Jobs for lanes find out by themselves what is left.
+    fn is_event_of(&self, feed: &Arc<Feed>) -> bool {
+        matches!(self, Self::Event { feed: its, .. } if Arc::ptr_eq(its, feed))
     }
 }
 
@@ -100,13 +98,13 @@ impl Feed {
         let Some(order) = &self.order else { return };
         loop {
             let next = order.lanes.lock().next_arrival();
-            let Some((delivery, attempt)) = next else {
-                return;
-            };
-            let key = self.key_of(order, &delivery);
-            let is_first = order.lanes.lock().enter(&key, (delivery, attempt));
-            if is_first {
-                let _ = self.crew.workers.submit(Job::Lane(Arc::clone(self), key));
+            let Some((item, epoch)) = next else { return };
+            let key = self.key_of(order, &item.0);
+            let entered = order.lanes.lock().enter(&key, item, epoch);
+            match entered {
+                Ok(true) => drop(self.crew.workers.submit(Job::Lane(Arc::clone(self), key))),
+                Ok(false) => {}
+                Err((delivery, _)) => drop(delivery.forget()),
             }
         }
     }
@@ -124,12 +122,19 @@ impl Feed {
     fn advance(self: &Arc<Self>, key: String) {
         let Some(order) = &self.order else { return };
         let next = order.lanes.lock().take(&key);
-        let again = next.and_then(|(delivery, attempt)| self.process(delivery, attempt));
-        if let Some(again) = again {
+        if let Some(((delivery, attempt), epoch)) = next
+            && let Some(again) = self.process(delivery, attempt)
+        {
             let item = (again.delivery, again.attempt);
-            order.lanes.lock().put_back(&key, item);
-            let job = Job::Lane(Arc::clone(self), key);
-            return self.crew.delays.add(again.delay, job);
+            let kept = order.lanes.lock().put_back(&key, item, epoch);
+            match kept {
+                Ok(()) => {
+                    let job = Job::Lane(Arc::clone(self), key);
+                    return self.crew.delays.add(again.delay, job);
+                }
+                // Its connection was lost meanwhile: the broker delivers it again.
+                Err((delivery, _)) => drop(delivery.forget()),
+            }
         }
         if order.lanes.lock().has_more(&key) {
             let _ = self.crew.workers.submit(Job::Lane(Arc::clone(self), key));
@@ -177,21 +182,23 @@ impl Sink for Intake {
         None
     }
 
-    /// The broker delivers all of it again.
+    /// The broker delivers all of it again, but for what was in a queue of our own: that
+    /// is handled all the same.
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
-        if let Some(feed) = self.0.upgrade() {
+        if let Some(feed) = self.0.upgrade().filter(|feed| !feed.is_broadcast) {
             for delivery in feed.take_waiting() {
                 delivery.forget();
             }
-            let crew = &feed.crew;
-            for job in crew.workers.clear().into_iter().chain(crew.delays.clear()) {
-                job.forget(crew);
+            for job in feed.crew.workers.take(|job| job.is_event_of(&feed)) {
+                if let Job::Event { delivery, .. } = job {
+                    delivery.forget();
+                }
             }
         }
         Vec::new()
     }
 
     fn closed(&self, cause: &str) {
-        log::info!(target: "coney::events", "no more events: {cause}");
+        log::warn!(target: "coney::events", "no more events: {cause}");
     }
 }

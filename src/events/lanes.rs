@@ -10,6 +10,8 @@ pub(super) struct Lanes<T> {
     /// A job looks, or will look, at the arrivals.
     sorting: bool,
     lanes: HashMap<String, VecDeque<T>>,
+    /// How often it was cleared: what was taken out before that is the broker's again.
+    epoch: u64,
 }
 
 impl<T> Lanes<T> {
@@ -18,6 +20,7 @@ impl<T> Lanes<T> {
             arrivals: VecDeque::new(),
             sorting: false,
             lanes: HashMap::new(),
+            epoch: 0,
         }
     }
 
@@ -27,32 +30,41 @@ impl<T> Lanes<T> {
         !std::mem::replace(&mut self.sorting, true)
     }
 
-    /// For that job: the next arrival, or its end.
-    pub(super) fn next_arrival(&mut self) -> Option<T> {
+    /// For that job: the next arrival and the epoch it is of, or the job's end.
+    pub(super) fn next_arrival(&mut self) -> Option<(T, u64)> {
         let next = self.arrivals.pop_front();
         self.sorting = next.is_some();
-        next
+        Some((next?, self.epoch))
     }
 
     /// Puts an item behind those of its key; true if a job must be made for the lane.
-    pub(super) fn enter(&mut self, key: &str, item: T) -> bool {
+    /// Hands back what was taken before the last clearing.
+    pub(super) fn enter(&mut self, key: &str, item: T, epoch: u64) -> Result<bool, T> {
+        if epoch != self.epoch {
+            return Err(item);
+        }
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.push_back(item);
-            return false;
+            return Ok(false);
         }
         self.lanes.insert(key.to_owned(), VecDeque::from([item]));
-        true
+        Ok(true)
     }
 
-    /// For a lane's job: the first item. The lane stays its.
-    pub(super) fn take(&mut self, key: &str) -> Option<T> {
-        self.lanes.get_mut(key)?.pop_front()
+    /// For a lane's job: the first item and the epoch it is of. The lane stays its.
+    pub(super) fn take(&mut self, key: &str) -> Option<(T, u64)> {
+        Some((self.lanes.get_mut(key)?.pop_front()?, self.epoch))
     }
 
-    /// The item comes again: it keeps its place.
-    pub(super) fn put_back(&mut self, key: &str, item: T) {
-        if let Some(lane) = self.lanes.get_mut(key) {
-            lane.push_front(item);
+    /// The item comes again: it keeps its place. Hands back what was taken before the
+    /// last clearing.
+    pub(super) fn put_back(&mut self, key: &str, item: T, epoch: u64) -> Result<(), T> {
+        match self.lanes.get_mut(key) {
+            Some(lane) if epoch == self.epoch => {
+                lane.push_front(item);
+                Ok(())
+            }
+            _ => Err(item),
         }
     }
 
@@ -68,6 +80,7 @@ impl<T> Lanes<T> {
     /// Takes out everything that waits, each key's in order. The jobs there are find
     /// nothing, and end.
     pub(super) fn clear(&mut self) -> Vec<T> {
+        self.epoch += 1;
         let waiting = self.lanes.values_mut().flat_map(|lane| lane.drain(..));
         let mut all: Vec<T> = waiting.collect();
         all.extend(self.arrivals.drain(..));
@@ -85,23 +98,42 @@ mod tests {
         let mut lanes = Lanes::new();
         assert!(lanes.arrive(1));
         assert!(!lanes.arrive(2));
-        assert_eq!(lanes.next_arrival(), Some(1));
-        assert!(lanes.enter("a", 1));
-        assert_eq!(lanes.next_arrival(), Some(2));
-        assert!(!lanes.enter("a", 2));
-        assert_eq!(lanes.next_arrival(), None);
+        assert_eq!(lanes.next_arrival(), Some((1, 0)));
+        assert_eq!(lanes.enter("a", 1, 0), Ok(true));
+        assert_eq!(lanes.next_arrival(), Some((2, 0)));
+        assert_eq!(lanes.enter("a", 2, 0), Ok(false));
+        assert!(lanes.next_arrival().is_none());
         assert!(lanes.arrive(3), "the next arrival needs another job");
-        assert_eq!(lanes.take("a"), Some(1));
-        lanes.put_back("a", 1);
-        assert_eq!(lanes.take("a"), Some(1));
+        assert_eq!(lanes.take("a"), Some((1, 0)));
+        assert_eq!(lanes.put_back("a", 1, 0), Ok(()));
+        assert_eq!(lanes.take("a"), Some((1, 0)));
         assert!(lanes.has_more("a"));
-        assert_eq!(lanes.take("a"), Some(2));
+        assert_eq!(lanes.take("a"), Some((2, 0)));
         assert!(!lanes.has_more("a"));
-        assert!(lanes.enter("a", 4));
-        assert_eq!(lanes.clear(), [4, 3]);
-        assert_eq!(lanes.take("a"), None);
-        assert!(!lanes.has_more("a"));
+        assert_eq!(lanes.clear(), [3]);
+        assert!(lanes.take("a").is_none());
         assert!(lanes.lanes.is_empty());
+    }
+
+    #[test]
+    fn what_was_taken_before_a_clearing_does_not_come_back() {
+        let mut lanes = Lanes::new();
+        for n in 1..=3 {
+            lanes.arrive(n);
+        }
+        assert_eq!(lanes.next_arrival(), Some((1, 0)));
+        assert_eq!(lanes.enter("a", 1, 0), Ok(true));
+        assert_eq!(lanes.take("a"), Some((1, 0)));
+        assert_eq!(lanes.next_arrival(), Some((2, 0)));
+        assert_eq!(lanes.clear(), [3]);
+        assert_eq!(lanes.enter("a", 2, 0), Err(2));
+        // Its successors wait until it is over, and then it is over for good.
+        lanes.arrive(1);
+        assert_eq!(lanes.next_arrival(), Some((1, 1)));
+        assert_eq!(lanes.enter("a", 1, 1), Ok(false));
+        assert_eq!(lanes.put_back("a", 1, 0), Err(1));
+        assert!(lanes.has_more("a"));
+        assert_eq!(lanes.take("a"), Some((1, 1)));
     }
 
     proptest! {
@@ -128,16 +160,16 @@ mod tests {
                 }
                 let job = jobs.swap_remove(random.usize(..jobs.len()));
                 match job {
-                    None => while let Some(item) = lanes.next_arrival() {
+                    None => while let Some((item, epoch)) = lanes.next_arrival() {
                         let key = item.0.to_string();
-                        if lanes.enter(&key, item) {
+                        if lanes.enter(&key, item, epoch) == Ok(true) {
                             jobs.push(Some(key));
                         }
                     },
                     Some(key) => {
-                        let item = lanes.take(&key).unwrap();
+                        let (item, epoch) = lanes.take(&key).unwrap();
                         if random.u8(..4) == 0 {
-                            lanes.put_back(&key, item);
+                            prop_assert!(lanes.put_back(&key, item, epoch).is_ok());
                             jobs.push(Some(key));
                             continue;
                         }

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -172,7 +172,7 @@ impl EventPublisher {
     }
 
     /// Publishes many events of one name, all under way at once, and blocks until each is
-    /// confirmed or its timeout has passed. Says what became of each, in order.
+    /// confirmed, at most the timeout for all of them. Says what became of each, in order.
     ///
     /// ```
     /// # use coney::{Broker, EventPublisher};
@@ -188,10 +188,12 @@ impl EventPublisher {
         name: &str,
         payloads: impl IntoIterator<Item = &'p T>,
     ) -> Vec<Result<()>> {
-        let published = payloads.into_iter();
-        let pending: Vec<_> = published
-            .map(|payload| self.publish_async(name, payload))
-            .collect();
+        let deadline = deadline::after(self.timeout);
+        let publish = |payload| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.publish_async_with(name, payload, &CallOptions::new().timeout(left))
+        };
+        let pending: Vec<_> = payloads.into_iter().map(publish).collect();
         let outcomes = pending.into_iter();
         outcomes.map(|pending| pending?.wait()).collect()
     }

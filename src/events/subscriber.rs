@@ -3,7 +3,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::delays::Delays;
@@ -11,15 +10,12 @@ use super::feed::{Crew, Feed, Intake, Job, Order};
 use super::subscription::Sharing;
 use super::{EventSubscriberBuilder, Subscription};
 use crate::consume::{
-    Deduplication, Dispatch, Handlers, Inbox, Move, Mover, Nested, POSTPONE_FOR, Retries, Workers,
+    Deduplication, Dispatch, Handlers, Inbox, Mover, Nested, POSTPONE_FOR, Retries, Workers,
 };
 use crate::deadline;
 use crate::error::{ErrorKind, Result};
 use crate::topology::{self, EVENT_EXCHANGE, Topology};
 use crate::transport::{Broker, LinkSpec, QueueOptions, Wire};
-
-/// How long closing the connection of what is in order may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Running subscriptions: takes events from their queues, runs handlers on workers, and
 /// acknowledges after that.
@@ -98,7 +94,7 @@ impl EventSubscriber {
         drop(workers.stop());
         drop(delays.stop(deadline));
         let finished = workers.finish(deadline, timeout);
-        self.close();
+        self.close(deadline);
         if !self.stopped.swap(true, Ordering::Relaxed) {
             log::info!(target: "coney::events", "the subscriber of {} has stopped", self.service);
         }
@@ -106,13 +102,13 @@ impl EventSubscriber {
     }
 
     /// Ends the links. What waits its turn is dropped after that.
-    fn close(&self) {
+    fn close(&self, deadline: Instant) {
         for (_, wire) in self.feeds.iter().filter(|(feed, _)| feed.order.is_none()) {
             wire.close();
         }
         if let Some(broker) = &self.in_order
             && broker.is_another(&self.broker)
-            && let Err(error) = broker.close(CLOSE_TIMEOUT)
+            && let Err(error) = broker.close(deadline.saturating_duration_since(Instant::now()))
         {
             log::warn!(target: "coney::events", "{}: {error}", self.service);
         }
@@ -131,18 +127,13 @@ impl EventSubscriber {
             .map(|(subscription, queue)| builder.topology(subscription, queue))
             .collect();
         let (broker, service) = (&builder.broker, &builder.service);
+        // Before any thread: it may fail.
+        let in_order = subscriptions.iter().any(|it| it.key.is_some());
+        let in_order = in_order.then(|| broker.another()).transpose()?;
         let everything = topologies.iter().cloned().reduce(Topology::and);
-        let mut way = None;
-        let workers = Workers::start(
-            service,
-            builder.options.workers,
-            broker,
-            everything.unwrap_or_default(),
-            |moves| {
-                way = Some(moves);
-                Job::run
-            },
-        )?;
+        let everything = everything.unwrap_or_default();
+        let count = builder.options.workers;
+        let workers = Workers::start(service, count, broker, everything, |_| Job::run)?;
         let workers = Arc::new(workers);
         let hand_over = {
             let workers = Arc::clone(&workers);
@@ -152,12 +143,11 @@ impl EventSubscriber {
             workers,
             delays: Delays::start(service, hand_over)?,
         });
-        let in_order = subscriptions.iter().any(|it| it.key.is_some());
         let mut subscriber = Self {
             service: service.clone(),
             crew,
             feeds: Vec::new(),
-            in_order: in_order.then(|| broker.another()).transpose()?,
+            in_order,
             shutdown_timeout: builder.options.shutdown_timeout,
             stopped: AtomicBool::new(false),
             broker: broker.clone(),
@@ -169,13 +159,12 @@ impl EventSubscriber {
         });
         let queues = queues.into_iter().zip(topologies);
         for (subscription, (queue, topology)) in subscriptions.into_iter().zip(queues) {
-            let Some(moves) = &way else { break };
             let spec = builder.spec(&subscription, &queue, topology);
             log::info!(
                 target: "coney::events",
                 "{service} subscribes to {} through {queue}", subscription.pattern
             );
-            let feed = builder.feed(subscription, queue, moves, &nested, &subscriber.crew);
+            let feed = builder.feed(subscription, queue, &nested, &subscriber.crew);
             let sink = Arc::new(Intake(Arc::downgrade(&feed)));
             let of_its_own = subscriber
                 .in_order
@@ -210,8 +199,7 @@ impl EventSubscriberBuilder {
         let (spec, prefetch) = (LinkSpec::new(topology), self.options.prefetch);
         match subscription.sharing {
             Sharing::Broadcast => {
-                let bind = (EVENT_EXCHANGE, &*subscription.pattern);
-                spec.consume_own(queue, Some(bind), prefetch)
+                spec.consume_own(queue, (EVENT_EXCHANGE, &subscription.pattern), prefetch)
             }
             Sharing::Group | Sharing::Singleton => spec
                 .consume(queue, prefetch)
@@ -223,7 +211,6 @@ impl EventSubscriberBuilder {
         &self,
         subscription: Subscription,
         queue: String,
-        moves: &Sender<Move>,
         nested: &Arc<Nested>,
         crew: &Arc<Crew>,
     ) -> Arc<Feed> {
@@ -255,13 +242,14 @@ impl EventSubscriberBuilder {
                 },
                 retries,
                 redelivery_limit: options.redelivery_limit,
-                moves: moves.clone(),
+                moves: crew.workers.way().clone(),
             },
             nested: Arc::clone(nested),
         };
         Arc::new(Feed {
             dispatch,
             order: subscription.key.map(Order::by),
+            is_broadcast,
             crew: Arc::clone(crew),
         })
     }
@@ -273,7 +261,7 @@ impl Drop for EventSubscriber {
         if workers.is_one_of_them() {
             drop(workers.stop());
             drop(delays.stop(Instant::now()));
-            return self.close();
+            return self.close(Instant::now());
         }
         if let Err(error) = self.shutdown(self.shutdown_timeout) {
             log::warn!(target: "coney::events", "{error}");

@@ -15,7 +15,8 @@ use crate::message::Json;
 /// | [singleton](Subscription::singleton) | one in the whole system | `singleton.NAME` | it waits |
 ///
 /// The name is the pattern unless it is [given](Subscription::named). A durable queue
-/// goes on collecting when the program no longer subscribes: delete it then.
+/// goes on collecting when the program no longer subscribes, and keeps its old pattern
+/// beside a new one: delete it then.
 ///
 /// ```
 /// use coney::{Broker, EventSubscriber, Subscription};
@@ -101,8 +102,8 @@ impl Subscription {
         self
     }
 
-    /// Every instance gets every event that is published while it runs. What fails waits
-    /// for its next attempt in this process.
+    /// Every instance gets every event that is published while it runs and is connected.
+    /// What fails waits for its next attempt in this process.
     pub fn broadcast(mut self) -> Self {
         self.sharing = Sharing::Broadcast;
         self
@@ -123,8 +124,10 @@ impl Subscription {
     /// events of a group, and the next when it goes. An event that waits stays
     /// unacknowledged, so no more than the [prefetch](crate::EventSubscriberBuilder::prefetch)
     /// count can wait: raise it where keys fail for long. After the last attempt an event goes to
-    /// the dead letters, and the next with its key is begun. Events that the function
-    /// cannot read share one key. The queue is a quorum queue, which the broker does not
+    /// the dead letters, and the next with its key is begun. (What cannot be helped: one that
+    /// the dead letters do not take comes back behind its successors.) Events that the function
+    /// cannot read share one key. The order has a connection of its own, of which
+    /// [`on_state_change`](crate::BrokerBuilder::on_state_change) does not tell. The queue is a quorum queue, which the broker does not
     /// make of one that exists: delete that first.
     pub fn ordered_by<T, K, F>(mut self, key: F) -> Self
     where

@@ -63,10 +63,10 @@ impl Consumers {
         if let Some(own) = &self.own
             && own.is_there.swap(false, Ordering::SeqCst)
         {
+            // From now on callers hear at once that nobody is there.
             self.attempt(own.wire.stop_consuming(deadline));
             self.give_back(self.intake.workers.clear());
             self.attempt(self.hand_over(own, deadline));
-            // From now on callers hear at once that there is no such queue.
             self.attempt(own.wire.delete_own_queue(deadline));
         }
         self.give_back(self.intake.workers.clear());
@@ -79,8 +79,13 @@ impl Consumers {
         }
         self.attempt(self.shared.resume_consuming(deadline));
         if let Some(own) = &self.own {
-            self.attempt(own.wire.resume_consuming(deadline));
-            own.is_there.store(true, Ordering::SeqCst);
+            let resumed = own.wire.resume_consuming(deadline);
+            own.is_there.store(resumed.is_ok(), Ordering::SeqCst);
+            self.attempt(resumed);
+        }
+        // Closed meanwhile: whoever did it has not seen this.
+        if self.closed.load(Ordering::SeqCst) {
+            self.pause(deadline);
         }
     }
 

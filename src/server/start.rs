@@ -16,7 +16,7 @@ use crate::consume::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_service;
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
-use crate::topology::{self, Topology};
+use crate::topology::{self, SERVICE_EXCHANGE, Topology};
 use crate::transport::{Delivery, LinkSpec, Sink};
 
 impl ServiceServerBuilder {
@@ -163,8 +163,8 @@ impl ServiceServerBuilder {
             None => None,
             Some(_) => {
                 let name = topology::instance_queue(&self.service, self.instance.id());
-                let spec = LinkSpec::default()
-                    .consume_own(&*name, None, prefetch)
+                let spec = LinkSpec::new(topology::for_requests())
+                    .consume_own(&*name, (SERVICE_EXCHANGE, &name), prefetch)
                     .paused(paused);
                 let wire = self.broker.open(spec, sink());
                 let wire = wire.map_err(|error| {

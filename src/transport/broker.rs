@@ -1,6 +1,8 @@
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::amqp::{AmqpTransport, BrokerBuilder};
 use super::confirmed::ConfirmedLink;
@@ -19,7 +21,8 @@ const CLOSE_ON_DROP: Duration = Duration::from_secs(2);
 ///
 /// Cheap to clone and free to share between threads; all clones, and every
 /// client and server made from them, use one connection, which closes when the
-/// last of them is dropped.
+/// last of them is dropped. (Subscribers whose events are
+/// [in order](crate::Subscription::ordered_by) have another one of their own.)
 ///
 /// ```
 /// use coney::Broker;
@@ -39,6 +42,8 @@ pub struct Broker {
 struct Inner {
     transport: Box<dyn Transport>,
     confirmed: ConfirmedLink,
+    /// Connections that end with this one.
+    others: Mutex<Vec<Weak<Inner>>>,
 }
 
 impl Broker {
@@ -90,7 +95,12 @@ impl Broker {
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if they have not;
     /// they end by themselves later.
     pub fn close(&self, timeout: Duration) -> Result<()> {
-        self.inner.transport.close(deadline::after(timeout))
+        let deadline = deadline::after(timeout);
+        let others = self.inner.others.lock().clone();
+        let others = others.iter().filter_map(Weak::upgrade);
+        let others = others.map(|other| other.transport.close(deadline));
+        let result = others.fold(Ok(()), Result::and);
+        result.and(self.inner.transport.close(deadline))
     }
 
     /// Where it is: `memory`, or host, port and virtual host.
@@ -140,6 +150,7 @@ impl Broker {
         let Inner {
             transport,
             confirmed,
+            ..
         } = &*self.inner;
         confirmed.publish(&**transport, publication, deadline)
     }
@@ -147,8 +158,14 @@ impl Broker {
     /// A connection of one's own to the same broker, where one in common does not do.
     /// Blocks until it is made, at most the connect timeout.
     pub(crate) fn another(&self) -> Result<Self> {
-        let another = self.inner.transport.another()?;
-        Ok(another.map_or_else(|| self.clone(), Self::over_box))
+        let Some(another) = self.inner.transport.another()? else {
+            return Ok(self.clone());
+        };
+        let another = Self::over_box(another);
+        let mut others = self.inner.others.lock();
+        others.retain(|other| other.strong_count() > 0);
+        others.push(Arc::downgrade(&another.inner));
+        Ok(another)
     }
 
     pub(crate) fn is_another(&self, than: &Self) -> bool {
@@ -164,6 +181,7 @@ impl Broker {
             inner: Arc::new(Inner {
                 transport,
                 confirmed: ConfirmedLink::new(),
+                others: Mutex::default(),
             }),
         }
     }

@@ -63,12 +63,13 @@ pub(crate) enum Source {
     /// A named queue. Every delivery must be settled; the broker sends at
     /// most `prefetch` ahead of that.
     Queue { name: String, prefetch: u16 },
-    /// A queue of the link's own: exclusive. It stays when the link stops consuming, and
-    /// is deleted when that is asked for, or with the link.
+    /// A queue of the link's own: exclusive, and bound while the link consumes. When it
+    /// stops, the queue stays with what is in it, until it is deleted when that is asked
+    /// for, or with the link.
     OwnQueue {
         name: String,
         /// An exchange and a routing key to bind it with.
-        bind: Option<(String, String)>,
+        bind: (String, String),
         prefetch: u16,
     },
 }
@@ -111,17 +112,17 @@ impl LinkSpec {
 }
 
 impl LinkSpec {
-    /// Consume from a queue of the link's own, as [`consume`](LinkSpec::consume); bound
-    /// with an exchange and a routing key if these are given.
+    /// Consume from a queue of the link's own, bound with an exchange and a routing key,
+    /// as [`consume`](LinkSpec::consume).
     pub(crate) fn consume_own(
         mut self,
         name: impl Into<String>,
-        bind: Option<(&str, &str)>,
+        (exchange, key): (&str, &str),
         prefetch: u16,
     ) -> Self {
         self.source = Source::OwnQueue {
             name: name.into(),
-            bind: bind.map(|(exchange, key)| (exchange.to_owned(), key.to_owned())),
+            bind: (exchange.to_owned(), key.to_owned()),
             prefetch: prefetch.max(1),
         };
         self
@@ -218,8 +219,9 @@ pub(crate) trait Wire: Send + Sync {
     fn get(&self, queue: &str, deadline: Instant) -> Result<Option<(Delivery, usize)>>;
 
     /// Stops consuming; when it returns no further delivery reaches the sink,
-    /// while what was delivered can still be settled. Blocks at most until
-    /// `deadline`.
+    /// while what was delivered can still be settled. A queue of the link's own is
+    /// unbound before: what is published after that does not come into it. Blocks at
+    /// most until `deadline`.
     fn stop_consuming(&self, deadline: Instant) -> Result<()>;
 
     /// Starts consuming again after that; does nothing if it has not stopped.

@@ -27,6 +27,9 @@ on_both!(
 
 const MS: Duration = Duration::from_millis(1);
 
+/// Events, and which attempt each was.
+type Attempts = Vec<(u64, u32)>;
+
 fn what_fails_is_tried_again_and_kept_in_the_end(broker: &Broker) {
     let (name, service) = (unique_event(), unique("failing"));
     let (told, attempts) = unbounded();
@@ -148,7 +151,7 @@ fn publish_keyed(broker: &Broker, name: &str, keys: u64, each: u64) {
 
 fn events_of_a_key_stay_in_order_whatever_fails(broker: &Broker) {
     let (name, service) = (unique_event(), unique("ordered"));
-    let seen: Arc<Mutex<HashMap<u64, Vec<(u64, u32)>>>> = Arc::default();
+    let seen: Arc<Mutex<HashMap<u64, Attempts>>> = Arc::default();
     let begun = Arc::new(AtomicUsize::new(0));
     let most = Arc::new(AtomicUsize::new(0));
     let ordered = {

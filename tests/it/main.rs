@@ -10,6 +10,7 @@ mod dead_letters;
 mod deduplication;
 mod discovery;
 mod event_failures;
+mod event_faults;
 mod events;
 mod examples;
 mod faults;

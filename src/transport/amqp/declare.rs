@@ -67,9 +67,8 @@ pub(super) fn consume<'c>(
                 ..QueueDeclareOptions::default()
             };
             channel.queue_declare(name, of_our_own)?;
-            if let Some((exchange, key)) = bind {
-                channel.queue_bind(name, exchange, key, FieldTable::default())?;
-            }
+            let (exchange, key) = bind;
+            channel.queue_bind(name, exchange, key, FieldTable::default())?;
             consume_from(channel, name, *prefetch)
         }
         Source::Queue { name, prefetch } => consume_from(channel, name, *prefetch),

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use amiquip::{
-    Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, Publish,
+    Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, FieldTable, Publish,
     QueueDeleteOptions, Return,
 };
 use crossbeam_channel::{Receiver, TryRecvError};
@@ -23,8 +23,8 @@ pub(super) struct Lane<'c> {
     consumer: Option<Consumer<'c>>,
     returns: Receiver<Return>,
     reply_queue: Option<String>,
-    /// A queue of the link's own that is there.
-    own_queue: Option<String>,
+    /// A queue of the link's own that is there, and with what it is bound.
+    own_queue: Option<(String, (String, String))>,
     /// To be sent in place of what was returned.
     pub(super) instead: Vec<Publication>,
     sink: Arc<dyn Sink>,
@@ -306,6 +306,11 @@ impl<'c> Lane<'c> {
         let Some(consumer) = self.consumer.take() else {
             return Ok(());
         };
+        if let Some((queue, (exchange, key))) = &self.own_queue {
+            let no_arguments = FieldTable::default();
+            self.channel
+                .queue_unbind(queue, exchange, key, no_arguments)?;
+        }
         consumer.cancel()?;
         // Until the last word: amiquip sends it after it has answered the
         // cancel, and gives the whole connection up if nobody is there to
@@ -326,8 +331,8 @@ impl<'c> Lane<'c> {
     pub(super) fn resume_consuming(&mut self, spec: &LinkSpec) -> Result<(), Failure> {
         if self.consumer.is_none() {
             (self.consumer, self.reply_queue) = consume(self.channel, spec)?;
-            if let Source::OwnQueue { name, .. } = &spec.source {
-                self.own_queue = Some(name.clone());
+            if let Source::OwnQueue { name, bind, .. } = &spec.source {
+                self.own_queue = Some((name.clone(), bind.clone()));
             }
         }
         Ok(())
@@ -335,7 +340,7 @@ impl<'c> Lane<'c> {
 
     /// Deletes the queue of the link's own.
     pub(super) fn delete_own_queue(&mut self) -> Result<(), Failure> {
-        if let Some(queue) = self.own_queue.take() {
+        if let Some((queue, _)) = self.own_queue.take() {
             self.channel
                 .queue_delete(queue, QueueDeleteOptions::default())?;
         }

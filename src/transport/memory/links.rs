@@ -71,9 +71,9 @@ impl State {
                     Some(id) => id,
                     None => self.add_queue(name.clone(), Some(link), QueueOptions::new()),
                 };
-                let exchange = bind.as_ref().and_then(|(it, _)| self.exchanges.get_mut(it));
-                if let (Some(exchange), Some((_, key))) = (exchange, &bind) {
-                    exchange.bind(key, id);
+                let (exchange, key) = bind;
+                if let Some(exchange) = self.exchanges.get_mut(&exchange) {
+                    exchange.bind(&key, id);
                 }
                 (id, name)
             }
@@ -104,15 +104,18 @@ impl State {
 
     /// Ends consumption; what was delivered can still be settled.
     pub(super) fn stop_consuming(&mut self, link: LinkId) {
-        let Some(state) = self.links.get_mut(&link) else {
+        let state = self.links.get_mut(&link);
+        let Some(id) = state.and_then(|state| state.consuming.take()) else {
             return;
         };
-        if let Some(queue) = state
-            .consuming
-            .take()
-            .and_then(|id| self.queues.get_mut(&id))
-        {
-            queue.remove_consumer(link);
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        queue.remove_consumer(link);
+        if queue.owner == Some(link) {
+            for exchange in self.exchanges.values_mut() {
+                exchange.unbind_all(id);
+            }
         }
     }
 

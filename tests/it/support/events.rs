@@ -41,9 +41,9 @@ pub fn is_all<T: std::fmt::Debug>(events: &Receiver<T>) {
     assert!(more.is_err(), "{more:?}");
 }
 
-/// Event names that no other test hears.
+/// Event names that no other test hears, nor an example.
 pub fn unique_event() -> String {
-    unique("order").replace('-', ".")
+    unique("happened").replace('-', ".")
 }
 
 /// The dead letters of a queue.

@@ -89,7 +89,17 @@ impl Proxy {
     }
 
     pub fn cut(&self) {
-        for socket in self.sockets.lock().drain(..) {
+        self.cut_from(0);
+    }
+
+    /// Cuts the connection that was made last.
+    pub fn cut_latest(&self) {
+        let first = self.sockets.lock().len() - 2;
+        self.cut_from(first);
+    }
+
+    fn cut_from(&self, first: usize) {
+        for socket in self.sockets.lock().drain(first..) {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }

@@ -1,0 +1,86 @@
+//! Subscribers whose connection is cut.
+
+use std::time::Duration;
+
+use coney::{Context, Subscription};
+use crossbeam_channel::{bounded, unbounded};
+
+use crate::support::events::{is_all, publisher, sorted, subscriber, take, tell, unique_event};
+use crate::support::proxy::Proxy;
+use crate::support::{PATIENCE, amqp_url, quick, unique};
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn those_in_order_lose_their_connection_alone() {
+    let proxy = Proxy::start(&amqp_url());
+    let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(&amqp_url()));
+    let (plain, ordered, service) = (unique_event(), unique_event(), unique("mixed"));
+    let (told, plain_events) = unbounded();
+    let (told_in_order, ordered_events) = unbounded();
+    let (begun, first) = unbounded();
+    let (release, gate) = bounded::<()>(0);
+    let wait = move |n: u64| {
+        begun.send(()).unwrap();
+        let _ = gate.recv();
+        told.send(n)
+    };
+    let in_order = Subscription::to(&ordered, tell::<u64>(&told_in_order));
+    let subscriber = subscriber(&of_subscriber, &service)
+        .workers(2)
+        .prefetch(10)
+        .on(&plain, wait)
+        .subscribe(in_order.ordered_by(|_: &u64| 0))
+        .start()
+        .unwrap();
+    let publisher = publisher(&of_publisher);
+    for n in 0..5u64 {
+        publisher.publish(&plain, &n).unwrap();
+    }
+    // Two are at work, and three have been fetched and wait.
+    take(&first, 2);
+    for n in 0..5u64 {
+        publisher.publish(&ordered, &n).unwrap();
+    }
+    proxy.cut_latest();
+    drop(release);
+    assert_eq!(sorted(take(&plain_events, 5)), [0, 1, 2, 3, 4]);
+    // Some of them may have been handled and not acknowledged: those come again.
+    let mut seen = Vec::new();
+    while seen.last() != Some(&4) {
+        seen.extend(take(&ordered_events, 1));
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, [0, 1, 2, 3, 4]);
+    is_all(&plain_events);
+    subscriber.shutdown(PATIENCE).unwrap();
+}
+
+#[test]
+fn a_broadcast_is_tried_again_over_a_reconnect() {
+    let proxy = Proxy::start(&amqp_url());
+    let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(&amqp_url()));
+    let (name, service) = (unique_event(), unique("everybody"));
+    let (told, attempts) = unbounded();
+    let failing = Subscription::to_with(&name, move |context: &Context<'_>, n: u64| {
+        told.send((n, context.attempt())).unwrap();
+        if context.attempt() == 1 {
+            Err("not yet")
+        } else {
+            Ok(())
+        }
+    });
+    let subscriber = subscriber(&of_subscriber, &service)
+        .retry_delays([500 * MS])
+        .subscribe(failing.broadcast())
+        .start()
+        .unwrap();
+    publisher(&of_publisher).publish(&name, &7u64).unwrap();
+    assert_eq!(take(&attempts, 1), [(7, 1)]);
+    // The queue it came from goes with the connection, and the event does not.
+    proxy.cut();
+    assert_eq!(take(&attempts, 1), [(7, 2)]);
+    is_all(&attempts);
+    subscriber.shutdown(PATIENCE).unwrap();
+}
