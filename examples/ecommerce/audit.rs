@@ -129,6 +129,8 @@ pub fn run(
         alive(cancelled),
         account.dead.len()
     );
+    let refunds = paid.len() - alive(paid);
+    println!("{refunds} of the dead letters are paid for: somebody has to give the money back");
     for fault in &faults {
         println!("NOT BALANCED  {fault}");
     }

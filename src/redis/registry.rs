@@ -44,6 +44,9 @@ pub struct RedisRegistry {
     unreadable: Mutex<HashSet<(String, String)>>,
 }
 
+/// A field of a hash, and its value.
+type Field = (Vec<u8>, Vec<u8>);
+
 #[derive(Clone)]
 struct Written {
     instance: Instance,
@@ -270,7 +273,7 @@ impl ServiceRegistry for RedisRegistry {
         generation.arg(GENERATION);
         let answers = self.redis.ask_all(&what, &[get, generation])?;
         let odd = |error| Error::new(ErrorKind::Registry, format!("cannot {what}: {error}"));
-        let (all, generation): (Vec<(Vec<u8>, Vec<u8>)>, Option<Vec<u8>>) =
+        let (all, generation): (Vec<Field>, Option<Vec<u8>>) =
             redis::from_redis_value(&Value::Bulk(answers)).map_err(odd)?;
         let mut instances = Vec::with_capacity(all.len());
         for (id, json) in &all {

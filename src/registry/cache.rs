@@ -18,6 +18,9 @@ use crate::error::Result;
 /// has asked for lately.
 const MOST_SERVICES: usize = 10_000;
 
+/// What is younger than this is not doubted.
+const DOUBT_AFTER: Duration = Duration::from_secs(1);
+
 pub(super) struct Cache {
     times: Times,
     entries: RwLock<HashMap<Arc<str>, Arc<Entry>>>,
@@ -88,6 +91,17 @@ impl Cache {
         let entry = entries.get(service)?;
         let snapshot = entry.current()?;
         Some(Lookup::new(&entry.service, &snapshot))
+    }
+
+    /// Somebody had to find out that what is known is not so. Once a second is enough.
+    pub(super) fn doubt(&self, service: &str) {
+        if let Some(entry) = self.entries.read().get(service)
+            && let Some(snapshot) = entry.current()
+            && snapshot.stale.is_none()
+            && snapshot.loaded_at.elapsed() > DOUBT_AFTER
+        {
+            entry.outdated.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Something has changed that the next look-up must see.

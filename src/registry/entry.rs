@@ -98,7 +98,11 @@ impl Entry {
             return Some(Judged::Old(snapshot));
         }
         if snapshot.stale.is_some() {
-            return Some(Judged::Aging(snapshot));
+            // In the aftermath of a loss it is new, and not asked for all the time.
+            return Some(match age < times.dead_after / 20 {
+                true => Judged::Fresh(snapshot),
+                false => Judged::Aging(snapshot),
+            });
         }
         // One that counts as dead by now may have been heard of since.
         if age >= times.cache_for || snapshot.first_death.is_some_and(|at| at <= now) {
@@ -144,6 +148,7 @@ impl Entry {
         let mut current = self.current.write();
         if current.as_ref().is_some_and(|now| Arc::ptr_eq(now, old)) {
             *current = Some(Arc::clone(&stale));
+            self.outdated.store(false, Ordering::Relaxed);
         }
         stale
     }

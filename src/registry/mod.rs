@@ -242,7 +242,7 @@ impl Registry {
     /// Options for a registry over a store.
     ///
     /// ```
-    /// use std::time::{Duration, Instant};
+    /// use std::time::Duration;
     /// use coney::{MemoryRegistry, Registry};
     ///
     /// let store = MemoryRegistry::new().with_dead_after(Duration::from_secs(10));
@@ -361,7 +361,7 @@ impl Registry {
 
     /// Somebody had to find out that what is known is not so: the next look-up asks.
     pub(crate) fn doubt(&self, service: &str) {
-        self.inner.cache.nudge(service);
+        self.inner.cache.doubt(service);
     }
 
     /// What is known of a service without asking anybody.

@@ -122,17 +122,22 @@ fn the_shop_balances_in_memory() {
 fn the_shop_balances_over_a_broker_that_restarts() {
     let mut rabbit = Server::rabbitmq();
     let redis = Server::redis();
-    let shop = example("ecommerce")
+    let mut shop = example("ecommerce")
         .args(["--orders", "400", "--customers", "8"])
         .args(["--amqp-url", rabbit.url(), "--redis-url", redis.url()])
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    let mut lines = BufReader::new(shop.stdout.take().unwrap()).lines();
+    let mut line = || lines.next().and_then(Result::ok);
+    while !line().expect("it begins").contains("orders by") {}
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(shop.try_wait().unwrap().is_none(), "in the middle of it");
     rabbit.kill();
     rabbit.start_again();
-    let text = stdout(&shop.wait_with_output().unwrap());
+    let text: Vec<String> = std::iter::from_fn(line).collect();
+    let text = text.join("\n");
+    assert!(shop.wait().unwrap().success(), "{text}");
     assert!(text.contains("the books balance"), "{text}");
 }
 

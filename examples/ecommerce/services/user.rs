@@ -9,10 +9,13 @@ use crate::contract::{Token, USER, User};
 use crate::platform::{Platform, Service};
 use crate::stats::Stats;
 
+/// By name, and whether the others have been told.
+type Users = Mutex<HashMap<String, (User, bool)>>;
+
 pub fn start(platform: &Platform) -> coney::Result<Service> {
     let stats = Arc::new(Stats::new());
     let publisher = platform.publisher(USER)?;
-    let users: Mutex<HashMap<String, User>> = Mutex::default();
+    let users: Users = Mutex::default();
     let server = platform
         .server(USER, &stats)
         .handler_with(
@@ -22,17 +25,12 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
                     let Some(name) = login.token.strip_prefix("token-of-") else {
                         return Err(HandlerError::new("Invalid token").with_code("unauthorized"));
                     };
-                    let mut users = users.lock().unwrap();
-                    if let Some(user) = users.get(name) {
-                        return Ok(user.clone());
+                    let (user, is_told) = known(&users, name);
+                    if !is_told {
+                        publisher.publish("user.registered", &user)?;
+                        let told = (user.clone(), true);
+                        users.lock().unwrap().insert(name.to_owned(), told);
                     }
-                    let user = User {
-                        user_id: users.len() as u64 + 1,
-                        name: name.to_owned(),
-                    };
-                    users.insert(name.to_owned(), user.clone());
-                    drop(users);
-                    publisher.publish("user.registered", &user)?;
                     Ok(user)
                 })
             },
@@ -42,4 +40,12 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
         server,
         subscriber: None,
     })
+}
+
+fn known(users: &Users, name: &str) -> (User, bool) {
+    let mut users = users.lock().unwrap();
+    let user_id = users.len() as u64 + 1;
+    let name = name.to_owned();
+    let entry = users.entry(name.clone());
+    entry.or_insert((User { user_id, name }, false)).clone()
 }
