@@ -4,13 +4,10 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::server::Server;
-use crate::support::{amqp_url, eventually, redis_url, unique};
+use crate::support::{amqp_url, eventually, process, redis_url, unique};
 
 fn example(name: &str) -> Command {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop(); // deps
-    path.set_file_name("examples");
-    let mut command = Command::new(path.join(name));
+    let mut command = Command::new(process::example(name));
     for variable in ["AMQP_URL", "REDIS_URL", "RUST_LOG"] {
         command.env_remove(variable);
     }

@@ -1,9 +1,8 @@
 //! What can happen to Redis, and what a registry says meanwhile. Each test has a
 //! Redis of its own: starting one takes a tenth of a second.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use coney::{
     ServiceClient, ServiceServer,
 };
 
+use crate::support::process::Process;
 use crate::support::registry::{LOOKUP_TIMEOUT, ids, registry, unix_seconds};
 use crate::support::server::Server;
 use crate::support::timing::in_time;
@@ -269,52 +269,13 @@ fn calls_go_on_without_a_registry() {
     in_time(SECOND, "shutdown", || server.shutdown(SECOND)).unwrap();
 }
 
-/// Not a test, but what the next one starts.
-#[test]
-#[ignore = "runs as a process of the test below"]
-fn registered_process() {
-    let url = std::env::var("CONEY_TEST_REGISTER_AT").expect("the test below sets it");
-    let id = std::env::var("CONEY_TEST_REGISTER_ID").expect("the test below sets it");
-    let registry = registry(&url, 2 * SECOND);
-    let _registration = registry
-        .register("web", Instance::new().with_id(id))
-        .unwrap();
-    println!("ready");
-    thread::sleep(Duration::from_secs(3_600)); // until it is killed
-}
-
 #[test]
 fn a_process_that_is_killed_is_out_of_every_look_up_in_time() {
     let redis = Server::redis();
-    let mut processes: Vec<_> = ["1", "2"]
-        .into_iter()
-        .map(|id| {
-            let mut process = Command::new(std::env::current_exe().unwrap())
-                .args([
-                    "--exact",
-                    "redis_faults::registered_process",
-                    "--ignored",
-                    "--nocapture",
-                ])
-                .env("CONEY_TEST_REGISTER_AT", redis.url())
-                .env("CONEY_TEST_REGISTER_ID", id)
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-            assert!(
-                lines
-                    .map_while(Result::ok)
-                    .any(|line| line.contains("ready"))
-            );
-            process
-        })
-        .collect();
+    let [first, _second] = ["1", "2"].map(|id| Process::start(&["register", redis.url(), id]));
     let registry = registry(redis.url(), 2 * SECOND);
     assert_eq!(ids(&registry.lookup("web").unwrap()), ["1", "2"]);
-    processes[0].kill().unwrap(); // SIGKILL
-    processes[0].wait().unwrap();
+    drop(first); // SIGKILL
     in_time(2 * SECOND, "noticing", || {
         while ids(&registry.lookup("web").unwrap()) != ["2"] {
             thread::sleep(2 * MS);
@@ -334,6 +295,4 @@ fn a_process_that_is_killed_is_out_of_every_look_up_in_time() {
         "2",
         "and the dead is removed"
     );
-    processes[1].kill().unwrap();
-    processes[1].wait().unwrap();
 }

@@ -1,7 +1,7 @@
 //! The ledger: producers, consumers and callers through a random schedule of
 //! faults, and an account of every message at the end.
 //!
-//! A short schedule runs with the other tests; `SOAK_SECONDS=3600 tests/run soak`
+//! A short schedule runs after the other tests; `SOAK_SECONDS=3600 tests/run soak`
 //! runs a long one. `LEDGER_SEED` repeats a schedule.
 
 mod book;
@@ -18,18 +18,10 @@ use crate::support::timing::{GRACE, stall_since};
 
 #[test]
 fn nothing_confirmed_is_lost_and_no_call_is_late() {
-    run(Duration::from_secs(45), false);
-}
-
-#[test]
-#[ignore = "takes SOAK_SECONDS: tests/run soak"]
-fn soak() {
-    let seconds = std::env::var("SOAK_SECONDS").expect("SOAK_SECONDS says how long");
-    let seconds = seconds.parse().expect("SOAK_SECONDS is a number");
-    run(Duration::from_secs(seconds), true);
-}
-
-fn run(length: Duration, is_soak: bool) {
+    let soak = std::env::var("SOAK_SECONDS").ok();
+    let seconds = soak.as_deref().unwrap_or("45").parse();
+    let length = Duration::from_secs(seconds.expect("SOAK_SECONDS is a number"));
+    let is_soak = soak.is_some();
     let seed = match std::env::var("LEDGER_SEED") {
         Ok(seed) => seed.parse().expect("LEDGER_SEED is a number"),
         Err(_) => fastrand::u64(..),

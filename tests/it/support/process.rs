@@ -1,0 +1,69 @@
+//! Processes of the tests' own, so that something can be killed: what they do is in
+//! `tests/processes/service.rs`, which is built as an example is.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::PATIENCE;
+
+/// Where Cargo puts an example.
+pub fn example(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop(); // deps
+    path.set_file_name("examples");
+    path.join(name)
+}
+
+/// One of them. Killed on drop.
+pub struct Process {
+    process: Child,
+    lines: Receiver<String>,
+}
+
+impl Process {
+    /// Starts one, and waits until it is ready.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut process = Command::new(example("test_service"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("cargo test builds it with the examples");
+        let out = BufReader::new(process.stdout.take().unwrap());
+        let (line, lines) = unbounded();
+        thread::spawn(move || {
+            let mut read = out.lines().map_while(Result::ok);
+            read.all(|text| line.send(text).is_ok())
+        });
+        let process = Self { process, lines };
+        process.wait_for("ready");
+        process
+    }
+
+    /// Reads until a line that says so.
+    pub fn wait_for(&self, wanted: &str) {
+        let end = Instant::now() + PATIENCE;
+        while let Ok(line) = self.lines.recv_deadline(end) {
+            if line.contains(wanted) {
+                return;
+            }
+        }
+        panic!("the process did not say {wanted:?}");
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.process.kill(); // SIGKILL
+        let _ = self.process.wait();
+    }
+}
