@@ -261,15 +261,18 @@ fn a_key_goes_to_the_same_instance(broker: &Broker) {
 fn the_slow_one_gets_less(broker: &Broker) {
     let (registry, service) = (Registry::memory(), unique("who"));
     let _fast = ["1", "2"].map(|id| server(broker, &service, &registry, id).start().unwrap());
-    let _slow = ServiceServer::builder(broker, &service)
-        .registry(&registry)
-        .instance(Instance::new().with_id("slow"))
-        .handler("who", |_: u64| {
-            thread::sleep(60 * MS);
-            Ok::<_, HandlerError>("slow")
-        })
-        .start()
-        .unwrap();
+    let late = |id: &'static str, by: Duration| {
+        ServiceServer::builder(broker, &service)
+            .registry(&registry)
+            .instance(Instance::new().with_id(id))
+            .handler("who", move |_: u64| {
+                thread::sleep(by);
+                Ok::<_, HandlerError>(id)
+            })
+            .start()
+            .unwrap()
+    };
+    let _slow = late("slow", 60 * MS);
     let client = finder(broker, &registry)
         .balancer(LowestLatency)
         .build()
@@ -278,15 +281,7 @@ fn the_slow_one_gets_less(broker: &Broker) {
     let slow = answers.iter().filter(|answer| *answer == "slow").count();
     assert!(slow <= 3, "{slow} of 60 calls went to the slow one");
     // And one that does not answer at all is as slow as the patience of its callers.
-    let hung = ServiceServer::builder(broker, &service)
-        .registry(&registry)
-        .instance(Instance::new().with_id("hung"))
-        .handler("who", |_: u64| {
-            thread::sleep(1_500 * MS);
-            Ok::<_, HandlerError>("hung")
-        })
-        .start()
-        .unwrap();
+    let hung = late("hung", 1_500 * MS);
     let hurry = CallOptions::new().timeout(500 * MS);
     let failed = (0..40)
         .filter(|_| {
