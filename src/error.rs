@@ -141,8 +141,9 @@ impl Error {
     /// decode into what the handler takes), `bad_envelope`, `bad_reply` (what the
     /// handler returned has no JSON), `reply_too_large`, `panic`, `expired` (the
     /// deadline had passed before the handler was started), `unknown_action`, `poison`
-    /// (its workers died on it) and `deduplication_failed` (the server's reply store did
-    /// not say whether it is a repeated one).
+    /// (its workers died on it), `deduplication_failed` (the server's reply store did
+    /// not say whether it is a repeated one) and, in a batch, `in_progress` (the same request
+    /// is being handled, for longer than its lease).
     pub fn remote_code(&self) -> Option<&str> {
         self.0.code.as_deref()
     }
@@ -180,6 +181,26 @@ impl Error {
             None => Self::new(self.kind(), message),
         };
         error.with_source(self)
+    }
+
+    /// The same error for somebody else whom it concerns.
+    pub(crate) fn same(&self) -> Self {
+        let Repr {
+            kind,
+            message,
+            source: _,
+            phase,
+            code,
+            text,
+        } = &*self.0;
+        Self(Box::new(Repr {
+            kind: *kind,
+            message: message.clone(),
+            source: None,
+            phase: *phase,
+            code: code.clone(),
+            text: text.clone(),
+        }))
     }
 
     pub(crate) fn with_source(

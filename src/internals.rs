@@ -34,7 +34,8 @@ impl PendingTable {
         let call = PendingCall {
             ticket: Arc::new(Ticket::until(Instant::now())),
             waiter: Waiter::Thread(bounded(1).0),
-            again: None,
+            kept: None,
+            sent_in: None,
             balanced: None,
         };
         let inserted = self.0.insert(id, call);

@@ -157,7 +157,10 @@ mod topology;
 pub mod transport;
 mod wait;
 
-pub use client::{CallOptions, PendingReply, PendingSend, ServiceClient, ServiceClientBuilder};
+pub use client::{
+    Asked, Batch, BatchLimits, BatchReplies, CallOptions, PendingBatch, PendingReply, PendingSend,
+    ServiceClient, ServiceClientBuilder,
+};
 pub use consume::{Claim, Context, HandlerError, MemoryReplyStore, ReplyStore, StoreError};
 pub use dead_letters::{DeadLetter, DeadLetters, Replayed};
 pub use error::{Error, ErrorKind, Phase, Result};

@@ -30,6 +30,10 @@ enum Scenario {
     Bare,
     /// `ServiceClient::call`
     Call,
+    /// The same with `coalesce`
+    Coalesced,
+    /// `ServiceClient::batch`
+    Batch,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -52,6 +56,9 @@ struct Options {
     /// Bytes of payload, each way
     #[arg(long, default_value_t = 200)]
     payload: usize,
+    /// Calls in a batch
+    #[arg(long, default_value_t = 100)]
+    batch: usize,
     /// Over what
     #[arg(long, value_delimiter = ',', default_values = ["memory", "amqp"])]
     transport: Vec<Transport>,
@@ -91,7 +98,7 @@ fn compare(options: &Options, transport: Transport, url: &str, callers: usize) {
         .collect();
     for _ in 0..SLICES {
         for report in &mut reports {
-            let setup = scenario::set_up(report.scenario, transport, url);
+            let setup = scenario::set_up(report.scenario, transport, url, options.batch);
             let calls = (0..callers).map(|_| setup.caller(&payload)).collect();
             report.add(&measure(calls, slice));
         }

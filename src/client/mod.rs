@@ -1,43 +1,51 @@
 //! The calling side: requests out, replies routed back to whoever waits.
 
+mod batch;
+mod batch_replies;
 mod builder;
 mod callback;
 mod discovery;
 mod event;
+mod limits;
 mod options;
 mod outcome;
 pub(crate) mod pending;
+mod pending_batch;
 mod pending_reply;
 mod pending_send;
 mod request;
 mod router;
 mod send;
+mod start;
+mod together;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use self::batch::{Asked, Batch};
+pub use self::batch_replies::BatchReplies;
 pub use self::builder::ServiceClientBuilder;
 use self::callback::CallbackThread;
 use self::discovery::Discovery;
 use self::event::{Event, Outcome};
+pub use self::limits::BatchLimits;
 pub use self::options::CallOptions;
 use self::options::Kind;
 use self::outcome::Target;
-use self::pending::{PendingCall, Refusal, Waiter};
+pub use self::pending_batch::PendingBatch;
 pub use self::pending_reply::PendingReply;
 pub use self::pending_send::PendingSend;
 pub(crate) use self::pending_send::What;
-use self::request::Request;
 use self::router::Router;
 use crate::error::{Error, Result};
 use crate::message::CorrelationId;
-use crate::transport::{Broker, Sink, Ticket, Wire};
+use crate::transport::{Broker, Sharing, Sink, Ticket, Wire};
 use crate::wait;
 
 /// Calls services and waits for their answers.
@@ -72,6 +80,8 @@ struct Inner {
     wire: Arc<dyn Wire>,
     router: Arc<Router>,
     discovery: Option<Discovery>,
+    /// What may share a message.
+    coalesce: Option<Sharing>,
     callbacks: Mutex<Option<CallbackThread>>,
 }
 
@@ -177,9 +187,7 @@ impl ServiceClient {
     {
         let target = Target { service, action };
         let sent = self.start_call(target, request, options, Kind::Call)?;
-        let awake = self.inner.broker.awake();
-        let outcome = wait::recv(&sent.outcome, Some(sent.ticket.deadline()), awake);
-        match outcome.or_else(|| sent.give_up(&self.inner.router)) {
+        match self.inner.outcome(&sent) {
             Some(outcome) => self.inner.result(target, outcome),
             None => Err(self.inner.timed_out(target, &sent)),
         }
@@ -284,47 +292,6 @@ impl ServiceClient {
     pub fn close(&self) {
         self.inner.close();
     }
-
-    fn start_call<Req: Serialize + ?Sized>(
-        &self,
-        target: Target<'_>,
-        request: &Req,
-        options: &CallOptions,
-        kind: Kind,
-    ) -> Result<Sent> {
-        let limit = self.begin(target, options)?;
-        let route = self.inner.route(target, options, limit.deadline)?;
-        let Request {
-            id,
-            ticket,
-            mut publication,
-        } = self.request(target, request, options, kind, limit)?;
-        let balanced = route.apply(&mut publication);
-        let (slot, outcome) = bounded(1);
-        let call = PendingCall {
-            ticket: Arc::clone(&ticket),
-            waiter: Waiter::Thread(slot),
-            again: options.idempotent.then(|| Box::new(publication.clone())),
-            balanced: balanced.map(Box::new),
-        };
-        self.inner
-            .router
-            .insert(id, call)
-            .map_err(|refusal| match refusal {
-                Refusal::Closed(cause) => target.closed(&cause),
-                Refusal::Full(max) => target.too_many_in_flight(max),
-            })?;
-        if let Err(error) = self.inner.wire.publish(publication, None, limit.deadline) {
-            self.inner.router.forget(id);
-            return Err(target.not_sent(error));
-        }
-        Ok(Sent {
-            id,
-            ticket,
-            outcome,
-            timeout: limit.timeout,
-        })
-    }
 }
 
 impl Inner {
@@ -335,6 +302,19 @@ impl Inner {
             self.doubt(target);
         }
         target.result(outcome, self.peer())
+    }
+
+    /// Waits for what becomes of a request; `None` if that is not known by its deadline.
+    fn outcome(&self, sent: &Sent) -> Option<Outcome> {
+        let awake = self.broker.awake();
+        let outcome = wait::recv(&sent.outcome, Some(sent.ticket.deadline()), awake);
+        outcome.or_else(|| sent.give_up(&self.router))
+    }
+
+    /// Nobody waits for it any more.
+    fn forget(&self, sent: &Sent) {
+        sent.ticket.abandon();
+        self.router.forget(sent.id);
     }
 
     fn timed_out(&self, target: Target<'_>, sent: &Sent) -> Error {

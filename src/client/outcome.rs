@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use super::event::Outcome;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::{CODE_UNKNOWN_ACTION, Reply};
+use crate::name::{check_action, check_service};
 use crate::registry::Lookup;
 use crate::topology;
 use crate::transport::Ticket;
@@ -20,6 +21,12 @@ pub(super) struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// Checks what does not depend on the request.
+    pub(super) fn check(self) -> Result<()> {
+        check_service(self.service)?;
+        check_action(self.action)
+    }
+
     pub(super) fn result<T: DeserializeOwned>(self, outcome: Outcome, peer: &str) -> Result<T> {
         let Self { service, action } = self;
         match outcome {
@@ -53,7 +60,7 @@ impl Target<'_> {
         }
     }
 
-    fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T> {
+    pub(super) fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T> {
         let Self { service, action } = self;
         let reply = Reply::decode(body).map_err(|error| {
             Error::new(

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,6 +14,8 @@ use crate::transport::{Publication, Ticket};
 #[derive(Debug)]
 pub(crate) struct PendingTable {
     calls: HashMap<CorrelationId, PendingCall>,
+    /// Messages that hold several calls, as long as one of these waits.
+    gathered: HashMap<CorrelationId, Gathered>,
     /// Finished calls whose callbacks have not run yet; they count as in flight.
     callbacks_due: usize,
     max: usize,
@@ -33,10 +36,21 @@ pub(crate) enum Refusal {
 pub(crate) struct PendingCall {
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) waiter: Waiter,
-    /// The request, if it may be sent again after a loss.
-    pub(crate) again: Option<Box<Publication>>,
+    /// The request, if it may have to be sent again: after a loss, if it is idempotent,
+    /// or alone, if it was sent with others.
+    pub(crate) kept: Option<Box<Publication>>,
+    /// The message it was sent in with others.
+    pub(crate) sent_in: Option<CorrelationId>,
     /// If a balancer has picked the instance it is for.
     pub(crate) balanced: Option<Box<Balanced>>,
+}
+
+/// A message that holds several calls.
+#[derive(Debug)]
+struct Gathered {
+    /// In their order.
+    calls: Vec<CorrelationId>,
+    waiting: usize,
 }
 
 /// A call for an instance that a balancer has picked.
@@ -63,6 +77,7 @@ impl PendingTable {
     pub(crate) fn new(max: usize) -> Self {
         Self {
             calls: HashMap::new(),
+            gathered: HashMap::new(),
             callbacks_due: 0,
             max,
             closed: None,
@@ -84,10 +99,70 @@ impl PendingTable {
     /// Takes a call out; `None` if it has ended already.
     pub(crate) fn remove(&mut self, id: CorrelationId) -> Option<PendingCall> {
         let call = self.calls.remove(&id)?;
+        if let Some(message) = call.sent_in {
+            self.leave(message);
+        }
         if matches!(call.waiter, Waiter::Callback(_)) {
             self.callbacks_due += 1;
         }
         Some(call)
+    }
+
+    /// Requests have been sent as one message.
+    pub(crate) fn gathered(&mut self, message: CorrelationId, requests: Vec<Publication>) {
+        let mut gathered = Gathered {
+            calls: Vec::with_capacity(requests.len()),
+            waiting: 0,
+        };
+        for request in requests {
+            let id = request.properties.correlation_id.as_deref();
+            let Some(id) = id.and_then(CorrelationId::parse) else {
+                continue;
+            };
+            gathered.calls.push(id);
+            let Some(call) = self.calls.get_mut(&id) else {
+                continue;
+            };
+            call.kept = Some(Box::new(request));
+            gathered.waiting += 1;
+            // Sent once more, it waits for the answer to the latest.
+            if let Some(before) = call.sent_in.replace(message) {
+                self.leave(before);
+            }
+        }
+        if gathered.waiting > 0 {
+            self.gathered.insert(message, gathered);
+        }
+    }
+
+    /// A call does not wait for that message any more.
+    fn leave(&mut self, message: CorrelationId) {
+        if let Entry::Occupied(mut gathered) = self.gathered.entry(message) {
+            gathered.get_mut().waiting -= 1;
+            if gathered.get().waiting == 0 {
+                gathered.remove();
+            }
+        }
+    }
+
+    /// A message that holds several calls has ended: these are they, in their order.
+    pub(crate) fn scatter(&mut self, message: CorrelationId) -> Option<Vec<CorrelationId>> {
+        self.gathered
+            .remove(&message)
+            .map(|gathered| gathered.calls)
+    }
+
+    /// The request to send alone that was sent with others and has not run.
+    pub(crate) fn take_alone(&mut self, id: CorrelationId) -> Option<Publication> {
+        let call = self.calls.get_mut(&id)?;
+        let mut request = match call.kept.take()? {
+            kept if kept.idempotent => *call.kept.insert(kept).clone(),
+            kept => *kept,
+        };
+        request.sharing = None;
+        call.sent_in = None;
+        call.ticket.came_back();
+        Some(request)
     }
 
     /// The request to send in place of one that was returned, if there is one.
@@ -99,8 +174,8 @@ impl PendingTable {
             pick.failed();
         }
         call.ticket.came_back();
-        if let Some(again) = &mut call.again {
-            **again = instead.clone();
+        if let Some(kept) = &mut call.kept {
+            **kept = instead.clone();
         }
         Some(instead)
     }
@@ -132,10 +207,10 @@ impl PendingTable {
     ) -> (Vec<Publication>, Vec<(CorrelationId, PendingCall)>) {
         let (mut again, mut lost) = (Vec::new(), Vec::new());
         for (&id, call) in self.calls.iter().filter(|(_, call)| call.ticket.is_sent()) {
-            match &call.again {
-                Some(publication) if may_send_again => {
+            match &call.kept {
+                Some(request) if may_send_again && request.idempotent => {
                     call.ticket.send_again();
-                    again.push((**publication).clone());
+                    again.push((**request).clone());
                 }
                 _ => lost.push(id),
             }
@@ -173,7 +248,8 @@ mod tests {
         PendingCall {
             ticket: Arc::new(Ticket::until(crate::deadline::after(Duration::MAX))),
             waiter: Waiter::Thread(bounded(1).0),
-            again: None,
+            kept: None,
+            sent_in: None,
             balanced: None,
         }
     }
@@ -216,9 +292,12 @@ mod tests {
         for id in [sent, queued] {
             table.insert(id, call()).unwrap();
         }
-        let publication = Publication::new("", "q", Vec::new());
+        let publication = Publication {
+            idempotent: true,
+            ..Publication::new("", "q", Vec::new())
+        };
         let again = PendingCall {
-            again: Some(Box::new(publication)),
+            kept: Some(Box::new(publication)),
             ..call()
         };
         table.insert(idempotent, again).unwrap();

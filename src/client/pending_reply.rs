@@ -171,8 +171,7 @@ impl<T> PendingReply<T> {
 impl<T> Drop for PendingReply<T> {
     fn drop(&mut self) {
         if !self.taken {
-            self.sent.ticket.abandon();
-            self.client.router.forget(self.sent.id);
+            self.client.forget(&self.sent);
         }
     }
 }

@@ -8,8 +8,8 @@ use super::outcome::Target;
 use super::{CallOptions, ServiceClient};
 use crate::deadline;
 use crate::error::Result;
-use crate::message::{CorrelationId, ServiceMessage};
-use crate::name::{check_action, check_service, check_short_string};
+use crate::message::{Body, CorrelationId, ServiceMessage};
+use crate::name::check_short_string;
 use crate::topology::{self, SERVICE_EXCHANGE};
 use crate::transport::{Properties, Publication, Ticket};
 
@@ -34,18 +34,16 @@ impl Limit {
 }
 
 impl ServiceClient {
-    /// Checks what does not depend on the request, and starts its clock.
-    pub(super) fn begin(&self, target: Target<'_>, options: &CallOptions) -> Result<Limit> {
-        check_service(target.service)?;
-        check_action(target.action)?;
+    /// Starts a request's clock.
+    pub(super) fn begin(&self, options: &CallOptions) -> Limit {
         let mut timeout = options.timeout.unwrap_or(self.inner.timeout);
         if let Some(until) = self.until {
             timeout = timeout.min(until.saturating_duration_since(Instant::now()));
         }
-        Ok(Limit {
+        Limit {
             timeout,
             deadline: deadline::after(timeout),
-        })
+        }
     }
 
     /// Encodes a request.
@@ -57,6 +55,29 @@ impl ServiceClient {
         kind: Kind,
         limit: Limit,
     ) -> Result<Request> {
+        self.request_of(
+            target,
+            request,
+            options,
+            kind,
+            limit,
+            |message| match kind {
+                Kind::Command => message.encode().map(Into::into),
+                Kind::Call | Kind::AsyncCall => message.encode_awaiting_reply_queue(),
+            },
+        )
+    }
+
+    /// The same, encoded by `encode`.
+    pub(super) fn request_of<P>(
+        &self,
+        target: Target<'_>,
+        payload: P,
+        options: &CallOptions,
+        kind: Kind,
+        limit: Limit,
+        encode: impl FnOnce(&ServiceMessage<'_, P>) -> Result<Body>,
+    ) -> Result<Request> {
         let id = CorrelationId::random();
         let correlation_id = id.to_text();
         let mut message = ServiceMessage {
@@ -66,18 +87,14 @@ impl ServiceClient {
                 &self.inner.name,
                 target.service,
                 target.action,
-                request,
+                payload,
             )
         };
         if let Some(id) = &options.message_id {
             check_short_string("message id", id)?;
             message.message_id = id.as_str().into();
         }
-        let body = match kind {
-            Kind::Command => message.encode().map(Into::into),
-            Kind::Call | Kind::AsyncCall => message.encode_awaiting_reply_queue(),
-        };
-        let body = body.map_err(|error| target.not_sent(error))?;
+        let body = encode(&message).map_err(|error| target.not_sent(error))?;
         let message_id = message.message_id.into_owned();
         let ticket = Arc::new(Ticket::until(limit.deadline));
         let publication = Publication {

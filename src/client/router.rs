@@ -6,7 +6,9 @@ use parking_lot::Mutex;
 
 use super::event::{Event, Outcome};
 use super::pending::{PendingCall, PendingTable, Refusal, Waiter};
+use super::together::{self, Together};
 use crate::message::CorrelationId;
+use crate::message::bundle::Bundle;
 use crate::topology;
 use crate::transport::{Delivery, Publication, Returned, Sink};
 
@@ -16,6 +18,8 @@ use crate::transport::{Delivery, Publication, Returned, Sink};
 /// waiter happens after it is released.
 pub(crate) struct Router {
     table: Mutex<PendingTable>,
+    /// Which peers know what to do with several requests in a message.
+    pub(super) together: Together,
     /// Replies nobody waited for any more, or that were never asked for.
     unclaimed: AtomicU64,
 }
@@ -24,6 +28,7 @@ impl Router {
     pub(crate) fn new(max_in_flight: usize) -> Self {
         Self {
             table: Mutex::new(PendingTable::new(max_in_flight)),
+            together: Together::default(),
             unclaimed: AtomicU64::new(0),
         }
     }
@@ -35,7 +40,8 @@ impl Router {
 
     /// Forgets a call; false if its outcome is decided and on its way.
     pub(crate) fn forget(&self, id: CorrelationId) -> bool {
-        self.table.lock().remove(id).is_some()
+        let call = self.table.lock().remove(id);
+        call.is_some()
     }
 
     /// The same for a call whose time is over: if it was for a picked instance, that
@@ -86,6 +92,63 @@ impl Router {
             }
         }
     }
+
+    fn answered(&self, id: Option<CorrelationId>, body: Vec<u8>) {
+        self.finish(id, |call| Outcome::Reply {
+            after: call.balanced.as_ref().map(|balanced| balanced.at.elapsed()),
+            body,
+        });
+    }
+
+    /// The calls that were sent in this message, if it held several.
+    fn scatter(&self, message: Option<CorrelationId>) -> Option<Vec<CorrelationId>> {
+        self.table.lock().scatter(message?)
+    }
+
+    /// One answer to a message that held several calls: the server could not read it, or
+    /// answers all of them in one. What it does not know is sent again, alone.
+    fn answered_together(&self, calls: &[CorrelationId], body: &[u8]) -> Vec<Publication> {
+        if together::is_unknown(body) {
+            let alone = {
+                let mut table = self.table.lock();
+                let alone = calls.iter().filter_map(|&id| table.take_alone(id));
+                alone.collect::<Vec<_>>()
+            };
+            if let Some(request) = alone.first() {
+                self.together.remember(&request.routing_key);
+            }
+            return alone;
+        }
+        let replies = together::replies(body).filter(|replies| replies.len() == calls.len());
+        for (at, &id) in calls.iter().enumerate() {
+            match &replies {
+                // Answered on its own.
+                Some(replies) if replies[at].get() == "null" => {}
+                Some(replies) => self.answered(Some(id), replies[at].get().as_bytes().to_vec()),
+                None => self.answered(Some(id), body.to_vec()),
+            }
+        }
+        Vec::new()
+    }
+
+    fn no_route(&self, id: Option<CorrelationId>, returned: &Returned) -> Option<Publication> {
+        if let Some(id) = id
+            && let Some(instead) = self.table.lock().take_instead(id)
+        {
+            return Some(instead);
+        }
+        self.finish(id, |call| {
+            if call.ticket.was_sent_again() {
+                return Outcome::Lost("sent again, it had no queue to go to".into());
+            }
+            let queue = Some(returned.routing_key.clone());
+            Outcome::NoRoute {
+                reason: returned.reason.clone(),
+                queue: queue.filter(|key| topology::is_for_instance(key)),
+            }
+        });
+        None
+    }
 }
 
 /// Never blocks: a thread's channel has a slot for this one outcome, and the
@@ -106,32 +169,36 @@ fn correlation_id(text: Option<&String>) -> Option<CorrelationId> {
 }
 
 impl Sink for Router {
-    fn delivery(&self, delivery: Delivery) -> Result<(), Delivery> {
-        let id = correlation_id(delivery.message().properties.correlation_id.as_ref());
-        self.finish(id, |call| Outcome::Reply {
-            after: call.balanced.as_ref().map(|balanced| balanced.at.elapsed()),
-            body: delivery.into_body(),
-        });
-        Ok(())
+    fn delivery(&self, delivery: Delivery) -> Result<Vec<Publication>, Delivery> {
+        let id = delivery.message().properties.correlation_id.as_ref();
+        let is_bundle = id.is_none();
+        let id = correlation_id(id);
+        let body = delivery.into_body();
+        if let Some(calls) = self.scatter(id) {
+            return Ok(self.answered_together(&calls, &body));
+        }
+        match is_bundle.then(|| Bundle::decode(&body)) {
+            Some(Ok(bundle)) => {
+                for reply in bundle.replies {
+                    let id = CorrelationId::parse(&reply.correlation_id);
+                    self.answered(id, reply.body().to_vec());
+                }
+            }
+            _ => self.answered(id, body),
+        }
+        Ok(Vec::new())
     }
 
-    fn returned(&self, returned: Returned) -> Option<Publication> {
+    fn returned(&self, returned: Returned) -> Vec<Publication> {
         let id = correlation_id(returned.correlation_id.as_ref());
-        if let Some(id) = id
-            && let Some(instead) = self.table.lock().take_instead(id)
-        {
-            return Some(instead);
-        }
-        self.finish(id, |call| {
-            if call.ticket.was_sent_again() {
-                return Outcome::Lost("sent again, it had no queue to go to".into());
-            }
-            Outcome::NoRoute {
-                reason: returned.reason,
-                queue: Some(returned.routing_key).filter(|key| topology::is_for_instance(key)),
-            }
-        });
-        None
+        let calls = self.scatter(id);
+        let calls = calls.map_or(vec![id], |calls| calls.into_iter().map(Some).collect());
+        let instead = calls.into_iter().map(|id| self.no_route(id, &returned));
+        instead.flatten().collect()
+    }
+
+    fn gathered(&self, id: CorrelationId, messages: Vec<Publication>) {
+        self.table.lock().gathered(id, messages);
     }
 
     fn lost(&self, cause: &str, may_send_again: bool) -> Vec<Publication> {

@@ -124,7 +124,8 @@ impl ServiceClient {
                 ),
             ));
         }
-        let limit = self.begin(target, options)?;
+        target.check()?;
+        let limit = self.begin(options);
         let request = self.request(target, request, options, Kind::Command, limit)?;
         let broker = &self.inner.broker;
         let confirmation = broker

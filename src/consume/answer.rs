@@ -1,53 +1,49 @@
-use crate::message::{Reply, ServiceMessage};
+use crate::message::{CorrelationId, Reply, ServiceMessage};
 use crate::topology;
 use crate::transport::death::REPLAYED;
-use crate::transport::{Delivery, Properties, Publication};
+use crate::transport::{Message, Properties, Publication, Sharing};
 
 /// Where the answer to a request goes, if one is wanted.
-pub(super) struct Answer<'s> {
+pub(super) struct Answer<'a> {
     /// Who answers.
-    instance_id: Option<&'s str>,
-    reply_to: Option<String>,
-    correlation_id: Option<String>,
-    message_id: String,
+    pub(super) instance_id: Option<&'a str>,
+    pub(super) reply_to: Option<&'a str>,
+    pub(super) correlation_id: Option<&'a str>,
+    pub(super) message_id: &'a str,
 }
 
-impl<'s> Answer<'s> {
-    /// For a request that could be read. The body's word counts before the
-    /// property's.
+impl<'a> Answer<'a> {
+    /// For a request that could be read, and the message it came in. The body's word
+    /// counts before the property's.
     pub(super) fn to(
-        message: &ServiceMessage<'_>,
-        delivery: &Delivery,
-        instance_id: Option<&'s str>,
+        request: &'a ServiceMessage<'_>,
+        message: &'a Message,
+        instance_id: Option<&'a str>,
     ) -> Self {
-        let properties = &delivery.message().properties;
-        let reply_to = match &message.reply_to {
+        let properties = &message.properties;
+        let reply_to = match &request.reply_to {
             _ if properties.headers.get(REPLAYED).is_some() => None,
-            Some(queue) => Some(queue.clone().into_owned()),
-            None => properties.reply_to.clone(),
+            Some(queue) => Some(&**queue),
+            None => properties.reply_to.as_deref(),
         };
-        let correlation_id = properties
-            .correlation_id
-            .clone()
-            .unwrap_or_else(|| message.correlation_id.clone().into_owned());
+        let correlation_id = properties.correlation_id.as_deref();
         Self {
             instance_id,
             reply_to: reply_to.filter(|queue| !queue.is_empty()),
-            correlation_id: Some(correlation_id),
-            message_id: message.message_id.clone().into_owned(),
+            correlation_id: correlation_id.or(Some(&request.correlation_id)),
+            message_id: &request.message_id,
         }
     }
 
     /// For one that could not: as far as its properties say.
-    pub(super) fn to_properties(delivery: &Delivery, instance_id: Option<&'s str>) -> Self {
-        let properties = &delivery.message().properties;
-        let reply_to = properties.reply_to.clone();
+    pub(super) fn to_properties(properties: &'a Properties, instance_id: Option<&'a str>) -> Self {
+        let reply_to = properties.reply_to.as_deref();
         Self {
             instance_id,
             reply_to: reply_to
                 .filter(|queue| !queue.is_empty() && topology::may_take_replies(queue)),
-            correlation_id: properties.correlation_id.clone(),
-            message_id: properties.message_id.clone().unwrap_or_default(),
+            correlation_id: properties.correlation_id.as_deref(),
+            message_id: properties.message_id.as_deref().unwrap_or_default(),
         }
     }
 
@@ -65,28 +61,40 @@ impl<'s> Answer<'s> {
 
     /// The body of an answer that says what went wrong.
     pub(super) fn failure(&self, error: &str, code: Option<&str>) -> Vec<u8> {
-        Reply::failure_by(self.instance_id, error, code, &self.message_id)
+        Reply::failure_by(self.instance_id, error, code, self.message_id)
     }
 
     /// The answer as a message; `None` if nobody wants one.
     pub(super) fn publication(&self, body: Vec<u8>, max_body: usize) -> Option<Publication> {
-        let reply_to = self.reply_to.clone()?;
+        let reply_to = self.reply_to?;
         let body = if body.len() <= max_body {
             body
         } else {
-            let fault = format!(
-                "the reply is {} bytes long; at most {max_body} are allowed",
-                body.len()
-            );
+            let fault = too_large(body.len(), max_body);
             log::warn!(target: "coney::worker", "{fault}");
-            self.failure(&fault, Some("reply_too_large"))
+            self.failure(&fault, Some(TOO_LARGE))
         };
         Some(Publication {
             properties: Properties {
-                correlation_id: self.correlation_id.clone(),
+                correlation_id: self.correlation_id.map(str::to_owned),
                 ..Properties::json()
             },
             ..Publication::new("", reply_to, body)
         })
     }
+
+    /// The same for whoever understands a bundle of answers.
+    pub(super) fn shared(&self, body: Vec<u8>, max_body: usize) -> Option<Publication> {
+        let mut publication = self.publication(body, max_body)?;
+        // In a bundle it stands unescaped.
+        let is_plain = self.correlation_id.and_then(CorrelationId::parse).is_some();
+        publication.sharing = is_plain.then(Sharing::default);
+        Some(publication)
+    }
+}
+
+pub(super) const TOO_LARGE: &str = "reply_too_large";
+
+pub(super) fn too_large(bytes: usize, max: usize) -> String {
+    format!("the reply is {bytes} bytes long; at most {max} are allowed")
 }

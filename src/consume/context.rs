@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
+use super::request::Request;
 use crate::client::ServiceClient;
 use crate::error::{Error, Phase, Result};
-use crate::message::ServiceMessage;
 use crate::transport::Broker;
 
 /// How long the first handler that wants a client may wait for it.
@@ -25,7 +25,7 @@ const LONGEST_OPEN: Duration = Duration::from_secs(10);
 /// # Ok::<(), coney::Error>(())
 /// ```
 pub struct Context<'a> {
-    pub(super) message: &'a ServiceMessage<'a>,
+    pub(super) request: &'a Request<'a>,
     pub(super) redelivered: bool,
     pub(super) attempt: u32,
     pub(super) deadline: Option<Instant>,
@@ -61,27 +61,27 @@ impl Nested {
 impl Context<'_> {
     /// The request's id, the same however often it is delivered.
     pub fn message_id(&self) -> &str {
-        &self.message.message_id
+        self.request.message_id
     }
 
     /// The service that called.
     pub fn source_service(&self) -> &str {
-        &self.message.source_service
+        self.request.source_service
     }
 
     /// The action called.
     pub fn action(&self) -> &str {
-        &self.message.action
+        self.request.action
     }
 
     /// When the request was made, in Unix seconds by the caller's clock.
     pub fn timestamp(&self) -> i64 {
-        self.message.timestamp
+        self.request.timestamp
     }
 
     /// The envelope's header of that name, if it is there and is a `T`.
     pub fn header<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        self.message.headers.get(name)
+        self.request.headers.get(name)
     }
 
     /// True if the request was delivered before and not acknowledged: its
@@ -145,9 +145,9 @@ impl Context<'_> {
 impl fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
-            .field("message_id", &self.message.message_id)
-            .field("source_service", &self.message.source_service)
-            .field("action", &self.message.action)
+            .field("message_id", &self.request.message_id)
+            .field("source_service", &self.request.source_service)
+            .field("action", &self.request.action)
             .finish_non_exhaustive()
     }
 }

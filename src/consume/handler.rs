@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Context;
-use crate::message::{Json, Reply};
+use crate::message::{self, Json, Reply};
 
 /// What a handler fails with: a text for the caller and, if it helps, a code
 /// for the caller's program.
@@ -105,10 +105,10 @@ impl fmt::Debug for HandlerError {
     }
 }
 
-/// A handler with its types taken off: from a request's payload to the body of
-/// a reply.
+/// A handler with its types taken off: from a request's payload, as JSON, to the body
+/// of a reply.
 pub(crate) type Handler =
-    Box<dyn Fn(&Context<'_>, Json<'_>) -> Result<Vec<u8>, HandlerError> + Send + Sync>;
+    Box<dyn Fn(&Context<'_>, &str) -> Result<Vec<u8>, HandlerError> + Send + Sync>;
 
 pub(crate) fn typed<Req, Resp, E, F>(handler: F) -> Handler
 where
@@ -130,7 +130,7 @@ where
     E: Into<HandlerError>,
 {
     Box::new(move |context, payload| {
-        let response = handler(context, payload.as_str()).map_err(Into::into)?;
+        let response = handler(context, payload).map_err(Into::into)?;
         let json: Json<'_> = serde_json::from_str(&response).map_err(|fault| {
             let action = context.action();
             HandlerError::new(format!(
@@ -163,16 +163,13 @@ where
     E: Into<HandlerError>,
 {
     Box::new(move |context, payload| {
-        handler(context, payload.as_str()).map_err(Into::into)?;
+        handler(context, payload).map_err(Into::into)?;
         Ok(Vec::new())
     })
 }
 
-fn decode<T: DeserializeOwned>(
-    context: &Context<'_>,
-    payload: Json<'_>,
-) -> Result<T, HandlerError> {
-    payload.decode().map_err(|fault| {
+fn decode<T: DeserializeOwned>(context: &Context<'_>, payload: &str) -> Result<T, HandlerError> {
+    message::decode(payload).map_err(|fault| {
         let action = context.action();
         HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
             .with_code("bad_request")

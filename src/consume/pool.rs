@@ -8,6 +8,15 @@ use parking_lot::Mutex;
 
 use crate::wait;
 
+/// What the workers of a pool do, one each at a time.
+pub(crate) trait Job: Send + Sized + 'static {
+    /// The same job for one more worker, as long as there is work in it for more than
+    /// one. It stays first in the queue meanwhile.
+    fn share(&self) -> Option<Self> {
+        None
+    }
+}
+
 /// A fixed set of named worker threads.
 ///
 /// A job wakes the worker that became idle last, over a channel of its own: its
@@ -34,7 +43,12 @@ struct Queue<J> {
     stopped: bool,
 }
 
-impl<J> Queue<J> {
+impl<J: Job> Queue<J> {
+    fn take(&mut self) -> Option<J> {
+        let shared = self.backlog.front()?.share();
+        shared.or_else(|| self.backlog.pop_front())
+    }
+
     /// Whom to wake, if there is a job and nobody is about to take it.
     fn next_to_wake(&mut self) -> Option<usize> {
         if self.waking || self.backlog.is_empty() {
@@ -46,9 +60,9 @@ impl<J> Queue<J> {
     }
 }
 
-impl<J: Send + 'static> Pool<J> {
+impl<J: Job> Pool<J> {
     /// Starts the workers; each stays awake so long after a job. `run` must not
-    /// panic.
+    /// panic; what it returns is to be done next.
     pub(super) fn start<F>(
         name: &str,
         workers: usize,
@@ -56,7 +70,7 @@ impl<J: Send + 'static> Pool<J> {
         run: F,
     ) -> std::io::Result<Self>
     where
-        F: Fn(J) + Send + Sync + 'static,
+        F: Fn(J) -> Option<J> + Send + Sync + 'static,
     {
         let run = Arc::new(run);
         let queue = Arc::new(Mutex::new(Queue {
@@ -196,10 +210,11 @@ struct Worker<J, F> {
     _alive: Sender<()>,
 }
 
-impl<J, F: Fn(J)> Worker<J, F> {
+impl<J: Job, F: Fn(J) -> Option<J>> Worker<J, F> {
     fn work(self) {
         let mut was_woken = false;
         let mut was_running = false;
+        let mut next = None;
         loop {
             let (job, woken) = {
                 let mut queue = self.queue.lock();
@@ -208,7 +223,10 @@ impl<J, F: Fn(J)> Worker<J, F> {
                 if queue.stopped {
                     return;
                 }
-                let job = queue.backlog.pop_front();
+                if let Some(next) = next.take() {
+                    queue.backlog.push_front(next);
+                }
+                let job = queue.take();
                 match &job {
                     Some(_) => queue.running += 1,
                     None => queue.idle.push(self.number),
@@ -219,7 +237,7 @@ impl<J, F: Fn(J)> Worker<J, F> {
             was_running = job.is_some();
             was_woken = job.is_none();
             match job {
-                Some(job) => (self.run)(job),
+                Some(job) => next = (self.run)(job),
                 None => drop(wait::recv(&self.wakes, None, self.awake)),
             }
         }
@@ -235,6 +253,10 @@ mod tests {
         Instant::now() + Duration::from_secs(10)
     }
 
+    impl Job for usize {}
+
+    impl Job for u8 {}
+
     #[test]
     fn every_job_runs_once() {
         let ran = Arc::new(AtomicUsize::new(0));
@@ -242,6 +264,7 @@ mod tests {
             let ran = Arc::clone(&ran);
             move |n: usize| {
                 ran.fetch_add(n, Ordering::Relaxed);
+                None
             }
         })
         .unwrap();
@@ -262,6 +285,7 @@ mod tests {
         let pool = Pool::start("test", 1, Duration::ZERO, move |_: u8| {
             let _ = entered.send(());
             let _ = gate.recv();
+            None
         })
         .unwrap();
         for job in 1..=3 {

@@ -5,7 +5,7 @@ use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
 use super::moves::{Move, Moves};
-use super::pool::Pool;
+use super::pool::{Job, Pool};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::topology::Topology;
 use crate::transport::Broker;
@@ -22,10 +22,10 @@ pub(crate) struct Workers<J> {
     way: Sender<Move>,
 }
 
-impl<J: Send + 'static> Workers<J> {
+impl<J: Job> Workers<J> {
     /// Starts them. `run` gets the way to move messages, and gives what a worker does
-    /// with a job. `topology` is what the moves need.
-    pub(crate) fn start<F: Fn(J) + Send + Sync + 'static>(
+    /// with a job, and what is to be done next. `topology` is what the moves need.
+    pub(crate) fn start<F: Fn(J) -> Option<J> + Send + Sync + 'static>(
         owner: &str,
         count: usize,
         broker: &Broker,
@@ -47,9 +47,10 @@ impl<J: Send + 'static> Workers<J> {
         let pool = Pool::start(owner, count, broker.awake(), move |job| {
             // A reply store is the user's code too. The delivery goes back into its
             // queue, which counts.
-            if catch_unwind(AssertUnwindSafe(|| run(job))).is_err() {
+            catch_unwind(AssertUnwindSafe(|| run(job))).unwrap_or_else(|_| {
                 log::error!(target: "coney::worker", "{for_log}: a worker panicked over a message");
-            }
+                None
+            })
         });
         Ok(Self {
             owner: owner.to_owned(),

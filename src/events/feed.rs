@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::delays::Delays;
 use super::lanes::Lanes;
 use super::subscription::KeyOf;
-use crate::consume::{Again, Attempt, Dispatch, Workers};
+use crate::consume::{self, Again, Attempt, Dispatch, Processed, Workers};
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
 
@@ -55,6 +55,8 @@ pub(super) enum Job {
     Lane(Arc<Feed>, String),
 }
 
+impl consume::Job for Job {}
+
 impl Job {
     pub(super) fn run(self) {
         match self {
@@ -87,10 +89,15 @@ impl Feed {
     fn process(&self, delivery: Delivery, attempt: Attempt) -> Option<Again> {
         // A reply store is the user's code too, and a lane must go on.
         let process = AssertUnwindSafe(|| self.dispatch.process(delivery, attempt));
-        catch_unwind(process).unwrap_or_else(|_| {
-            log::error!(target: "coney::worker", "a worker panicked over an event");
-            None
-        })
+        match catch_unwind(process) {
+            Ok(Processed::Again(again)) => Some(again),
+            // Events come one by one.
+            Ok(Processed::Done | Processed::Batch(_)) => None,
+            Err(_) => {
+                log::error!(target: "coney::worker", "a worker panicked over an event");
+                None
+            }
+        }
     }
 
     /// Puts arrivals into their lanes, in order: one job at a time does it.
@@ -153,7 +160,7 @@ impl Feed {
 pub(super) struct Intake(pub(super) Weak<Feed>);
 
 impl Sink for Intake {
-    fn delivery(&self, delivery: Delivery) -> Result<(), Delivery> {
+    fn delivery(&self, delivery: Delivery) -> Result<Vec<Publication>, Delivery> {
         let Some(feed) = self.0.upgrade() else {
             return Err(delivery);
         };
@@ -167,7 +174,7 @@ impl Sink for Intake {
             };
             return match workers.submit(job) {
                 Err(Job::Event { delivery, .. }) => Err(delivery),
-                _ => Ok(()),
+                _ => Ok(Vec::new()),
             };
         };
         let is_first = order.lanes.lock().arrive((delivery, attempt));
@@ -175,11 +182,11 @@ impl Sink for Intake {
             // Once stopped, what has arrived is taken out of the lanes.
             let _ = workers.submit(Job::Arrivals(Arc::clone(&feed)));
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
-    fn returned(&self, _returned: Returned) -> Option<Publication> {
-        None
+    fn returned(&self, _returned: Returned) -> Vec<Publication> {
+        Vec::new()
     }
 
     /// The broker delivers all of it again, but for what was in a queue of our own: that

@@ -133,7 +133,12 @@ impl EventSubscriber {
         let everything = topologies.iter().cloned().reduce(Topology::and);
         let everything = everything.unwrap_or_default();
         let count = builder.options.workers;
-        let workers = Workers::start(service, count, broker, everything, |_| Job::run)?;
+        let workers = Workers::start(service, count, broker, everything, |_| {
+            |job: Job| {
+                job.run();
+                None
+            }
+        })?;
         let workers = Arc::new(workers);
         let hand_over = {
             let workers = Arc::clone(&workers);

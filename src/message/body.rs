@@ -1,6 +1,7 @@
 use std::fmt;
 
 use super::Json;
+use super::request::Fields;
 
 /// The bytes of a message, possibly with a hole for the name of a reply queue.
 ///
@@ -10,7 +11,14 @@ use super::Json;
 #[derive(Clone, Default)]
 pub struct Body {
     bytes: Vec<u8>,
-    reply_queue_at: Option<usize>,
+    hole: Option<Hole>,
+}
+
+/// Where the name of the reply queue goes, and what stands before it.
+#[derive(Clone, Copy)]
+struct Hole {
+    at: usize,
+    fields: Fields,
 }
 
 /// What RabbitMQ makes up, `amq.gen-…`, has 30 bytes, and quotes round it.
@@ -20,20 +28,20 @@ const USUAL_NAME: usize = 32;
 const LONGEST_NAME: usize = 257;
 
 impl Body {
-    pub(crate) fn with_reply_queue_at(bytes: Vec<u8>, at: usize) -> Self {
+    pub(super) fn with_reply_queue_at(bytes: Vec<u8>, at: usize, fields: Fields) -> Self {
         let mut bytes = bytes;
         // It may wait for long, and with many others.
         bytes.shrink_to(bytes.len() + USUAL_NAME);
         Self {
             bytes,
-            reply_queue_at: Some(at),
+            hole: Some(Hole { at, fields }),
         }
     }
 
     /// Size in bytes; with the longest name a reply queue can have, if one is
     /// still to be filled in.
     pub fn len(&self) -> usize {
-        let name = self.reply_queue_at.map_or(0, |_| LONGEST_NAME);
+        let name = self.hole.map_or(0, |_| LONGEST_NAME);
         self.bytes.len() + name
     }
 
@@ -44,13 +52,26 @@ impl Body {
 
     /// True if the sender waits for a reply on its link's reply queue.
     pub(crate) fn wants_reply_queue(&self) -> bool {
-        self.reply_queue_at.is_some()
+        self.hole.is_some()
+    }
+
+    /// The fields of a request that waits for its reply: what a batch needs of them.
+    pub(super) fn parts(&self) -> Option<Parts<'_>> {
+        let Hole { at, fields } = self.hole?;
+        let bytes = &self.bytes;
+        Some(Parts {
+            message_id: &bytes[..fields.message_id],
+            services: &bytes[fields.message_id..fields.services],
+            action: &bytes[fields.services..fields.action],
+            correlation_id: &bytes[fields.timestamp..fields.correlation_id],
+            headers_and_payload: &bytes[at..],
+        })
     }
 
     /// The finished bytes, the hole filled with `name` as a JSON string.
     pub(crate) fn fill(self, name: &str) -> Vec<u8> {
         let mut bytes = self.bytes;
-        if let Some(at) = self.reply_queue_at {
+        if let Some(Hole { at, .. }) = self.hole {
             let text = Json::quote(name);
             bytes.splice(at..at, text.into_bytes());
         }
@@ -58,12 +79,22 @@ impl Body {
     }
 }
 
+/// Parts of an encoded request. Put together in this order, all but the services are an
+/// item of a batch.
+pub(super) struct Parts<'a> {
+    /// With the brace before it.
+    pub(super) message_id: &'a [u8],
+    /// From here on, with the comma before it.
+    pub(super) services: &'a [u8],
+    pub(super) action: &'a [u8],
+    pub(super) correlation_id: &'a [u8],
+    /// With the brace after it.
+    pub(super) headers_and_payload: &'a [u8],
+}
+
 impl From<Vec<u8>> for Body {
     fn from(bytes: Vec<u8>) -> Self {
-        Self {
-            bytes,
-            reply_queue_at: None,
-        }
+        Self { bytes, hole: None }
     }
 }
 

@@ -42,16 +42,20 @@ impl<'a> Json<'a> {
     ///
     /// serde_json's, as text, if the value does not have the shape of `T`.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, String> {
-        let text = self.as_str();
-        serde_json::from_str(text).or_else(|error| {
-            if is_empty_array(text)
-                && let Ok(value) = serde_json::from_str("{}")
-            {
-                return Ok(value);
-            }
-            Err(error.to_string())
-        })
+        decode(self.as_str())
     }
+}
+
+/// Decodes a JSON text, as [`Json::decode`] does.
+pub(crate) fn decode<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).or_else(|error| {
+        if is_empty_array(text)
+            && let Ok(value) = serde_json::from_str("{}")
+        {
+            return Ok(value);
+        }
+        Err(error.to_string())
+    })
 }
 
 impl fmt::Debug for Json<'_> {

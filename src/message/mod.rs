@@ -1,20 +1,25 @@
 //! The envelope that travels between services: what the wire contract calls a
 //! request and a reply. Nothing in here knows how a message is transported.
 
+pub(crate) mod batch;
 mod body;
+pub(crate) mod bundle;
 mod headers;
 mod id;
 mod json;
 mod reply;
 mod request;
+mod span;
 
 pub use body::Body;
 pub use headers::Headers;
 pub(crate) use id::CorrelationId;
 pub use id::{new_correlation_id, new_message_id};
 pub use json::Json;
+pub(crate) use json::decode;
 pub use reply::Reply;
 pub use request::ServiceMessage;
+pub(crate) use span::Span;
 
 /// The header that tells a server when the caller stops waiting, in Unix
 /// milliseconds. An extension: peers that do not know it ignore it.

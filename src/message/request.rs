@@ -112,7 +112,9 @@ impl<P: Serialize> ServiceMessage<'_, P> {
         let mut out = Vec::with_capacity(TYPICAL_SIZE);
         self.write_head(&mut out)?;
         write_json(&self.reply_to, &mut out)?;
-        self.write_tail(&mut out)?;
+        self.write_headers(&mut out);
+        write_json(&self.payload, &mut out)?;
+        out.push(b'}');
         Ok(out)
     }
 
@@ -120,44 +122,81 @@ impl<P: Serialize> ServiceMessage<'_, P> {
     /// transport knows, and only at the moment of sending.
     pub(crate) fn encode_awaiting_reply_queue(&self) -> Result<Body> {
         let mut out = Vec::with_capacity(TYPICAL_SIZE);
-        self.write_head(&mut out)?;
+        let fields = self.write_head(&mut out)?;
         let hole = out.len();
-        self.write_tail(&mut out)?;
-        Ok(Body::with_reply_queue_at(out, hole))
+        self.write_headers(&mut out);
+        write_json(&self.payload, &mut out)?;
+        out.push(b'}');
+        Ok(Body::with_reply_queue_at(out, hole, fields))
     }
+}
 
-    fn write_head(&self, out: &mut Vec<u8>) -> Result<()> {
+impl ServiceMessage<'_, ()> {
+    /// The same, round a payload that is JSON already.
+    pub(super) fn encode_round(&self, payload: &[u8]) -> Result<Body> {
+        let mut out = Vec::with_capacity(TYPICAL_SIZE + payload.len());
+        let fields = self.write_head(&mut out)?;
+        let hole = out.len();
+        self.write_headers(&mut out);
+        out.extend_from_slice(payload);
+        out.push(b'}');
+        Ok(Body::with_reply_queue_at(out, hole, fields))
+    }
+}
+
+impl<P> ServiceMessage<'_, P> {
+    fn write_head(&self, out: &mut Vec<u8>) -> Result<Fields> {
         out.extend_from_slice(b"{\"message_id\":");
         write_json(&self.message_id, out)?;
+        let message_id = out.len();
         out.extend_from_slice(b",\"source_service\":");
         write_json(&self.source_service, out)?;
         out.extend_from_slice(b",\"target_service\":");
         write_json(&self.target_service, out)?;
+        let services = out.len();
         out.extend_from_slice(b",\"action\":");
         write_json(&self.action, out)?;
+        let action = out.len();
         out.extend_from_slice(b",\"timestamp\":");
         write_json(&self.timestamp, out)?;
+        let timestamp = out.len();
         out.extend_from_slice(b",\"correlation_id\":");
         write_json(&self.correlation_id, out)?;
+        let correlation_id = out.len();
         out.extend_from_slice(b",\"reply_to\":");
-        Ok(())
+        Ok(Fields {
+            message_id,
+            services,
+            action,
+            timestamp,
+            correlation_id,
+        })
     }
 
-    fn write_tail(&self, out: &mut Vec<u8>) -> Result<()> {
+    /// All that comes before the payload.
+    fn write_headers(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b",\"headers\":");
         out.extend_from_slice(self.headers.as_str().as_bytes());
         out.extend_from_slice(b",\"payload\":");
-        write_json(&self.payload, out)?;
-        out.push(b'}');
-        Ok(())
     }
+}
+
+/// Where fields of an encoded message end, so that they can be taken out of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fields {
+    pub(super) message_id: usize,
+    /// The two services.
+    pub(super) services: usize,
+    pub(super) action: usize,
+    pub(super) timestamp: usize,
+    pub(super) correlation_id: usize,
 }
 
 /// Room for the envelope's own fields, a small payload and the name of a
 /// reply queue, so that most messages are written without growing.
 const TYPICAL_SIZE: usize = 768;
 
-fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<()> {
+pub(super) fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<()> {
     serde_json::to_writer(out, value).map_err(|error| {
         Error::new(
             ErrorKind::Encode,

@@ -10,6 +10,7 @@ use super::health::Check;
 use crate::client::ServiceClient;
 use crate::consume::{Context, Handler, HandlerError, Options, ReplyStore, raw, typed};
 use crate::error::{Error, ErrorKind};
+use crate::message::batch::BATCH_ACTION;
 use crate::name::check_action;
 use crate::registry::{Instance, Registry};
 use crate::transport::Broker;
@@ -261,14 +262,16 @@ impl ServiceServerBuilder {
     }
 
     fn add(mut self, action: &str, handler: Handler) -> Self {
+        let invalid = |fault: &str| {
+            let fault = format!("{}: the action {action:?} {fault}", self.service);
+            Error::new(ErrorKind::InvalidConfig, fault)
+        };
         let fault = check_action(action).err().or_else(|| {
+            if action == BATCH_ACTION {
+                return Some(invalid("is coney's own: it holds several requests"));
+            }
             let twice = self.handlers.contains_key(action);
-            twice.then(|| {
-                Error::new(
-                    ErrorKind::InvalidConfig,
-                    format!("{}: the action {action:?} has two handlers", self.service),
-                )
-            })
+            twice.then(|| invalid("has two handlers"))
         });
         self.fault = self.fault.or(fault);
         self.handlers.insert(action.to_owned(), handler);

@@ -2,32 +2,65 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::consume::Workers;
+use crate::consume::{self, Batch, Workers};
 use crate::error::{ErrorKind, Result};
 use crate::topology;
 use crate::transport::{Delivery, Publication, Returned, Sink, Wire};
 
 /// Takes deliveries from the transport to the workers.
 pub(super) struct Intake {
-    pub(super) workers: Workers<Delivery>,
+    pub(super) workers: Workers<Job>,
+}
+
+/// What a worker is given to do.
+pub(super) enum Job {
+    Message(Delivery),
+    /// Whatever of it nobody has taken yet.
+    Batch(Arc<Batch>),
+}
+
+impl consume::Job for Job {
+    fn share(&self) -> Option<Self> {
+        match self {
+            Self::Batch(batch) if batch.has_more() => Some(Self::Batch(Arc::clone(batch))),
+            Self::Batch(_) | Self::Message(_) => None,
+        }
+    }
+}
+
+impl Job {
+    /// What nobody has begun with.
+    pub(super) fn into_delivery(self) -> Option<Delivery> {
+        match self {
+            Self::Message(delivery) => Some(delivery),
+            // Those who are at it see it through.
+            Self::Batch(batch) => Arc::into_inner(batch)?.into_delivery(),
+        }
+    }
 }
 
 impl Sink for Intake {
-    fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery> {
-        self.workers.submit(delivery)
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<Vec<Publication>, Delivery> {
+        match self.workers.submit(Job::Message(delivery)) {
+            Err(Job::Message(delivery)) => Err(delivery),
+            Ok(()) | Err(Job::Batch(_)) => Ok(Vec::new()),
+        }
     }
 
     /// Replies are not mandatory: a caller that has gone needs none.
-    fn returned(&self, _returned: Returned) -> Option<Publication> {
-        None
+    fn returned(&self, _returned: Returned) -> Vec<Publication> {
+        Vec::new()
     }
 
     /// The broker delivers all of it again, so what has not started need not
     /// start; settling what has is a no-op. (What was for this instance alone is gone
     /// with its queue, and could not be answered.)
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
-        for delivery in self.workers.clear() {
-            delivery.forget();
+        for job in self.workers.clear() {
+            match job {
+                Job::Message(delivery) => drop(delivery.forget()),
+                Job::Batch(batch) => batch.abandon(),
+            }
         }
         Vec::new()
     }
@@ -65,11 +98,11 @@ impl Consumers {
         {
             // From now on callers hear at once that nobody is there.
             self.attempt(own.wire.stop_consuming(deadline));
-            self.give_back(self.intake.workers.clear());
+            self.give_back_jobs(self.intake.workers.clear());
             self.attempt(self.hand_over(own, deadline));
             self.attempt(own.wire.delete_own_queue(deadline));
         }
-        self.give_back(self.intake.workers.clear());
+        self.give_back_jobs(self.intake.workers.clear());
     }
 
     /// Takes requests again, unless it is closed.
@@ -92,26 +125,30 @@ impl Consumers {
     /// Gives what waits in the instance's own queue to the others.
     fn hand_over(&self, own: &OwnQueue, deadline: Instant) -> Result<()> {
         while let Some((delivery, _)) = own.wire.get(&own.name, deadline)? {
-            self.give_back(vec![delivery]);
+            self.give_back(delivery);
         }
         Ok(())
     }
 
-    /// Puts requests back into the queue of the service: those that come from it as they
-    /// were, the others as copies.
-    pub(super) fn give_back(&self, deliveries: Vec<Delivery>) {
-        for delivery in deliveries {
-            let message = delivery.message();
-            match &self.own {
-                Some(own) if message.routing_key == own.name => {
-                    let queue = topology::request_queue(&self.service);
-                    let mut copy = Publication::new("", queue, message.body.clone());
-                    copy.properties = message.properties.clone();
-                    copy.drop_unsendable();
-                    delivery.ack_with(copy);
-                }
-                _ => drop(delivery),
+    /// Puts back what nobody has begun with.
+    pub(super) fn give_back_jobs(&self, jobs: Vec<Job>) {
+        let deliveries = jobs.into_iter().filter_map(Job::into_delivery);
+        deliveries.for_each(|delivery| self.give_back(delivery));
+    }
+
+    /// Puts a request back into the queue of the service: one that comes from it as it
+    /// was, another as a copy.
+    fn give_back(&self, delivery: Delivery) {
+        let message = delivery.message();
+        match &self.own {
+            Some(own) if message.routing_key == own.name => {
+                let queue = topology::request_queue(&self.service);
+                let mut copy = Publication::new("", queue, message.body.clone());
+                copy.properties = message.properties.clone();
+                copy.drop_unsendable();
+                delivery.ack_with(copy);
             }
+            _ => drop(delivery),
         }
     }
 

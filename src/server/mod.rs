@@ -106,7 +106,7 @@ impl ServiceServer {
             health.stop(deadline::after(timeout / 8));
         }
         self.consumers.pause(deadline::after(timeout / 4));
-        self.consumers.give_back(workers.stop());
+        self.consumers.give_back_jobs(workers.stop());
         let finished = workers.finish(deadline, timeout);
         self.consumers.close();
         if !self.stopped.swap(true, Ordering::Relaxed) {

@@ -7,17 +7,17 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::health::{Health, Verdict, Watched};
-use super::intake::{Consumers, Intake, OwnQueue};
+use super::intake::{Consumers, Intake, Job, OwnQueue};
 use super::{ServiceServer, ServiceServerBuilder};
 use crate::consume::{
-    Attempt, Deduplication, Dispatch, Handlers, Inbox, Move, Mover, Nested, POSTPONE_FOR, Retries,
-    Workers,
+    Attempt, Deduplication, Dispatch, Handlers, Inbox, Move, Mover, Nested, POSTPONE_FOR,
+    Processed, Retries, Workers,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_service;
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
 use crate::topology::{self, SERVICE_EXCHANGE, Topology};
-use crate::transport::{Delivery, LinkSpec, Sink};
+use crate::transport::{LinkSpec, Sink};
 
 impl ServiceServerBuilder {
     /// Starts the workers, declares the service's queue and consumes from it, and
@@ -60,8 +60,17 @@ impl ServiceServerBuilder {
         );
         let workers = Workers::start(&service, count, &broker, topology.clone(), |moves| {
             let dispatch = self.dispatch(moves);
-            // What failed waits in a queue of the broker and never here.
-            move |delivery: Delivery| drop(dispatch.process(delivery, Attempt::default()))
+            move |job| match job {
+                Job::Message(delivery) => match dispatch.process(delivery, Attempt::default()) {
+                    Processed::Batch(batch) => Some(Job::Batch(Arc::new(batch))),
+                    // What failed waits in a queue of the broker and never here.
+                    Processed::Done | Processed::Again(_) => None,
+                },
+                Job::Batch(batch) => {
+                    batch.work(&dispatch);
+                    None
+                }
+            }
         })?;
         let intake = Arc::new(Intake { workers });
         let consumers = self.consume(topology, &intake, verdict.is_some());

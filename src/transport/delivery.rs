@@ -30,19 +30,22 @@ pub(crate) enum Outcome {
     Ack { reply: Option<Box<Publication>> },
     /// Not done: back into the queue, or out of it for good.
     Reject { requeue: bool },
+    /// Not settled yet: one of several replies.
+    Reply(Box<Publication>),
 }
 
 impl Outcome {
     /// Leaves out a reply that cannot be sent, with a line in the log; the
     /// request is done all the same.
-    pub(crate) fn checked(self, max_body: usize) -> Self {
-        if let Self::Ack { reply: Some(reply) } = &self
-            && let Err(error) = reply.check(max_body)
-        {
-            log::warn!(target: "coney::transport", "a reply is dropped: {error}");
-            return Self::Ack { reply: None };
-        }
-        self
+    pub(crate) fn checked(self, max_body: usize) -> Option<Self> {
+        let (Self::Ack { reply: Some(reply) } | Self::Reply(reply)) = &self else {
+            return Some(self);
+        };
+        let Err(error) = reply.check(max_body) else {
+            return Some(self);
+        };
+        log::warn!(target: "coney::transport", "a reply is dropped: {error}");
+        matches!(self, Self::Ack { .. }).then_some(Self::Ack { reply: None })
     }
 }
 
@@ -82,6 +85,14 @@ impl Delivery {
         self.settle(Outcome::Ack {
             reply: Some(Box::new(reply)),
         });
+    }
+
+    /// Publishes one of several replies, over the channel that will acknowledge.
+    pub(crate) fn reply(&self, reply: Publication) {
+        if let Some(token) = &self.token {
+            let outcome = Outcome::Reply(Box::new(reply));
+            token.settler.settle(token.session, token.tag, outcome);
+        }
     }
 
     /// Refuses: back into the queue with `requeue`, else dropped, or

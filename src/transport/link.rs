@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 
 use super::{Broker, Delivery, LinkSpec, Publication, Returned, Sink, Wire};
 use crate::deadline;
@@ -133,15 +133,16 @@ impl fmt::Debug for Link {
 }
 
 impl Sink for Inbox {
-    fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery> {
-        self.deliveries
-            .try_send(delivery)
-            .map_err(TrySendError::into_inner)
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<Vec<Publication>, Delivery> {
+        match self.deliveries.try_send(delivery) {
+            Ok(()) => Ok(Vec::new()),
+            Err(error) => Err(error.into_inner()),
+        }
     }
 
-    fn returned(&self, returned: Returned) -> Option<Publication> {
+    fn returned(&self, returned: Returned) -> Vec<Publication> {
         let _ = self.returns.try_send(returned);
-        None
+        Vec::new()
     }
 
     /// The broker has these back and delivers them again.

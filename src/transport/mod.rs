@@ -31,11 +31,12 @@ pub use delivery::Delivery;
 pub(crate) use delivery::{Outcome, Settle, Token};
 pub use header::{HeaderTable, HeaderValue};
 pub use link::Link;
-pub(crate) use publication::{LARGEST_HEADERS, LONGEST_EXPIRATION};
+pub(crate) use publication::{LARGEST_HEADERS, LONGEST_EXPIRATION, Sharing};
 pub use publication::{Message, Properties, Publication, RareProperties, Returned};
 pub(crate) use ticket::Ticket;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::CorrelationId;
 use crate::name::check_short_string;
 
 /// What a link declares and consumes.
@@ -241,12 +242,16 @@ pub(crate) trait Wire: Send + Sync {
 /// nor run user code, nor call back into the transport.
 pub(crate) trait Sink: Send + Sync {
     /// A message arrived. One that cannot be taken is handed back, and the
-    /// transport returns it to its queue.
-    fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery>;
+    /// transport returns it to its queue. What this returns is sent, over the same
+    /// link, as soon as anything can be sent.
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<Vec<Publication>, Delivery>;
 
     /// A mandatory message had no queue to go to. What this returns is sent in its
-    /// place, over the same link, as soon as anything can be sent.
-    fn returned(&self, returned: Returned) -> Option<Publication>;
+    /// place, in the same way.
+    fn returned(&self, returned: Returned) -> Vec<Publication>;
+
+    /// Messages that may share one were sent as one, with this correlation id.
+    fn gathered(&self, _id: CorrelationId, _messages: Vec<Publication>) {}
 
     /// The connection was lost: what was sent on it and not answered has an
     /// unknown outcome. The link itself recovers, and sends first what this
@@ -262,12 +267,12 @@ pub(crate) trait Sink: Send + Sync {
 pub(crate) struct NoSink;
 
 impl Sink for NoSink {
-    fn delivery(&self, delivery: Delivery) -> std::result::Result<(), Delivery> {
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<Vec<Publication>, Delivery> {
         Err(delivery)
     }
 
-    fn returned(&self, _returned: Returned) -> Option<Publication> {
-        None
+    fn returned(&self, _returned: Returned) -> Vec<Publication> {
+        Vec::new()
     }
 
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{HeaderTable, Ticket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::Body;
+use crate::message::{Body, CorrelationId, batch, bundle};
 use crate::name::check_short_string;
 
 /// The properties that travel beside a body.
@@ -81,6 +81,24 @@ pub struct Publication {
     pub(crate) ticket: Option<Arc<Ticket>>,
     /// May be sent again when the connection was lost before it was confirmed.
     pub(crate) idempotent: bool,
+    /// May be sent in one message with its like, where several wait to be sent.
+    pub(crate) sharing: Option<Sharing>,
+}
+
+/// How much may share one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sharing {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Default for Sharing {
+    fn default() -> Self {
+        Self {
+            messages: 500,
+            bytes: 512 << 10,
+        }
+    }
 }
 
 impl Publication {
@@ -98,6 +116,7 @@ impl Publication {
             mandatory: false,
             ticket: None,
             idempotent: false,
+            sharing: None,
         }
     }
 
@@ -148,6 +167,49 @@ impl Publication {
             ));
         }
         Ok(())
+    }
+
+    /// One message in place of several requests that may share one and go the same way.
+    ///
+    /// # Errors
+    ///
+    /// None that can happen: what goes in is encoded already.
+    pub(crate) fn gather_requests(requests: &[Self], id: CorrelationId) -> Result<Self> {
+        let (message_id, body) = batch::gather(requests.iter().map(|one| &one.body), id)?;
+        let expiration = requests.iter().map(|one| one.properties.expiration);
+        let key = requests
+            .first()
+            .map(|one| (one.exchange.clone(), one.routing_key.clone()));
+        let (exchange, key) = key.unwrap_or_default();
+        Ok(Self {
+            properties: Properties {
+                persistent: requests.iter().any(|one| one.properties.persistent),
+                message_id: Some(message_id),
+                correlation_id: Some(id.to_text()),
+                // As long as one of them may wait.
+                expiration: expiration.max().flatten(),
+                ..Properties::json()
+            },
+            mandatory: true,
+            ..Self::new(exchange, key, body)
+        })
+    }
+
+    /// The same for replies, as long as there is one.
+    pub(crate) fn gather_replies(mut replies: Vec<Self>) -> Option<Self> {
+        if replies.len() < 2 {
+            return replies.pop();
+        }
+        let to = replies.first()?.routing_key.clone();
+        let replies: Vec<(String, Vec<u8>)> = replies
+            .into_iter()
+            .map(|one| {
+                let id = one.properties.correlation_id.unwrap_or_default();
+                (id, one.body.fill(""))
+            })
+            .collect();
+        let texts = replies.iter().map(|(id, body)| (&**id, &**body));
+        Some(Self::new("", to, bundle::encode(texts)))
     }
 
     /// Drops what a peer has put beside the body and we could not send on.

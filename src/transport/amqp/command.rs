@@ -67,6 +67,17 @@ pub(super) struct Outgoing {
     pub(super) receipt: Option<Receipt>,
 }
 
+impl Outgoing {
+    /// One that nobody wants to have confirmed.
+    pub(super) fn plain(link: LinkId, publication: Publication) -> Self {
+        Self {
+            link,
+            publication,
+            receipt: None,
+        }
+    }
+}
+
 /// The sending ends, shared by everything that uses the connection.
 #[derive(Clone)]
 pub(super) struct Outbox {

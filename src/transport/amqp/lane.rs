@@ -8,9 +8,10 @@ use amiquip::{
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::command::Registered;
-use super::confirms::Unconfirmed;
 use super::convert::{self, Failure};
 use super::declare::{consume, declare};
+use super::spare::{Confirming, Spare};
+use crate::message::CorrelationId;
 use crate::transport::{
     Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Source, Token,
 };
@@ -25,7 +26,7 @@ pub(super) struct Lane<'c> {
     reply_queue: Option<String>,
     /// A queue of the link's own that is there, and with what it is bound.
     own_queue: Option<(String, (String, String))>,
-    /// To be sent in place of what was returned.
+    /// To be sent in place of what was returned, or could not be read.
     pub(super) instead: Vec<Publication>,
     sink: Arc<dyn Sink>,
     settler: Arc<dyn Settle>,
@@ -36,30 +37,6 @@ pub(super) struct Lane<'c> {
     unsettled: HashMap<u64, AmqpDelivery>,
 }
 
-/// The confirming half of a lane.
-struct Confirming {
-    confirms: Receiver<Confirm>,
-    unconfirmed: Unconfirmed,
-}
-
-/// An open channel that no link uses. One that confirms does so for good, and
-/// goes on counting.
-pub(super) struct Spare<'c> {
-    channel: &'c Channel,
-    pub(super) confirms: bool,
-    published: u64,
-}
-
-impl<'c> Spare<'c> {
-    pub(super) fn new(channel: &'c Channel, confirms: bool) -> Self {
-        Self {
-            channel,
-            confirms,
-            published: 0,
-        }
-    }
-}
-
 impl<'c> Lane<'c> {
     /// Declares what the link needs and starts consuming.
     pub(super) fn open(spare: Spare<'c>, link: &Registered) -> Result<Self, Failure> {
@@ -68,7 +45,7 @@ impl<'c> Lane<'c> {
         // with its body.
         let returns = channel.listen_for_returns()?;
         let confirming = match link.spec.confirms {
-            true => Some(confirm(&spare)?),
+            true => Some(spare.confirm()?),
             false => None,
         };
         declare(channel, &link.spec.topology)?;
@@ -147,6 +124,16 @@ impl<'c> Lane<'c> {
         )?)
     }
 
+    /// Publishes several requests as one message.
+    pub(super) fn publish_gathered(&mut self, requests: Vec<Publication>) -> Result<(), Failure> {
+        let id = CorrelationId::random();
+        let message = Publication::gather_requests(&requests, id)
+            .map_err(|error| Failure::Lost(error.to_string()))?;
+        // Before the answer can come.
+        self.sink.gathered(id, requests);
+        self.publish(message, None)
+    }
+
     /// Passes on up to `budget` deliveries; an error is the reason why there
     /// will be no more.
     pub(super) fn pass_on_deliveries(
@@ -208,7 +195,10 @@ impl<'c> Lane<'c> {
     fn pass_on(&mut self, delivery: AmqpDelivery, session: u64) -> Result<(), Failure> {
         let delivery = self.hand_out(delivery, session, self.acknowledges);
         match self.sink.delivery(delivery) {
-            Ok(()) => Ok(()),
+            Ok(more) => {
+                self.instead.extend(more);
+                Ok(())
+            }
             Err(refused) => match refused.forget() {
                 Some(tag) => self.settle(tag, Outcome::Reject { requeue: true }),
                 None => Ok(()),
@@ -286,10 +276,17 @@ impl<'c> Lane<'c> {
 
     /// Settles a delivery of this session, once.
     pub(super) fn settle(&mut self, tag: u64, outcome: Outcome) -> Result<(), Failure> {
+        if let Outcome::Reply(reply) = outcome {
+            return match self.unsettled.contains_key(&tag) {
+                true => self.publish(*reply, None),
+                false => Ok(()),
+            };
+        }
         let Some(delivery) = self.unsettled.remove(&tag) else {
             return Ok(());
         };
         match outcome {
+            Outcome::Reply(_) => {}
             Outcome::Ack { reply } => {
                 if let Some(reply) = reply {
                     self.publish(*reply, None)?;
@@ -370,24 +367,6 @@ impl<'c> Lane<'c> {
         self.channel.qos(0, 1, false)?;
         self.pass_on_confirms(usize::MAX)?;
         self.pass_on_returns()?;
-        let unconfirmed = self.confirming.map(|confirming| confirming.unconfirmed);
-        Ok(Spare {
-            channel: self.channel,
-            confirms: unconfirmed.is_some(),
-            published: unconfirmed.map_or(0, |unconfirmed| unconfirmed.published()),
-        })
+        Ok(Spare::after(self.channel, self.confirming))
     }
-}
-
-/// Has the broker confirm what is published. Once a channel does, it is not asked
-/// again: it would answer, but it goes on counting.
-fn confirm(spare: &Spare<'_>) -> Result<Confirming, Failure> {
-    let confirms = spare.channel.listen_for_publisher_confirms()?;
-    if spare.published == 0 {
-        spare.channel.enable_publisher_confirms()?;
-    }
-    Ok(Confirming {
-        confirms,
-        unconfirmed: Unconfirmed::after(spare.published),
-    })
 }

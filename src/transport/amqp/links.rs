@@ -6,8 +6,9 @@ use crossbeam_channel::Sender;
 
 use super::command::{Got, LinkId};
 use super::convert::Failure;
-use super::lane::{Lane, Spare};
+use super::lane::Lane;
 use super::session::{End, Session, lost};
+use super::spare::Spare;
 use crate::error::{Error, ErrorKind};
 
 /// How long a link that the broker refuses to open again after a reconnect

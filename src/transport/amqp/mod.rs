@@ -13,6 +13,7 @@ mod connect;
 mod convert;
 mod declare;
 mod evidence;
+mod gather;
 mod guard;
 mod headers;
 mod hello;
@@ -21,7 +22,9 @@ mod lane;
 mod links;
 mod registry;
 mod sanitize;
+mod sending;
 mod session;
+mod spare;
 mod states;
 mod stream;
 mod url;
@@ -251,12 +254,13 @@ impl Wire for AmqpWire {
 
 impl Settle for AmqpWire {
     fn settle(&self, session: u64, tag: u64, outcome: Outcome) {
-        let link = self.link;
-        let _ = self.command(Command::Settle {
-            link,
-            session,
-            tag,
-            outcome: outcome.checked(self.max_body),
-        });
+        if let Some(outcome) = outcome.checked(self.max_body) {
+            let _ = self.command(Command::Settle {
+                link: self.link,
+                session,
+                tag,
+                outcome,
+            });
+        }
     }
 }

@@ -45,12 +45,12 @@ impl Registry {
     /// Puts what is to be sent in place of what was returned into the queue of what goes
     /// first: there it is held while nothing may be sent.
     pub(super) fn send_instead(&mut self, link: LinkId, lane: &mut Lane<'_>) {
+        if lane.instead.is_empty() {
+            return;
+        }
         let instead = std::mem::take(&mut lane.instead).into_iter();
-        self.again.extend(instead.map(|publication| Outgoing {
-            link,
-            publication,
-            receipt: None,
-        }));
+        self.again
+            .extend(instead.map(|publication| Outgoing::plain(link, publication)));
     }
 
     /// Carries out a command while there is no session; true if it is `Close`.
@@ -82,11 +82,7 @@ impl Registry {
         let guilty = self.guilty.take();
         for (&link, registered) in &self.links {
             for publication in registered.sink.lost(cause, guilty != Some(link)) {
-                self.again.push_back(Outgoing {
-                    link,
-                    publication,
-                    receipt: None,
-                });
+                self.again.push_back(Outgoing::plain(link, publication));
             }
         }
     }

@@ -11,8 +11,9 @@ use typed_arena::Arena;
 use super::command::{Command, Inbox, LinkId, Outgoing};
 use super::convert::Failure;
 use super::evidence::Evidence;
-use super::lane::{Lane, Spare};
+use super::lane::Lane;
 use super::registry::Registry;
+use super::spare::Spare;
 use super::states::{ConnectionState, States};
 use super::watchdog::{Armed, Watchdog};
 
@@ -32,11 +33,11 @@ pub(super) struct Session<'c> {
     /// Channels of links that were closed, open and ready for reuse.
     pub(super) spare: Vec<Spare<'c>>,
     /// The broker asked us to publish nothing for now.
-    blocked: bool,
+    pub(super) blocked: bool,
     /// Commands that wait for the broker to unblock, in their order: it reads
     /// nothing meanwhile, so an operation would hang. Beside settlements it holds
     /// one or two for each attempt to open or close a link during the alarm.
-    held: VecDeque<Command>,
+    pub(super) held: VecDeque<Command>,
     pub(super) retry_refused_at: Option<Instant>,
     others_turn: Cell<bool>,
     pub(super) io: Io<'c>,
@@ -174,7 +175,9 @@ impl<'c> Session<'c> {
                 Wake::Deliveries(link) => {
                     let _armed = self.arm();
                     if let Some(lane) = self.lanes.get_mut(&link) {
-                        lane.pass_on_deliveries(self.number, BUDGET).map_err(lost)?;
+                        let result = lane.pass_on_deliveries(self.number, BUDGET);
+                        self.io.registry.send_instead(link, lane);
+                        result.map_err(lost)?;
                     }
                 }
                 Wake::Returns(link) => {
@@ -237,21 +240,7 @@ impl<'c> Session<'c> {
         ready.map_or(Wake::RetryRefused, |index| wakes.swap_remove(index))
     }
 
-    fn commands(&mut self) -> Result<(), End> {
-        for _ in 0..BUDGET {
-            match self.io.inbox.commands.try_recv() {
-                Ok(command) if self.blocked && !matches!(command, Command::Close) => {
-                    self.held.push_back(command);
-                }
-                Ok(command) => self.command(command)?,
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(End::Closed),
-            }
-        }
-        Ok(())
-    }
-
-    fn command(&mut self, command: Command) -> Result<(), End> {
+    pub(super) fn command(&mut self, command: Command) -> Result<(), End> {
         let _armed = self.arm();
         match command {
             Command::Open { link, registered } => {
@@ -294,52 +283,10 @@ impl<'c> Session<'c> {
         }
     }
 
-    /// Sends what was accepted before, so that closing loses nothing.
-    pub(super) fn flush(&mut self) -> Result<(), End> {
-        let waiting = self.io.registry.again.len() + self.io.inbox.outgoing.len();
-        if self.blocked || waiting == 0 {
-            return Ok(());
-        }
-        self.outgoing(waiting)
-    }
-
     /// Guards one operation on the connection: it takes no longer than the
     /// operation timeout, or the connection is cut.
     pub(super) fn arm(&self) -> Armed<'c> {
         self.io.watchdog.arm(self.io.operation_timeout)
-    }
-
-    fn outgoing(&mut self, budget: usize) -> Result<(), End> {
-        for _ in 0..budget {
-            let again = self.io.registry.again.pop_front();
-            let Some(next) = again.or_else(|| self.io.inbox.outgoing.try_recv().ok()) else {
-                return Ok(());
-            };
-            self.publish(next)?;
-        }
-        Ok(())
-    }
-
-    fn publish(&mut self, outgoing: Outgoing) -> Result<(), End> {
-        let Outgoing {
-            link,
-            mut publication,
-            receipt,
-        } = outgoing;
-        let Some(lane) = self.lanes.get_mut(&link) else {
-            if self.io.registry.get_mut(link).is_some() {
-                log::warn!(
-                    target: "coney::amqp",
-                    "a message is dropped: the broker refuses to open its link"
-                );
-            }
-            return Ok(());
-        };
-        if publication.start_sending() {
-            let _armed = self.io.watchdog.arm(self.io.operation_timeout);
-            lane.publish(publication, receipt).map_err(lost)?;
-        }
-        Ok(())
     }
 
     fn notices(&mut self) -> Result<(), End> {

@@ -223,7 +223,9 @@ impl Wire for MemoryWire {
 
 impl Settle for MemoryWire {
     fn settle(&self, _session: u64, tag: u64, outcome: Outcome) {
-        let outcome = outcome.checked(MAX_BODY);
+        let Some(outcome) = outcome.checked(MAX_BODY) else {
+            return;
+        };
         self.shared
             .with(|state| state.settle(self.link, tag, outcome, Instant::now()));
         self.shared.room.notify_all();

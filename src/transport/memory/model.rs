@@ -74,16 +74,16 @@ impl Consumer {
 }
 
 impl Sink for Consumer {
-    fn delivery(&self, delivery: Delivery) -> Result<(), Delivery> {
+    fn delivery(&self, delivery: Delivery) -> Result<Vec<Publication>, Delivery> {
         let number = u64::from_be_bytes(delivery.message().body[..].try_into().unwrap());
         let redelivered = delivery.is_redelivered();
         self.got.lock().push((number, redelivered, delivery));
-        Ok(())
+        Ok(Vec::new())
     }
 
-    fn returned(&self, _: Returned) -> Option<Publication> {
+    fn returned(&self, _: Returned) -> Vec<Publication> {
         *self.returned.lock() += 1;
-        None
+        Vec::new()
     }
 
     fn lost(&self, _: &str, _: bool) -> Vec<Publication> {

@@ -70,18 +70,15 @@ impl State {
             match (receipt, self.links.get(&link)) {
                 (Some(receipt), _) => receipt.settle(Fate::Returned(reason)),
                 (None, Some(from)) => {
-                    let instead = from.sink.returned(Returned {
+                    let instead = Arc::clone(&from.sink).returned(Returned {
                         exchange: publication.exchange,
                         routing_key: publication.routing_key,
                         message_id: publication.properties.message_id,
                         correlation_id: publication.properties.correlation_id,
                         reason,
                     });
-                    if let Some(instead) = instead {
-                        let queues = self
-                            .route(&instead.exchange, &instead.routing_key)
-                            .unwrap_or_default();
-                        self.publish(link, instead, None, &queues, now);
+                    for instead in instead {
+                        self.send(link, instead, now);
                     }
                 }
                 (None, None) => {}
@@ -145,26 +142,33 @@ impl State {
         Ok(entry.map(|entry| (link.hand_out(id, entry, tag), queue.len())))
     }
 
+    /// Routes and publishes. A message whose exchange is missing is lost, as it would be
+    /// on RabbitMQ.
+    fn send(&mut self, link: LinkId, publication: Publication, now: Instant) {
+        let queues = self
+            .route(&publication.exchange, &publication.routing_key)
+            .unwrap_or_default();
+        self.publish(link, publication, None, &queues, now);
+    }
+
     /// Settles a delivery. One that is unknown, because it was settled or its
     /// link has gone, is left alone.
     pub(super) fn settle(&mut self, link: LinkId, tag: u64, outcome: Outcome, now: Instant) {
-        let Some((queue, entry)) = self
-            .links
-            .get_mut(&link)
-            .and_then(|state| state.unsettled.remove(&tag))
-        else {
+        let Some(unsettled) = self.links.get_mut(&link).map(|link| &mut link.unsettled) else {
+            return;
+        };
+        if let Outcome::Reply(reply) = outcome {
+            if unsettled.contains_key(&tag) {
+                self.send(link, *reply, now);
+            }
+            return;
+        }
+        let Some((queue, entry)) = unsettled.remove(&tag) else {
             return;
         };
         match outcome {
-            Outcome::Ack { reply: Some(reply) } => {
-                // A reply whose exchange is missing is lost as it would be on
-                // RabbitMQ; the default exchange is always there.
-                let queues = self
-                    .route(&reply.exchange, &reply.routing_key)
-                    .unwrap_or_default();
-                self.publish(link, *reply, None, &queues, now);
-            }
-            Outcome::Ack { reply: None } => {}
+            Outcome::Ack { reply: Some(reply) } => self.send(link, *reply, now),
+            Outcome::Ack { reply: None } | Outcome::Reply(_) => {}
             Outcome::Reject { requeue: false } => self.bury(queue, entry, "rejected", now),
             Outcome::Reject { requeue: true } => self.requeue(queue, entry, now),
         }
@@ -219,39 +223,45 @@ impl State {
             };
             let Some(entry) = queue.pop() else { return };
             self.last_id += 1;
-            if !deliver(&mut self.links, queue, to, entry, self.last_id) {
-                queue.remove_consumer(to);
+            match deliver(&mut self.links, queue, to, entry, self.last_id) {
+                None => queue.remove_consumer(to),
+                Some(more) => {
+                    for publication in more {
+                        self.send(to, publication, now);
+                    }
+                }
             }
         }
     }
 }
 
-/// Hands one message to one consumer; false if it takes no more.
+/// Hands one message to one consumer: what it has to send then, or `None` if it takes
+/// no more.
 fn deliver(
     links: &mut HashMap<LinkId, LinkState>,
     queue: &mut Queue,
     to: LinkId,
     entry: Entry,
     tag: u64,
-) -> bool {
+) -> Option<Vec<Publication>> {
     let Some(link) = links.get_mut(&to) else {
         queue.restore(entry);
-        return false;
+        return None;
     };
     let delivery = match (link.prefetch, link.consuming) {
         (Some(_), Some(id)) => link.hand_out(id, entry, tag),
         _ => Delivery::new(entry.message, entry.redelivered, None),
     };
     match link.sink.delivery(delivery) {
-        Ok(()) => true,
+        Ok(more) => Some(more),
         Err(refused) => {
             let Some(tag) = refused.forget() else {
-                return true; // without acknowledgements it is simply gone
+                return Some(Vec::new()); // without acknowledgements it is simply gone
             };
             if let Some((_, entry)) = link.unsettled.remove(&tag) {
                 queue.restore(entry);
             }
-            false
+            None
         }
     }
 }

@@ -1,0 +1,277 @@
+//! Many calls to one service, in few messages.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::batch_replies::{BatchReplies, End};
+use super::options::Kind;
+use super::outcome::Target;
+use super::pending_batch::{Part, PendingBatch};
+use super::request::Limit;
+use super::{BatchLimits, CallOptions, Sent, ServiceClient};
+use crate::error::Result;
+use crate::message::batch::{BATCH_ACTION, Items};
+use crate::message::{Json, new_message_id};
+use crate::name::check_action;
+
+/// Calls to one service that travel together: any number, of any actions, each with a
+/// result and an error of its own. Made by [`ServiceClient::batch`].
+///
+/// A message takes up to 500 calls and 512 KiB ([`limits`](Batch::limits)); what is more goes
+/// in further messages, at the same time. The service's workers share the calls of a message,
+/// and answer them in one. So a batch of a hundred short calls costs about as much as two
+/// calls, but its replies come together, with the slowest. A service that does not know
+/// batches, as peers in other languages do not, is called once for each, all at the same
+/// time, with the same results.
+///
+/// A batch ends at one deadline: the client's timeout or its
+/// [options](Batch::options)', from when it is called.
+///
+/// ```
+/// use coney::{Broker, ServiceClient, ServiceServer};
+///
+/// let broker = Broker::memory();
+/// let server = ServiceServer::builder(&broker, "math")
+///     .handler("double", |n: u64| Ok::<_, String>(n * 2))
+///     .handler("name", |n: u64| Ok::<_, String>(format!("number {n}")))
+///     .start()?;
+/// let client = ServiceClient::new(&broker, "order-service")?;
+///
+/// let mut batch = client.batch("math");
+/// let double = batch.add::<_, u64>("double", &21);
+/// let name = batch.add::<_, String>("name", &7);
+/// let mut replies = batch.call();
+/// assert_eq!(replies.take(double)?, 42);
+/// assert_eq!(replies.take(name)?, "number 7");
+///
+/// let mut batch = client.batch("math");
+/// for n in 0..1_000 {
+///     batch.add::<_, u64>("double", &n);
+/// }
+/// let doubles = batch.call().into_results::<u64>();
+/// let doubles = doubles.into_iter().collect::<coney::Result<Vec<_>>>()?;
+/// assert_eq!(doubles[999], 1_998);
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[must_use = "a batch does nothing until it is called"]
+pub struct Batch {
+    client: ServiceClient,
+    service: String,
+    options: CallOptions,
+    limits: BatchLimits,
+    chunks: Vec<Chunk>,
+    /// What cannot be encoded has ended already.
+    ends: Vec<Option<End>>,
+    actions: Vec<Arc<str>>,
+    number: u64,
+}
+
+/// Which call of a batch it is, for taking its reply.
+#[derive(Debug)]
+pub struct Asked<T> {
+    pub(super) at: usize,
+    pub(super) batch: u64,
+    reply: PhantomData<fn() -> T>,
+}
+
+/// What goes into one message.
+#[derive(Default)]
+pub(super) struct Chunk {
+    items: Items,
+    pub(super) calls: Vec<InChunk>,
+}
+
+/// A call in a message.
+pub(super) struct InChunk {
+    /// Which of the batch's it is.
+    pub(super) at: usize,
+    payload: Range<usize>,
+}
+
+impl ServiceClient {
+    /// Calls to `service` that travel together: see [`Batch`].
+    pub fn batch(&self, service: &str) -> Batch {
+        Batch {
+            client: self.clone(),
+            service: service.to_owned(),
+            options: CallOptions::new(),
+            limits: BatchLimits::new().within(self.inner.broker.max_body()),
+            chunks: Vec::new(),
+            ends: Vec::new(),
+            actions: Vec::new(),
+            number: fastrand::u64(..),
+        }
+    }
+}
+
+impl Batch {
+    /// Options for all of its calls, but for a [message id](CallOptions::message_id): each
+    /// has its own.
+    pub fn options(mut self, options: &CallOptions) -> Self {
+        self.options = options.clone();
+        self.options.message_id = None;
+        self
+    }
+
+    /// How much goes into one message, of what is added from now on. Default: 500 calls
+    /// and 512 KiB.
+    pub fn limits(mut self, limits: BatchLimits) -> Self {
+        self.limits = limits.within(self.client.inner.broker.max_body());
+        self
+    }
+
+    /// Adds a call. What it returns takes its reply out of the [`BatchReplies`]; without,
+    /// replies come in the order asked. A request that cannot be encoded is not sent, and
+    /// its result says so.
+    pub fn add<Req, Resp>(&mut self, action: &str, request: &Req) -> Asked<Resp>
+    where
+        Req: Serialize + ?Sized,
+        Resp: DeserializeOwned,
+    {
+        let at = self.ends.len();
+        let action = match self.actions.last() {
+            Some(last) if **last == *action => Arc::clone(last),
+            _ => action.into(),
+        };
+        let added = self.try_add(at, &action, request);
+        self.actions.push(action);
+        self.ends.push(added.err().map(End::Failed));
+        Asked {
+            at,
+            batch: self.number,
+            reply: PhantomData,
+        }
+    }
+
+    /// How many calls it holds.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Makes the calls, and blocks until the last has ended, at most until the deadline.
+    /// The replies say what became of each.
+    pub fn call(self) -> BatchReplies {
+        self.start(Kind::Call).wait()
+    }
+
+    /// Makes the calls and returns at once; the replies are waited for through the
+    /// [`PendingBatch`].
+    ///
+    /// Blocks only while too many messages wait to be sent, at most until the deadline,
+    /// which runs from now.
+    pub fn call_async(self) -> PendingBatch {
+        self.start(Kind::AsyncCall)
+    }
+
+    fn try_add<Req>(&mut self, at: usize, action: &str, request: &Req) -> Result<()>
+    where
+        Req: Serialize + ?Sized,
+    {
+        let target = Target {
+            service: &self.service,
+            action,
+        };
+        check_action(action)?;
+        let is_full = |chunk: &Chunk| chunk.calls.len() >= self.limits.calls;
+        if self.chunks.last().is_none_or(is_full) {
+            self.chunks.push(Chunk::default());
+        }
+        let Some(chunk) = self.chunks.last_mut() else {
+            return Ok(()); // there is one now
+        };
+        let added = chunk.items.push(action, &new_message_id(), request);
+        let (start, payload) = added.map_err(|error| target.not_sent(error))?;
+        if chunk.items.len() <= self.limits.bytes || chunk.calls.is_empty() {
+            chunk.calls.push(InChunk { at, payload });
+            return Ok(());
+        }
+        let items = chunk.items.split_off(start);
+        let payload = payload.start - start..payload.end - start;
+        self.chunks.push(Chunk {
+            items,
+            calls: vec![InChunk { at, payload }],
+        });
+        Ok(())
+    }
+
+    fn start(mut self, kind: Kind) -> PendingBatch {
+        let chunks = std::mem::take(&mut self.chunks);
+        let calls = Calls {
+            client: self.client,
+            service: self.service,
+            options: self.options,
+            kind,
+            actions: self.actions,
+            number: self.number,
+        };
+        let limit = calls.client.begin(&calls.options);
+        let chunks = chunks.into_iter().filter(|chunk| !chunk.calls.is_empty());
+        let parts = chunks.map(|chunk| Part {
+            sent: calls.send(&chunk, limit),
+            chunk,
+        });
+        let parts = parts.collect();
+        PendingBatch::new(calls, limit, parts, self.ends)
+    }
+}
+
+/// What all calls of a batch have in common.
+pub(super) struct Calls {
+    pub(super) client: ServiceClient,
+    pub(super) service: String,
+    pub(super) options: CallOptions,
+    kind: Kind,
+    pub(super) actions: Vec<Arc<str>>,
+    pub(super) number: u64,
+}
+
+impl Calls {
+    pub(super) fn target<'a>(&'a self, action: &'a str) -> Target<'a> {
+        Target {
+            service: &self.service,
+            action,
+        }
+    }
+
+    /// Sends a message of the batch; one call alone as such.
+    fn send(&self, chunk: &Chunk, limit: Limit) -> Result<Sent> {
+        if let [alone] = &chunk.calls[..] {
+            return self.send_alone(chunk, alone, limit);
+        }
+        let target = self.target(BATCH_ACTION);
+        target.check()?;
+        let (client, options) = (&self.client, &self.options);
+        let route = client.inner.route(target, options, limit.deadline)?;
+        let items = &chunk.items;
+        let request =
+            client.request_of(target, (), options, self.kind, limit, |it| items.encode(it))?;
+        client.hand_over(target, request, route, limit)
+    }
+
+    /// Sends one call of a message.
+    pub(super) fn send_alone(&self, chunk: &Chunk, call: &InChunk, limit: Limit) -> Result<Sent> {
+        let target = self.target(&self.actions[call.at]);
+        let payload: Json<'_> = chunk.items.payload(call.payload.clone());
+        self.client
+            .start_within(target, &payload, &self.options, self.kind, limit)
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch")
+            .field("service", &self.service)
+            .field("calls", &self.ends.len())
+            .finish_non_exhaustive()
+    }
+}

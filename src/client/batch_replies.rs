@@ -1,0 +1,95 @@
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use super::ServiceClient;
+use super::batch::Asked;
+use super::event::Outcome;
+use super::outcome::Target;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What became of the calls of a [`Batch`](crate::Batch): each has a reply, or an error of
+/// its own, in the order asked.
+pub struct BatchReplies {
+    pub(super) client: ServiceClient,
+    pub(super) service: String,
+    pub(super) actions: Vec<Arc<str>>,
+    pub(super) batch: u64,
+    /// The messages that hold replies, undecoded.
+    pub(super) bodies: Vec<Vec<u8>>,
+    /// Until they are taken.
+    pub(super) ends: Vec<Option<End>>,
+}
+
+/// How a call of a batch ended.
+pub(super) enum End {
+    /// With a reply among others.
+    Reply {
+        in_body: usize,
+        range: Range<usize>,
+    },
+    /// As a call alone.
+    Outcome(Outcome),
+    Failed(Error),
+}
+
+impl BatchReplies {
+    /// The reply to one call.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServiceClient::call`], for this call;
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if it was asked for in
+    /// another batch.
+    pub fn take<T: DeserializeOwned>(&mut self, asked: Asked<T>) -> Result<T> {
+        if asked.batch != self.batch {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                "this reply was asked for in another batch",
+            ));
+        }
+        self.result(asked.at)
+    }
+
+    /// All replies, in the order asked, where they are of one type.
+    pub fn into_results<T: DeserializeOwned>(mut self) -> Vec<Result<T>> {
+        (0..self.ends.len()).map(|at| self.result(at)).collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    fn result<T: DeserializeOwned>(&mut self, at: usize) -> Result<T> {
+        let target = Target {
+            service: &self.service,
+            action: &self.actions[at],
+        };
+        match self.ends[at].take() {
+            Some(End::Reply { in_body, range }) => target.decode(&self.bodies[in_body][range]),
+            Some(End::Outcome(outcome)) => self.client.inner.result(target, outcome),
+            Some(End::Failed(error)) => Err(error),
+            None => Err(Error::new(
+                ErrorKind::Closed,
+                format!("the reply of {target} has been taken already"),
+            )),
+        }
+    }
+}
+
+impl fmt::Debug for BatchReplies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchReplies")
+            .field("service", &self.service)
+            .field("calls", &self.ends.len())
+            .finish_non_exhaustive()
+    }
+}

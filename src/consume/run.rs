@@ -1,0 +1,127 @@
+//! From a request to how it ended: is it still wanted, has it been run, and if not, its
+//! handler.
+
+use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use super::Context;
+use super::answer::Answer;
+use super::deduplication::Admission;
+use super::dispatch::Dispatch;
+use super::handler::{Handler, HandlerError};
+use super::request::{Circumstances, Request};
+use crate::message::Reply;
+
+/// How a request ended that was not refused.
+pub(super) enum Verdict {
+    /// It was answered, or there was nothing to answer.
+    Done(Option<Vec<u8>>),
+    Failed(HandlerError),
+    /// Another worker is at the same request.
+    InProgress,
+}
+
+impl Dispatch {
+    /// Runs the handler if the request is still wanted and not a repetition.
+    pub(super) fn run(
+        &self,
+        request: &Request<'_>,
+        handler: &Handler,
+        circumstances: Circumstances,
+        answer: &Answer<'_>,
+    ) -> Verdict {
+        let deadline = request.deadline().filter(|_| answer.is_wanted());
+        let context = Context {
+            request,
+            redelivered: circumstances.redelivered,
+            attempt: u32::try_from(circumstances.failed + 1).unwrap_or(u32::MAX),
+            deadline,
+            nested: &self.nested,
+            instance_id: self.instance_id.as_deref(),
+        };
+        // Nobody waits for it any more, unless the two clocks disagree; then
+        // the answer says so.
+        if context.remaining() == Some(Duration::ZERO) {
+            let fault = format!(
+                "{} was not started: its caller's deadline has passed by the clock of {}",
+                request.action, self.mover.inbox.owner
+            );
+            return self.failed(request, HandlerError::new(fault).with_code("expired"));
+        }
+        let claim = match &self.deduplication {
+            None => None,
+            Some(_) if request.message_id.is_empty() => None,
+            Some(deduplication) => match deduplication.admit(request.message_id) {
+                Admission::Run(claim) => Some(claim),
+                Admission::Repeated(_) if !answer.is_wanted() => return Verdict::Done(None),
+                Admission::Repeated(reply) if Reply::decode(&reply).is_ok() => {
+                    return Verdict::Done(Some(reply));
+                }
+                Admission::Repeated(_) => {
+                    let fault = "the request was handled before, and its reply is unreadable";
+                    let error = HandlerError::new(fault).with_code("deduplication_failed");
+                    return self.failed(request, error);
+                }
+                Admission::InProgress => return Verdict::InProgress,
+                Admission::Unknown(error) => return self.failed(request, error),
+            },
+        };
+        // A handler that panics may leave its own state half-changed; coney's
+        // is not reachable from it.
+        let run = AssertUnwindSafe(|| handler(&context, request.payload));
+        match catch_unwind(run) {
+            Ok(Ok(body)) => {
+                if let Some(claim) = claim {
+                    claim.complete(&body);
+                }
+                Verdict::Done(answer.is_wanted().then_some(body))
+            }
+            Ok(Err(error)) => {
+                if let (Some(claim), true) = (claim, answer.is_wanted()) {
+                    claim.complete(&answer.failure(error.message(), error.code()));
+                }
+                self.failed(request, error)
+            }
+            Err(_) => {
+                let action = shown(request.action);
+                log::error!(target: "coney::worker", "{}.{action} panicked", self.mover.inbox.owner);
+                Verdict::Failed(panicked(&action))
+            }
+        }
+    }
+
+    /// How long a request may be in progress.
+    pub(super) fn lease(&self) -> Duration {
+        let deduplication = self.deduplication.as_ref();
+        deduplication.map_or(Duration::ZERO, |deduplication| deduplication.lease)
+    }
+
+    fn failed(&self, request: &Request<'_>, error: HandlerError) -> Verdict {
+        // What a handler answers is its own business; the rest is a fault in one
+        // of the two programs.
+        let level = match error.code() {
+            Some("bad_request" | "bad_reply" | "expired") => log::Level::Warn,
+            _ => log::Level::Debug,
+        };
+        log::log!(
+            target: "coney::worker", level,
+            "{}.{} failed: {}", self.mover.inbox.owner, shown(request.action), error.message()
+        );
+        Verdict::Failed(error)
+    }
+}
+
+pub(super) fn panicked(action: &str) -> HandlerError {
+    HandlerError::new(format!("the handler of {action} panicked")).with_code("panic")
+}
+
+/// A name from the network as a log may show it: short and on one line.
+pub(super) fn shown(name: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 80;
+    if name.len() <= LONGEST && !name.contains(char::is_control) {
+        return Cow::Borrowed(name);
+    }
+    let start: String = name.chars().take(LONGEST).collect();
+    Cow::Owned(start.escape_debug().to_string())
+}
