@@ -1,5 +1,5 @@
 use crate::message::batch::MOST_ITEMS;
-use crate::transport::Sharing;
+use crate::transport::{Form, Sharing};
 
 /// How much goes into one message of a [`Batch`](crate::Batch), and of a client that
 /// [coalesces](crate::ServiceClientBuilder::coalesce). By default 500 calls and 512 KiB.
@@ -19,10 +19,9 @@ pub struct BatchLimits {
 impl BatchLimits {
     /// The defaults.
     pub fn new() -> Self {
-        let Sharing { messages, bytes } = Sharing::default();
         Self {
-            calls: messages,
-            bytes,
+            calls: Sharing::MESSAGES,
+            bytes: Sharing::BYTES,
         }
     }
 
@@ -49,6 +48,7 @@ impl BatchLimits {
 
     pub(super) fn sharing(self) -> Sharing {
         Sharing {
+            form: Form::Batch,
             messages: self.calls,
             bytes: self.bytes,
         }

@@ -88,7 +88,7 @@ impl<'a> Answer<'a> {
         let mut publication = self.publication(body, max_body)?;
         // In a bundle it stands unescaped.
         let is_plain = self.correlation_id.and_then(CorrelationId::parse).is_some();
-        publication.sharing = is_plain.then(Sharing::default);
+        publication.sharing = is_plain.then(Sharing::of_replies);
         Some(publication)
     }
 }

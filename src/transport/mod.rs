@@ -31,7 +31,7 @@ pub use delivery::Delivery;
 pub(crate) use delivery::{Outcome, Settle, Token};
 pub use header::{HeaderTable, HeaderValue};
 pub use link::Link;
-pub(crate) use publication::{LARGEST_HEADERS, LONGEST_EXPIRATION, Sharing};
+pub(crate) use publication::{Form, LARGEST_HEADERS, LONGEST_EXPIRATION, Sharing};
 pub use publication::{Message, Properties, Publication, RareProperties, Returned};
 pub(crate) use ticket::Ticket;
 

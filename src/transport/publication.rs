@@ -6,6 +6,7 @@ use super::{HeaderTable, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Body, CorrelationId, batch, bundle};
 use crate::name::check_short_string;
+use crate::topology::SERVICE_EXCHANGE;
 
 /// The properties that travel beside a body.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -85,18 +86,32 @@ pub struct Publication {
     pub(crate) sharing: Option<Sharing>,
 }
 
-/// How much may share one message.
+/// How much may share one message, and in what form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sharing {
+    pub(crate) form: Form,
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
 }
 
-impl Default for Sharing {
-    fn default() -> Self {
+/// What messages become that share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Requests that wait for their replies become a batch.
+    Batch,
+    /// Replies become a bundle.
+    Bundle,
+}
+
+impl Sharing {
+    pub(crate) const MESSAGES: usize = 500;
+    pub(crate) const BYTES: usize = 512 << 10;
+
+    pub(crate) fn of_replies() -> Self {
         Self {
-            messages: 500,
-            bytes: 512 << 10,
+            form: Form::Bundle,
+            messages: Self::MESSAGES,
+            bytes: Self::BYTES,
         }
     }
 }
@@ -169,18 +184,27 @@ impl Publication {
         Ok(())
     }
 
-    /// One message in place of several requests that may share one and go the same way.
+    /// One message in place of several replies to the same queue.
+    pub(crate) fn bundle(to: String, replies: Vec<Self>) -> Self {
+        let replies: Vec<(String, Vec<u8>)> = replies
+            .into_iter()
+            .map(|one| {
+                let id = one.properties.correlation_id.unwrap_or_default();
+                (id, one.body.fill(""))
+            })
+            .collect();
+        let texts = replies.iter().map(|(id, body)| (&**id, &**body));
+        Self::new("", to, bundle::encode(texts))
+    }
+
+    /// One message in place of several requests with the same routing key.
     ///
     /// # Errors
     ///
     /// None that can happen: what goes in is encoded already.
-    pub(crate) fn gather_requests(requests: &[Self], id: CorrelationId) -> Result<Self> {
+    pub(crate) fn batch(key: String, requests: &[Self], id: CorrelationId) -> Result<Self> {
         let (message_id, body) = batch::gather(requests.iter().map(|one| &one.body), id)?;
         let expiration = requests.iter().map(|one| one.properties.expiration);
-        let key = requests
-            .first()
-            .map(|one| (one.exchange.clone(), one.routing_key.clone()));
-        let (exchange, key) = key.unwrap_or_default();
         Ok(Self {
             properties: Properties {
                 persistent: requests.iter().any(|one| one.properties.persistent),
@@ -191,25 +215,8 @@ impl Publication {
                 ..Properties::json()
             },
             mandatory: true,
-            ..Self::new(exchange, key, body)
+            ..Self::new(SERVICE_EXCHANGE, key, body)
         })
-    }
-
-    /// The same for replies, as long as there is one.
-    pub(crate) fn gather_replies(mut replies: Vec<Self>) -> Option<Self> {
-        if replies.len() < 2 {
-            return replies.pop();
-        }
-        let to = replies.first()?.routing_key.clone();
-        let replies: Vec<(String, Vec<u8>)> = replies
-            .into_iter()
-            .map(|one| {
-                let id = one.properties.correlation_id.unwrap_or_default();
-                (id, one.body.fill(""))
-            })
-            .collect();
-        let texts = replies.iter().map(|(id, body)| (&**id, &**body));
-        Some(Self::new("", to, bundle::encode(texts)))
     }
 
     /// Drops what a peer has put beside the body and we could not send on.

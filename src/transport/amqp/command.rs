@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::gathering::Waiting;
 use crate::error::Result;
 use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink};
 
@@ -26,6 +27,10 @@ pub(super) enum Command {
         session: u64,
         tag: u64,
         outcome: Outcome,
+    },
+    /// Requests wait that may share a message.
+    Gathered {
+        link: LinkId,
     },
     Get {
         link: LinkId,
@@ -56,6 +61,7 @@ pub(super) struct Registered {
     pub(super) spec: LinkSpec,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) settler: Arc<dyn Settle>,
+    pub(super) waiting: Arc<Waiting>,
     /// Who waits for the link to be opened for the first time.
     pub(super) opening: Option<Sender<Result<()>>>,
 }
@@ -83,8 +89,8 @@ impl Outgoing {
 pub(super) struct Outbox {
     /// Never full: it holds at most one command for each unsettled delivery,
     /// whose number the prefetch counts bound (and [`DeadLetters`](crate::DeadLetters)
-    /// at 100,000), and one or two for each thread that opens or closes a link or
-    /// takes a message off a queue.
+    /// at 100,000), one for each link that has requests waiting, and one or two for each
+    /// thread that opens or closes a link or takes a message off a queue.
     pub(super) commands: Sender<Command>,
     /// Bounded by [`OUTGOING_BOUND`].
     outgoing: Sender<Outgoing>,

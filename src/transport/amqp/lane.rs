@@ -10,10 +10,11 @@ use crossbeam_channel::{Receiver, TryRecvError};
 use super::command::Registered;
 use super::convert::{self, Failure};
 use super::declare::{consume, declare};
+use super::gathering::Group;
 use super::spare::{Confirming, Spare};
 use crate::message::CorrelationId;
 use crate::transport::{
-    Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Source, Token,
+    Delivery, Form, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Source, Token,
 };
 
 /// A link in one session: its AMQP channel, its consumer, and the deliveries
@@ -124,14 +125,29 @@ impl<'c> Lane<'c> {
         )?)
     }
 
-    /// Publishes several requests as one message.
-    pub(super) fn publish_gathered(&mut self, requests: Vec<Publication>) -> Result<(), Failure> {
-        let id = CorrelationId::random();
-        let message = Publication::gather_requests(&requests, id)
-            .map_err(|error| Failure::Lost(error.to_string()))?;
-        // Before the answer can come.
-        self.sink.gathered(id, requests);
-        self.publish(message, None)
+    /// Publishes messages with one routing key as one.
+    pub(super) fn publish_together(&mut self, group: Group) -> Result<(), Failure> {
+        let Group {
+            key,
+            form,
+            mut messages,
+            ..
+        } = group;
+        if messages.len() < 2 {
+            let alone = messages.pop();
+            return alone.map_or(Ok(()), |message| self.publish(message, None));
+        }
+        let together = match form {
+            Form::Bundle => Publication::bundle(key, messages),
+            Form::Batch => {
+                let id = CorrelationId::random();
+                let batch = Publication::batch(key, &messages, id);
+                // Before the answer can come.
+                self.sink.gathered(id, messages);
+                batch.map_err(|error| Failure::Lost(error.to_string()))?
+            }
+        };
+        self.publish(together, None)
     }
 
     /// Passes on up to `budget` deliveries; an error is the reason why there

@@ -13,7 +13,7 @@ mod connect;
 mod convert;
 mod declare;
 mod evidence;
-mod gather;
+mod gathering;
 mod guard;
 mod headers;
 mod hello;
@@ -22,7 +22,7 @@ mod lane;
 mod links;
 mod registry;
 mod sanitize;
-mod sending;
+
 mod session;
 mod spare;
 mod states;
@@ -39,6 +39,7 @@ use crossbeam_channel::{Sender, bounded};
 pub use self::builder::BrokerBuilder;
 use self::command::{Command, Got, LinkId, Outbox, Outgoing, Registered};
 use self::config::Config;
+use self::gathering::{Added, Waiting};
 use self::io_thread::IoHandle;
 pub use self::states::ConnectionState;
 use self::states::Listener;
@@ -86,6 +87,7 @@ impl Transport for AmqpTransport {
             outbox: self.outbox.clone(),
             peer: Arc::clone(&self.peer),
             max_body: self.max_body,
+            waiting: Arc::default(),
         });
         let (done, opened) = bounded(1);
         let settler = Arc::clone(&wire) as Arc<dyn Settle>;
@@ -95,6 +97,7 @@ impl Transport for AmqpTransport {
                 spec,
                 sink,
                 settler,
+                waiting: Arc::clone(&wire.waiting),
                 opening: Some(done),
             },
         })?;
@@ -143,9 +146,30 @@ struct AmqpWire {
     outbox: Outbox,
     peer: Arc<str>,
     max_body: usize,
+    waiting: Arc<Waiting>,
 }
 
 impl AmqpWire {
+    /// Hands over a request that may share a message.
+    fn publish_with_others(&self, request: Publication, deadline: Instant) -> Result<()> {
+        match self.waiting.add(request, deadline) {
+            Added::First => self.command(Command::Gathered { link: self.link }),
+            Added::More => Ok(()),
+            Added::TooLate => Err(self.no_room()),
+            Added::Closed => Err(self.closed()),
+        }
+    }
+
+    fn no_room(&self) -> Error {
+        Error::timed_out(
+            Phase::Send,
+            format!(
+                "timed out waiting for room among the messages for {}",
+                self.peer
+            ),
+        )
+    }
+
     fn command(&self, command: Command) -> Result<()> {
         self.outbox
             .commands
@@ -194,6 +218,9 @@ impl Wire for AmqpWire {
         deadline: Instant,
     ) -> Result<()> {
         publication.check(self.max_body)?;
+        if publication.sharing.is_some() {
+            return self.publish_with_others(publication, deadline);
+        }
         let outgoing = Outgoing {
             link: self.link,
             publication,
@@ -205,13 +232,7 @@ impl Wire for AmqpWire {
         if self.outbox.is_closed() {
             return Err(self.closed());
         }
-        Err(Error::timed_out(
-            Phase::Send,
-            format!(
-                "timed out waiting for room among the messages for {}",
-                self.peer
-            ),
-        ))
+        Err(self.no_room())
     }
 
     fn get(&self, queue: &str, deadline: Instant) -> Got {
@@ -254,13 +275,25 @@ impl Wire for AmqpWire {
 
 impl Settle for AmqpWire {
     fn settle(&self, session: u64, tag: u64, outcome: Outcome) {
-        if let Some(outcome) = outcome.checked(self.max_body) {
-            let _ = self.command(Command::Settle {
-                link: self.link,
+        let link = self.link;
+        let Some(outcome) = outcome.checked(self.max_body) else {
+            return;
+        };
+        let command = match outcome {
+            // Before what it answers is acknowledged, as that command comes later.
+            Outcome::Reply(reply) if reply.sharing.is_some() => {
+                match self.waiting.add_reply(*reply) {
+                    Added::First => Command::Gathered { link },
+                    Added::More | Added::TooLate | Added::Closed => return,
+                }
+            }
+            outcome => Command::Settle {
+                link,
                 session,
                 tag,
                 outcome,
-            });
-        }
+            },
+        };
+        let _ = self.command(command);
     }
 }

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::command::{Command, LinkId, Outgoing, Registered};
 use super::lane::Lane;
 use crate::error::{Error, ErrorKind};
+use crate::transport::Publication;
 
 /// What outlives a session: the links there are, open in the present one or not,
 /// and what the last one lost.
@@ -31,7 +32,9 @@ impl Registry {
     }
 
     pub(super) fn remove(&mut self, link: LinkId) {
-        self.links.remove(&link);
+        if let Some(registered) = self.links.remove(&link) {
+            registered.waiting.close();
+        }
     }
 
     /// From now on the link only publishes, or consumes again; after a reconnect
@@ -45,12 +48,17 @@ impl Registry {
     /// Puts what is to be sent in place of what was returned into the queue of what goes
     /// first: there it is held while nothing may be sent.
     pub(super) fn send_instead(&mut self, link: LinkId, lane: &mut Lane<'_>) {
-        if lane.instead.is_empty() {
-            return;
-        }
-        let instead = std::mem::take(&mut lane.instead).into_iter();
+        self.send_first(link, lane.instead.drain(..));
+    }
+
+    /// Sends these before anything else.
+    pub(super) fn send_first(
+        &mut self,
+        link: LinkId,
+        publications: impl Iterator<Item = Publication>,
+    ) {
         self.again
-            .extend(instead.map(|publication| Outgoing::plain(link, publication)));
+            .extend(publications.map(|publication| Outgoing::plain(link, publication)));
     }
 
     /// Carries out a command while there is no session; true if it is `Close`.
@@ -59,6 +67,8 @@ impl Registry {
             Command::Open { link, registered } => self.add(link, registered),
             // The broker took every delivery back when the connection went.
             Command::Settle { .. } => {}
+            // The next session looks for them by itself.
+            Command::Gathered { .. } => {}
             Command::Get { queue, done, .. } => {
                 let _ = done.try_send(Err(Error::new(
                     ErrorKind::ConnectionLost,
@@ -91,6 +101,7 @@ impl Registry {
     pub(super) fn closed(&mut self, cause: &str) {
         self.again.clear();
         for (_, registered) in std::mem::take(&mut self.links) {
+            registered.waiting.close();
             registered.sink.closed(cause);
         }
     }

@@ -33,11 +33,11 @@ pub(super) struct Session<'c> {
     /// Channels of links that were closed, open and ready for reuse.
     pub(super) spare: Vec<Spare<'c>>,
     /// The broker asked us to publish nothing for now.
-    pub(super) blocked: bool,
+    blocked: bool,
     /// Commands that wait for the broker to unblock, in their order: it reads
     /// nothing meanwhile, so an operation would hang. Beside settlements it holds
     /// one or two for each attempt to open or close a link during the alarm.
-    pub(super) held: VecDeque<Command>,
+    held: VecDeque<Command>,
     pub(super) retry_refused_at: Option<Instant>,
     others_turn: Cell<bool>,
     pub(super) io: Io<'c>,
@@ -166,6 +166,7 @@ impl<'c> Session<'c> {
     fn serve(&mut self) -> Result<Infallible, End> {
         for link in self.io.registry.ids() {
             self.open_link(link)?;
+            self.gathered(link)?;
         }
         loop {
             match self.wait() {
@@ -240,7 +241,21 @@ impl<'c> Session<'c> {
         ready.map_or(Wake::RetryRefused, |index| wakes.swap_remove(index))
     }
 
-    pub(super) fn command(&mut self, command: Command) -> Result<(), End> {
+    fn commands(&mut self) -> Result<(), End> {
+        for _ in 0..BUDGET {
+            match self.io.inbox.commands.try_recv() {
+                Ok(command) if self.blocked && !matches!(command, Command::Close) => {
+                    self.held.push_back(command);
+                }
+                Ok(command) => self.command(command)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(End::Closed),
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, command: Command) -> Result<(), End> {
         let _armed = self.arm();
         match command {
             Command::Open { link, registered } => {
@@ -261,6 +276,7 @@ impl<'c> Session<'c> {
                     None => Ok(()),
                 }
             }
+            Command::Gathered { link } => self.gathered(link),
             Command::Get { link, queue, done } => self.get(link, &queue, &done),
             Command::Consume { link, on, done } => {
                 self.io.registry.pause(link, !on);
@@ -283,10 +299,56 @@ impl<'c> Session<'c> {
         }
     }
 
+    /// Sends what was accepted before, so that closing loses nothing.
+    pub(super) fn flush(&mut self) -> Result<(), End> {
+        let waiting = self.io.registry.again.len() + self.io.inbox.outgoing.len();
+        if self.blocked || waiting == 0 {
+            return Ok(());
+        }
+        self.outgoing(waiting)
+    }
+
     /// Guards one operation on the connection: it takes no longer than the
     /// operation timeout, or the connection is cut.
     pub(super) fn arm(&self) -> Armed<'c> {
         self.io.watchdog.arm(self.io.operation_timeout)
+    }
+
+    fn outgoing(&mut self, budget: usize) -> Result<(), End> {
+        for _ in 0..budget {
+            let again = self.io.registry.again.pop_front();
+            let Some(next) = again.or_else(|| self.io.inbox.outgoing.try_recv().ok()) else {
+                return Ok(());
+            };
+            self.publish(next)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, outgoing: Outgoing) -> Result<(), End> {
+        let Outgoing {
+            link,
+            mut publication,
+            receipt,
+        } = outgoing;
+        let Some(lane) = self.lanes.get_mut(&link) else {
+            self.cannot_send(link);
+            return Ok(());
+        };
+        if publication.start_sending() {
+            let _armed = self.io.watchdog.arm(self.io.operation_timeout);
+            lane.publish(publication, receipt).map_err(lost)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn cannot_send(&mut self, link: LinkId) {
+        if self.io.registry.get_mut(link).is_some() {
+            log::warn!(
+                target: "coney::amqp",
+                "a message is dropped: the broker refuses to open its link"
+            );
+        }
     }
 
     fn notices(&mut self) -> Result<(), End> {
