@@ -35,7 +35,7 @@ pub fn measure(calls: Vec<Call>, length: Duration) -> Slice {
             .map(|mut call| {
                 let (start, measuring, stop) = (&start, &measuring, &stop);
                 scope.spawn(move || {
-                    let mut latencies = Histogram::new(3).expect("three digits are allowed");
+                    let mut latencies = latencies();
                     let mut errors = 0;
                     start.wait();
                     while !stop.load(Ordering::Relaxed) {
@@ -43,7 +43,7 @@ pub fn measure(calls: Vec<Call>, length: Duration) -> Slice {
                         let ok = call();
                         let nanos = begin.elapsed().as_nanos() as u64;
                         if measuring.load(Ordering::Relaxed) {
-                            latencies.record(nanos).expect("it grows as needed");
+                            latencies.saturating_record(nanos);
                             errors += u64::from(!ok);
                         }
                     }
@@ -61,16 +61,25 @@ pub fn measure(calls: Vec<Call>, length: Duration) -> Slice {
         stop.store(true, Ordering::Relaxed);
         let mut slice = Slice {
             seconds,
-            latencies: Histogram::new(3).expect("three digits are allowed"),
+            latencies: latencies(),
             errors: 0,
         };
         for thread in threads {
             let (latencies, errors) = thread.join().expect("callers do not panic");
-            slice.latencies.add(latencies).expect("it grows as needed");
+            slice
+                .latencies
+                .add(latencies)
+                .expect("they have the same bounds");
             slice.errors += errors;
         }
         slice
     })
+}
+
+/// From a microsecond to a minute in nanoseconds, to one part in a hundred. It never grows,
+/// which would be measured, and thousands of callers have one each.
+fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1_000, 60_000_000_000, 2).expect("these bounds are allowed")
 }
 
 /// All slices of one figure.
@@ -91,7 +100,7 @@ impl Report {
             payload,
             all: Slice {
                 seconds: 0.0,
-                latencies: Histogram::new(3).expect("three digits are allowed"),
+                latencies: latencies(),
                 errors: 0,
             },
         }
@@ -103,7 +112,7 @@ impl Report {
         self.all
             .latencies
             .add(&slice.latencies)
-            .expect("it grows as needed");
+            .expect("they have the same bounds");
     }
 
     fn rate(&self) -> f64 {

@@ -16,11 +16,13 @@ mod pending_send;
 mod request;
 mod router;
 mod send;
+mod slot;
 mod start;
 mod together;
 
 use std::fmt;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -43,6 +45,7 @@ pub use self::pending_reply::PendingReply;
 pub use self::pending_send::PendingSend;
 pub(crate) use self::pending_send::What;
 use self::router::Router;
+use self::slot::Slot;
 use crate::error::{Error, Result};
 use crate::message::CorrelationId;
 use crate::transport::{Broker, Sharing, Sink, Ticket, Wire};
@@ -92,18 +95,34 @@ const CLIENT_CLOSED: &str = "the client has been closed";
 struct Sent {
     id: CorrelationId,
     ticket: Arc<Ticket>,
-    outcome: Receiver<Outcome>,
+    slot: Slot,
+    /// Which thread is woken when it is there.
+    woken: ThreadId,
     timeout: Duration,
 }
 
 impl Sent {
+    /// Blocks until the outcome is there, at most until then.
+    fn wait(&self, router: &Router, until: Instant, awake: Duration) -> Option<Outcome> {
+        if self.woken != thread::current().id() {
+            if let Ok(outcome) = self.slot.outcome.try_recv() {
+                return Some(outcome);
+            }
+            if !router.wait_here(self.id) {
+                // About to be put there, by a thread that wakes the other.
+                return self.slot.outcome.recv_deadline(until).ok();
+            }
+        }
+        wait::parked(&self.slot.outcome, until, awake)
+    }
+
     /// Ends the wait at the deadline: `None`, unless the outcome was decided
     /// at the last moment.
     fn give_up(&self, router: &Router) -> Option<Outcome> {
         if router.give_up(self.id) {
             None
         } else {
-            Some(decided(&self.outcome))
+            Some(decided(&self.slot.outcome))
         }
     }
 }
@@ -187,10 +206,12 @@ impl ServiceClient {
     {
         let target = Target { service, action };
         let sent = self.start_call(target, request, options, Kind::Call)?;
-        match self.inner.outcome(&sent) {
+        let result = match self.inner.outcome(&sent) {
             Some(outcome) => self.inner.result(target, outcome),
             None => Err(self.inner.timed_out(target, &sent)),
-        }
+        };
+        sent.slot.give_back();
+        result
     }
 
     /// Sends the request and returns at once; the reply is waited for through
@@ -306,8 +327,7 @@ impl Inner {
 
     /// Waits for what becomes of a request; `None` if that is not known by its deadline.
     fn outcome(&self, sent: &Sent) -> Option<Outcome> {
-        let awake = self.broker.awake();
-        let outcome = wait::recv(&sent.outcome, Some(sent.ticket.deadline()), awake);
+        let outcome = sent.wait(&self.router, sent.ticket.deadline(), self.broker.awake());
         outcome.or_else(|| sent.give_up(&self.router))
     }
 

@@ -1,6 +1,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::thread::{self, Thread};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
@@ -13,14 +15,37 @@ use crate::transport::{Publication, Ticket};
 /// The calls that wait for their replies: a plain struct with one owner.
 #[derive(Debug)]
 pub(crate) struct PendingTable {
-    calls: HashMap<CorrelationId, PendingCall>,
+    calls: HashMap<CorrelationId, PendingCall, ById>,
     /// Messages that hold several calls, as long as one of these waits.
-    gathered: HashMap<CorrelationId, Gathered>,
+    gathered: HashMap<CorrelationId, Gathered, ById>,
     /// Finished calls whose callbacks have not run yet; they count as in flight.
     callbacks_due: usize,
     max: usize,
     /// Why it takes no more.
     closed: Option<Arc<str>>,
+}
+
+/// Hashes by a part of the id, which is as random as a hash would make it. Nobody else
+/// chooses it.
+type ById = BuildHasherDefault<IdHasher>;
+
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+
+    fn write_u128(&mut self, id: u128) {
+        self.0 = id as u64;
+    }
 }
 
 /// Why a call is not entered.
@@ -67,8 +92,9 @@ pub(crate) struct Balanced {
 /// Who waits for it.
 #[derive(Debug)]
 pub(crate) enum Waiter {
-    /// A thread, on a channel with one slot that only this call uses.
-    Thread(Sender<Outcome>),
+    /// A thread, on a channel with one slot that only this call uses. It is to be unparked
+    /// then.
+    Thread(Sender<Outcome>, Thread),
     /// The callback thread.
     Callback(Sender<Event>),
 }
@@ -76,8 +102,8 @@ pub(crate) enum Waiter {
 impl PendingTable {
     pub(crate) fn new(max: usize) -> Self {
         Self {
-            calls: HashMap::new(),
-            gathered: HashMap::new(),
+            calls: HashMap::default(),
+            gathered: HashMap::default(),
             callbacks_due: 0,
             max,
             closed: None,
@@ -109,7 +135,7 @@ impl PendingTable {
     }
 
     /// Requests have been sent as one message.
-    pub(crate) fn gathered(&mut self, message: CorrelationId, requests: Vec<Publication>) {
+    pub(crate) fn gathered(&mut self, message: CorrelationId, requests: Vec<Box<Publication>>) {
         let mut gathered = Gathered {
             calls: Vec::with_capacity(requests.len()),
             waiting: 0,
@@ -123,7 +149,7 @@ impl PendingTable {
             let Some(call) = self.calls.get_mut(&id) else {
                 continue;
             };
-            call.kept = Some(Box::new(request));
+            call.kept = Some(request);
             gathered.waiting += 1;
             // Sent once more, it waits for the answer to the latest.
             if let Some(before) = call.sent_in.replace(message) {
@@ -178,6 +204,17 @@ impl PendingTable {
             **kept = instead.clone();
         }
         Some(instead)
+    }
+
+    /// From now on this thread waits for a call; false if it has ended.
+    pub(crate) fn wait_here(&mut self, id: CorrelationId) -> bool {
+        match self.calls.get_mut(&id).map(|call| &mut call.waiter) {
+            Some(Waiter::Thread(_, waiting)) => {
+                *waiting = thread::current();
+                true
+            }
+            Some(Waiter::Callback(_)) | None => false,
+        }
     }
 
     /// Hands a waiting call over to the callback thread; false if it has ended.
@@ -247,7 +284,7 @@ mod tests {
     fn call() -> PendingCall {
         PendingCall {
             ticket: Arc::new(Ticket::until(crate::deadline::after(Duration::MAX))),
-            waiter: Waiter::Thread(bounded(1).0),
+            waiter: Waiter::Thread(bounded(1).0, thread::current()),
             kept: None,
             sent_in: None,
             balanced: None,

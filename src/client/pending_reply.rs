@@ -10,7 +10,6 @@ use super::outcome::Target;
 use super::{Inner, Sent};
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
-use crate::wait;
 
 /// The reply to an asynchronous call, still to come.
 ///
@@ -120,7 +119,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
         let _ = events.send(Event::Watch {
             id: sent.id,
             deadline: sent.ticket.deadline(),
-            slot: sent.outcome,
+            slot: sent.slot.outcome,
             callback,
         });
         Ok(())
@@ -130,8 +129,8 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if self.taken {
             return Some(Err(self.already_taken()));
         }
-        let awake = self.client.broker.awake();
-        let outcome = wait::recv(&self.sent.outcome, Some(until), awake)?;
+        let Inner { router, broker, .. } = &*self.client;
+        let outcome = self.sent.wait(router, until, broker.awake())?;
         self.taken = true;
         Some(self.client.result(self.target(), outcome))
     }

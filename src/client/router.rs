@@ -58,6 +58,12 @@ impl Router {
         is_there
     }
 
+    /// From now on this thread waits for a call; false if its outcome is decided and on
+    /// its way.
+    pub(crate) fn wait_here(&self, id: CorrelationId) -> bool {
+        self.table.lock().wait_here(id)
+    }
+
     pub(crate) fn set_callback(&self, id: CorrelationId, events: Sender<Event>) -> bool {
         self.table.lock().set_callback(id, events)
     }
@@ -155,8 +161,9 @@ impl Router {
 /// callback thread's takes one event for each call in flight.
 fn wake(id: CorrelationId, call: PendingCall, outcome: Outcome) {
     match call.waiter {
-        Waiter::Thread(slot) => {
+        Waiter::Thread(slot, thread) => {
             let _ = slot.try_send(outcome);
+            thread.unpark();
         }
         Waiter::Callback(events) => {
             let _ = events.try_send(Event::Done { id, outcome });
@@ -197,7 +204,7 @@ impl Sink for Router {
         instead.flatten().collect()
     }
 
-    fn gathered(&self, id: CorrelationId, messages: Vec<Publication>) {
+    fn gathered(&self, id: CorrelationId, messages: Vec<Box<Publication>>) {
         self.table.lock().gathered(id, messages);
     }
 

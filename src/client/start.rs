@@ -1,8 +1,8 @@
 //! From a request to one that is on its way.
 
 use std::sync::Arc;
+use std::thread;
 
-use crossbeam_channel::bounded;
 use serde::Serialize;
 
 use super::discovery::Route;
@@ -10,6 +10,7 @@ use super::options::Kind;
 use super::outcome::Target;
 use super::pending::{PendingCall, Refusal, Waiter};
 use super::request::{Limit, Request};
+use super::slot::Slot;
 use super::{CallOptions, Sent, ServiceClient};
 use crate::error::Result;
 
@@ -59,10 +60,12 @@ impl ServiceClient {
         publication.sharing = publication
             .sharing
             .filter(|_| router.together.is_possible(&publication.routing_key));
-        let (slot, outcome) = bounded(1);
+        let slot = Slot::take();
+        let thread = thread::current();
+        let thread_id = thread.id();
         let call = PendingCall {
             ticket: Arc::clone(&ticket),
-            waiter: Waiter::Thread(slot),
+            waiter: Waiter::Thread(slot.sender(), thread),
             kept: publication
                 .idempotent
                 .then(|| Box::new(publication.clone())),
@@ -80,7 +83,8 @@ impl ServiceClient {
         Ok(Sent {
             id,
             ticket,
-            outcome,
+            slot,
+            woken: thread_id,
             timeout: limit.timeout,
         })
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 
-use crate::wait;
+use crate::wait::Bell;
 
 /// What the workers of a pool do, one each at a time.
 pub(crate) trait Job: Send + Sized + 'static {
@@ -19,13 +19,12 @@ pub(crate) trait Job: Send + Sized + 'static {
 
 /// A fixed set of named worker threads.
 ///
-/// A job wakes the worker that became idle last, over a channel of its own: its
-/// caches are warm, and nobody else is woken. Only one is woken at a time; when it takes
+/// A job wakes the worker that became idle last: its caches are warm, and nobody else is
+/// woken. Only one is woken at a time; when it takes
 /// its job and there are more, it wakes the next. So a burst of short jobs is done by the
 /// few workers that are awake, and one of long jobs wakes as many as there are jobs.
 pub(super) struct Pool<J> {
     queue: Arc<Mutex<Queue<J>>>,
-    wakers: Arc<[Sender<()>]>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Disconnects when the last worker has ended.
     ended: Receiver<()>,
@@ -33,7 +32,7 @@ pub(super) struct Pool<J> {
 
 struct Queue<J> {
     /// Workers that sleep, the latest last.
-    idle: Vec<usize>,
+    idle: Vec<Arc<Bell>>,
     /// One has been woken and has not looked at the jobs yet.
     waking: bool,
     /// Jobs that wait for a worker. What fills it is bounded by the prefetch
@@ -50,7 +49,7 @@ impl<J: Job> Queue<J> {
     }
 
     /// Whom to wake, if there is a job and nobody is about to take it.
-    fn next_to_wake(&mut self) -> Option<usize> {
+    fn next_to_wake(&mut self) -> Option<Arc<Bell>> {
         if self.waking || self.backlog.is_empty() {
             return None;
         }
@@ -81,20 +80,13 @@ impl<J: Job> Pool<J> {
             stopped: false,
         }));
         let (alive, ended) = bounded::<()>(0);
-        // One slot: only who sleeps is woken.
-        let (wakers, wakes): (Vec<Sender<()>>, Vec<Receiver<()>>) =
-            (0..workers).map(|_| bounded(1)).unzip();
         let pool = Self {
             queue,
-            wakers: wakers.into(),
             threads: Mutex::new(Vec::with_capacity(workers)),
             ended,
         };
-        for (number, wakes) in wakes.into_iter().enumerate() {
+        for number in 0..workers {
             let worker = Worker {
-                number,
-                wakes,
-                wakers: Arc::clone(&pool.wakers),
                 queue: Arc::clone(&pool.queue),
                 run: Arc::clone(&run),
                 awake,
@@ -125,7 +117,7 @@ impl<J: Job> Pool<J> {
             queue.backlog.push_back(job);
             queue.next_to_wake()
         };
-        wake(&self.wakers, woken);
+        wake(woken);
         Ok(())
     }
 
@@ -155,7 +147,7 @@ impl<J: Job> Pool<J> {
             )
         };
         for worker in idle {
-            wake(&self.wakers, Some(worker));
+            worker.ring();
         }
         backlog.into()
     }
@@ -182,27 +174,27 @@ impl<J: Job> Pool<J> {
 }
 
 /// Wakes a worker that has left the idle ones.
-fn wake(wakers: &[Sender<()>], worker: Option<usize>) {
-    if let Some(waker) = worker.and_then(|worker| wakers.get(worker)) {
-        // Fails only if it is about to wake by itself.
-        let _ = waker.try_send(());
+fn wake(worker: Option<Arc<Bell>>) {
+    if let Some(worker) = worker {
+        worker.ring();
     }
 }
 
 /// Its workers would wait for ever.
 impl<J> Drop for Pool<J> {
     fn drop(&mut self) {
-        self.queue.lock().stopped = true;
-        for worker in 0..self.wakers.len() {
-            wake(&self.wakers, Some(worker));
+        let idle = {
+            let mut queue = self.queue.lock();
+            queue.stopped = true;
+            std::mem::take(&mut queue.idle)
+        };
+        for worker in idle {
+            worker.ring();
         }
     }
 }
 
 struct Worker<J, F> {
-    number: usize,
-    wakes: Receiver<()>,
-    wakers: Arc<[Sender<()>]>,
     queue: Arc<Mutex<Queue<J>>>,
     run: Arc<F>,
     awake: Duration,
@@ -215,6 +207,7 @@ impl<J: Job, F: Fn(J) -> Option<J>> Worker<J, F> {
         let mut was_woken = false;
         let mut was_running = false;
         let mut next = None;
+        let bell = Arc::new(Bell::new());
         loop {
             let (job, woken) = {
                 let mut queue = self.queue.lock();
@@ -229,16 +222,16 @@ impl<J: Job, F: Fn(J) -> Option<J>> Worker<J, F> {
                 let job = queue.take();
                 match &job {
                     Some(_) => queue.running += 1,
-                    None => queue.idle.push(self.number),
+                    None => queue.idle.push(Arc::clone(&bell)),
                 }
                 (job, queue.next_to_wake())
             };
-            wake(&self.wakers, woken);
+            wake(woken);
             was_running = job.is_some();
             was_woken = job.is_none();
             match job {
                 Some(job) => next = (self.run)(job),
-                None => drop(wait::recv(&self.wakes, None, self.awake)),
+                None => bell.wait(self.awake),
             }
         }
     }

@@ -31,7 +31,9 @@ impl Body {
     pub(super) fn with_reply_queue_at(bytes: Vec<u8>, at: usize, fields: Fields) -> Self {
         let mut bytes = bytes;
         // It may wait for long, and with many others.
-        bytes.shrink_to(bytes.len() + USUAL_NAME);
+        if bytes.capacity() > 2 * (bytes.len() + USUAL_NAME) {
+            bytes.shrink_to(bytes.len() + USUAL_NAME);
+        }
         Self {
             bytes,
             hole: Some(Hole { at, fields }),

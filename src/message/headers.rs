@@ -23,6 +23,9 @@ use super::json::{Json, is_empty_array};
 #[derive(Clone, PartialEq, Eq)]
 pub struct Headers<'a>(Cow<'a, str>);
 
+/// Room for a header, such as a deadline.
+const USUAL_SIZE: usize = 40;
+
 impl Headers<'_> {
     /// No headers: `{}`.
     pub const fn new() -> Self {
@@ -35,19 +38,24 @@ impl Headers<'_> {
     /// A value that serde_json cannot encode (a map whose keys are not
     /// strings) is left out.
     pub fn insert<V: Serialize + ?Sized>(&mut self, name: &str, value: &V) {
-        let (Ok(name), Ok(value)) = (serde_json::to_string(name), serde_json::to_string(value))
-        else {
-            return;
-        };
-        let text = self.0.to_mut();
-        text.truncate(text.trim_end().len().saturating_sub(1));
-        if text.trim_end().len() > 1 {
-            text.push(',');
+        let text = self.0.trim_end();
+        let text = text.strip_suffix('}').unwrap_or(text).trim_end();
+        let mut out = Vec::with_capacity(text.len() + USUAL_SIZE);
+        out.extend_from_slice(text.as_bytes());
+        if text.len() > 1 {
+            out.push(b',');
         }
-        text.push_str(&name);
-        text.push(':');
-        text.push_str(&value);
-        text.push('}');
+        if serde_json::to_writer(&mut out, name).is_err() {
+            return;
+        }
+        out.push(b':');
+        if serde_json::to_writer(&mut out, value).is_err() {
+            return;
+        }
+        out.push(b'}');
+        if let Ok(text) = String::from_utf8(out) {
+            self.0 = Cow::Owned(text);
+        }
     }
 
     /// The header of that name, if it is there and is a `T`.

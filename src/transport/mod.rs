@@ -251,7 +251,7 @@ pub(crate) trait Sink: Send + Sync {
     fn returned(&self, returned: Returned) -> Vec<Publication>;
 
     /// Messages that may share one were sent as one, with this correlation id.
-    fn gathered(&self, _id: CorrelationId, _messages: Vec<Publication>) {}
+    fn gathered(&self, _id: CorrelationId, _messages: Vec<Box<Publication>>) {}
 
     /// The connection was lost: what was sent on it and not answered has an
     /// unknown outcome. The link itself recovers, and sends first what this

@@ -185,7 +185,7 @@ impl Publication {
     }
 
     /// One message in place of several replies to the same queue.
-    pub(crate) fn bundle(to: String, replies: Vec<Self>) -> Self {
+    pub(crate) fn bundle(to: String, replies: Vec<Box<Self>>) -> Self {
         let replies: Vec<(String, Vec<u8>)> = replies
             .into_iter()
             .map(|one| {
@@ -202,7 +202,7 @@ impl Publication {
     /// # Errors
     ///
     /// None that can happen: what goes in is encoded already.
-    pub(crate) fn batch(key: String, requests: &[Self], id: CorrelationId) -> Result<Self> {
+    pub(crate) fn batch(key: String, requests: &[Box<Self>], id: CorrelationId) -> Result<Self> {
         let (message_id, body) = batch::gather(requests.iter().map(|one| &one.body), id)?;
         let expiration = requests.iter().map(|one| one.properties.expiration);
         Ok(Self {

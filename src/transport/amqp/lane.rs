@@ -135,7 +135,7 @@ impl<'c> Lane<'c> {
         } = group;
         if messages.len() < 2 {
             let alone = messages.pop();
-            return alone.map_or(Ok(()), |message| self.publish(message, None));
+            return alone.map_or(Ok(()), |message| self.publish(*message, None));
         }
         let together = match form {
             Form::Bundle => Publication::bundle(key, messages),

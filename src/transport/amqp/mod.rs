@@ -152,7 +152,7 @@ struct AmqpWire {
 impl AmqpWire {
     /// Hands over a request that may share a message.
     fn publish_with_others(&self, request: Publication, deadline: Instant) -> Result<()> {
-        match self.waiting.add(request, deadline) {
+        match self.waiting.add(Box::new(request), deadline) {
             Added::First => self.command(Command::Gathered { link: self.link }),
             Added::More => Ok(()),
             Added::TooLate => Err(self.no_room()),
@@ -282,7 +282,7 @@ impl Settle for AmqpWire {
         let command = match outcome {
             // Before what it answers is acknowledged, as that command comes later.
             Outcome::Reply(reply) if reply.sharing.is_some() => {
-                match self.waiting.add_reply(*reply) {
+                match self.waiting.add_reply(reply) {
                     Added::First => Command::Gathered { link },
                     Added::More | Added::TooLate | Added::Closed => return,
                 }
