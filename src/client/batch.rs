@@ -11,13 +11,14 @@ use serde::de::DeserializeOwned;
 use super::batch_replies::{BatchReplies, End};
 use super::options::Kind;
 use super::outcome::Target;
-use super::pending_batch::{Part, PendingBatch};
+use super::pending_batch::{Part, PartSent, PendingBatch};
 use super::request::Limit;
 use super::{BatchLimits, CallOptions, Sent, ServiceClient};
 use crate::error::Result;
 use crate::message::batch::{BATCH_ACTION, Items};
-use crate::message::{Json, new_message_id};
+use crate::message::{ServiceMessage, new_message_id};
 use crate::name::check_action;
+use crate::topology;
 
 /// Calls to one service that travel together: any number, of any actions, each with a
 /// result and an error of its own. Made by [`ServiceClient::batch`].
@@ -243,27 +244,44 @@ impl Calls {
         }
     }
 
-    /// Sends a message of the batch; one call alone as such.
-    fn send(&self, chunk: &Chunk, limit: Limit) -> Result<Sent> {
-        if let [alone] = &chunk.calls[..] {
-            return self.send_alone(chunk, alone, limit);
+    /// Sends what goes into one message.
+    fn send(&self, chunk: &Chunk, limit: Limit) -> PartSent {
+        let together = &self.client.inner.router.together;
+        match &chunk.calls[..] {
+            [_] => self.send_alone(chunk, limit),
+            _ if !together.is_possible(&self.routing_key()) => self.send_alone(chunk, limit),
+            _ => PartSent::Together(self.send_together(chunk, limit)),
         }
+    }
+
+    fn send_together(&self, chunk: &Chunk, limit: Limit) -> Result<Sent> {
         let target = self.target(BATCH_ACTION);
         target.check()?;
         let (client, options) = (&self.client, &self.options);
         let route = client.inner.route(target, options, limit.deadline)?;
         let items = &chunk.items;
-        let request =
-            client.request_of(target, (), options, self.kind, limit, |it| items.encode(it))?;
+        let encode = |envelope: &ServiceMessage<'_, ()>| items.encode(envelope);
+        let request = client.request_of(target, (), options, self.kind, limit, encode)?;
         client.hand_over(target, request, route, limit)
     }
 
-    /// Sends one call of a message.
-    pub(super) fn send_alone(&self, chunk: &Chunk, call: &InChunk, limit: Limit) -> Result<Sent> {
-        let target = self.target(&self.actions[call.at]);
-        let payload: Json<'_> = chunk.items.payload(call.payload.clone());
-        self.client
-            .start_within(target, &payload, &self.options, self.kind, limit)
+    /// Sends the calls of a message one by one.
+    pub(super) fn send_alone(&self, chunk: &Chunk, limit: Limit) -> PartSent {
+        let send = |call: &InChunk| {
+            let target = self.target(&self.actions[call.at]);
+            let payload = chunk.items.payload(call.payload.clone());
+            self.client
+                .start_within(target, &payload, &self.options, self.kind, limit)
+        };
+        PartSent::Alone(chunk.calls.iter().map(send).collect())
+    }
+
+    /// Where its messages go, unless a balancer picks somebody.
+    pub(super) fn routing_key(&self) -> String {
+        match &self.options.instance {
+            Some(id) => topology::instance_queue(&self.service, id),
+            None => topology::request_key(&self.service),
+        }
     }
 }
 

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::fmt;
 
 use super::batch::{Calls, Chunk, InChunk};
@@ -13,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct PendingBatch {
     calls: Calls,
     limit: Limit,
-    parts: Vec<Part>,
+    parts: VecDeque<Part>,
     ends: Vec<Option<End>>,
     /// The bodies of messages that hold replies.
     bodies: Vec<Vec<u8>>,
@@ -22,7 +23,25 @@ pub struct PendingBatch {
 /// A message of a batch.
 pub(super) struct Part {
     pub(super) chunk: Chunk,
-    pub(super) sent: Result<Sent>,
+    pub(super) sent: PartSent,
+}
+
+/// How it was sent.
+pub(super) enum PartSent {
+    /// As it is.
+    Together(Result<Sent>),
+    /// Each of its calls as a message.
+    Alone(Vec<Result<Sent>>),
+}
+
+impl Part {
+    fn sent(&self) -> impl Iterator<Item = &Sent> {
+        let sent = match &self.sent {
+            PartSent::Together(sent) => std::slice::from_ref(sent),
+            PartSent::Alone(sent) => sent,
+        };
+        sent.iter().flatten()
+    }
 }
 
 impl PendingBatch {
@@ -35,7 +54,7 @@ impl PendingBatch {
         Self {
             calls,
             limit,
-            parts,
+            parts: parts.into(),
             ends,
             bodies: Vec::new(),
         }
@@ -44,21 +63,17 @@ impl PendingBatch {
     /// Blocks until the last call has ended, at most until the deadline. The replies say
     /// what became of each.
     pub fn wait(mut self) -> BatchReplies {
-        let mut not_understood = Vec::new();
-        while let Some(part) = self.parts.pop() {
-            let calls = &part.chunk.calls;
-            match self.outcome(&part.sent, calls) {
-                Some(Outcome::Reply { body, .. }) if calls.len() > 1 => {
-                    match together::is_unknown(&body) {
-                        true => not_understood.push(part.chunk),
-                        false => self.replied(calls, body),
+        while let Some(Part { chunk, sent }) = self.parts.pop_front() {
+            match sent {
+                PartSent::Alone(sent) => self.wait_alone(&chunk, &sent),
+                PartSent::Together(sent) => {
+                    if !self.wait_together(&chunk, &sent) {
+                        let sent = self.calls.send_alone(&chunk, self.limit);
+                        self.parts.push_back(Part { chunk, sent });
                     }
                 }
-                Some(outcome) => self.end(calls, |_| End::Outcome(outcome.clone())),
-                None => {}
             }
         }
-        self.one_by_one(&not_understood);
         let calls = &mut self.calls;
         BatchReplies {
             client: calls.client.clone(),
@@ -70,12 +85,37 @@ impl PendingBatch {
         }
     }
 
+    /// Waits for a message's answer; false if the service does not know what it means.
+    fn wait_together(&mut self, chunk: &Chunk, sent: &Result<Sent>) -> bool {
+        let calls = &chunk.calls;
+        match self.outcome(sent, calls) {
+            Some(Outcome::Reply { body, .. }) if together::is_unknown(&body) => {
+                let together = &self.calls.client.inner.router.together;
+                together.remember(&self.calls.routing_key());
+                return false;
+            }
+            Some(Outcome::Reply { body, .. }) => self.replied(calls, body),
+            Some(outcome) => self.end(calls, || End::Outcome(outcome.clone())),
+            None => {}
+        }
+        true
+    }
+
+    fn wait_alone(&mut self, chunk: &Chunk, sent: &[Result<Sent>]) {
+        for (call, sent) in chunk.calls.iter().zip(sent) {
+            let call = std::slice::from_ref(call);
+            if let Some(outcome) = self.outcome(sent, call) {
+                self.end(call, || End::Outcome(outcome.clone()));
+            }
+        }
+    }
+
     /// Waits for what becomes of a message. Where that is an error, so it is for its calls.
     fn outcome(&mut self, sent: &Result<Sent>, calls: &[InChunk]) -> Option<Outcome> {
         let sent = match sent {
             Ok(sent) => sent,
             Err(error) => {
-                self.end(calls, |_| End::Failed(error.same()));
+                self.end(calls, || End::Failed(error.same()));
                 return None;
             }
         };
@@ -97,7 +137,7 @@ impl PendingBatch {
         let Some(replies) = replies.filter(|replies| replies.len() == calls.len()) else {
             // An error, which is then each call's own; or it is not to be understood.
             let is_error = together::is_error(&body);
-            return self.end(calls, |_| match is_error {
+            return self.end(calls, || match is_error {
                 true => End::Outcome(Outcome::Reply {
                     body: body.clone(),
                     after: None,
@@ -117,32 +157,16 @@ impl PendingBatch {
         self.bodies.push(body);
     }
 
-    /// Calls those again, one message each, whose service does not understand batches.
-    fn one_by_one(&mut self, chunks: &[Chunk]) {
-        let calls = &self.calls;
-        let alone: Vec<(&InChunk, Result<Sent>)> = chunks
-            .iter()
-            .flat_map(|chunk| chunk.calls.iter().map(move |call| (chunk, call)))
-            .map(|(chunk, call)| (call, calls.send_alone(chunk, call, self.limit)))
-            .collect();
-        for (call, sent) in alone {
-            let call = std::slice::from_ref(call);
-            if let Some(outcome) = self.outcome(&sent, call) {
-                self.end(call, |_| End::Outcome(outcome.clone()));
-            }
-        }
-    }
-
-    fn end(&mut self, calls: &[InChunk], how: impl Fn(&InChunk) -> End) {
+    fn end(&mut self, calls: &[InChunk], how: impl Fn() -> End) {
         for call in calls {
-            self.ends[call.at] = Some(how(call));
+            self.ends[call.at] = Some(how());
         }
     }
 }
 
 impl Drop for PendingBatch {
     fn drop(&mut self) {
-        for sent in self.parts.iter().flat_map(|part| &part.sent) {
+        for sent in self.parts.iter().flat_map(Part::sent) {
             self.calls.client.inner.forget(sent);
         }
     }

@@ -6,6 +6,7 @@ use super::options::Kind;
 use super::outcome::Target;
 use super::request::Request;
 use super::{CallOptions, PendingSend, ServiceClient, What};
+use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 
 impl ServiceClient {
@@ -61,6 +62,36 @@ impl ServiceClient {
     {
         self.send_async_with(service, action, request, options)?
             .wait()
+    }
+
+    /// Sends many commands to one action, all under way at once, and blocks until each is
+    /// confirmed, at most the client's timeout for all of them. Says what became of each, in
+    /// order. Each is a message of its own, as for [`send`](ServiceClient::send).
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// # let broker = Broker::memory();
+    /// # let server = ServiceServer::builder(&broker, "order-service")
+    /// #     .handler("create_order", move |_: u64| Ok::<_, String>(())).start()?;
+    /// let client = ServiceClient::new(&broker, "shop")?;
+    /// for outcome in client.send_batch("order-service", "create_order", &[4711, 4712]) {
+    ///     outcome?;
+    /// }
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn send_batch<'r, Req: Serialize + 'r>(
+        &self,
+        service: &str,
+        action: &str,
+        requests: impl IntoIterator<Item = &'r Req>,
+    ) -> Vec<Result<()>> {
+        let hurried = self.with_deadline(deadline::after(self.inner.timeout));
+        let requests = requests.into_iter();
+        let pending: Vec<_> = requests
+            .map(|request| hurried.send_async(service, action, request))
+            .collect();
+        let outcomes = pending.into_iter();
+        outcomes.map(|pending| pending?.wait()).collect()
     }
 
     /// Sends a command and returns before it is confirmed, so that thousands can

@@ -8,6 +8,7 @@ use coney::transport::{Delivery, ExchangeKind, Link, LinkSpec, Properties, Publi
 use coney::{Broker, CallOptions, ErrorKind, HandlerError, ServiceServer};
 use serde::Deserialize;
 
+use crate::support::peer::{answer_one, peer, recv, request, serve, text};
 use crate::support::{PATIENCE, client, on_both, unique};
 
 on_both!(
@@ -20,56 +21,6 @@ on_both!(
     one_way_requests_are_handled_without_a_reply,
     replies_of_others_are_counted_and_dropped,
 );
-
-fn service_topology(service: &str) -> Topology {
-    let queue = format!("service.{service}.request");
-    Topology::default()
-        .exchange("service.exchange", ExchangeKind::Direct)
-        .queue(&queue)
-        .bind(&queue, "service.exchange", format!("request.{service}"))
-}
-
-/// A peer's server: consumes the request queue.
-fn serve(broker: &Broker, service: &str) -> Link {
-    let queue = format!("service.{service}.request");
-    Link::open(
-        broker,
-        LinkSpec::new(service_topology(service)).consume(queue, 10),
-    )
-    .unwrap()
-}
-
-/// A peer's client: publishes, and has a queue for its replies.
-fn peer(broker: &Broker, reply_queue: &str) -> Link {
-    let topology = Topology::default()
-        .exchange("service.exchange", ExchangeKind::Direct)
-        .queue(reply_queue);
-    Link::open(broker, LinkSpec::new(topology).consume(reply_queue, 10)).unwrap()
-}
-
-fn request(service: &str, body: &str, reply_to: &str) -> Publication {
-    let mut publication = Publication::new(
-        "service.exchange",
-        format!("request.{service}"),
-        body.as_bytes().to_vec(),
-    );
-    publication.properties = Properties {
-        message_id: Some("msg_20261123083012_862ad1d69070c888".to_owned()),
-        correlation_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
-        reply_to: Some(reply_to.to_owned()),
-        persistent: true,
-        ..Properties::json()
-    };
-    publication
-}
-
-fn recv(link: &Link) -> Delivery {
-    link.recv_timeout(PATIENCE).expect("a delivery")
-}
-
-fn text(delivery: &Delivery) -> String {
-    String::from_utf8(delivery.message().body.clone()).unwrap()
-}
 
 #[derive(Deserialize)]
 struct Filter {
@@ -106,19 +57,6 @@ fn a_php_client_is_served(broker: &Broker) {
         );
         reply.ack();
     }
-}
-
-/// Answers one request like a PHP server: reads reply_to from the body.
-fn answer_one(link: &Link, answer: impl FnOnce(&ServiceMessage<'_>) -> String) {
-    let delivery = recv(link);
-    let (body, reply_to) = {
-        let message = ServiceMessage::decode(&delivery.message().body).unwrap();
-        let reply_to = message.reply_to.as_deref().unwrap().to_owned();
-        (answer(&message), reply_to)
-    };
-    let mut reply = Publication::new("", reply_to, body.into_bytes());
-    reply.properties.correlation_id = delivery.message().properties.correlation_id.clone();
-    delivery.ack_with(reply);
 }
 
 fn a_php_server_is_called(broker: &Broker) {

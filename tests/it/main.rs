@@ -2,6 +2,7 @@
 //! once and run on each (see `on_both!`); `tests/run` provides the servers.
 
 mod async_calls;
+mod batches;
 mod calls;
 mod commands;
 mod connecting;

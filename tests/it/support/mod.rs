@@ -1,6 +1,7 @@
 pub mod dead;
 pub mod events;
 pub mod nap;
+pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod raw_amqp;

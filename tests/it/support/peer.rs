@@ -1,0 +1,70 @@
+//! A peer that speaks the contract by hand.
+
+use coney::Broker;
+use coney::message::ServiceMessage;
+use coney::transport::{Delivery, ExchangeKind, Link, LinkSpec, Properties, Publication, Topology};
+
+use super::PATIENCE;
+
+fn service_topology(service: &str) -> Topology {
+    let queue = format!("service.{service}.request");
+    Topology::default()
+        .exchange("service.exchange", ExchangeKind::Direct)
+        .queue(&queue)
+        .bind(&queue, "service.exchange", format!("request.{service}"))
+}
+
+/// A peer's server: consumes the request queue.
+pub fn serve(broker: &Broker, service: &str) -> Link {
+    let queue = format!("service.{service}.request");
+    Link::open(
+        broker,
+        LinkSpec::new(service_topology(service)).consume(queue, 10),
+    )
+    .unwrap()
+}
+
+/// A peer's client: publishes, and has a queue for its replies.
+pub fn peer(broker: &Broker, reply_queue: &str) -> Link {
+    let topology = Topology::default()
+        .exchange("service.exchange", ExchangeKind::Direct)
+        .queue(reply_queue);
+    Link::open(broker, LinkSpec::new(topology).consume(reply_queue, 10)).unwrap()
+}
+
+pub fn request(service: &str, body: &str, reply_to: &str) -> Publication {
+    let mut publication = Publication::new(
+        "service.exchange",
+        format!("request.{service}"),
+        body.as_bytes().to_vec(),
+    );
+    publication.properties = Properties {
+        message_id: Some("msg_20261123083012_862ad1d69070c888".to_owned()),
+        correlation_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+        reply_to: Some(reply_to.to_owned()),
+        persistent: true,
+        ..Properties::json()
+    };
+    publication
+}
+
+pub fn recv(link: &Link) -> Delivery {
+    link.recv_timeout(PATIENCE).expect("a delivery")
+}
+
+pub fn text(delivery: &Delivery) -> String {
+    String::from_utf8(delivery.message().body.clone()).unwrap()
+}
+
+/// Answers one request like a PHP server: reads reply_to from the body.
+pub fn answer_one(link: &Link, answer: impl FnOnce(&ServiceMessage<'_>) -> String) {
+    let delivery = recv(link);
+    let (body, reply_to) = {
+        let message = ServiceMessage::decode(&delivery.message().body).unwrap();
+        let reply_to = message.reply_to.as_deref().unwrap().to_owned();
+        (answer(&message), reply_to)
+    };
+    let mut reply = Publication::new("", reply_to, body.into_bytes());
+    reply.properties.correlation_id = delivery.message().properties.correlation_id.clone();
+    delivery.ack_with(reply);
+}
