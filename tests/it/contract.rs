@@ -4,7 +4,7 @@
 use std::thread;
 
 use coney::message::{Reply, ServiceMessage};
-use coney::transport::{Delivery, ExchangeKind, Link, LinkSpec, Properties, Publication, Topology};
+use coney::transport::Publication;
 use coney::{Broker, CallOptions, ErrorKind, HandlerError, ServiceServer};
 use serde::Deserialize;
 

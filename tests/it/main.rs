@@ -4,6 +4,7 @@
 mod async_calls;
 mod batches;
 mod calls;
+mod coalescing;
 mod commands;
 mod connecting;
 mod contract;

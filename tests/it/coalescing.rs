@@ -1,0 +1,409 @@
+//! Clients whose calls share messages when they wait at the same moment.
+//!
+//! What waits for a connection leaves together when it is there: that is how most of these
+//! tests have calls wait at the same moment.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::message::ServiceMessage;
+use coney::transport::{Link, Publication};
+use coney::{
+    BatchLimits, Broker, CallOptions, ConnectionState, ErrorKind, HandlerError, Phase,
+    ServiceClient, ServiceServer,
+};
+use crossbeam_channel::Receiver;
+use serde_json::{Value, json};
+
+use crate::support::nap::nap_server;
+use crate::support::peer::{answer_one, recv, serve, text};
+use crate::support::proxy::Proxy;
+use crate::support::timing::in_time;
+use crate::support::{PATIENCE, amqp_url, on_both, rabbitmq, unique};
+
+on_both!(
+    every_caller_gets_its_own_reply,
+    a_call_alone_leaves_alone,
+    a_peer_may_answer_each_or_all,
+);
+
+/// A client that coalesces, over a connection that can be taken away for a second.
+struct Held {
+    proxy: Proxy,
+    lost: Receiver<()>,
+    client: ServiceClient,
+}
+
+impl Held {
+    fn new(limits: BatchLimits) -> Self {
+        let proxy = Proxy::start(&amqp_url());
+        let (told, lost) = crossbeam_channel::unbounded();
+        let broker = Broker::builder(&proxy.url)
+            .reconnect_delays(Duration::from_secs(1), Duration::from_secs(1))
+            .on_state_change(move |state| {
+                if matches!(state, ConnectionState::Lost(_)) {
+                    told.send(()).unwrap();
+                }
+            })
+            .connect()
+            .unwrap();
+        let client = coalescing(&broker, limits);
+        Self {
+            proxy,
+            lost,
+            client,
+        }
+    }
+
+    /// From now on calls wait, for a second or two.
+    fn hold(&self) {
+        self.proxy.cut();
+        self.lost.recv_timeout(PATIENCE).unwrap();
+    }
+}
+
+fn coalescing(broker: &Broker, limits: BatchLimits) -> ServiceClient {
+    ServiceClient::builder(broker, "gateway")
+        .coalesce(limits)
+        .timeout(PATIENCE)
+        .build()
+        .unwrap()
+}
+
+fn every_caller_gets_its_own_reply(broker: &Broker) {
+    let service = unique("math");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("double", |n: u64| Ok::<_, HandlerError>(n * 2))
+        .handler("refuse", |n: u64| {
+            Err::<(), _>(HandlerError::from(n).with_code("no"))
+        })
+        .start()
+        .unwrap();
+    let client = coalescing(broker, BatchLimits::new());
+    thread::scope(|scope| {
+        for caller in 0..50u64 {
+            let (client, service) = (client.clone(), &service);
+            scope.spawn(move || {
+                for n in 0..50 {
+                    let number = caller * 1_000 + n;
+                    if n % 10 == 9 {
+                        let error = client
+                            .call::<_, ()>(service, "refuse", &number)
+                            .unwrap_err();
+                        assert_eq!(error.remote_message(), Some(&*number.to_string()));
+                        assert_eq!(error.remote_code(), Some("no"));
+                    } else {
+                        let double: u64 = client.call(service, "double", &number).unwrap();
+                        assert_eq!(double, number * 2);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(client.in_flight(), 0);
+    assert_eq!(client.unclaimed_replies(), 0);
+}
+
+fn a_call_alone_leaves_alone(broker: &Broker) {
+    let service = unique("php-service");
+    let link = serve(broker, &service);
+    let client = coalescing(broker, BatchLimits::new());
+    for n in 0..3u64 {
+        let pending = client.call_async::<_, u64>(&service, "double", &n).unwrap();
+        answer_one(&link, |message| {
+            assert_eq!(message.action, "double");
+            r#"{"success":true,"data":1}"#.to_owned()
+        });
+        assert_eq!(pending.wait().unwrap(), 1);
+    }
+    let error = client
+        .call::<_, ()>(&unique("nobody"), "x", &())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRoute);
+}
+
+/// The items of a batch that a peer has got.
+fn items(body: &str) -> Vec<Value> {
+    let message = ServiceMessage::decode(body.as_bytes()).unwrap();
+    match &*message.action {
+        "$batch" => message.payload.decode().unwrap(),
+        action => vec![json!({
+            "action": action,
+            "payload": message.payload.decode::<Value>().unwrap(),
+            "correlation_id": message.correlation_id,
+        })],
+    }
+}
+
+fn reply_to(body: &str, reply: &Value, correlation_id: Option<&str>) -> Publication {
+    let message = ServiceMessage::decode(body.as_bytes()).unwrap();
+    let mut publication = Publication::new(
+        "",
+        message.reply_to.unwrap().into_owned(),
+        reply.to_string().into_bytes(),
+    );
+    publication.properties.correlation_id = correlation_id.map(str::to_owned);
+    publication
+}
+
+/// Starts so many calls, each of its own thread, of `double` with 0, 1, and so on.
+fn call_all(
+    client: &ServiceClient,
+    service: &str,
+    calls: u64,
+) -> Vec<thread::JoinHandle<coney::Result<u64>>> {
+    (0..calls)
+        .map(|n| {
+            let (client, service) = (client.clone(), service.to_owned());
+            thread::spawn(move || client.call(&service, "double", &n))
+        })
+        .collect()
+}
+
+fn join_all(calls: Vec<thread::JoinHandle<coney::Result<u64>>>) {
+    for (n, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.join().unwrap().unwrap(), 2 * n as u64);
+    }
+}
+
+/// On RabbitMQ they come in few messages, in memory one by one; both in all ways a peer
+/// may answer.
+fn a_peer_may_answer_each_or_all(broker: &Broker) {
+    let service = unique("peer");
+    let link = serve(broker, &service);
+    let client = coalescing(broker, BatchLimits::new());
+    let calls = call_all(&client, &service, 30);
+    let mut answered = 0;
+    let mut way = 0;
+    while answered < 30 {
+        let delivery = recv(&link);
+        let body = text(&delivery);
+        let items = items(&body);
+        let reply = |item: &Value| {
+            let double = item["payload"].as_u64().unwrap() * 2;
+            json!({"success": true, "data": double})
+        };
+        let own = |item: &Value| item["correlation_id"].as_str().unwrap().to_owned();
+        let is_batch = body.contains("$batch");
+        match (is_batch, way % 3) {
+            // Each on its own.
+            (_, 0) | (false, _) => {
+                for item in &items {
+                    let one = reply_to(&body, &reply(item), Some(&own(item)));
+                    link.publish(one, PATIENCE).unwrap();
+                }
+            }
+            // In a bundle.
+            (true, 1) => {
+                let replies = items.iter().map(
+                    |item| json!({"correlation_id": own(item), "reply": reply(item), "more": 1}),
+                );
+                let bundle = json!({"success": true, "replies": replies.collect::<Vec<_>>()});
+                link.publish(reply_to(&body, &bundle, None), PATIENCE)
+                    .unwrap();
+            }
+            // In the batch's reply, as one that does not know of the items' own ids.
+            _ => {
+                let replies: Vec<_> = items.iter().map(reply).collect();
+                let all = json!({"success": true, "data": replies});
+                let id = delivery.message().properties.correlation_id.clone();
+                link.publish(reply_to(&body, &all, id.as_deref()), PATIENCE)
+                    .unwrap();
+            }
+        }
+        answered += items.len();
+        way += 1;
+        delivery.ack();
+    }
+    join_all(calls);
+    assert_eq!(client.unclaimed_replies(), 0);
+}
+
+/// How many calls each message of a peer's queue holds; answers them.
+fn sizes(link: &Link, calls: usize) -> Vec<usize> {
+    let mut sizes = Vec::new();
+    while sizes.iter().sum::<usize>() < calls {
+        let delivery = recv(link);
+        let body = text(&delivery);
+        let items = items(&body);
+        for item in &items {
+            let reply = json!({"success": true, "data": item["payload"].as_u64().unwrap() * 2});
+            let id = item["correlation_id"].as_str();
+            link.publish(reply_to(&body, &reply, id), PATIENCE).unwrap();
+        }
+        sizes.push(items.len());
+        delivery.ack();
+    }
+    sizes
+}
+
+#[test]
+fn what_waits_at_the_same_moment_leaves_together() {
+    for (limits, wanted) in [
+        (BatchLimits::new(), vec![20]),
+        (BatchLimits::new().calls(8), vec![8, 8, 4]),
+        (BatchLimits::new().bytes(1), vec![1; 20]),
+    ] {
+        let held = Held::new(limits);
+        let service = unique("peer");
+        let link = serve(&rabbitmq(), &service);
+        held.hold();
+        let calls = call_all(&held.client, &service, 20);
+        assert_eq!(sizes(&link, 20), wanted);
+        join_all(calls);
+        assert_eq!(held.client.in_flight(), 0);
+    }
+}
+
+#[test]
+fn calls_to_several_services_leave_apart() {
+    let held = Held::new(BatchLimits::new());
+    let services = [unique("a"), unique("b")];
+    let links = services
+        .each_ref()
+        .map(|service| serve(&rabbitmq(), service));
+    held.hold();
+    let calls = services
+        .each_ref()
+        .map(|service| call_all(&held.client, service, 10));
+    let nobody = call_all(&held.client, &unique("nobody"), 10);
+    for link in &links {
+        assert_eq!(sizes(link, 10), [10]);
+    }
+    calls.into_iter().for_each(join_all);
+    for call in nobody {
+        let error = call.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoRoute, "{error}");
+    }
+}
+
+#[test]
+fn a_slow_call_holds_up_only_its_caller() {
+    let held = Held::new(BatchLimits::new());
+    let service = unique("nap");
+    let (_server, _starts) = nap_server(&rabbitmq(), &service);
+    held.hold();
+    let nap = |millis: u64, options: CallOptions| {
+        let (client, service) = (held.client.clone(), service.clone());
+        thread::spawn(move || {
+            let nap = client.call_with::<_, u64>(&service, "nap", &millis, &options);
+            (nap, Instant::now())
+        })
+    };
+    let slow = nap(3_000, CallOptions::new());
+    let late = nap(
+        2_900,
+        CallOptions::new().timeout(Duration::from_millis(2_400)),
+    );
+    let quick: Vec<_> = (0..20).map(|_| nap(1, CallOptions::new())).collect();
+    let quick: Vec<_> = quick.into_iter().map(|nap| nap.join().unwrap()).collect();
+    let (slow, slow_ended) = slow.join().unwrap();
+    assert_eq!(slow.unwrap(), 3_000);
+    for (nap, ended) in quick {
+        assert_eq!(nap.unwrap(), 1);
+        assert!(slow_ended - ended > Duration::from_secs(1));
+    }
+    let error = late.join().unwrap().0.unwrap_err();
+    assert_eq!(error.phase(), Some(Phase::Reply), "{error}");
+}
+
+#[test]
+fn what_does_not_know_batches_is_called_as_without() {
+    let held = Held::new(BatchLimits::new());
+    let service = unique("php-service");
+    let link = serve(&rabbitmq(), &service);
+    held.hold();
+    let calls = call_all(&held.client, &service, 10);
+    answer_one(&link, |message| {
+        assert_eq!(message.action, "$batch");
+        r#"{"success":false,"error":"Unknown action: $batch"}"#.to_owned()
+    });
+    assert_eq!(sizes(&link, 10), [1; 10]);
+    join_all(calls);
+    // And remembered.
+    held.hold();
+    let calls = call_all(&held.client, &service, 10);
+    assert_eq!(sizes(&link, 10), [1; 10]);
+    join_all(calls);
+    assert_eq!(held.client.in_flight(), 0);
+    assert_eq!(held.client.unclaimed_replies(), 0);
+}
+
+#[test]
+fn a_batch_that_is_lost_is_each_callers_loss() {
+    let held = Held::new(BatchLimits::new());
+    let service = unique("peer");
+    let link = serve(&rabbitmq(), &service);
+    held.hold();
+    let call = |idempotent| {
+        let (client, service) = (held.client.clone(), service.clone());
+        let options = CallOptions::new().idempotent(idempotent);
+        thread::spawn(move || client.call_with::<_, u64>(&service, "double", &4, &options))
+    };
+    let once: Vec<_> = (0..5).map(|_| call(false)).collect();
+    let again: Vec<_> = (0..5).map(|_| call(true)).collect();
+    let delivery = recv(&link);
+    assert_eq!(items(&text(&delivery)).len(), 10);
+    held.hold();
+    delivery.ack();
+    for call in once {
+        let error = call.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+    }
+    assert_eq!(sizes(&link, 5).iter().sum::<usize>(), 5);
+    for call in again {
+        assert_eq!(call.join().unwrap().unwrap(), 8);
+    }
+    assert_eq!(held.client.in_flight(), 0);
+}
+
+#[test]
+fn deadlines_and_the_bound_hold_while_nothing_can_be_sent() {
+    let held = Held::new(BatchLimits::new());
+    let service = unique("peer");
+    let link = serve(&rabbitmq(), &service);
+    held.hold();
+    let timeout = Duration::from_millis(200);
+    let options = CallOptions::new().timeout(timeout);
+    let pending: Vec<_> = (0..1_024u64)
+        .map(|n| {
+            held.client
+                .call_async_with::<_, u64>(&service, "double", &n, &options)
+                .unwrap()
+        })
+        .collect();
+    // One more than may wait.
+    let error = in_time(timeout, "a call", || {
+        held.client
+            .call_with::<_, u64>(&service, "double", &1, &options)
+    });
+    let error = error.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.phase()),
+        (ErrorKind::TimedOut, Some(Phase::Send))
+    );
+    for call in pending {
+        let error = call.wait().unwrap_err();
+        assert_eq!(error.phase(), Some(Phase::Send), "{error}");
+        assert!(error.is_safe_to_retry());
+    }
+    // None of them is sent when there is a connection again.
+    let calls = call_all(&held.client, &service, 3);
+    assert_eq!(sizes(&link, 3).iter().sum::<usize>(), 3);
+    join_all(calls);
+}
+
+#[test]
+fn closing_ends_those_that_wait() {
+    let held = Held::new(BatchLimits::new());
+    held.hold();
+    let calls = call_all(&held.client, "nobody", 10);
+    let waiting = Arc::new(held.client.clone());
+    crate::support::eventually("they wait", || waiting.in_flight() == 10);
+    held.client.close();
+    for call in calls {
+        let error = call.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotSent, "{error}");
+    }
+}
