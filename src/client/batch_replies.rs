@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::ServiceClient;
 use super::batch::Asked;
-use super::event::Outcome;
+use super::event::{Outcome, ReplyBody};
 use super::outcome::Target;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -18,7 +18,7 @@ pub struct BatchReplies {
     pub(super) actions: Vec<Arc<str>>,
     pub(super) batch: u64,
     /// The messages that hold replies, undecoded.
-    pub(super) bodies: Vec<Vec<u8>>,
+    pub(super) bodies: Vec<ReplyBody>,
     /// Until they are taken.
     pub(super) ends: Vec<Option<End>>,
 }

@@ -91,6 +91,7 @@ impl Inner {
         if let Outcome::Reply {
             body,
             after: Some(after),
+            ..
         } = outcome
             && let Some(discovery) = &self.discovery
             && let Some(known) = discovery.registry.known(target.service)

@@ -1,17 +1,22 @@
+use std::fmt;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
 use crate::message::CorrelationId;
+use crate::transport::Publication;
 
 /// How a call ended.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     Reply {
-        body: Vec<u8>,
+        body: ReplyBody,
         /// How long it took, if somebody wants to know.
         after: Option<Duration>,
+        /// The request, if it was kept: freed fastest by the thread that made it.
+        _request: Option<Box<Publication>>,
     },
     NoRoute {
         reason: String,
@@ -23,6 +28,31 @@ pub(crate) enum Outcome {
     NotSent(Arc<str>),
     /// Closed when it was.
     Closed(Arc<str>),
+}
+
+/// The body of a reply, or where it stands among others.
+#[derive(Clone)]
+pub(crate) enum ReplyBody {
+    Own(Vec<u8>),
+    Part(Arc<Vec<u8>>, Range<usize>),
+}
+
+impl Deref for ReplyBody {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(body) => body,
+            Self::Part(bodies, range) => bodies.get(range.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Debug for ReplyBody {
+    /// Shows the size only: payloads do not belong in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReplyBody({} bytes)", self.len())
+    }
 }
 
 /// What a callback is told: how the call ended, or that its time is over.

@@ -1,5 +1,5 @@
 use crate::message::batch::MOST_ITEMS;
-use crate::transport::{Form, Sharing};
+use crate::transport::Sharing;
 
 /// How much goes into one message of a [`Batch`](crate::Batch), and of a client that
 /// [coalesces](crate::ServiceClientBuilder::coalesce). By default 500 calls and 512 KiB.
@@ -48,7 +48,6 @@ impl BatchLimits {
 
     pub(super) fn sharing(self) -> Sharing {
         Sharing {
-            form: Form::Batch,
             messages: self.calls,
             bytes: self.bytes,
         }

@@ -183,14 +183,19 @@ pub(super) fn too_late_to_send(what: &dyn fmt::Display, timeout: Duration, peer:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::event::ReplyBody;
 
     fn result<T: DeserializeOwned>(reply: &str) -> Result<T> {
         let target = Target {
             service: "user-service",
             action: "get_user",
         };
-        let body = reply.as_bytes().to_vec();
-        target.result(Outcome::Reply { body, after: None }, "memory")
+        let outcome = Outcome::Reply {
+            body: ReplyBody::Own(reply.as_bytes().to_vec()),
+            after: None,
+            _request: None,
+        };
+        target.result(outcome, "memory")
     }
 
     #[test]

@@ -3,10 +3,11 @@ use std::fmt;
 
 use super::batch::{Calls, Chunk, InChunk};
 use super::batch_replies::{BatchReplies, End};
-use super::event::Outcome;
+use super::event::{Outcome, ReplyBody};
 use super::request::Limit;
 use super::{Sent, together};
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::range_in;
 
 /// The replies to a [`Batch`](crate::Batch), still to come. Dropping it forgets the calls,
 /// sent or not.
@@ -17,7 +18,7 @@ pub struct PendingBatch {
     parts: VecDeque<Part>,
     ends: Vec<Option<End>>,
     /// The bodies of messages that hold replies.
-    bodies: Vec<Vec<u8>>,
+    bodies: Vec<ReplyBody>,
 }
 
 /// A message of a batch.
@@ -131,7 +132,7 @@ impl PendingBatch {
     }
 
     /// A message has been answered.
-    fn replied(&mut self, calls: &[InChunk], body: Vec<u8>) {
+    fn replied(&mut self, calls: &[InChunk], body: ReplyBody) {
         let in_body = self.bodies.len();
         let replies = together::replies(&body);
         let Some(replies) = replies.filter(|replies| replies.len() == calls.len()) else {
@@ -141,6 +142,7 @@ impl PendingBatch {
                 true => End::Outcome(Outcome::Reply {
                     body: body.clone(),
                     after: None,
+                    _request: None,
                 }),
                 false => End::Failed(Error::new(
                     ErrorKind::Decode,
@@ -148,10 +150,8 @@ impl PendingBatch {
                 )),
             });
         };
-        let start = body.as_ptr() as usize;
         for (call, reply) in calls.iter().zip(&replies) {
-            let at = reply.get().as_ptr() as usize - start;
-            let range = at..at + reply.get().len();
+            let range = range_in(&body, reply.get());
             self.ends[call.at] = Some(End::Reply { in_body, range });
         }
         self.bodies.push(body);

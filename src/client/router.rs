@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::event::{Event, Outcome};
+use super::event::{Event, Outcome, ReplyBody};
 use super::pending::{PendingCall, PendingTable, Refusal, Waiter};
 use super::together::{self, Together};
-use crate::message::CorrelationId;
 use crate::message::bundle::Bundle;
+use crate::message::{CorrelationId, range_in};
 use crate::topology;
 use crate::transport::{Delivery, Publication, Returned, Sink};
 
@@ -85,23 +85,27 @@ impl Router {
         self.unclaimed.load(Ordering::Relaxed)
     }
 
-    fn finish(&self, id: Option<CorrelationId>, outcome: impl FnOnce(&PendingCall) -> Outcome) {
+    fn finish(&self, id: Option<CorrelationId>, outcome: impl FnOnce(&mut PendingCall) -> Outcome) {
         let call = id.and_then(|id| self.table.lock().remove(id));
         match (id, call) {
-            (Some(id), Some(call)) => {
-                let outcome = outcome(&call);
+            (Some(id), Some(mut call)) => {
+                let outcome = outcome(&mut call);
                 wake(id, call, outcome);
             }
-            _ => {
-                self.unclaimed.fetch_add(1, Ordering::Relaxed);
-                log::debug!(target: "coney::client", "a late or unknown reply is dropped");
-            }
+            _ => self.nobody(),
         }
     }
 
-    fn answered(&self, id: Option<CorrelationId>, body: Vec<u8>) {
+    /// Nobody waits for what has come.
+    fn nobody(&self) {
+        self.unclaimed.fetch_add(1, Ordering::Relaxed);
+        log::debug!(target: "coney::client", "a late or unknown reply is dropped");
+    }
+
+    fn answered(&self, id: Option<CorrelationId>, body: ReplyBody) {
         self.finish(id, |call| Outcome::Reply {
             after: call.balanced.as_ref().map(|balanced| balanced.at.elapsed()),
+            _request: call.kept.take(),
             body,
         });
     }
@@ -113,8 +117,8 @@ impl Router {
 
     /// One answer to a message that held several calls: the server could not read it, or
     /// answers all of them in one. What it does not know is sent again, alone.
-    fn answered_together(&self, calls: &[CorrelationId], body: &[u8]) -> Vec<Publication> {
-        if together::is_unknown(body) {
+    fn answered_together(&self, calls: &[CorrelationId], body: Vec<u8>) -> Vec<Publication> {
+        if together::is_unknown(&body) {
             let alone = {
                 let mut table = self.table.lock();
                 let alone = calls.iter().filter_map(|&id| table.take_alone(id));
@@ -125,16 +129,32 @@ impl Router {
             }
             return alone;
         }
-        let replies = together::replies(body).filter(|replies| replies.len() == calls.len());
+        let body = Arc::new(body);
+        let replies = together::replies(&body).filter(|replies| replies.len() == calls.len());
         for (at, &id) in calls.iter().enumerate() {
-            match &replies {
+            let part = match &replies {
                 // Answered on its own.
-                Some(replies) if replies[at].get() == "null" => {}
-                Some(replies) => self.answered(Some(id), replies[at].get().as_bytes().to_vec()),
-                None => self.answered(Some(id), body.to_vec()),
-            }
+                Some(replies) if replies[at].get() == "null" => continue,
+                Some(replies) => range_in(&body, replies[at].get()),
+                None => 0..body.len(),
+            };
+            self.answered(Some(id), ReplyBody::Part(Arc::clone(&body), part));
         }
         Vec::new()
+    }
+
+    /// Replies to calls that were sent together, each with the id of its own. False if it
+    /// is something else.
+    fn answered_in_bundle(&self, body: &Arc<Vec<u8>>) -> bool {
+        let Ok(bundle) = Bundle::decode(body) else {
+            return false;
+        };
+        for reply in bundle.replies {
+            let id = CorrelationId::parse(&reply.correlation_id);
+            let part = range_in(body, reply.body());
+            self.answered(id, ReplyBody::Part(Arc::clone(body), part));
+        }
+        true
     }
 
     fn no_route(&self, id: Option<CorrelationId>, returned: &Returned) -> Option<Publication> {
@@ -182,16 +202,12 @@ impl Sink for Router {
         let id = correlation_id(id);
         let body = delivery.into_body();
         if let Some(calls) = self.scatter(id) {
-            return Ok(self.answered_together(&calls, &body));
+            return Ok(self.answered_together(&calls, body));
         }
-        match is_bundle.then(|| Bundle::decode(&body)) {
-            Some(Ok(bundle)) => {
-                for reply in bundle.replies {
-                    let id = CorrelationId::parse(&reply.correlation_id);
-                    self.answered(id, reply.body().to_vec());
-                }
-            }
-            _ => self.answered(id, body),
+        if !is_bundle {
+            self.answered(id, ReplyBody::Own(body));
+        } else if !self.answered_in_bundle(&Arc::new(body)) {
+            self.nobody();
         }
         Ok(Vec::new())
     }

@@ -1,7 +1,7 @@
 use crate::message::{CorrelationId, Reply, ServiceMessage};
 use crate::topology;
 use crate::transport::death::REPLAYED;
-use crate::transport::{Message, Properties, Publication, Sharing};
+use crate::transport::{self, Delivery, Message, Properties, Publication};
 
 /// Where the answer to a request goes, if one is wanted.
 pub(super) struct Answer<'a> {
@@ -67,29 +67,41 @@ impl<'a> Answer<'a> {
     /// The answer as a message; `None` if nobody wants one.
     pub(super) fn publication(&self, body: Vec<u8>, max_body: usize) -> Option<Publication> {
         let reply_to = self.reply_to?;
-        let body = if body.len() <= max_body {
-            body
-        } else {
-            let fault = too_large(body.len(), max_body);
-            log::warn!(target: "coney::worker", "{fault}");
-            self.failure(&fault, Some(TOO_LARGE))
-        };
         Some(Publication {
             properties: Properties {
                 correlation_id: self.correlation_id.map(str::to_owned),
                 ..Properties::json()
             },
-            ..Publication::new("", reply_to, body)
+            ..Publication::new("", reply_to, self.fit(body, max_body))
         })
     }
 
-    /// The same for whoever understands a bundle of answers.
-    pub(super) fn shared(&self, body: Vec<u8>, max_body: usize) -> Option<Publication> {
-        let mut publication = self.publication(body, max_body)?;
-        // In a bundle it stands unescaped.
-        let is_plain = self.correlation_id.and_then(CorrelationId::parse).is_some();
-        publication.sharing = is_plain.then(Sharing::of_replies);
-        Some(publication)
+    /// Sends the answer as one of several to a delivery.
+    pub(super) fn send(&self, delivery: &Delivery, body: Vec<u8>, max_body: usize) {
+        let Some(to) = self.reply_to else { return };
+        // An id that is none of ours comes from somebody who may not know bundles.
+        match self.correlation_id.and_then(CorrelationId::parse) {
+            Some(id) => {
+                /// What stands round it in a bundle, and more.
+                const ROUND_IT: usize = 256;
+                let body = &self.fit(body, max_body.saturating_sub(ROUND_IT));
+                delivery.reply_shared(transport::Reply { to, id, body });
+            }
+            None => {
+                let reply = self.publication(body, max_body);
+                reply.into_iter().for_each(|reply| delivery.reply(reply));
+            }
+        }
+    }
+
+    /// A body that can be sent.
+    fn fit(&self, body: Vec<u8>, max_body: usize) -> Vec<u8> {
+        if body.len() <= max_body {
+            return body;
+        }
+        let fault = too_large(body.len(), max_body);
+        log::warn!(target: "coney::worker", "{fault}");
+        self.failure(&fault, Some(TOO_LARGE))
     }
 }
 

@@ -150,9 +150,8 @@ impl Batch {
             });
             match answer.correlation_id {
                 Some(_) => {
-                    let reply = answer.shared(body, dispatch.max_body);
-                    if let (Some(reply), Some(delivery)) = (reply, &*self.delivery.lock()) {
-                        delivery.reply(reply);
+                    if let Some(delivery) = &*self.delivery.lock() {
+                        answer.send(delivery, body, dispatch.max_body);
                     }
                 }
                 None => drop(self.replies[at].set(body)),

@@ -40,7 +40,7 @@ pub(crate) struct Item<'a> {
 /// Requests to be answered in one reply, encoded one by one.
 #[derive(Debug, Default)]
 pub(crate) struct Items {
-    /// Each with a comma after it.
+    /// Each with a bracket or a comma before it.
     json: Vec<u8>,
 }
 
@@ -67,11 +67,13 @@ impl Items {
         }
     }
 
-    /// Takes out those from `start` on.
+    /// Takes out those from `start` on; where they stand counts from there then.
     pub(crate) fn split_off(&mut self, start: usize) -> Self {
-        Self {
-            json: self.json.split_off(start),
+        let mut json = self.json.split_off(start);
+        if let Some(before) = json.first_mut() {
+            *before = b'[';
         }
+        Self { json }
     }
 
     fn write<P: Serialize + ?Sized>(
@@ -81,6 +83,7 @@ impl Items {
         payload: &P,
     ) -> Result<Range<usize>> {
         let out = &mut self.json;
+        out.extend_from_slice(if out.is_empty() { b"[" } else { b"," });
         out.extend_from_slice(b"{\"action\":");
         write_json(action, out)?;
         out.extend_from_slice(b",\"payload\":");
@@ -89,7 +92,7 @@ impl Items {
         let end = out.len();
         out.extend_from_slice(b",\"message_id\":");
         write_json(message_id, out)?;
-        out.extend_from_slice(b"},");
+        out.push(b'}');
         Ok(start..end)
     }
 
@@ -109,53 +112,50 @@ impl Items {
     ///
     /// As [`push`](Items::push).
     pub(crate) fn encode(&self, envelope: &ServiceMessage<'_, ()>) -> Result<Body> {
-        envelope.encode_round(&array(&self.json))
+        envelope.encode_awaiting_round(self.json.len(), |out| {
+            out.extend_from_slice(&self.json);
+            out.push(b']');
+        })
     }
 }
 
-/// The request that consists of such as would have been sent one by one: each is
-/// answered on its own. Returns its message id, too.
+/// The request that consists of such as would have been sent one by one, and who wait on
+/// this reply queue: each is answered on its own. Returns its message id and its body.
 ///
 /// # Errors
 ///
 /// None that can happen: what goes in is encoded already.
 pub(crate) fn gather<'a>(
-    bodies: impl IntoIterator<Item = &'a Body>,
+    bodies: impl Iterator<Item = &'a Body> + Clone,
     id: CorrelationId,
-) -> Result<(String, Body)> {
-    let mut services = None;
-    let mut items = Vec::new();
-    for parts in bodies.into_iter().filter_map(Body::parts) {
-        services.get_or_insert(parts.services);
-        for part in [
-            parts.message_id,
-            parts.action,
-            parts.correlation_id,
-            parts.headers_and_payload,
-        ] {
-            items.extend_from_slice(part);
+    reply_queue: &str,
+) -> Result<(String, Vec<u8>)> {
+    let services = bodies.clone().find_map(Body::parts);
+    let services = Services::read(services.map_or(&[], |parts| parts.services));
+    let envelope = ServiceMessage {
+        reply_to: Some(reply_queue.into()),
+        ..ServiceMessage::with_correlation_id(
+            id.to_text(),
+            services.source_service,
+            services.target_service,
+            BATCH_ACTION,
+            (),
+        )
+    };
+    let size = bodies.clone().map(Body::len).sum();
+    let body = envelope.encode_round(size, |out| {
+        let mut before = b'[';
+        for parts in bodies.filter_map(Body::parts) {
+            out.push(before);
+            before = b',';
+            out.extend_from_slice(parts.message_id);
+            out.extend_from_slice(parts.action);
+            out.extend_from_slice(parts.correlation_id);
+            out.extend_from_slice(parts.headers_and_payload);
         }
-        items.push(b',');
-    }
-    let services = Services::read(services.unwrap_or_default());
-    let envelope = ServiceMessage::with_correlation_id(
-        id.to_text(),
-        services.source_service,
-        services.target_service,
-        BATCH_ACTION,
-        (),
-    );
-    let body = envelope.encode_round(&array(&items))?;
+        out.push(b']');
+    })?;
     Ok((envelope.message_id.into_owned(), body))
-}
-
-/// Items as a JSON array.
-fn array(items: &[u8]) -> Vec<u8> {
-    let mut json = Vec::with_capacity(items.len() + 2);
-    json.push(b'[');
-    json.extend_from_slice(items.strip_suffix(b",").unwrap_or(items));
-    json.push(b']');
-    json
 }
 
 #[derive(Default, Deserialize)]
@@ -178,8 +178,7 @@ mod tests {
     use super::*;
     use crate::message::new_message_id;
 
-    fn read(body: Body) -> (String, Vec<(String, String, Option<String>)>) {
-        let body = body.fill("q");
+    fn read(body: Vec<u8>) -> (String, Vec<(String, String, Option<String>)>) {
         let message = ServiceMessage::decode(&body).unwrap();
         let items: Vec<Item<'_>> = serde_json::from_str(message.payload.as_str()).unwrap();
         let items = items.into_iter().map(|item| {
@@ -205,7 +204,7 @@ mod tests {
         assert_eq!(items.len(), before);
         assert_eq!(items.payload(payload).as_str(), "\"张\"");
         let envelope = ServiceMessage::new("from", "to", BATCH_ACTION, ());
-        let (services, read) = read(items.encode(&envelope).unwrap());
+        let (services, read) = read(items.encode(&envelope).unwrap().fill("q"));
         assert_eq!(services, "from>to");
         let wanted = [("a\"b", "\"张\""), ("c", "null")];
         let wanted = wanted.map(|(action, payload)| (action.to_owned(), payload.to_owned(), None));
@@ -222,7 +221,7 @@ mod tests {
             message.message_id = new_message_id().into();
             message.encode_awaiting_reply_queue().unwrap()
         });
-        let (_, batch) = gather(&bodies, CorrelationId::random()).unwrap();
+        let (_, batch) = gather(bodies.iter(), CorrelationId::random(), "q").unwrap();
         let (services, read) = read(batch);
         assert_eq!(services, "fr\"om>to");
         let wanted = ids.map(|id| ("act".to_owned(), "[1,2]".to_owned(), Some(id.to_text())));

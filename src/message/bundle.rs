@@ -2,10 +2,12 @@
 //! sent their requests together. It has no correlation id of its own; each reply has.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::CorrelationId;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a bundle holds, as it is read.
@@ -36,32 +38,72 @@ impl<'a> Bundle<'a> {
     }
 }
 
-impl Bundled<'_> {
+impl<'a> Bundled<'a> {
     /// The body of an ordinary reply.
-    pub(crate) fn body(&self) -> &[u8] {
-        self.reply.get().as_bytes()
+    pub(crate) fn body(&self) -> &'a str {
+        self.reply.get()
     }
 }
 
-/// Bundles replies, each a correlation id, which is not escaped, and a body.
-pub(crate) fn encode<'a>(replies: impl Iterator<Item = (&'a str, &'a [u8])> + Clone) -> Vec<u8> {
-    const KEY: &[u8] = b"{\"correlation_id\":\"";
-    const THEN: &[u8] = b"\",\"reply\":";
-    let size = |(id, body): (&str, &[u8])| KEY.len() + id.len() + THEN.len() + body.len() + 2;
-    let mut out = Vec::with_capacity(32 + replies.clone().map(size).sum::<usize>());
-    out.extend_from_slice(b"{\"success\":true,\"replies\":");
-    let mut before = b'[';
-    for (id, body) in replies {
-        out.push(before);
-        before = b',';
+/// Replies that are being bundled.
+#[derive(Debug)]
+pub(crate) struct Bundling {
+    json: Vec<u8>,
+    replies: usize,
+    /// Where the latest reply stands.
+    latest: Range<usize>,
+    first_id: CorrelationId,
+}
+
+const START: &[u8] = b"{\"success\":true,\"replies\":[";
+const KEY: &[u8] = b"{\"correlation_id\":\"";
+const THEN: &[u8] = b"\",\"reply\":";
+
+impl Bundling {
+    /// Begins with one.
+    pub(crate) fn new(id: CorrelationId, reply: &[u8]) -> Self {
+        let mut bundling = Self {
+            json: START.to_vec(),
+            replies: 0,
+            latest: 0..0,
+            first_id: id,
+        };
+        bundling.push(id, reply);
+        bundling
+    }
+
+    /// Adds the body of an ordinary reply.
+    pub(crate) fn push(&mut self, id: CorrelationId, reply: &[u8]) {
+        let out = &mut self.json;
+        out.reserve(KEY.len() + 32 + THEN.len() + reply.len() + 4);
+        if self.replies > 0 {
+            out.push(b',');
+        }
+        self.replies += 1;
         out.extend_from_slice(KEY);
-        out.extend_from_slice(id.as_bytes());
+        out.extend_from_slice(&id.to_hex());
         out.extend_from_slice(THEN);
-        out.extend_from_slice(body);
+        let start = out.len();
+        out.extend_from_slice(reply);
+        self.latest = start..out.len();
         out.push(b'}');
     }
-    out.extend_from_slice(b"]}");
-    out
+
+    /// Its size in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.json.len()
+    }
+
+    /// The body, and the correlation id of a reply that has remained alone and is an
+    /// ordinary one.
+    pub(crate) fn finish(mut self) -> (Option<CorrelationId>, Vec<u8>) {
+        if self.replies == 1 {
+            let alone = self.json[self.latest].to_vec();
+            return (Some(self.first_id), alone);
+        }
+        self.json.extend_from_slice(b"]}");
+        (None, self.json)
+    }
 }
 
 #[cfg(test)]
@@ -70,15 +112,29 @@ mod tests {
 
     #[test]
     fn what_is_bundled_comes_apart_again() {
-        let replies: [(&str, &[u8]); 2] = [("a", b"{\"success\":true}"), ("b", b"{\"data\":[1]}")];
-        let body = encode(replies.iter().copied());
+        let ids = [0; 3].map(|_| CorrelationId::random());
+        let bodies = ["{\"success\":true}", "{\"data\":[1]}", "{}"];
+        let mut bundling = Bundling::new(ids[0], bodies[0].as_bytes());
+        bundling.push(ids[1], bodies[1].as_bytes());
+        bundling.push(ids[2], bodies[2].as_bytes());
+        let (None, body) = bundling.finish() else {
+            panic!("three are a bundle");
+        };
         let bundle = Bundle::decode(&body).unwrap();
-        let read: Vec<_> = bundle
-            .replies
-            .iter()
-            .map(|r| (&*r.correlation_id, r.body()))
+        let replies = bundle.replies.iter();
+        let read: Vec<_> = replies
+            .map(|one| (&*one.correlation_id, one.body()))
             .collect();
-        assert_eq!(read, replies);
+        let texts = ids.map(CorrelationId::to_text);
+        let wanted: Vec<_> = texts.iter().map(|id| &**id).zip(bodies).collect();
+        assert_eq!(read, wanted);
         assert!(Bundle::decode(b"{\"success\":true}").is_err());
+    }
+
+    #[test]
+    fn one_alone_is_an_ordinary_reply() {
+        let id = CorrelationId::random();
+        let alone = Bundling::new(id, b"{\"success\":true}").finish();
+        assert_eq!(alone, (Some(id), b"{\"success\":true}".to_vec()));
     }
 }

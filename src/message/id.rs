@@ -13,7 +13,8 @@ pub fn new_message_id() -> String {
     id.push_str("msg_");
     push_local_time(unix_seconds(), &mut id);
     id.push('_');
-    push_hex(fastrand::u64(..).into(), 16, &mut id);
+    let random: [u8; 16] = hex(fastrand::u64(..).into());
+    id.extend(random.map(char::from));
     id
 }
 
@@ -37,9 +38,11 @@ impl CorrelationId {
     }
 
     pub(crate) fn to_text(self) -> String {
-        let mut text = String::with_capacity(32);
-        push_hex(self.0, 32, &mut text);
-        text
+        String::from_utf8(self.to_hex().to_vec()).unwrap_or_default()
+    }
+
+    pub(crate) fn to_hex(self) -> [u8; 32] {
+        hex(self.0)
     }
 
     /// `None` for anything this process cannot have made.
@@ -68,13 +71,16 @@ pub(crate) fn unix_seconds() -> i64 {
         })
 }
 
-fn push_hex(value: u128, digits: u32, out: &mut String) {
-    const HEX: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-    ];
-    for digit in (0..digits).rev() {
-        out.push(HEX[(value >> (digit * 4)) as usize & 0xf]);
+/// The last `N` digits.
+fn hex<const N: usize>(value: u128) -> [u8; N] {
+    const HEX: [u8; 16] = *b"0123456789abcdef";
+    let mut digits = [0; N];
+    let mut left = value;
+    for digit in digits.iter_mut().rev() {
+        *digit = HEX[left as usize & 0xf];
+        left >>= 4;
     }
+    digits
 }
 
 /// Formatting a local time costs more than the rest of an id, so each thread

@@ -19,7 +19,7 @@ pub use json::Json;
 pub(crate) use json::decode;
 pub use reply::Reply;
 pub use request::ServiceMessage;
-pub(crate) use span::Span;
+pub(crate) use span::{Span, range_in};
 
 /// The header that tells a server when the caller stops waiting, in Unix
 /// milliseconds. An extension: peers that do not know it ignore it.

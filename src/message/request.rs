@@ -132,15 +132,34 @@ impl<P: Serialize> ServiceMessage<'_, P> {
 }
 
 impl ServiceMessage<'_, ()> {
-    /// The same, round a payload that is JSON already.
-    pub(super) fn encode_round(&self, payload: &[u8]) -> Result<Body> {
-        let mut out = Vec::with_capacity(TYPICAL_SIZE + payload.len());
+    /// The same round a payload of about so many bytes, which `write` writes as JSON.
+    pub(super) fn encode_awaiting_round(
+        &self,
+        size: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Body> {
+        let mut out = Vec::with_capacity(TYPICAL_SIZE + size);
         let fields = self.write_head(&mut out)?;
         let hole = out.len();
         self.write_headers(&mut out);
-        out.extend_from_slice(payload);
+        write(&mut out);
         out.push(b'}');
         Ok(Body::with_reply_queue_at(out, hole, fields))
+    }
+
+    /// The same with the reply queue that it has.
+    pub(super) fn encode_round(
+        &self,
+        size: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(TYPICAL_SIZE + size);
+        self.write_head(&mut out)?;
+        write_json(&self.reply_to, &mut out)?;
+        self.write_headers(&mut out);
+        write(&mut out);
+        out.push(b'}');
+        Ok(out)
     }
 }
 

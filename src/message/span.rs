@@ -11,8 +11,7 @@ pub(crate) enum Span {
 impl Span {
     /// Finds a text that was read from `body`.
     pub(crate) fn of(text: &str, body: &[u8]) -> Self {
-        let start = (text.as_ptr() as usize).wrapping_sub(body.as_ptr() as usize);
-        let range = start..start.wrapping_add(text.len());
+        let range = range_in(body, text);
         match body.get(range.clone()) {
             Some(found) if found == text.as_bytes() => Self::In(range),
             _ => Self::Own(text.into()),
@@ -29,6 +28,12 @@ impl Span {
             Self::Own(text) => text,
         }
     }
+}
+
+/// Where a part of a body stands in it; out of its bounds if it is none.
+pub(crate) fn range_in(body: &[u8], part: &str) -> Range<usize> {
+    let start = (part.as_ptr() as usize).wrapping_sub(body.as_ptr() as usize);
+    start..start.wrapping_add(part.len())
 }
 
 #[cfg(test)]

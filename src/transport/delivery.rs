@@ -2,6 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Message, Publication};
+use crate::message::CorrelationId;
 
 /// A message taken from a queue, together with the duty to settle it.
 ///
@@ -52,6 +53,28 @@ impl Outcome {
 /// Carries outcomes back to where deliveries come from. Must not block.
 pub(crate) trait Settle: Send + Sync {
     fn settle(&self, session: u64, tag: u64, outcome: Outcome);
+
+    /// Sends one of several replies to a delivery, to a caller who understands bundles.
+    /// Before the delivery is settled, if that comes after this.
+    fn reply(&self, session: u64, tag: u64, reply: Reply<'_>);
+}
+
+/// One of several replies to a delivery, with a correlation id of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reply<'a> {
+    /// The queue it goes to.
+    pub(crate) to: &'a str,
+    pub(crate) id: CorrelationId,
+    pub(crate) body: &'a [u8],
+}
+
+impl Reply<'_> {
+    /// The reply in a message of its own.
+    pub(crate) fn alone(self) -> Publication {
+        let mut publication = Publication::new("", self.to, self.body.to_vec());
+        publication.properties.correlation_id = Some(self.id.to_text());
+        publication
+    }
 }
 
 impl Delivery {
@@ -92,6 +115,13 @@ impl Delivery {
         if let Some(token) = &self.token {
             let outcome = Outcome::Reply(Box::new(reply));
             token.settler.settle(token.session, token.tag, outcome);
+        }
+    }
+
+    /// The same for a caller who understands bundles.
+    pub(crate) fn reply_shared(&self, reply: Reply<'_>) {
+        if let Some(token) = &self.token {
+            token.settler.reply(token.session, token.tag, reply);
         }
     }
 

@@ -28,10 +28,10 @@ pub use amqp::{BrokerBuilder, ConnectionState};
 pub use broker::Broker;
 pub(crate) use confirmation::{Confirmation, Fate, Receipt};
 pub use delivery::Delivery;
-pub(crate) use delivery::{Outcome, Settle, Token};
+pub(crate) use delivery::{Outcome, Reply, Settle, Token};
 pub use header::{HeaderTable, HeaderValue};
 pub use link::Link;
-pub(crate) use publication::{Form, LARGEST_HEADERS, LONGEST_EXPIRATION, Sharing};
+pub(crate) use publication::{LARGEST_HEADERS, LONGEST_EXPIRATION, Sharing};
 pub use publication::{Message, Properties, Publication, RareProperties, Returned};
 pub(crate) use ticket::Ticket;
 

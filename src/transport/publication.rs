@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{HeaderTable, Ticket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::{Body, CorrelationId, batch, bundle};
+use crate::message::{Body, CorrelationId, batch};
 use crate::name::check_short_string;
 use crate::topology::SERVICE_EXCHANGE;
 
@@ -86,34 +86,16 @@ pub struct Publication {
     pub(crate) sharing: Option<Sharing>,
 }
 
-/// How much may share one message, and in what form.
+/// How much may share one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sharing {
-    pub(crate) form: Form,
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
-}
-
-/// What messages become that share one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// Requests that wait for their replies become a batch.
-    Batch,
-    /// Replies become a bundle.
-    Bundle,
 }
 
 impl Sharing {
     pub(crate) const MESSAGES: usize = 500;
     pub(crate) const BYTES: usize = 512 << 10;
-
-    pub(crate) fn of_replies() -> Self {
-        Self {
-            form: Form::Bundle,
-            messages: Self::MESSAGES,
-            bytes: Self::BYTES,
-        }
-    }
 }
 
 impl Publication {
@@ -184,32 +166,27 @@ impl Publication {
         Ok(())
     }
 
-    /// One message in place of several replies to the same queue.
-    pub(crate) fn bundle(to: String, replies: Vec<Box<Self>>) -> Self {
-        let replies: Vec<(String, Vec<u8>)> = replies
-            .into_iter()
-            .map(|one| {
-                let id = one.properties.correlation_id.unwrap_or_default();
-                (id, one.body.fill(""))
-            })
-            .collect();
-        let texts = replies.iter().map(|(id, body)| (&**id, &**body));
-        Self::new("", to, bundle::encode(texts))
-    }
-
-    /// One message in place of several requests with the same routing key.
+    /// One message in place of several requests with the same routing key, from whoever
+    /// has this reply queue.
     ///
     /// # Errors
     ///
     /// None that can happen: what goes in is encoded already.
-    pub(crate) fn batch(key: String, requests: &[Box<Self>], id: CorrelationId) -> Result<Self> {
-        let (message_id, body) = batch::gather(requests.iter().map(|one| &one.body), id)?;
+    pub(crate) fn batch(
+        key: String,
+        requests: &[Box<Self>],
+        id: CorrelationId,
+        reply_queue: &str,
+    ) -> Result<Self> {
+        let bodies = requests.iter().map(|one| &one.body);
+        let (message_id, body) = batch::gather(bodies, id, reply_queue)?;
         let expiration = requests.iter().map(|one| one.properties.expiration);
         Ok(Self {
             properties: Properties {
                 persistent: requests.iter().any(|one| one.properties.persistent),
                 message_id: Some(message_id),
                 correlation_id: Some(id.to_text()),
+                reply_to: Some(reply_queue.to_owned()),
                 // As long as one of them may wait.
                 expiration: expiration.max().flatten(),
                 ..Properties::json()

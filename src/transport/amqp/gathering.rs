@@ -13,8 +13,12 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::command::LinkId;
+use super::convert::Failure;
+use super::lane::Lane;
 use super::session::{End, Session, lost};
-use crate::transport::{Form, Publication, Sharing};
+use crate::message::CorrelationId;
+use crate::message::bundle::Bundling;
+use crate::transport::{Publication, Reply, Sharing};
 
 /// How many requests of a link wait; replies are bounded by what is unsettled. Whoever comes then waits for room, until its
 /// deadline.
@@ -25,7 +29,7 @@ const BOUND: usize = 1_024;
 /// 16 make 4 times as many share a message as 1 does, and half as many calls a second more.
 const YIELDS: u32 = 16;
 
-/// The messages of one link that wait.
+/// What waits on one link.
 #[derive(Default)]
 pub(super) struct Waiting {
     state: Mutex<State>,
@@ -36,10 +40,17 @@ pub(super) struct Waiting {
 
 #[derive(Default)]
 struct State {
-    messages: Vec<Box<Publication>>,
+    taken: Taken,
     /// The I/O thread will take them.
     is_told: bool,
     is_closed: bool,
+}
+
+/// Messages that are to be sent together.
+#[derive(Default)]
+struct Taken {
+    requests: Vec<Box<Publication>>,
+    replies: Replies,
 }
 
 /// What became of a message that was to wait.
@@ -53,11 +64,7 @@ pub(super) enum Added {
 }
 
 impl State {
-    fn push(&mut self, message: Box<Publication>) -> Added {
-        if self.is_closed {
-            return Added::Closed;
-        }
-        self.messages.push(message);
+    fn tell(&mut self) -> Added {
         match std::mem::replace(&mut self.is_told, true) {
             true => Added::More,
             false => Added::First,
@@ -65,25 +72,40 @@ impl State {
     }
 }
 
+impl Taken {
+    fn len(&self) -> usize {
+        self.requests.len() + self.replies.count
+    }
+}
+
 impl Waiting {
     /// Adds a request. Blocks while there is no room, at most until `deadline`.
-    pub(super) fn add(&self, message: Box<Publication>, deadline: Instant) -> Added {
+    pub(super) fn add(&self, request: Box<Publication>, deadline: Instant) -> Added {
         let mut state = self.state.lock();
-        while !state.is_closed && state.messages.len() >= BOUND {
+        while !state.is_closed && state.taken.requests.len() >= BOUND {
             if self.room.wait_until(&mut state, deadline).timed_out() {
                 return Added::TooLate;
             }
         }
-        state.push(message)
+        if state.is_closed {
+            return Added::Closed;
+        }
+        state.taken.requests.push(request);
+        state.tell()
     }
 
     /// Adds a reply. Never blocks: there is no more of them than was asked.
-    pub(super) fn add_reply(&self, message: Box<Publication>) -> Added {
-        self.state.lock().push(message)
+    pub(super) fn add_reply(&self, reply: Reply<'_>) -> Added {
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return Added::Closed;
+        }
+        state.taken.replies.add(reply);
+        state.tell()
     }
 
     /// Takes those that wait, after letting those come that are just about to.
-    fn take(&self) -> Vec<Box<Publication>> {
+    fn take(&self) -> Taken {
         let was_alone = self.was_alone.load(Ordering::Relaxed);
         let mut before = self.len();
         let mut in_vain = 0;
@@ -94,98 +116,152 @@ impl Waiting {
             in_vain = if now == before { in_vain + 1 } else { 0 };
             before = now;
         }
-        let messages = {
+        let taken = {
             let mut state = self.state.lock();
             state.is_told = false;
-            std::mem::take(&mut state.messages)
+            std::mem::take(&mut state.taken)
         };
-        if messages.len() >= BOUND {
+        if taken.requests.len() >= BOUND {
             self.room.notify_all();
         }
-        self.was_alone.store(messages.len() == 1, Ordering::Relaxed);
-        messages
+        self.was_alone.store(taken.len() == 1, Ordering::Relaxed);
+        taken
     }
 
     fn len(&self) -> usize {
-        self.state.lock().messages.len()
+        self.state.lock().taken.len()
     }
 
     /// Lets go of all, and takes no more.
     pub(super) fn close(&self) {
-        let messages = {
+        let taken = {
             let mut state = self.state.lock();
             state.is_closed = true;
-            std::mem::take(&mut state.messages)
+            std::mem::take(&mut state.taken)
         };
         self.room.notify_all();
-        drop(messages);
+        drop(taken);
     }
 }
 
 impl Session<'_> {
-    /// Sends those that wait, each group in one message.
+    /// Sends those that wait.
     pub(super) fn gathered(&mut self, link: LinkId) -> Result<(), End> {
         let Some(registered) = self.io.registry.get_mut(link) else {
             return Ok(());
         };
-        let mut groups = Group::sort(registered.waiting.take()).into_iter();
-        for group in &mut groups {
-            if let Err(end) = self.publish_group(link, group) {
+        let Taken { requests, replies } = registered.waiting.take();
+        if !self.lanes.contains_key(&link) && !requests.is_empty() {
+            self.cannot_send(link);
+            return Ok(());
+        }
+        for bundle in replies.bundles() {
+            self.publish_with(link, |lane| lane.publish(bundle, None))?;
+        }
+        let mut groups = Group::sort(requests).into_iter();
+        for mut group in &mut groups {
+            group.requests.retain_mut(|request| request.start_sending());
+            if let Err(end) = self.publish_with(link, |lane| lane.publish_together(group)) {
                 // Taken and not sent: they wait for the next connection.
-                let left = groups
-                    .flat_map(|group| group.messages)
-                    .map(|message| *message);
-                self.io.registry.send_first(link, left);
+                let left = groups.flat_map(|group| group.requests);
+                self.io
+                    .registry
+                    .send_first(link, left.map(|request| *request));
                 return Err(end);
             }
         }
         Ok(())
     }
 
-    fn publish_group(&mut self, link: LinkId, mut group: Group) -> Result<(), End> {
+    fn publish_with(
+        &mut self,
+        link: LinkId,
+        publish: impl FnOnce(&mut Lane<'_>) -> Result<(), Failure>,
+    ) -> Result<(), End> {
         let Some(lane) = self.lanes.get_mut(&link) else {
-            self.cannot_send(link);
             return Ok(());
         };
-        group.messages.retain_mut(|message| message.start_sending());
         let _armed = self.io.watchdog.arm(self.io.operation_timeout);
-        lane.publish_together(group).map_err(lost)
+        publish(lane).map_err(lost)
     }
 }
 
-/// Messages that share one.
+/// Replies that wait, by the queue they go to.
+#[derive(Default)]
+struct Replies {
+    open: HashMap<String, Bundling>,
+    /// Those that are full.
+    full: Vec<(String, Bundling)>,
+    count: usize,
+}
+
+impl Replies {
+    fn add(&mut self, reply: Reply<'_>) {
+        let Reply { to, id, body } = reply;
+        self.count += 1;
+        match self.open.get_mut(to) {
+            Some(open) if open.len() + body.len() <= Sharing::BYTES => open.push(id, body),
+            Some(open) => {
+                let full = std::mem::replace(open, Bundling::new(id, body));
+                self.full.push((to.to_owned(), full));
+            }
+            None => {
+                self.open.insert(to.to_owned(), Bundling::new(id, body));
+            }
+        }
+    }
+
+    fn bundles(self) -> impl Iterator<Item = Publication> {
+        self.full
+            .into_iter()
+            .chain(self.open)
+            .map(|(to, bundling)| {
+                let (id, body) = bundling.finish();
+                let mut publication = Publication::new("", to, body);
+                publication.properties.correlation_id = id.map(CorrelationId::to_text);
+                publication
+            })
+    }
+}
+
+/// Requests that share a message.
 pub(super) struct Group {
     /// Where they go.
     pub(super) key: String,
-    pub(super) form: Form,
-    pub(super) messages: Vec<Box<Publication>>,
+    pub(super) requests: Vec<Box<Publication>>,
     bytes: usize,
 }
 
 impl Group {
-    /// Sorts messages by where they go; no group is larger than may share a message.
-    fn sort(messages: Vec<Box<Publication>>) -> Vec<Self> {
+    /// Sorts requests by where they go; no group is larger than may share a message.
+    fn sort(requests: Vec<Box<Publication>>) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         // The latest group of each key.
         let mut latest: HashMap<String, usize> = HashMap::new();
-        for message in messages {
-            let bytes = message.body.len();
-            let Some(limit) = message.sharing else {
+        for request in requests {
+            let bytes = request.body.len();
+            let Some(limit) = request.sharing else {
                 continue; // others do not come here
             };
-            let at = latest.get(&message.routing_key).copied();
+            // Most often they all go one way.
+            let last = groups
+                .last()
+                .filter(|group| group.key == request.routing_key);
+            let at = match last {
+                Some(_) => Some(groups.len() - 1),
+                None => latest.get(&request.routing_key).copied(),
+            };
             match at.map(|at| &mut groups[at]) {
                 Some(group) if group.has_room(bytes, limit) => {
                     group.bytes += bytes;
-                    group.messages.push(message);
+                    group.requests.push(request);
                 }
                 _ => {
-                    let key = message.routing_key.clone();
+                    let key = request.routing_key.clone();
                     latest.insert(key.clone(), groups.len());
                     groups.push(Self {
                         key,
-                        form: limit.form,
-                        messages: vec![message],
+                        requests: vec![request],
                         bytes,
                     });
                 }
@@ -195,7 +271,7 @@ impl Group {
     }
 
     fn has_room(&self, bytes: usize, limit: Sharing) -> bool {
-        self.messages.len() < limit.messages && self.bytes + bytes <= limit.bytes
+        self.requests.len() < limit.messages && self.bytes + bytes <= limit.bytes
     }
 }
 
@@ -208,7 +284,6 @@ mod tests {
     fn request(key: &str, bytes: usize) -> Box<Publication> {
         Box::new(Publication {
             sharing: Some(Sharing {
-                form: Form::Batch,
                 messages: 3,
                 bytes: 100,
             }),
@@ -227,7 +302,7 @@ mod tests {
         let groups = Group::sort(small.into_iter().chain(large).collect());
         let shapes: Vec<_> = groups
             .iter()
-            .map(|group| (&*group.key, group.messages.len()))
+            .map(|group| (&*group.key, group.requests.len()))
             .collect();
         assert_eq!(shapes, [("a", 3), ("b", 1), ("a", 1), ("b", 1), ("b", 1)]);
     }
@@ -248,13 +323,13 @@ mod tests {
             move || waiting.add(request("a", 1), soon() + Duration::from_secs(10))
         });
         std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(waiting.take().len(), BOUND);
+        assert_eq!(waiting.take().requests.len(), BOUND);
         assert!(matches!(late.join().unwrap(), Added::First));
         waiting.close();
         assert!(matches!(
             waiting.add(request("a", 1), soon()),
             Added::Closed
         ));
-        assert!(waiting.take().is_empty());
+        assert_eq!(waiting.take().len(), 0);
     }
 }

@@ -14,7 +14,7 @@ use super::gathering::Group;
 use super::spare::{Confirming, Spare};
 use crate::message::CorrelationId;
 use crate::transport::{
-    Delivery, Form, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Source, Token,
+    Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Source, Token,
 };
 
 /// A link in one session: its AMQP channel, its consumer, and the deliveries
@@ -125,29 +125,22 @@ impl<'c> Lane<'c> {
         )?)
     }
 
-    /// Publishes messages with one routing key as one.
+    /// Publishes requests with one routing key as one message.
     pub(super) fn publish_together(&mut self, group: Group) -> Result<(), Failure> {
         let Group {
-            key,
-            form,
-            mut messages,
-            ..
+            key, mut requests, ..
         } = group;
-        if messages.len() < 2 {
-            let alone = messages.pop();
-            return alone.map_or(Ok(()), |message| self.publish(*message, None));
+        if requests.len() < 2 {
+            let alone = requests.pop();
+            return alone.map_or(Ok(()), |request| self.publish(*request, None));
         }
-        let together = match form {
-            Form::Bundle => Publication::bundle(key, messages),
-            Form::Batch => {
-                let id = CorrelationId::random();
-                let batch = Publication::batch(key, &messages, id);
-                // Before the answer can come.
-                self.sink.gathered(id, messages);
-                batch.map_err(|error| Failure::Lost(error.to_string()))?
-            }
-        };
-        self.publish(together, None)
+        let id = CorrelationId::random();
+        let reply_queue = self.reply_queue.as_deref().unwrap_or_default();
+        let batch = Publication::batch(key, &requests, id, reply_queue)
+            .map_err(|error| Failure::Lost(error.to_string()))?;
+        // Before the answer can come.
+        self.sink.gathered(id, requests);
+        self.publish(batch, None)
     }
 
     /// Passes on up to `budget` deliveries; an error is the reason why there

@@ -43,7 +43,7 @@ use self::gathering::{Added, Waiting};
 use self::io_thread::IoHandle;
 pub use self::states::ConnectionState;
 use self::states::Listener;
-use super::{LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Transport, Wire};
+use super::{LinkSpec, Outcome, Publication, Receipt, Reply, Settle, Sink, Transport, Wire};
 use crate::error::{Error, ErrorKind, Phase, Result};
 
 pub(crate) const DEFAULT_MAX_BODY: usize = 16 << 20;
@@ -275,25 +275,21 @@ impl Wire for AmqpWire {
 
 impl Settle for AmqpWire {
     fn settle(&self, session: u64, tag: u64, outcome: Outcome) {
-        let link = self.link;
-        let Some(outcome) = outcome.checked(self.max_body) else {
-            return;
-        };
-        let command = match outcome {
-            // Before what it answers is acknowledged, as that command comes later.
-            Outcome::Reply(reply) if reply.sharing.is_some() => {
-                match self.waiting.add_reply(reply) {
-                    Added::First => Command::Gathered { link },
-                    Added::More | Added::TooLate | Added::Closed => return,
-                }
-            }
-            outcome => Command::Settle {
-                link,
+        if let Some(outcome) = outcome.checked(self.max_body) {
+            let _ = self.command(Command::Settle {
+                link: self.link,
                 session,
                 tag,
                 outcome,
-            },
-        };
-        let _ = self.command(command);
+            });
+        }
+    }
+
+    /// Over whatever connection there is when it is sent. What it answers is acknowledged
+    /// by a command that comes later than the one that sends this.
+    fn reply(&self, _session: u64, _tag: u64, reply: Reply<'_>) {
+        if let Added::First = self.waiting.add_reply(reply) {
+            let _ = self.command(Command::Gathered { link: self.link });
+        }
     }
 }

@@ -24,7 +24,9 @@ use parking_lot::{Condvar, Mutex};
 use self::queue::LinkId;
 use self::state::State;
 use self::timer::Timer;
-use super::{Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Transport, Wire};
+use super::{
+    Delivery, LinkSpec, Outcome, Publication, Receipt, Reply, Settle, Sink, Transport, Wire,
+};
 use crate::error::{Error, ErrorKind, Phase, Result};
 
 /// How many messages a queue holds before publishers to it wait: enough for
@@ -229,6 +231,10 @@ impl Settle for MemoryWire {
         self.shared
             .with(|state| state.settle(self.link, tag, outcome, Instant::now()));
         self.shared.room.notify_all();
+    }
+
+    fn reply(&self, session: u64, tag: u64, reply: Reply<'_>) {
+        self.settle(session, tag, Outcome::Reply(Box::new(reply.alone())));
     }
 }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::state::State;
 use crate::topology::{ExchangeKind, Topology};
-use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Returned, Settle, Sink};
+use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Reply, Returned, Settle, Sink};
 
 const QUEUES: [&str; 2] = ["q0", "q1"];
 
@@ -96,6 +96,7 @@ struct NoSettler;
 
 impl Settle for NoSettler {
     fn settle(&self, _: u64, _: u64, _: Outcome) {}
+    fn reply(&self, _: u64, _: u64, _: Reply<'_>) {}
 }
 
 #[derive(Clone, Copy, Debug)]
