@@ -18,7 +18,7 @@ use std::time::Duration;
 use coney::transport::{ExchangeKind, Link, LinkSpec, Topology};
 use coney::{Broker, PendingReply, ServiceClient, ServiceServer};
 
-use crate::process::cpu_ticks;
+use crate::process::{cpu_ticks, resident_kib};
 
 const CALLS: usize = 10_000;
 
@@ -102,11 +102,4 @@ fn in_flight(transport: &str, broker: &Broker) {
         "kib_per_call": (after.saturating_sub(before)) as f64 / CALLS as f64,
     });
     println!("{report}");
-}
-
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find(|line| line.starts_with("VmRSS"));
-    let value = line.and_then(|line| line.split_whitespace().nth(1));
-    value.and_then(|value| value.parse().ok()).expect("VmRSS")
 }

@@ -8,6 +8,7 @@
 //! hash, taking turns in the same run; the processor time of 1,000 registrations.
 //! Prints one JSON object per line. Linux only: it reads /proc.
 
+#[allow(dead_code)] // of the memory only the others want to know
 #[path = "support/process.rs"]
 mod process;
 #[path = "../tests/it/support/server.rs"]

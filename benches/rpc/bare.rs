@@ -40,7 +40,7 @@ impl BareMemory {
 }
 
 impl Setup for BareMemory {
-    fn caller(&self, payload: &str) -> Call {
+    fn caller(&self, _number: usize, payload: &str) -> Call {
         let requests = self.requests.clone().expect("it runs");
         let payload = payload.as_bytes().to_vec();
         let (reply, inbox) = bounded(1);
@@ -84,7 +84,7 @@ impl BareAmqp {
 }
 
 impl Setup for BareAmqp {
-    fn caller(&self, payload: &str) -> Call {
+    fn caller(&self, _number: usize, payload: &str) -> Call {
         let mut client = self.client.lock();
         let client = client.as_mut().expect("it runs");
         let channel = client.open_channel(None).expect("a channel");

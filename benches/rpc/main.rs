@@ -1,27 +1,37 @@
 //! Calls a second and their latencies, as ratios to the shortest hand-written
-//! program that does the same job.
+//! program that does the same job, and how both grow.
 //!
+//!     cargo bench --bench rpc
 //!     cargo bench --bench rpc -- --scenario bare,call --callers 1,64 --transport amqp
+//!     cargo bench --bench rpc -- --growth --report benches/rpc/report.svg
 //!
-//! Prints one JSON object per line on stdout, and the ratios on stderr. Runs
+//! Prints one JSON object per line on stdout, and ratios and tables on stderr. Runs
 //! over RabbitMQ on AMQP_URL, or on a private one it starts. What is compared
 //! is measured in alternating slices of the same run, because machines are
-//! noisy.
+//! noisy. A batch counts as many calls as it holds, and its latency is that of the whole.
 
 mod bare;
+mod growth;
 mod measure;
+mod report;
 mod scenario;
 
 #[path = "../support/bare_connection.rs"]
 mod bare_connection;
+#[allow(dead_code)] // of the processor only the others want to know
+#[path = "../support/process.rs"]
+mod process;
 #[path = "../../tests/it/support/server.rs"]
 mod server;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-use crate::measure::{Report, measure};
+use crate::growth::Sweep;
+use crate::measure::Figure;
+use crate::scenario::Shape;
 use crate::server::Server;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,6 +46,12 @@ enum Scenario {
     Batch,
 }
 
+impl Scenario {
+    fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Transport {
     Memory,
@@ -45,10 +61,10 @@ enum Transport {
 #[derive(Parser)]
 struct Options {
     /// What to measure
-    #[arg(long, value_delimiter = ',', default_values = ["bare", "call"])]
+    #[arg(long, value_delimiter = ',', default_values = ["bare", "call", "coalesced", "batch"])]
     scenario: Vec<Scenario>,
     /// How many threads call at a time
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 64])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 512])]
     callers: Vec<usize>,
     /// How long each figure is measured
     #[arg(long, default_value_t = 4.0)]
@@ -56,12 +72,18 @@ struct Options {
     /// Bytes of payload, each way
     #[arg(long, default_value_t = 200)]
     payload: usize,
-    /// Calls in a batch
+    /// Calls in a batch; as many callers as there are batch in so many threads
     #[arg(long, default_value_t = 100)]
     batch: usize,
     /// Over what
     #[arg(long, value_delimiter = ',', default_values = ["memory", "amqp"])]
     transport: Vec<Transport>,
+    /// Also measure how it grows with callers, payloads, services and clients
+    #[arg(long)]
+    growth: bool,
+    /// Write a report with latencies and curves, an SVG
+    #[arg(long)]
+    report: Option<PathBuf>,
     /// What cargo passes to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -72,6 +94,8 @@ const SLICES: u32 = 6;
 
 fn main() {
     let options = Options::parse();
+    let mut compared = Vec::new();
+    let mut sweeps = Vec::new();
     for &transport in &options.transport {
         let own_broker;
         let url = match (transport, std::env::var("AMQP_URL")) {
@@ -83,34 +107,56 @@ fn main() {
             }
         };
         for &callers in &options.callers {
-            compare(&options, transport, &url, callers);
+            compared.extend(compare(&options, transport, &url, callers));
         }
+        if options.growth {
+            sweeps.extend(Sweep::all(transport, &url, options.batch));
+        }
+    }
+    if let Some(path) = &options.report {
+        report::write(path, &compared, &sweeps).expect("the report can be written");
+        eprintln!("the report is in {}", path.display());
     }
 }
 
-fn compare(options: &Options, transport: Transport, url: &str, callers: usize) {
-    let payload = "x".repeat(options.payload);
+fn compare(options: &Options, transport: Transport, url: &str, callers: usize) -> Vec<Figure> {
     let slice = Duration::from_secs_f64(options.seconds) / SLICES;
-    let mut reports: Vec<Report> = options
+    let mut figures: Vec<Figure> = options
         .scenario
         .iter()
-        .map(|&scenario| Report::new(scenario, transport, callers, options.payload))
+        .map(|&scenario| {
+            Figure::new(Shape {
+                scenario,
+                transport,
+                // The calls of 64 callers of a batch are many already.
+                callers: if scenario == Scenario::Batch {
+                    callers.min(16)
+                } else {
+                    callers
+                },
+                payload: options.payload,
+                batch: options.batch,
+                services: 1,
+                clients: 1,
+            })
+        })
         .collect();
     for _ in 0..SLICES {
-        for report in &mut reports {
-            let setup = scenario::set_up(report.scenario, transport, url, options.batch);
-            let calls = (0..callers).map(|_| setup.caller(&payload)).collect();
-            report.add(&measure(calls, slice));
+        for figure in &mut figures {
+            figure.measure(url, slice);
         }
     }
-    for report in &reports {
-        println!("{}", report.to_json());
+    for figure in &figures {
+        println!("{}", figure.to_json());
     }
-    for report in &reports {
-        if let Some(bare) = reports.iter().find(|r| r.scenario == Scenario::Bare)
-            && report.scenario != Scenario::Bare
+    for figure in &figures {
+        if let Some(bare) = figures
+            .iter()
+            .find(|it| it.shape.scenario == Scenario::Bare)
+            && figure.shape.scenario != Scenario::Bare
         {
-            eprintln!("{}", report.ratio_to(bare));
+            eprintln!("{}", figure.ratio_to(bare));
         }
     }
+    figures
 }

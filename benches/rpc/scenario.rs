@@ -4,29 +4,40 @@ use crate::bare::{BareAmqp, BareMemory};
 use crate::measure::{Call, Setup};
 use crate::{Scenario, Transport};
 
-pub fn set_up(scenario: Scenario, transport: Transport, url: &str, batch: usize) -> Box<dyn Setup> {
-    match (scenario, transport) {
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub scenario: Scenario,
+    pub transport: Transport,
+    pub callers: usize,
+    pub payload: usize,
+    pub batch: usize,
+    /// In this process; callers are spread over them.
+    pub services: usize,
+    pub clients: usize,
+}
+
+pub fn set_up(shape: &Shape, url: &str) -> Box<dyn Setup> {
+    match (shape.scenario, shape.transport) {
         (Scenario::Bare, Transport::Memory) => Box::new(BareMemory::start()),
         (Scenario::Bare, Transport::Amqp) => Box::new(BareAmqp::start(url)),
-        (Scenario::Call, _) => Box::new(Coney::start(transport, url, false)),
-        (Scenario::Coalesced, _) => Box::new(Coney::start(transport, url, true)),
-        (Scenario::Batch, _) => Box::new(Batched {
-            coney: Coney::start(transport, url, false),
-            size: batch,
-        }),
+        (Scenario::Call | Scenario::Coalesced | Scenario::Batch, _) => {
+            Box::new(Coney::start(shape, url))
+        }
     }
 }
 
 /// coney as a user would use it: typed, everything at its default.
 struct Coney {
-    client: ServiceClient,
-    _server: ServiceServer,
+    shape: Shape,
+    clients: Vec<ServiceClient>,
+    servers: Vec<ServiceServer>,
 }
 
 impl Coney {
-    fn start(transport: Transport, url: &str, coalesce: bool) -> Self {
+    fn start(shape: &Shape, url: &str) -> Self {
         // Two connections over RabbitMQ, as two programs would have.
-        let (of_server, of_client) = match transport {
+        let (of_servers, of_clients) = match shape.transport {
             Transport::Memory => {
                 let broker = Broker::memory();
                 (broker.clone(), broker)
@@ -36,53 +47,50 @@ impl Coney {
                 (connect(), connect())
             }
         };
-        let server = ServiceServer::builder(&of_server, "bench-coney")
-            .handler("echo", |text: String| Ok::<_, String>(text))
-            .start()
-            .expect("the server starts");
-        let mut client = ServiceClient::builder(&of_client, "bench");
-        if coalesce {
-            client = client.coalesce(BatchLimits::new());
-        }
-        let client = client.build().expect("the client starts");
+        let server = |number| {
+            ServiceServer::builder(&of_servers, &format!("bench-coney-{number}"))
+                .handler("echo", |text: String| Ok::<_, String>(text))
+                .start()
+                .expect("the server starts")
+        };
+        let client = |_| {
+            let client = ServiceClient::builder(&of_clients, "bench");
+            let client = match shape.scenario {
+                Scenario::Coalesced => client.coalesce(BatchLimits::new()),
+                Scenario::Bare | Scenario::Call | Scenario::Batch => client,
+            };
+            client.build().expect("the client starts")
+        };
         Self {
-            client,
-            _server: server,
+            shape: *shape,
+            servers: (0..shape.services).map(server).collect(),
+            clients: (0..shape.clients).map(client).collect(),
         }
     }
 }
 
 impl Setup for Coney {
-    fn caller(&self, payload: &str) -> Call {
-        let client = self.client.clone();
+    fn caller(&self, number: usize, payload: &str) -> Call {
+        let client = self.clients[number % self.clients.len()].clone();
+        let service = self.servers[number % self.servers.len()]
+            .service()
+            .to_owned();
         let payload = payload.to_owned();
-        Box::new(move || {
-            let reply: coney::Result<String> = client.call("bench-coney", "echo", &payload);
-            reply.is_ok_and(|text| text == payload)
-        })
-    }
-}
-
-/// Calls in batches.
-struct Batched {
-    coney: Coney,
-    size: usize,
-}
-
-impl Setup for Batched {
-    fn caller(&self, payload: &str) -> Call {
-        let client = self.coney.client.clone();
-        let payload = payload.to_owned();
-        let size = self.size;
-        Box::new(move || {
-            let mut batch = client.batch("bench-coney");
-            for _ in 0..size {
-                batch.add::<_, String>("echo", &payload);
-            }
-            let replies = batch.call().into_results::<String>();
-            replies
-                .iter()
-                .all(|reply| reply.as_ref().is_ok_and(|text| *text == payload))
-        })
+        let size = self.shape.batch;
+        match self.shape.scenario {
+            Scenario::Batch => Box::new(move || {
+                let mut batch = client.batch(&service);
+                for _ in 0..size {
+                    batch.add::<_, String>("echo", &payload);
+                }
+                let replies = batch.call().into_results::<String>();
+                let is_right = |text: coney::Result<String>| text.is_ok_and(|it| it == payload);
+                replies.into_iter().all(is_right)
+            }),
+            Scenario::Bare | Scenario::Call | Scenario::Coalesced => Box::new(move || {
+                let reply: coney::Result<String> = client.call(&service, "echo", &payload);
+                reply.is_ok_and(|text| text == payload)
+            }),
+        }
     }
 }

@@ -10,3 +10,11 @@ pub fn cpu_ticks() -> u64 {
         .filter_map(|&at| fields.get(at)?.parse::<u64>().ok())
         .sum()
 }
+
+/// Resident memory.
+pub fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS"));
+    let value = line.and_then(|line| line.split_whitespace().nth(1));
+    value.and_then(|value| value.parse().ok()).expect("VmRSS")
+}

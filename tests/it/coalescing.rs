@@ -366,7 +366,7 @@ fn deadlines_and_the_bound_hold_while_nothing_can_be_sent() {
     held.hold();
     let timeout = Duration::from_millis(200);
     let options = CallOptions::new().timeout(timeout);
-    let pending: Vec<_> = (0..1_024u64)
+    let pending: Vec<_> = (0..8_192u64)
         .map(|n| {
             held.client
                 .call_async_with::<_, u64>(&service, "double", &n, &options)

@@ -22,7 +22,7 @@ use crate::transport::{Publication, Reply, Sharing};
 
 /// How many requests of a link wait; replies are bounded by what is unsettled. Whoever comes then waits for room, until its
 /// deadline.
-const BOUND: usize = 1_024;
+const BOUND: usize = 8_192;
 
 /// How often the I/O thread gives way to those who are about to send, after the last of
 /// them came: some ten microseconds, if it has a processor to itself. With 64 callers,

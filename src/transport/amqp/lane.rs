@@ -79,8 +79,13 @@ impl<'c> Lane<'c> {
         self.consumer.as_ref().map(Consumer::receiver)
     }
 
-    pub(super) fn returns(&self) -> &Receiver<Return> {
-        &self.returns
+    /// What the broker returns arrives on, unless the lane consumes with
+    /// acknowledgements: such links publish nothing that is mandatory, and a closed channel
+    /// shows in their deliveries. To wait on one channel less matters where there are
+    /// hundreds of services.
+    pub(super) fn returns(&self) -> Option<&Receiver<Return>> {
+        let may_be_returned = !self.acknowledges || self.consumer.is_none();
+        may_be_returned.then_some(&self.returns)
     }
 
     /// What the broker's confirmations arrive on, where it gives them.

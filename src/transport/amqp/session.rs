@@ -220,8 +220,10 @@ impl<'c> Session<'c> {
                 select.recv(deliveries);
                 wakes.push(Wake::Deliveries(link));
             }
-            select.recv(lane.returns());
-            wakes.push(Wake::Returns(link));
+            if let Some(returns) = lane.returns() {
+                select.recv(returns);
+                wakes.push(Wake::Returns(link));
+            }
             if let Some(confirms) = lane.confirms() {
                 select.recv(confirms);
                 wakes.push(Wake::Confirms(link));
