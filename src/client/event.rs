@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use crate::message::CorrelationId;
-use crate::transport::Publication;
+use crate::transport::Parcel;
 
 /// How a call ended.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub(crate) enum Outcome {
         /// How long it took, if somebody wants to know.
         after: Option<Duration>,
         /// The request, if it was kept: freed fastest by the thread that made it.
-        _request: Option<Box<Publication>>,
+        _request: Option<Parcel>,
     },
     NoRoute {
         reason: String,

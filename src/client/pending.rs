@@ -10,7 +10,7 @@ use crossbeam_channel::Sender;
 use super::event::{Event, Outcome};
 use crate::message::CorrelationId;
 use crate::registry::Pick;
-use crate::transport::{Publication, Ticket};
+use crate::transport::{Parcel, Publication, Ticket};
 
 /// The calls that wait for their replies: a plain struct with one owner.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub(crate) struct PendingCall {
     pub(crate) waiter: Waiter,
     /// The request, if it may have to be sent again: after a loss, if it is idempotent,
     /// or alone, if it was sent with others.
-    pub(crate) kept: Option<Box<Publication>>,
+    pub(crate) kept: Option<Parcel>,
     /// The message it was sent in with others.
     pub(crate) sent_in: Option<CorrelationId>,
     /// If a balancer has picked the instance it is for.
@@ -135,7 +135,7 @@ impl PendingTable {
     }
 
     /// Requests have been sent as one message.
-    pub(crate) fn gathered(&mut self, message: CorrelationId, requests: Vec<Box<Publication>>) {
+    pub(crate) fn gathered(&mut self, message: CorrelationId, requests: Vec<Parcel>) {
         let mut gathered = Gathered {
             calls: Vec::with_capacity(requests.len()),
             waiting: 0,

@@ -10,7 +10,7 @@ use super::together::{self, Together};
 use crate::message::bundle::Bundle;
 use crate::message::{CorrelationId, range_in};
 use crate::topology;
-use crate::transport::{Delivery, Publication, Returned, Sink};
+use crate::transport::{Delivery, Parcel, Publication, Returned, Sink};
 
 /// Routes what arrives on a client's reply queue to whoever waits for it.
 ///
@@ -220,7 +220,7 @@ impl Sink for Router {
         instead.flatten().collect()
     }
 
-    fn gathered(&self, id: CorrelationId, messages: Vec<Box<Publication>>) {
+    fn gathered(&self, id: CorrelationId, messages: Vec<Parcel>) {
         self.table.lock().gathered(id, messages);
     }
 

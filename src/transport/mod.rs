@@ -31,7 +31,7 @@ pub use delivery::Delivery;
 pub(crate) use delivery::{Outcome, Reply, Settle, Token};
 pub use header::{HeaderTable, HeaderValue};
 pub use link::Link;
-pub(crate) use publication::{LARGEST_HEADERS, LONGEST_EXPIRATION, Sharing};
+pub(crate) use publication::{LARGEST_HEADERS, LONGEST_EXPIRATION, Parcel, Sharing};
 pub use publication::{Message, Properties, Publication, RareProperties, Returned};
 pub(crate) use ticket::Ticket;
 
@@ -251,7 +251,7 @@ pub(crate) trait Sink: Send + Sync {
     fn returned(&self, returned: Returned) -> Vec<Publication>;
 
     /// Messages that may share one were sent as one, with this correlation id.
-    fn gathered(&self, _id: CorrelationId, _messages: Vec<Box<Publication>>) {}
+    fn gathered(&self, _id: CorrelationId, _messages: Vec<Parcel>) {}
 
     /// The connection was lost: what was sent on it and not answered has an
     /// unknown outcome. The link itself recovers, and sends first what this

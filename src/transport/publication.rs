@@ -86,6 +86,10 @@ pub struct Publication {
     pub(crate) sharing: Option<Sharing>,
 }
 
+/// A message that goes through several hands, each of which would have to move half a
+/// kilobyte.
+pub(crate) type Parcel = Box<Publication>;
+
 /// How much may share one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sharing {
@@ -174,7 +178,7 @@ impl Publication {
     /// None that can happen: what goes in is encoded already.
     pub(crate) fn batch(
         key: String,
-        requests: &[Box<Self>],
+        requests: &[Parcel],
         id: CorrelationId,
         reply_queue: &str,
     ) -> Result<Self> {

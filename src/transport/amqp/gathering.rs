@@ -18,7 +18,7 @@ use super::lane::Lane;
 use super::session::{End, Session, lost};
 use crate::message::CorrelationId;
 use crate::message::bundle::Bundling;
-use crate::transport::{Publication, Reply, Sharing};
+use crate::transport::{Parcel, Publication, Reply, Sharing};
 
 /// How many requests of a link wait; replies are bounded by what is unsettled. Whoever comes then waits for room, until its
 /// deadline.
@@ -49,7 +49,7 @@ struct State {
 /// Messages that are to be sent together.
 #[derive(Default)]
 struct Taken {
-    requests: Vec<Box<Publication>>,
+    requests: Vec<Parcel>,
     replies: Replies,
 }
 
@@ -80,7 +80,7 @@ impl Taken {
 
 impl Waiting {
     /// Adds a request. Blocks while there is no room, at most until `deadline`.
-    pub(super) fn add(&self, request: Box<Publication>, deadline: Instant) -> Added {
+    pub(super) fn add(&self, request: Parcel, deadline: Instant) -> Added {
         let mut state = self.state.lock();
         while !state.is_closed && state.taken.requests.len() >= BOUND {
             if self.room.wait_until(&mut state, deadline).timed_out() {
@@ -228,13 +228,13 @@ impl Replies {
 pub(super) struct Group {
     /// Where they go.
     pub(super) key: String,
-    pub(super) requests: Vec<Box<Publication>>,
+    pub(super) requests: Vec<Parcel>,
     bytes: usize,
 }
 
 impl Group {
     /// Sorts requests by where they go; no group is larger than may share a message.
-    fn sort(requests: Vec<Box<Publication>>) -> Vec<Self> {
+    fn sort(requests: Vec<Parcel>) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         // The latest group of each key.
         let mut latest: HashMap<String, usize> = HashMap::new();
@@ -281,7 +281,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    fn request(key: &str, bytes: usize) -> Box<Publication> {
+    fn request(key: &str, bytes: usize) -> Parcel {
         Box::new(Publication {
             sharing: Some(Sharing {
                 messages: 3,
