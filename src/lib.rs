@@ -28,6 +28,7 @@
 //! | [`Broker`] | a handle on RabbitMQ, or on a broker inside this process |
 //! | [`ServiceServer`] | handlers on a pool of workers, behind the service's queue |
 //! | [`ServiceClient`] | [`call`](ServiceClient::call) blocks; [`call_async`](ServiceClient::call_async) gives a [`PendingReply`] to wait for, or to give a callback to; [`send`](ServiceClient::send) is one way, and confirmed |
+//! | [`Batch`] | many calls to one service in few messages |
 //! | [`EventPublisher`], [`EventSubscriber`] | what has happened, told to whoever has subscribed |
 //! | [`ServiceProxy`] | one service seen from outside, with `camelCase` methods |
 //! | [`DeadLetters`] | the messages that failed for good: look, replay, purge |
@@ -54,6 +55,35 @@
 //! Handlers may thus run more than once for one request. Give a server a
 //! [`ReplyStore`] ([`deduplicate`](ServiceServerBuilder::deduplicate)) where that
 //! matters.
+//!
+//! # Many calls at once
+//!
+//! A message costs far more than what is in it. A [`Batch`] holds any number of calls to
+//! one service, each with its own type of reply and its own error; 500 go in a message, and
+//! its workers share them. Where many threads make calls that know nothing of each other, a
+//! client that [coalesces](ServiceClientBuilder::coalesce) lets those share messages that
+//! wait to be sent at the same moment; nothing waits for company, and each is answered as
+//! soon as it is handled. Services that do not know batches get the calls one by one.
+//!
+//! ```
+//! # use coney::{Broker, ServiceClient, ServiceServer};
+//! # fn main() -> coney::Result<()> {
+//! # let broker = Broker::memory();
+//! # let server = ServiceServer::builder(&broker, "math")
+//! #     .handler("double", |n: u64| Ok::<_, String>(n * 2)).start()?;
+//! # let client = ServiceClient::new(&broker, "front")?;
+//! let mut batch = client.batch("math");
+//! for n in 0..1_000 {
+//!     batch.add::<_, u64>("double", &n);
+//! }
+//! for (n, double) in batch.call().into_results::<u64>().into_iter().enumerate() {
+//!     assert_eq!(double?, 2 * n as u64);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A call in a batch whose action has no handler gets the error, and is not kept.
 //!
 //! # Events
 //!

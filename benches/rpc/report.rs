@@ -93,7 +93,7 @@ fn latencies(figure: &Figure) -> Option<Curve> {
     if shape.transport == Transport::Memory || (shape.callers != 64 && !is_batch) {
         return None;
     }
-    if is_batch && shape.callers != 16 {
+    if is_batch && shape.callers < 16 {
         return None;
     }
     let slower = [
@@ -153,6 +153,7 @@ fn plot(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
     }
     chart
         .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
         .background_style(WHITE.mix(0.8))
         .label_font((FONT, 12))
         .draw()?;
@@ -164,7 +165,7 @@ fn short(value: f64) -> String {
     match value {
         value if value >= 1e6 => format!("{:.0}M", value / 1e6),
         value if value >= 1e3 => format!("{:.0}k", value / 1e3),
-        value if value >= 10.0 => format!("{value:.0}"),
+        value if value >= 10.0 || value.fract() == 0.0 => format!("{value:.0}"),
         value => format!("{value:.1}"),
     }
 }
