@@ -26,9 +26,13 @@ use crate::topology;
 /// A message takes up to 500 calls and 512 KiB ([`limits`](Batch::limits)); what is more goes
 /// in further messages, at the same time. The service's workers share the calls of a message,
 /// and answer them in one. So a batch of a hundred short calls costs about as much as two
-/// calls, but its replies come together, with the slowest. A service that does not know
-/// batches, as peers in other languages do not, is called once for each, all at the same
-/// time, with the same results.
+/// calls, but its replies come together, with the slowest. And they share their fate: a server
+/// that dies over one of them has the next run all of its message again.
+///
+/// A service that does not know batches, as peers in other languages do not, is called once
+/// for each, all at the same time, with the same results (each counts towards
+/// [`max_in_flight`](crate::ServiceClientBuilder::max_in_flight) then); after
+/// [`call_async`](Batch::call_async) that begins when they are waited for.
 ///
 /// A batch ends at one deadline: the client's timeout or its
 /// [options](Batch::options)', from when it is called.

@@ -59,8 +59,10 @@ impl ServiceClientBuilder {
     }
 
     /// How many calls may wait for replies at a time; one more is refused with
-    /// [`ErrorKind::Rejected`] before anything is sent. Default: 65,536, at
-    /// under 2 KiB each; with a balancer, and the request once more.
+    /// [`ErrorKind::Rejected`] before anything is sent. A message of a
+    /// [`Batch`](crate::Batch) counts as one. Default: 65,536, at
+    /// under 2 KiB each; with a balancer, or if it is [coalesced](ServiceClientBuilder::coalesce)
+    /// or idempotent, and the request once more.
     pub fn max_in_flight(mut self, calls: usize) -> Self {
         self.max_in_flight = calls;
         self
@@ -112,9 +114,14 @@ impl ServiceClientBuilder {
     /// own deadline, reply and error, and is answered as soon as it has been handled.
     ///
     /// For clients that many threads call through at a time: with hundreds, over RabbitMQ,
-    /// it multiplies the rate. A service that does not know batches is called as without.
-    /// In the memory broker nothing waits to be sent, and every call leaves alone. Default:
-    /// one message a call.
+    /// it multiplies the rate. A service that does not know batches is called as without;
+    /// to a server of coney's that is older than they are, each attempt leaves a dead letter, one
+    /// a minute. In the memory broker nothing waits to be sent, and every call leaves alone.
+    ///
+    /// What shares a message shares its fate: a server that dies over one of its calls has
+    /// the next run all of them again, answered or not. And the limit in bytes must not be over
+    /// what the servers' [`max_body`](crate::BrokerBuilder::max_body) allows. Default: one
+    /// message a call.
     ///
     /// ```
     /// # use coney::{BatchLimits, Broker, ServiceClient};

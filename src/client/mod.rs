@@ -96,22 +96,16 @@ struct Sent {
     id: CorrelationId,
     ticket: Arc<Ticket>,
     slot: Slot,
-    /// Which thread is woken when it is there.
+    /// Which thread is unparked when it is there; others wait in the channel.
     woken: ThreadId,
     timeout: Duration,
 }
 
 impl Sent {
     /// Blocks until the outcome is there, at most until then.
-    fn wait(&self, router: &Router, until: Instant, awake: Duration) -> Option<Outcome> {
+    fn wait(&self, until: Instant, awake: Duration) -> Option<Outcome> {
         if self.woken != thread::current().id() {
-            if let Ok(outcome) = self.slot.outcome.try_recv() {
-                return Some(outcome);
-            }
-            if !router.wait_here(self.id) {
-                // About to be put there, by a thread that wakes the other.
-                return self.slot.outcome.recv_deadline(until).ok();
-            }
+            return self.slot.outcome.recv_deadline(until).ok();
         }
         wait::parked(&self.slot.outcome, until, awake)
     }
@@ -130,7 +124,8 @@ impl Sent {
 /// The outcome of a call that has left the table: in its slot, or put there
 /// this moment by the thread that took the call out.
 fn decided(slot: &Receiver<Outcome>) -> Outcome {
-    slot.recv()
+    // A moment, unless that thread has died.
+    slot.recv_timeout(Duration::from_secs(1))
         .unwrap_or_else(|_| Outcome::Closed(CLIENT_CLOSED.into()))
 }
 
@@ -327,7 +322,7 @@ impl Inner {
 
     /// Waits for what becomes of a request; `None` if that is not known by its deadline.
     fn outcome(&self, sent: &Sent) -> Option<Outcome> {
-        let outcome = sent.wait(&self.router, sent.ticket.deadline(), self.broker.awake());
+        let outcome = sent.wait(sent.ticket.deadline(), self.broker.awake());
         outcome.or_else(|| sent.give_up(&self.router))
     }
 

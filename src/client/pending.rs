@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::thread::{self, Thread};
+use std::thread::Thread;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
@@ -206,17 +206,6 @@ impl PendingTable {
         Some(instead)
     }
 
-    /// From now on this thread waits for a call; false if it has ended.
-    pub(crate) fn wait_here(&mut self, id: CorrelationId) -> bool {
-        match self.calls.get_mut(&id).map(|call| &mut call.waiter) {
-            Some(Waiter::Thread(_, waiting)) => {
-                *waiting = thread::current();
-                true
-            }
-            Some(Waiter::Callback(_)) | None => false,
-        }
-    }
-
     /// Hands a waiting call over to the callback thread; false if it has ended.
     pub(crate) fn set_callback(&mut self, id: CorrelationId, events: Sender<Event>) -> bool {
         match self.calls.get_mut(&id) {
@@ -279,6 +268,7 @@ impl PendingTable {
 mod tests {
     use super::*;
     use crossbeam_channel::bounded;
+    use std::thread;
     use std::time::Duration;
 
     fn call() -> PendingCall {

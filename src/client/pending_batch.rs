@@ -7,6 +7,7 @@ use super::event::{Outcome, ReplyBody};
 use super::request::Limit;
 use super::{Sent, together};
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::batch::BATCH_ACTION;
 use crate::message::range_in;
 
 /// The replies to a [`Batch`](crate::Batch), still to come. Dropping it forgets the calls,
@@ -89,7 +90,12 @@ impl PendingBatch {
     /// Waits for a message's answer; false if the service does not know what it means.
     fn wait_together(&mut self, chunk: &Chunk, sent: &Result<Sent>) -> bool {
         let calls = &chunk.calls;
-        match self.outcome(sent, calls) {
+        let outcome = self.outcome(sent, calls);
+        if let Some(outcome) = &outcome {
+            let inner = &self.calls.client.inner;
+            inner.credit(self.calls.target(BATCH_ACTION), outcome);
+        }
+        match outcome {
             Some(Outcome::Reply { body, .. }) if together::is_unknown(&body) => {
                 let together = &self.calls.client.inner.router.together;
                 together.remember(&self.calls.routing_key());
@@ -104,9 +110,8 @@ impl PendingBatch {
 
     fn wait_alone(&mut self, chunk: &Chunk, sent: &[Result<Sent>]) {
         for (call, sent) in chunk.calls.iter().zip(sent) {
-            let call = std::slice::from_ref(call);
-            if let Some(outcome) = self.outcome(sent, call) {
-                self.end(call, || End::Outcome(outcome.clone()));
+            if let Some(outcome) = self.outcome(sent, std::slice::from_ref(call)) {
+                self.ends[call.at] = Some(End::Outcome(outcome));
             }
         }
     }
@@ -137,14 +142,14 @@ impl PendingBatch {
         let replies = together::replies(&body);
         let Some(replies) = replies.filter(|replies| replies.len() == calls.len()) else {
             // An error, which is then each call's own; or it is not to be understood.
-            let is_error = together::is_error(&body);
-            return self.end(calls, || match is_error {
-                true => End::Outcome(Outcome::Reply {
+            let is_success = together::is_success(&body);
+            return self.end(calls, || match is_success {
+                false => End::Outcome(Outcome::Reply {
                     body: body.clone(),
                     after: None,
                     _request: None,
                 }),
-                false => End::Failed(Error::new(
+                true => End::Failed(Error::new(
                     ErrorKind::Decode,
                     "the batch was answered with something else than as many replies",
                 )),

@@ -129,8 +129,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if self.taken {
             return Some(Err(self.already_taken()));
         }
-        let Inner { router, broker, .. } = &*self.client;
-        let outcome = self.sent.wait(router, until, broker.awake())?;
+        let outcome = self.sent.wait(until, self.client.broker.awake())?;
         self.taken = true;
         Some(self.client.result(self.target(), outcome))
     }

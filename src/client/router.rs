@@ -58,12 +58,6 @@ impl Router {
         is_there
     }
 
-    /// From now on this thread waits for a call; false if its outcome is decided and on
-    /// its way.
-    pub(crate) fn wait_here(&self, id: CorrelationId) -> bool {
-        self.table.lock().wait_here(id)
-    }
-
     pub(crate) fn set_callback(&self, id: CorrelationId, events: Sender<Event>) -> bool {
         self.table.lock().set_callback(id, events)
     }
@@ -131,12 +125,18 @@ impl Router {
         }
         let body = Arc::new(body);
         let replies = together::replies(&body).filter(|replies| replies.len() == calls.len());
+        // An error is each call's own. Anything else must not be taken for a reply.
+        let whole = if together::is_success(&body) {
+            0..0
+        } else {
+            0..body.len()
+        };
         for (at, &id) in calls.iter().enumerate() {
             let part = match &replies {
                 // Answered on its own.
                 Some(replies) if replies[at].get() == "null" => continue,
                 Some(replies) => range_in(&body, replies[at].get()),
-                None => 0..body.len(),
+                None => whole.clone(),
             };
             self.answered(Some(id), ReplyBody::Part(Arc::clone(&body), part));
         }
@@ -149,7 +149,7 @@ impl Router {
         let Ok(bundle) = Bundle::decode(body) else {
             return false;
         };
-        for reply in bundle.replies {
+        for reply in bundle.replies.0 {
             let id = CorrelationId::parse(&reply.correlation_id);
             let part = range_in(body, reply.body());
             self.answered(id, ReplyBody::Part(Arc::clone(body), part));

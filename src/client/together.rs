@@ -8,14 +8,14 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::message::Reply;
-use crate::message::batch::BATCH_ACTION;
+use crate::message::batch::{BATCH_ACTION, MOST_ITEMS};
+use crate::message::{AtMost, Reply};
 
 /// A peer that did not understand is asked no sooner again: it may have been replaced.
 const BELIEVED_FOR: Duration = Duration::from_secs(60);
 
-/// Which queues' consumers do not understand, and until when that is believed. One entry
-/// for each, so no more than there are services and instances to call.
+/// Which queues' consumers do not understand, and until when that is believed. No more
+/// than have been asked in that time.
 #[derive(Default)]
 pub(super) struct Together {
     any: AtomicBool,
@@ -43,13 +43,15 @@ impl Together {
     /// Its consumer does not understand.
     pub(super) fn remember(&self, routing_key: &str) {
         let mut not = self.not.lock();
+        let now = Instant::now();
+        not.retain(|_, until| now < *until);
         if !not.contains_key(routing_key) {
             log::info!(
                 target: "coney::client",
                 "what takes {routing_key} does not know batches: it is sent one request at a time"
             );
         }
-        not.insert(routing_key.to_owned(), Instant::now() + BELIEVED_FOR);
+        not.insert(routing_key.to_owned(), now + BELIEVED_FOR);
         self.any.store(true, Ordering::Relaxed);
     }
 }
@@ -62,22 +64,22 @@ pub(super) fn is_unknown(body: &[u8]) -> bool {
     Reply::decode(body).is_ok_and(unknown)
 }
 
-/// Is it the answer of one that failed?
-pub(super) fn is_error(body: &[u8]) -> bool {
-    Reply::decode(body).is_ok_and(|reply| !reply.success)
+/// Is it the answer of one that did not fail?
+pub(super) fn is_success(body: &[u8]) -> bool {
+    Reply::decode(body).is_ok_and(|reply| reply.success)
 }
 
 /// An answer to several requests, each with its own reply.
 #[derive(Deserialize)]
 struct Replies<'a> {
     #[serde(borrow)]
-    data: Vec<&'a RawValue>,
+    data: AtMost<&'a RawValue, MOST_ITEMS>,
 }
 
 /// The replies in an answer to several requests, if it is one.
 pub(super) fn replies(body: &[u8]) -> Option<Vec<&RawValue>> {
     let replies: Replies<'_> = serde_json::from_slice(body).ok()?;
-    Some(replies.data)
+    Some(replies.data.0)
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
-use crate::message::{CorrelationId, Reply, ServiceMessage};
+use std::time::Instant;
+
+use crate::message::{Reply, ServiceMessage};
 use crate::topology;
 use crate::transport::death::REPLAYED;
-use crate::transport::{self, Delivery, Message, Properties, Publication};
+use crate::transport::{Message, PartialReply, Properties, Publication, Replier};
 
 /// Where the answer to a request goes, if one is wanted.
 pub(super) struct Answer<'a> {
@@ -77,20 +79,16 @@ impl<'a> Answer<'a> {
     }
 
     /// Sends the answer as one of several to a delivery.
-    pub(super) fn send(&self, delivery: &Delivery, body: Vec<u8>, max_body: usize) {
-        let Some(to) = self.reply_to else { return };
-        // An id that is none of ours comes from somebody who may not know bundles.
-        match self.correlation_id.and_then(CorrelationId::parse) {
-            Some(id) => {
-                /// What stands round it in a bundle, and more.
-                const ROUND_IT: usize = 256;
-                let body = &self.fit(body, max_body.saturating_sub(ROUND_IT));
-                delivery.reply_shared(transport::Reply { to, id, body });
-            }
-            None => {
-                let reply = self.publication(body, max_body);
-                reply.into_iter().for_each(|reply| delivery.reply(reply));
-            }
+    pub(super) fn send(&self, replier: &Replier, body: Vec<u8>, max_body: usize, until: Instant) {
+        /// For what stands round it in a bundle.
+        const FRAME: usize = 1_024;
+        if let (Some(to), Some(correlation_id)) = (self.reply_to, self.correlation_id) {
+            replier.reply(PartialReply {
+                to,
+                correlation_id,
+                body: &self.fit(body, max_body.saturating_sub(FRAME)),
+                deadline: until,
+            });
         }
     }
 

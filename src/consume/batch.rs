@@ -8,17 +8,22 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::answer::{Answer, TOO_LARGE, too_large};
+use super::answer::{Answer, TOO_LARGE};
 use super::dispatch::{Dispatch, Handlers, unknown_action};
-use super::request::{Circumstances, Request};
+use super::request::{Circumstances, Request, deadline_in};
 use super::run::{Verdict, panicked, shown};
-use crate::message::batch::{Item, MOST_ITEMS};
+use crate::message::batch::{self, Item};
 use crate::message::{CODE_UNKNOWN_ACTION, Headers, Reply, ServiceMessage, Span};
 use crate::name::{check_action, check_short_string};
-use crate::transport::{Delivery, Message};
+use crate::transport::{Delivery, Message, Replier};
 
-/// How often an item asks again whose request another worker is at.
+/// How often an item asks again whose request another worker is at, and for how long: it
+/// holds up a worker meanwhile.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a reply without a deadline waits until it can be sent.
+const REPLY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Its items are taken one at a time by whoever is free. When the last of them has been
 /// answered, the message is acknowledged.
@@ -26,11 +31,14 @@ pub(crate) struct Batch {
     message: Arc<Message>,
     /// Until it is settled. Dropped before that, it goes back into its queue.
     delivery: Mutex<Option<Delivery>>,
+    replier: Option<Replier>,
     envelope: Envelope,
     circumstances: Circumstances,
     items: Vec<Part>,
     /// The replies that go into the batch's own.
     replies: Vec<OnceLock<Vec<u8>>>,
+    /// How many bytes these have.
+    kept: AtomicUsize,
     /// The first item that nobody has taken.
     next: AtomicUsize,
     unanswered: AtomicUsize,
@@ -73,13 +81,13 @@ impl Batch {
             return Err("nobody waits for the replies to this batch".to_owned());
         };
         let body = &message.body;
-        let items: Vec<Item<'_>> = serde_json::from_str(envelope.payload.as_str())
+        let items = batch::read(envelope.payload.as_str())
             .map_err(|fault| format!("the payload is not a batch: {fault}"))?;
-        if items.len() > MOST_ITEMS {
-            return Err(format!(
-                "the batch holds {} requests; at most {MOST_ITEMS} are allowed",
-                items.len()
-            ));
+        for item in &items {
+            let id = item.correlation_id.as_ref();
+            let id = id.map(|id| check_short_string("correlation id", &id.0));
+            id.unwrap_or(Ok(()))
+                .map_err(|fault| format!("the batch has an item of which {fault}"))?;
         }
         let in_batch = items.iter().any(|item| item.correlation_id.is_none());
         let in_batch = if in_batch { items.len() } else { 0 };
@@ -88,11 +96,12 @@ impl Batch {
             message_id: Span::of(&item.message_id, body),
             payload: Span::of(item.payload.as_str(), body),
             headers: item.headers.map(Headers::into_owned),
-            correlation_id: item.correlation_id.map(|id| Span::of(&id, body)),
+            correlation_id: item.correlation_id.map(|id| Span::of(&id.0, body)),
         };
         Ok(Self {
             message: Arc::clone(message),
             delivery: Mutex::new(None),
+            replier: None,
             envelope: Envelope {
                 source_service: Span::of(&envelope.source_service, body),
                 headers: envelope.headers.clone().into_owned(),
@@ -103,6 +112,7 @@ impl Batch {
             },
             circumstances,
             replies: (0..in_batch).map(|_| OnceLock::new()).collect(),
+            kept: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(items.len()),
             items: items.into_iter().map(part).collect(),
@@ -110,8 +120,9 @@ impl Batch {
     }
 
     /// The same with what it came in.
-    pub(super) fn with(self, delivery: Delivery) -> Self {
-        *self.delivery.lock() = Some(delivery);
+    pub(super) fn with(mut self, delivery: Delivery) -> Self {
+        self.replier = delivery.replier();
+        self.delivery = Mutex::new(Some(delivery));
         self
     }
 
@@ -148,13 +159,14 @@ impl Batch {
                 let error = panicked(&shown(item.action.get(&self.message.body)));
                 answer.failure(error.message(), error.code())
             });
-            match answer.correlation_id {
-                Some(_) => {
-                    if let Some(delivery) = &*self.delivery.lock() {
-                        answer.send(delivery, body, dispatch.max_body);
-                    }
+            match (answer.correlation_id, &self.replier) {
+                (Some(_), Some(replier)) => {
+                    let until = deadline_in(self.headers(item));
+                    let until = until.unwrap_or_else(|| Instant::now() + REPLY_PATIENCE);
+                    answer.send(replier, body, dispatch.max_body, until);
                 }
-                None => drop(self.replies[at].set(body)),
+                (Some(_), None) => {}
+                (None, _) => self.keep(at, body, &answer, dispatch),
             }
             if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.finish(dispatch);
@@ -162,9 +174,23 @@ impl Batch {
         }
     }
 
+    /// Keeps a reply until the others are there, unless they are too much already.
+    fn keep(&self, at: usize, body: Vec<u8>, answer: &Answer<'_>, dispatch: &Dispatch) {
+        let kept = self.kept.fetch_add(body.len(), Ordering::Relaxed) + body.len();
+        let body = match kept > dispatch.max_body && body.len() > USUAL_FAILURE {
+            true => does_not_fit(answer, body.len()),
+            false => body,
+        };
+        let _ = self.replies[at].set(body);
+    }
+
     fn take(&self) -> Option<(usize, &Part)> {
         let at = self.next.fetch_add(1, Ordering::Relaxed);
         Some((at, self.items.get(at)?))
+    }
+
+    fn headers<'a>(&'a self, item: &'a Part) -> &'a Headers<'a> {
+        item.headers.as_ref().unwrap_or(&self.envelope.headers)
     }
 
     fn answer<'a>(&'a self, item: &'a Part, dispatch: &'a Dispatch) -> Answer<'a> {
@@ -185,14 +211,11 @@ impl Batch {
             source_service: self.envelope.source_service.get(body),
             action: item.action.get(body),
             timestamp: self.envelope.timestamp,
-            headers: item.headers.as_ref().unwrap_or(&self.envelope.headers),
+            headers: self.headers(item),
             payload: item.payload.get(body),
         };
         let checked = check_action(request.action)
-            .and_then(|()| check_short_string("message id", request.message_id))
-            .and_then(|()| {
-                check_short_string("correlation id", answer.correlation_id.unwrap_or_default())
-            });
+            .and_then(|()| check_short_string("message id", request.message_id));
         if let Err(fault) = checked {
             return answer.failure(&fault.to_string(), Some("bad_envelope"));
         }
@@ -210,7 +233,7 @@ impl Batch {
                 Verdict::Done(body) => return body.unwrap_or_default(),
                 Verdict::Failed(error) => return answer.failure(error.message(), error.code()),
                 // It cannot be put off alone.
-                Verdict::InProgress if begin.elapsed() < dispatch.lease() => {
+                Verdict::InProgress if begin.elapsed() < PATIENCE => {
                     thread::sleep(ASK_AGAIN);
                 }
                 Verdict::InProgress => {
@@ -235,7 +258,7 @@ impl Batch {
             correlation_id: self.envelope.correlation_id.as_deref(),
             message_id: self.envelope.message_id.get(&self.message.body),
         };
-        let data = self.data(dispatch);
+        let data = self.data(&answer, dispatch);
         let body = Reply::success_round(answer.instance_id, &data, answer.message_id);
         let body = body.unwrap_or_else(|error| answer.failure(&error.to_string(), None));
         match answer.publication(body, dispatch.max_body) {
@@ -246,33 +269,63 @@ impl Batch {
 
     /// The items' replies as an array. Those that would make it too large for a message
     /// are answered with an error.
-    fn data(&self, dispatch: &Dispatch) -> Vec<u8> {
-        /// What the message holds beside it.
-        const FRAME: usize = 1_024;
-        let max = dispatch.max_body.saturating_sub(FRAME);
-        let size: usize = self
-            .replies
-            .iter()
-            .filter_map(OnceLock::get)
-            .map(Vec::len)
-            .sum();
-        let mut data = Vec::with_capacity(size.min(max) + self.replies.len() + 2);
+    fn data(&self, answer: &Answer<'_>, dispatch: &Dispatch) -> Vec<u8> {
+        // A name takes up to six times its bytes.
+        let names = |answer: &Answer<'_>| {
+            let instance = answer.instance_id.unwrap_or_default();
+            6 * (answer.message_id.len() + instance.len())
+        };
+        let max = dispatch
+            .max_body
+            .saturating_sub(USUAL_FAILURE + names(answer));
+        let replies = || self.items.iter().zip(&self.replies);
+        let size: usize = replies().map(|(_, reply)| reply_len(reply) + 1).sum();
+        let mut data = Vec::with_capacity(size.min(max) + 2);
         data.push(b'[');
-        for (item, reply) in self.items.iter().zip(&self.replies) {
+        // What those that come later take at least.
+        let at_least = |item: &Part, reply: &OnceLock<Vec<u8>>| {
+            let failure = USUAL_FAILURE + names(&self.answer(item, dispatch));
+            reply_len(reply).min(failure) + 1
+        };
+        let fits = size <= max;
+        let mut later: usize = match fits {
+            true => 0,
+            false => replies().map(|(item, reply)| at_least(item, reply)).sum(),
+        };
+        for (item, reply) in replies() {
             if data.len() > 1 {
                 data.push(b',');
             }
-            match reply.get() {
-                None => data.extend_from_slice(b"null"),
-                Some(reply) if data.len() + reply.len() <= max => data.extend_from_slice(reply),
-                Some(reply) => {
-                    let fault = too_large(reply.len(), max.saturating_sub(data.len()));
-                    let answer = self.answer(item, dispatch);
-                    data.extend_from_slice(&answer.failure(&fault, Some(TOO_LARGE)));
-                }
+            let reply = match reply.get() {
+                Some(reply) => &**reply,
+                None => b"null",
+            };
+            if fits {
+                data.extend_from_slice(reply);
+                continue;
+            }
+            let answer = self.answer(item, dispatch);
+            later -= (reply.len()).min(USUAL_FAILURE + names(&answer)) + 1;
+            if data.len() + reply.len() + later < max || reply.len() <= USUAL_FAILURE {
+                data.extend_from_slice(reply);
+            } else {
+                data.extend_from_slice(&does_not_fit(&answer, reply.len()));
             }
         }
         data.push(b']');
         data
     }
+}
+
+/// An error's reply takes no more, without the names in it.
+const USUAL_FAILURE: usize = 256;
+
+fn does_not_fit(answer: &Answer<'_>, bytes: usize) -> Vec<u8> {
+    let fault = format!("the reply is {bytes} bytes long, which is too much beside the others");
+    answer.failure(&fault, Some(TOO_LARGE))
+}
+
+/// One that is not there stands as `null`.
+fn reply_len(reply: &OnceLock<Vec<u8>>) -> usize {
+    reply.get().map_or("null".len(), Vec::len)
 }

@@ -56,7 +56,7 @@ pub(crate) enum Processed {
     /// Process it again, later.
     Again(Again),
     /// It holds many requests, which several workers can handle at a time.
-    Batch(Batch),
+    Batch(Arc<Batch>),
 }
 
 impl From<Option<Again>> for Processed {
@@ -92,7 +92,7 @@ impl Dispatch {
             Handlers::ByAction(_) if envelope.action == BATCH_ACTION => {
                 let batch = Batch::read(&envelope, &message, &answer, circumstances);
                 return match batch {
-                    Ok(batch) => Processed::Batch(batch.with(delivery)),
+                    Ok(batch) => Processed::Batch(Arc::new(batch.with(delivery))),
                     Err(fault) => self.refuse_envelope(delivery, fault),
                 };
             }

@@ -213,7 +213,8 @@ impl<J: Job, F: Fn(J) -> Option<J>> Worker<J, F> {
                 let mut queue = self.queue.lock();
                 queue.running -= usize::from(was_running);
                 queue.waking &= !was_woken;
-                if queue.stopped {
+                // What has been begun is seen through.
+                if queue.stopped && next.is_none() {
                     return;
                 }
                 if let Some(next) = next.take() {

@@ -28,9 +28,14 @@ impl<'a> Request<'a> {
 
     /// When its caller stops waiting, if it says.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let at = self.headers.get::<u64>(DEADLINE_HEADER)?;
-        Some(deadline::after(deadline::until_unix_millis(at)))
+        deadline_in(self.headers)
     }
+}
+
+/// When the caller of a request with these headers stops waiting, if it says.
+pub(super) fn deadline_in(headers: &Headers<'_>) -> Option<Instant> {
+    let at = headers.get::<u64>(DEADLINE_HEADER)?;
+    Some(deadline::after(deadline::until_unix_millis(at)))
 }
 
 /// What is known of the delivery it came in.

@@ -91,12 +91,6 @@ impl Dispatch {
         }
     }
 
-    /// How long a request may be in progress.
-    pub(super) fn lease(&self) -> Duration {
-        let deduplication = self.deduplication.as_ref();
-        deduplication.map_or(Duration::ZERO, |deduplication| deduplication.lease)
-    }
-
     fn failed(&self, request: &Request<'_>, error: HandlerError) -> Verdict {
         // What a handler answers is its own business; the rest is a fault in one
         // of the two programs.

@@ -201,7 +201,10 @@ impl EventSubscriberBuilder {
     }
 
     fn spec(&self, subscription: &Subscription, queue: &str, topology: Topology) -> LinkSpec {
-        let (spec, prefetch) = (LinkSpec::new(topology), self.options.prefetch);
+        let (spec, prefetch) = (
+            LinkSpec::new(topology).only_answers(),
+            self.options.prefetch,
+        );
         match subscription.sharing {
             Sharing::Broadcast => {
                 spec.consume_own(queue, (EVENT_EXCHANGE, &subscription.pattern), prefetch)

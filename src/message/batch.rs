@@ -11,14 +11,14 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::request::write_json;
-use super::{Body, CorrelationId, Headers, Json, ServiceMessage};
+use super::{AtMost, Body, CorrelationId, Headers, Json, ServiceMessage};
 use crate::error::Result;
 
 /// The action of a batch.
 pub(crate) const BATCH_ACTION: &str = "$batch";
 
-/// How many requests a batch may hold: an empty one takes three bytes on the wire, and
-/// hundreds where it is handled.
+/// How many requests a batch may hold: the least takes 26 bytes on the wire, and hundreds
+/// where it is handled.
 pub(crate) const MOST_ITEMS: usize = 10_000;
 
 /// A request in a batch, as it is read.
@@ -34,7 +34,21 @@ pub(crate) struct Item<'a> {
     #[serde(borrow)]
     pub(crate) headers: Option<Headers<'a>>,
     #[serde(borrow)]
-    pub(crate) correlation_id: Option<Cow<'a, str>>,
+    pub(crate) correlation_id: Option<Text<'a>>,
+}
+
+/// A text, borrowed unless it has escapes; within an `Option` a `Cow` alone never is.
+#[derive(Deserialize)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+
+/// Reads the payload of a batch.
+///
+/// # Errors
+///
+/// What is wrong with it, as serde_json puts it.
+pub(crate) fn read(payload: &str) -> std::result::Result<Vec<Item<'_>>, serde_json::Error> {
+    let items: AtMost<Item<'_>, MOST_ITEMS> = serde_json::from_str(payload)?;
+    Ok(items.0)
 }
 
 /// Requests to be answered in one reply, encoded one by one.
@@ -180,10 +194,10 @@ mod tests {
 
     fn read(body: Vec<u8>) -> (String, Vec<(String, String, Option<String>)>) {
         let message = ServiceMessage::decode(&body).unwrap();
-        let items: Vec<Item<'_>> = serde_json::from_str(message.payload.as_str()).unwrap();
+        let items = super::read(message.payload.as_str()).unwrap();
         let items = items.into_iter().map(|item| {
             let payload = item.payload.as_str().to_owned();
-            let id = item.correlation_id.map(Cow::into_owned);
+            let id = item.correlation_id.map(|id| id.0.into_owned());
             (item.action.into_owned(), payload, id)
         });
         let from_to = format!("{}>{}", message.source_service, message.target_service);

@@ -7,14 +7,15 @@ use std::ops::Range;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::CorrelationId;
+use super::batch::MOST_ITEMS;
+use super::{AtMost, Json};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a bundle holds, as it is read.
 #[derive(Deserialize)]
 pub(crate) struct Bundle<'a> {
     #[serde(borrow)]
-    pub(crate) replies: Vec<Bundled<'a>>,
+    pub(crate) replies: AtMost<Bundled<'a>, MOST_ITEMS>,
 }
 
 #[derive(Deserialize)]
@@ -52,36 +53,40 @@ pub(crate) struct Bundling {
     replies: usize,
     /// Where the latest reply stands.
     latest: Range<usize>,
-    first_id: CorrelationId,
+    first_id: String,
 }
 
+const END: &[u8] = b"]}";
 const START: &[u8] = b"{\"success\":true,\"replies\":[";
-const KEY: &[u8] = b"{\"correlation_id\":\"";
-const THEN: &[u8] = b"\",\"reply\":";
+const KEY: &[u8] = b"{\"correlation_id\":";
+const THEN: &[u8] = b",\"reply\":";
+
+/// What stands round a reply with a plain id.
+const ROUND_ONE: usize = KEY.len() + THEN.len() + "\"\",}".len();
 
 impl Bundling {
     /// Begins with one.
-    pub(crate) fn new(id: CorrelationId, reply: &[u8]) -> Self {
+    pub(crate) fn new(id: &str, reply: &[u8]) -> Self {
         let mut bundling = Self {
             json: START.to_vec(),
             replies: 0,
             latest: 0..0,
-            first_id: id,
+            first_id: id.to_owned(),
         };
         bundling.push(id, reply);
         bundling
     }
 
     /// Adds the body of an ordinary reply.
-    pub(crate) fn push(&mut self, id: CorrelationId, reply: &[u8]) {
+    pub(crate) fn push(&mut self, id: &str, reply: &[u8]) {
         let out = &mut self.json;
-        out.reserve(KEY.len() + 32 + THEN.len() + reply.len() + 4);
+        out.reserve(ROUND_ONE + id.len() + reply.len());
         if self.replies > 0 {
             out.push(b',');
         }
         self.replies += 1;
         out.extend_from_slice(KEY);
-        out.extend_from_slice(&id.to_hex());
+        out.extend_from_slice(Json::quote(id).as_bytes());
         out.extend_from_slice(THEN);
         let start = out.len();
         out.extend_from_slice(reply);
@@ -89,19 +94,20 @@ impl Bundling {
         out.push(b'}');
     }
 
-    /// Its size in bytes.
-    pub(crate) fn len(&self) -> usize {
-        self.json.len()
+    /// Its size in bytes with another reply.
+    pub(crate) fn len_with(&self, id: &str, reply: &[u8]) -> usize {
+        // Of an id with escapes a character takes up to six.
+        self.json.len() + ROUND_ONE + 6 * id.len() + reply.len() + END.len()
     }
 
     /// The body, and the correlation id of a reply that has remained alone and is an
     /// ordinary one.
-    pub(crate) fn finish(mut self) -> (Option<CorrelationId>, Vec<u8>) {
+    pub(crate) fn finish(mut self) -> (Option<String>, Vec<u8>) {
         if self.replies == 1 {
             let alone = self.json[self.latest].to_vec();
             return (Some(self.first_id), alone);
         }
-        self.json.extend_from_slice(b"]}");
+        self.json.extend_from_slice(END);
         (None, self.json)
     }
 }
@@ -112,7 +118,7 @@ mod tests {
 
     #[test]
     fn what_is_bundled_comes_apart_again() {
-        let ids = [0; 3].map(|_| CorrelationId::random());
+        let ids = ["a", "b\"b", "c"];
         let bodies = ["{\"success\":true}", "{\"data\":[1]}", "{}"];
         let mut bundling = Bundling::new(ids[0], bodies[0].as_bytes());
         bundling.push(ids[1], bodies[1].as_bytes());
@@ -121,20 +127,19 @@ mod tests {
             panic!("three are a bundle");
         };
         let bundle = Bundle::decode(&body).unwrap();
-        let replies = bundle.replies.iter();
+        let replies = bundle.replies.0.iter();
         let read: Vec<_> = replies
             .map(|one| (&*one.correlation_id, one.body()))
             .collect();
-        let texts = ids.map(CorrelationId::to_text);
-        let wanted: Vec<_> = texts.iter().map(|id| &**id).zip(bodies).collect();
+        let wanted: Vec<_> = ids.into_iter().zip(bodies).collect();
         assert_eq!(read, wanted);
         assert!(Bundle::decode(b"{\"success\":true}").is_err());
     }
 
     #[test]
     fn one_alone_is_an_ordinary_reply() {
-        let id = CorrelationId::random();
-        let alone = Bundling::new(id, b"{\"success\":true}").finish();
-        assert_eq!(alone, (Some(id), b"{\"success\":true}".to_vec()));
+        let (id, body) = Bundling::new("a", b"{\"success\":true}").finish();
+        assert_eq!(id.as_deref(), Some("a"));
+        assert_eq!(body, b"{\"success\":true}");
     }
 }

@@ -1,6 +1,7 @@
 //! The envelope that travels between services: what the wire contract calls a
 //! request and a reply. Nothing in here knows how a message is transported.
 
+mod at_most;
 pub(crate) mod batch;
 mod body;
 pub(crate) mod bundle;
@@ -11,6 +12,7 @@ mod reply;
 mod request;
 mod span;
 
+pub(crate) use at_most::AtMost;
 pub use body::Body;
 pub use headers::Headers;
 pub(crate) use id::CorrelationId;

@@ -62,7 +62,7 @@ impl ServiceServerBuilder {
             let dispatch = self.dispatch(moves);
             move |job| match job {
                 Job::Message(delivery) => match dispatch.process(delivery, Attempt::default()) {
-                    Processed::Batch(batch) => Some(Job::Batch(Arc::new(batch))),
+                    Processed::Batch(batch) => Some(Job::Batch(batch)),
                     // What failed waits in a queue of the broker and never here.
                     Processed::Done | Processed::Again(_) => None,
                 },
@@ -166,6 +166,7 @@ impl ServiceServerBuilder {
         let prefetch = self.options.prefetch;
         let spec = LinkSpec::new(topology)
             .consume(topology::request_queue(&self.service), prefetch)
+            .only_answers()
             .paused(paused);
         let shared = self.broker.open(spec, sink())?;
         let own = match &self.registry {
@@ -174,6 +175,7 @@ impl ServiceServerBuilder {
                 let name = topology::instance_queue(&self.service, self.instance.id());
                 let spec = LinkSpec::new(topology::for_requests())
                     .consume_own(&*name, (SERVICE_EXCHANGE, &name), prefetch)
+                    .only_answers()
                     .paused(paused);
                 let wire = self.broker.open(spec, sink());
                 let wire = wire.map_err(|error| {

@@ -1,8 +1,8 @@
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Message, Publication};
-use crate::message::CorrelationId;
 
 /// A message taken from a queue, together with the duty to settle it.
 ///
@@ -31,48 +31,64 @@ pub(crate) enum Outcome {
     Ack { reply: Option<Box<Publication>> },
     /// Not done: back into the queue, or out of it for good.
     Reject { requeue: bool },
-    /// Not settled yet: one of several replies.
-    Reply(Box<Publication>),
 }
 
 impl Outcome {
     /// Leaves out a reply that cannot be sent, with a line in the log; the
     /// request is done all the same.
-    pub(crate) fn checked(self, max_body: usize) -> Option<Self> {
-        let (Self::Ack { reply: Some(reply) } | Self::Reply(reply)) = &self else {
-            return Some(self);
-        };
-        let Err(error) = reply.check(max_body) else {
-            return Some(self);
-        };
-        log::warn!(target: "coney::transport", "a reply is dropped: {error}");
-        matches!(self, Self::Ack { .. }).then_some(Self::Ack { reply: None })
+    pub(crate) fn checked(self, max_body: usize) -> Self {
+        if let Self::Ack { reply: Some(reply) } = &self
+            && let Err(error) = reply.check(max_body)
+        {
+            log::warn!(target: "coney::transport", "a reply is dropped: {error}");
+            return Self::Ack { reply: None };
+        }
+        self
     }
 }
 
-/// Carries outcomes back to where deliveries come from. Must not block.
+/// Carries outcomes back to where deliveries come from.
 pub(crate) trait Settle: Send + Sync {
+    /// Must not block.
     fn settle(&self, session: u64, tag: u64, outcome: Outcome);
 
-    /// Sends one of several replies to a delivery, to a caller who understands bundles.
-    /// Before the delivery is settled, if that comes after this.
-    fn reply(&self, session: u64, tag: u64, reply: Reply<'_>);
+    /// Sends one of several replies to a delivery that is not settled yet, possibly in one
+    /// message with others; before it is settled, if that is asked for after this. Called
+    /// by workers. Blocks while too much waits to be sent, at most until the reply's
+    /// deadline.
+    fn reply(&self, session: u64, tag: u64, reply: PartialReply<'_>);
 }
 
-/// One of several replies to a delivery, with a correlation id of its own.
+/// Sends replies to a delivery, over the channel that acknowledges it.
+pub(crate) struct Replier {
+    settler: Arc<dyn Settle>,
+    session: u64,
+    tag: u64,
+}
+
+impl Replier {
+    /// Blocks while too much waits to be sent, at most until the reply's deadline.
+    pub(crate) fn reply(&self, reply: PartialReply<'_>) {
+        self.settler.reply(self.session, self.tag, reply);
+    }
+}
+
+/// One of several replies to a delivery.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Reply<'a> {
+pub(crate) struct PartialReply<'a> {
     /// The queue it goes to.
     pub(crate) to: &'a str,
-    pub(crate) id: CorrelationId,
+    pub(crate) correlation_id: &'a str,
     pub(crate) body: &'a [u8],
+    /// Nobody waits for it any more.
+    pub(crate) deadline: Instant,
 }
 
-impl Reply<'_> {
+impl PartialReply<'_> {
     /// The reply in a message of its own.
     pub(crate) fn alone(self) -> Publication {
         let mut publication = Publication::new("", self.to, self.body.to_vec());
-        publication.properties.correlation_id = Some(self.id.to_text());
+        publication.properties.correlation_id = Some(self.correlation_id.to_owned());
         publication
     }
 }
@@ -110,19 +126,18 @@ impl Delivery {
         });
     }
 
-    /// Publishes one of several replies, over the channel that will acknowledge.
-    pub(crate) fn reply(&self, reply: Publication) {
-        if let Some(token) = &self.token {
-            let outcome = Outcome::Reply(Box::new(reply));
-            token.settler.settle(token.session, token.tag, outcome);
-        }
-    }
-
-    /// The same for a caller who understands bundles.
-    pub(crate) fn reply_shared(&self, reply: Reply<'_>) {
-        if let Some(token) = &self.token {
-            token.settler.reply(token.session, token.tag, reply);
-        }
+    /// The way for several replies, of which none settles it.
+    pub(crate) fn replier(&self) -> Option<Replier> {
+        let Token {
+            settler,
+            session,
+            tag,
+        } = self.token.as_ref()?;
+        Some(Replier {
+            settler: Arc::clone(settler),
+            session: *session,
+            tag: *tag,
+        })
     }
 
     /// Refuses: back into the queue with `requeue`, else dropped, or

@@ -28,7 +28,7 @@ pub use amqp::{BrokerBuilder, ConnectionState};
 pub use broker::Broker;
 pub(crate) use confirmation::{Confirmation, Fate, Receipt};
 pub use delivery::Delivery;
-pub(crate) use delivery::{Outcome, Reply, Settle, Token};
+pub(crate) use delivery::{Outcome, PartialReply, Replier, Settle, Token};
 pub use header::{HeaderTable, HeaderValue};
 pub use link::Link;
 pub(crate) use publication::{LARGEST_HEADERS, LONGEST_EXPIRATION, Parcel, Sharing};
@@ -48,6 +48,8 @@ pub struct LinkSpec {
     pub(crate) paused: bool,
     /// At the end of the connection everything that is unsettled goes back at once.
     pub(crate) ends_at_once: bool,
+    /// What it publishes are answers to what it consumes, which need not arrive.
+    pub(crate) only_answers: bool,
     /// The broker confirms what is published with a receipt.
     pub(crate) confirms: bool,
 }
@@ -133,6 +135,12 @@ impl LinkSpec {
     /// takes everything back in one step, and in order.
     pub(crate) fn ends_at_once(mut self, at_once: bool) -> Self {
         self.ends_at_once = at_once;
+        self
+    }
+
+    /// Publish answers to what is consumed, and nothing that is mandatory.
+    pub(crate) fn only_answers(mut self) -> Self {
+        self.only_answers = true;
         self
     }
 

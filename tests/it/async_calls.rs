@@ -1,13 +1,15 @@
 //! `call_async`: waiting later, callbacks, forgetting.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coney::{Broker, CallOptions, ErrorKind, HandlerError, ServiceServer};
 
+use crate::support::nap::nap_server;
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
+    a_reply_is_waited_for_by_one_thread_after_another,
     replies_can_be_waited_for_in_any_order,
     waiting_a_little_and_not_at_all,
     callbacks_get_replies_errors_and_timeouts,
@@ -198,4 +200,25 @@ fn ten_thousand_in_flight(broker: &Broker) {
         assert_eq!(reply.wait().unwrap(), n as u64);
     }
     assert_eq!(client.in_flight(), 0);
+}
+
+/// Who waits last is woken, whoever has waited in between.
+fn a_reply_is_waited_for_by_one_thread_after_another(broker: &Broker) {
+    let service = unique("nap");
+    let (_server, _starts) = nap_server(broker, &service);
+    let client = client(broker);
+    let mut pending = client.call_async::<_, u64>(&service, "nap", &300).unwrap();
+    let pending = std::thread::spawn(move || {
+        assert!(pending.try_wait().is_none());
+        assert!(pending.wait_timeout(Duration::from_millis(20)).is_none());
+        pending
+    });
+    let begin = Instant::now();
+    assert_eq!(pending.join().unwrap().wait().unwrap(), 300);
+    assert!(begin.elapsed() < PATIENCE / 4, "{:?}", begin.elapsed());
+    // And by another thread alone.
+    let pending = client.call_async::<_, u64>(&service, "nap", &50).unwrap();
+    let nap = std::thread::spawn(move || pending.wait());
+    assert_eq!(nap.join().unwrap().unwrap(), 50);
+    assert!(begin.elapsed() < PATIENCE / 2, "{:?}", begin.elapsed());
 }

@@ -23,6 +23,7 @@ on_both!(
     one_deadline_for_all_and_what_was_answered_stays,
     large_requests_go_in_messages_of_their_own,
     replies_that_do_not_fit_are_errors_of_their_own,
+    many_replies_that_do_not_fit_leave_those_that_do,
     what_a_batch_sends,
     a_peer_that_does_not_know_batches_is_called_one_by_one,
     a_peer_answers_what_is_not_a_batch,
@@ -194,6 +195,30 @@ fn replies_that_do_not_fit_are_errors_of_their_own(broker: &Broker) {
     assert_eq!(fits, [true, true, false, true]);
     let error = texts[2].as_ref().unwrap_err();
     assert_eq!(error.remote_code(), Some("reply_too_large"), "{error}");
+}
+
+fn many_replies_that_do_not_fit_leave_those_that_do(broker: &Broker) {
+    let service = unique("inflate");
+    let _server = ServiceServer::builder(broker, &service)
+        .handler("inflate", |bytes: usize| {
+            Ok::<_, HandlerError>("x".repeat(bytes))
+        })
+        .start()
+        .unwrap();
+    for bytes in [40_000, 41_000, 45_000] {
+        let mut batch = client(broker).batch(&service);
+        for _ in 0..500 {
+            batch.add::<_, String>("inflate", &bytes);
+        }
+        let texts = batch.call().into_results::<String>();
+        let most = broker.max_body() / (bytes + 100);
+        let fit = texts.iter().filter(|text| text.is_ok()).count();
+        assert!(fit <= most && fit > most * 9 / 10, "{fit} of {most}");
+        let errors = texts.iter().filter_map(|text| text.as_ref().err());
+        for error in errors {
+            assert_eq!(error.remote_code(), Some("reply_too_large"), "{error}");
+        }
+    }
 }
 
 fn what_a_batch_sends(broker: &Broker) {

@@ -331,6 +331,33 @@ fn what_does_not_know_batches_is_called_as_without() {
 }
 
 #[test]
+fn what_answers_no_call_is_no_reply() {
+    let held = Held::new(BatchLimits::new());
+    let service = unique("peer");
+    let link = serve(&rabbitmq(), &service);
+    for (answer, kind) in [
+        (r#"{"success":true,"data":null}"#, ErrorKind::Decode),
+        (r#"{"success":true,"data":[1,2]}"#, ErrorKind::Decode),
+        (r#"{"success":false,"error":"no"}"#, ErrorKind::Remote),
+        ("<html>", ErrorKind::Decode),
+    ] {
+        held.hold();
+        let call = || {
+            let (client, service) = (held.client.clone(), service.clone());
+            thread::spawn(move || client.call::<_, Value>(&service, "double", &1))
+        };
+        let calls: Vec<_> = (0..3).map(|_| call()).collect();
+        answer_one(&link, |message| {
+            assert_eq!(message.action, "$batch");
+            answer.to_owned()
+        });
+        for call in calls {
+            assert_eq!(call.join().unwrap().unwrap_err().kind(), kind, "{answer}");
+        }
+    }
+}
+
+#[test]
 fn a_batch_that_is_lost_is_each_callers_loss() {
     let held = Held::new(BatchLimits::new());
     let service = unique("peer");

@@ -118,8 +118,15 @@ fn messages_expire(broker: &Broker) {
 fn mandatory_messages_come_back(broker: &Broker) {
     let exchange = unique("x");
     let topology = Topology::default().exchange(&exchange, ExchangeKind::Direct);
-    let link = Link::open(broker, LinkSpec::new(topology)).unwrap();
-    let mut lost = Publication::new(exchange.clone(), "nowhere", vec![1]);
+    let queue = unique("q");
+    let consuming = LinkSpec::new(topology.clone().queue(&queue)).consume(&queue, 1);
+    for spec in [LinkSpec::new(topology), consuming] {
+        come_back(&Link::open(broker, spec).unwrap(), &exchange);
+    }
+}
+
+fn come_back(link: &Link, exchange: &str) {
+    let mut lost = Publication::new(exchange.to_owned(), "nowhere", vec![1]);
     link.publish(lost.clone(), PATIENCE).unwrap();
     lost.mandatory = true;
     lost.properties.correlation_id = Some("c1".to_owned());

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::gathering::Waiting;
+use super::waiting::Waiting;
 use crate::error::Result;
 use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink};
 
@@ -28,8 +28,8 @@ pub(super) enum Command {
         tag: u64,
         outcome: Outcome,
     },
-    /// Requests wait that may share a message.
-    Gathered {
+    /// Messages wait that may share one.
+    SendWaiting {
         link: LinkId,
     },
     Get {

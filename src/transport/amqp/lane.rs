@@ -32,6 +32,7 @@ pub(super) struct Lane<'c> {
     sink: Arc<dyn Sink>,
     settler: Arc<dyn Settle>,
     acknowledges: bool,
+    expects_returns: bool,
     ends_at_once: bool,
     confirming: Option<Confirming>,
     /// By tag; amiquip settles deliveries, not tags. Their messages are out.
@@ -60,6 +61,7 @@ impl<'c> Lane<'c> {
             sink: Arc::clone(&link.sink),
             settler: Arc::clone(&link.settler),
             acknowledges: link.spec.source.prefetch().is_some(),
+            expects_returns: !link.spec.only_answers,
             ends_at_once: link.spec.ends_at_once,
             confirming,
             unsettled: HashMap::new(),
@@ -79,13 +81,12 @@ impl<'c> Lane<'c> {
         self.consumer.as_ref().map(Consumer::receiver)
     }
 
-    /// What the broker returns arrives on, unless the lane consumes with
-    /// acknowledgements: such links publish nothing that is mandatory, and a closed channel
-    /// shows in their deliveries. To wait on one channel less matters where there are
-    /// hundreds of services.
+    /// What the broker returns arrives on, if there can be anything. To wait on one channel
+    /// less matters where there are hundreds of services; that the broker has closed the
+    /// channel shows in the deliveries then.
     pub(super) fn returns(&self) -> Option<&Receiver<Return>> {
-        let may_be_returned = !self.acknowledges || self.consumer.is_none();
-        may_be_returned.then_some(&self.returns)
+        let matter = self.expects_returns || self.consumer.is_none();
+        matter.then_some(&self.returns)
     }
 
     /// What the broker's confirmations arrive on, where it gives them.
@@ -290,17 +291,10 @@ impl<'c> Lane<'c> {
 
     /// Settles a delivery of this session, once.
     pub(super) fn settle(&mut self, tag: u64, outcome: Outcome) -> Result<(), Failure> {
-        if let Outcome::Reply(reply) = outcome {
-            return match self.unsettled.contains_key(&tag) {
-                true => self.publish(*reply, None),
-                false => Ok(()),
-            };
-        }
         let Some(delivery) = self.unsettled.remove(&tag) else {
             return Ok(());
         };
         match outcome {
-            Outcome::Reply(_) => {}
             Outcome::Ack { reply } => {
                 if let Some(reply) = reply {
                     self.publish(*reply, None)?;

@@ -22,12 +22,12 @@ mod lane;
 mod links;
 mod registry;
 mod sanitize;
-
 mod session;
 mod spare;
 mod states;
 mod stream;
 mod url;
+mod waiting;
 mod watchdog;
 
 use std::sync::Arc;
@@ -39,11 +39,12 @@ use crossbeam_channel::{Sender, bounded};
 pub use self::builder::BrokerBuilder;
 use self::command::{Command, Got, LinkId, Outbox, Outgoing, Registered};
 use self::config::Config;
-use self::gathering::{Added, Waiting};
+
 use self::io_thread::IoHandle;
 pub use self::states::ConnectionState;
 use self::states::Listener;
-use super::{LinkSpec, Outcome, Publication, Receipt, Reply, Settle, Sink, Transport, Wire};
+use self::waiting::{Added, Waiting};
+use super::{LinkSpec, Outcome, PartialReply, Publication, Receipt, Settle, Sink, Transport, Wire};
 use crate::error::{Error, ErrorKind, Phase, Result};
 
 pub(crate) const DEFAULT_MAX_BODY: usize = 16 << 20;
@@ -87,7 +88,7 @@ impl Transport for AmqpTransport {
             outbox: self.outbox.clone(),
             peer: Arc::clone(&self.peer),
             max_body: self.max_body,
-            waiting: Arc::default(),
+            waiting: Arc::new(Waiting::new(self.max_body)),
         });
         let (done, opened) = bounded(1);
         let settler = Arc::clone(&wire) as Arc<dyn Settle>;
@@ -152,12 +153,19 @@ struct AmqpWire {
 impl AmqpWire {
     /// Hands over a request that may share a message.
     fn publish_with_others(&self, request: Publication, deadline: Instant) -> Result<()> {
-        match self.waiting.add(Box::new(request), deadline) {
-            Added::First => self.command(Command::Gathered { link: self.link }),
-            Added::More => Ok(()),
+        let added = self
+            .waiting
+            .add(Box::new(request), deadline, || self.tell_of_waiting());
+        match added {
+            Added::Waits => Ok(()),
             Added::TooLate => Err(self.no_room()),
             Added::Closed => Err(self.closed()),
         }
+    }
+
+    /// Fails only after the end of the connection, which ends what waits.
+    fn tell_of_waiting(&self) {
+        let _ = self.command(Command::SendWaiting { link: self.link });
     }
 
     fn no_room(&self) -> Error {
@@ -275,21 +283,20 @@ impl Wire for AmqpWire {
 
 impl Settle for AmqpWire {
     fn settle(&self, session: u64, tag: u64, outcome: Outcome) {
-        if let Some(outcome) = outcome.checked(self.max_body) {
-            let _ = self.command(Command::Settle {
-                link: self.link,
-                session,
-                tag,
-                outcome,
-            });
-        }
+        let _ = self.command(Command::Settle {
+            link: self.link,
+            session,
+            tag,
+            outcome: outcome.checked(self.max_body),
+        });
     }
 
-    /// Over whatever connection there is when it is sent. What it answers is acknowledged
-    /// by a command that comes later than the one that sends this.
-    fn reply(&self, _session: u64, _tag: u64, reply: Reply<'_>) {
-        if let Added::First = self.waiting.add_reply(reply) {
-            let _ = self.command(Command::Gathered { link: self.link });
+    /// Over whatever connection there is when it is sent: if it is another one, what it
+    /// answers is delivered again, and answered again, which its caller does not notice.
+    fn reply(&self, _session: u64, _tag: u64, reply: PartialReply<'_>) {
+        let added = self.waiting.add_reply(reply, || self.tell_of_waiting());
+        if let Added::TooLate = added {
+            log::warn!(target: "coney::amqp", "a reply is dropped: it cannot be sent in time");
         }
     }
 }

@@ -68,7 +68,7 @@ impl Registry {
             // The broker took every delivery back when the connection went.
             Command::Settle { .. } => {}
             // The next session looks for them by itself.
-            Command::Gathered { .. } => {}
+            Command::SendWaiting { .. } => {}
             Command::Get { queue, done, .. } => {
                 let _ = done.try_send(Err(Error::new(
                     ErrorKind::ConnectionLost,

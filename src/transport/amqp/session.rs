@@ -166,7 +166,13 @@ impl<'c> Session<'c> {
     fn serve(&mut self) -> Result<Infallible, End> {
         for link in self.io.registry.ids() {
             self.open_link(link)?;
-            self.gathered(link)?;
+        }
+        // What is to be sent again goes first.
+        while !self.io.registry.again.is_empty() {
+            self.outgoing(self.io.registry.again.len())?;
+        }
+        for link in self.io.registry.ids() {
+            self.send_waiting(link)?;
         }
         loop {
             match self.wait() {
@@ -278,7 +284,7 @@ impl<'c> Session<'c> {
                     None => Ok(()),
                 }
             }
-            Command::Gathered { link } => self.gathered(link),
+            Command::SendWaiting { link } => self.send_waiting(link),
             Command::Get { link, queue, done } => self.get(link, &queue, &done),
             Command::Consume { link, on, done } => {
                 self.io.registry.pause(link, !on);

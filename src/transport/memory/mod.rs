@@ -25,7 +25,7 @@ use self::queue::LinkId;
 use self::state::State;
 use self::timer::Timer;
 use super::{
-    Delivery, LinkSpec, Outcome, Publication, Receipt, Reply, Settle, Sink, Transport, Wire,
+    Delivery, LinkSpec, Outcome, PartialReply, Publication, Receipt, Settle, Sink, Transport, Wire,
 };
 use crate::error::{Error, ErrorKind, Phase, Result};
 
@@ -225,16 +225,16 @@ impl Wire for MemoryWire {
 
 impl Settle for MemoryWire {
     fn settle(&self, _session: u64, tag: u64, outcome: Outcome) {
-        let Some(outcome) = outcome.checked(MAX_BODY) else {
-            return;
-        };
+        let outcome = outcome.checked(MAX_BODY);
         self.shared
             .with(|state| state.settle(self.link, tag, outcome, Instant::now()));
         self.shared.room.notify_all();
     }
 
-    fn reply(&self, session: u64, tag: u64, reply: Reply<'_>) {
-        self.settle(session, tag, Outcome::Reply(Box::new(reply.alone())));
+    /// Never blocks: replies are let in beyond the bound.
+    fn reply(&self, _session: u64, tag: u64, reply: PartialReply<'_>) {
+        self.shared
+            .with(|state| state.reply(self.link, tag, reply.alone(), Instant::now()));
     }
 }
 

@@ -10,7 +10,9 @@ use proptest::prelude::*;
 
 use super::state::State;
 use crate::topology::{ExchangeKind, Topology};
-use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Reply, Returned, Settle, Sink};
+use crate::transport::{
+    Delivery, LinkSpec, Outcome, PartialReply, Publication, Returned, Settle, Sink,
+};
 
 const QUEUES: [&str; 2] = ["q0", "q1"];
 
@@ -96,7 +98,7 @@ struct NoSettler;
 
 impl Settle for NoSettler {
     fn settle(&self, _: u64, _: u64, _: Outcome) {}
-    fn reply(&self, _: u64, _: u64, _: Reply<'_>) {}
+    fn reply(&self, _: u64, _: u64, _: PartialReply<'_>) {}
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -151,24 +151,27 @@ impl State {
         self.publish(link, publication, None, &queues, now);
     }
 
+    /// Sends one of several replies to a delivery, unless it is settled.
+    pub(super) fn reply(&mut self, link: LinkId, tag: u64, reply: Publication, now: Instant) {
+        let unsettled = self.links.get(&link).map(|link| &link.unsettled);
+        if unsettled.is_some_and(|unsettled| unsettled.contains_key(&tag)) {
+            self.send(link, reply, now);
+        }
+    }
+
     /// Settles a delivery. One that is unknown, because it was settled or its
     /// link has gone, is left alone.
     pub(super) fn settle(&mut self, link: LinkId, tag: u64, outcome: Outcome, now: Instant) {
-        let Some(unsettled) = self.links.get_mut(&link).map(|link| &mut link.unsettled) else {
-            return;
-        };
-        if let Outcome::Reply(reply) = outcome {
-            if unsettled.contains_key(&tag) {
-                self.send(link, *reply, now);
-            }
-            return;
-        }
-        let Some((queue, entry)) = unsettled.remove(&tag) else {
+        let Some((queue, entry)) = self
+            .links
+            .get_mut(&link)
+            .and_then(|state| state.unsettled.remove(&tag))
+        else {
             return;
         };
         match outcome {
             Outcome::Ack { reply: Some(reply) } => self.send(link, *reply, now),
-            Outcome::Ack { reply: None } | Outcome::Reply(_) => {}
+            Outcome::Ack { reply: None } => {}
             Outcome::Reject { requeue: false } => self.bury(queue, entry, "rejected", now),
             Outcome::Reject { requeue: true } => self.requeue(queue, entry, now),
         }
