@@ -47,7 +47,7 @@ pub(crate) struct Batch {
 /// What all items have in common.
 struct Envelope {
     source_service: Span,
-    headers: Headers<'static>,
+    headers: Span,
     timestamp: i64,
     reply_to: String,
     correlation_id: Option<String>,
@@ -60,7 +60,7 @@ struct Part {
     message_id: Span,
     payload: Span,
     /// Its own, where it has some.
-    headers: Option<Headers<'static>>,
+    headers: Option<Span>,
     /// If it is answered on its own.
     correlation_id: Option<Span>,
 }
@@ -95,7 +95,7 @@ impl Batch {
             action: Span::of(&item.action, body),
             message_id: Span::of(&item.message_id, body),
             payload: Span::of(item.payload.as_str(), body),
-            headers: item.headers.map(Headers::into_owned),
+            headers: item.headers.map(|it| Span::of(it.as_str(), body)),
             correlation_id: item.correlation_id.map(|id| Span::of(&id.0, body)),
         };
         Ok(Self {
@@ -104,7 +104,7 @@ impl Batch {
             replier: None,
             envelope: Envelope {
                 source_service: Span::of(&envelope.source_service, body),
-                headers: envelope.headers.clone().into_owned(),
+                headers: Span::of(envelope.headers.as_str(), body),
                 timestamp: envelope.timestamp,
                 reply_to: reply_to.to_owned(),
                 correlation_id: answer.correlation_id.map(str::to_owned),
@@ -161,7 +161,7 @@ impl Batch {
             });
             match (answer.correlation_id, &self.replier) {
                 (Some(_), Some(replier)) => {
-                    let until = deadline_in(self.headers(item));
+                    let until = deadline_in(&self.headers(item));
                     let until = until.unwrap_or_else(|| Instant::now() + REPLY_PATIENCE);
                     answer.send(replier, body, dispatch.max_body, until);
                 }
@@ -189,8 +189,9 @@ impl Batch {
         Some((at, self.items.get(at)?))
     }
 
-    fn headers<'a>(&'a self, item: &'a Part) -> &'a Headers<'a> {
-        item.headers.as_ref().unwrap_or(&self.envelope.headers)
+    fn headers<'a>(&'a self, item: &'a Part) -> Headers<'a> {
+        let headers = item.headers.as_ref().unwrap_or(&self.envelope.headers);
+        Headers::of(headers.get(&self.message.body))
     }
 
     fn answer<'a>(&'a self, item: &'a Part, dispatch: &'a Dispatch) -> Answer<'a> {

@@ -9,7 +9,7 @@ pub(super) struct Request<'a> {
     pub(super) source_service: &'a str,
     pub(super) action: &'a str,
     pub(super) timestamp: i64,
-    pub(super) headers: &'a Headers<'a>,
+    pub(super) headers: Headers<'a>,
     /// JSON.
     pub(super) payload: &'a str,
 }
@@ -21,14 +21,14 @@ impl<'a> Request<'a> {
             source_service: &message.source_service,
             action: &message.action,
             timestamp: message.timestamp,
-            headers: &message.headers,
+            headers: Headers::of(message.headers.as_str()),
             payload: message.payload.as_str(),
         }
     }
 
     /// When its caller stops waiting, if it says.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        deadline_in(self.headers)
+        deadline_in(&self.headers)
     }
 }
 

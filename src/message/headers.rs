@@ -26,6 +26,13 @@ pub struct Headers<'a>(Cow<'a, str>);
 /// Room for a header, such as a deadline.
 const USUAL_SIZE: usize = 40;
 
+impl<'a> Headers<'a> {
+    /// A text that was read as headers.
+    pub(crate) fn of(text: &'a str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+}
+
 impl Headers<'_> {
     /// No headers: `{}`.
     pub const fn new() -> Self {
