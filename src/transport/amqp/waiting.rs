@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -26,8 +26,9 @@ const MOST_REPLY_BYTES: usize = 16 << 20;
 /// 16 make 4 times as many share a message as 1 does, and half as many calls a second more.
 const YIELDS: u32 = 16;
 
-/// How often at most, and for how many: others wait for it too.
-const MOST_YIELDS: u32 = 64;
+/// How long it does so at most, however many come: a processor that is given away may stay
+/// away for a while, and others wait for the I/O thread too.
+const LONGEST: Duration = Duration::from_millis(1);
 
 /// What waits on one link.
 pub(super) struct Waiting {
@@ -134,11 +135,13 @@ impl Waiting {
         let was_alone = self.was_alone.load(Ordering::Relaxed);
         let mut before = self.len();
         let mut in_vain = 0;
-        for _ in 0..MOST_YIELDS {
-            // One that is alone as the one before was is not kept waiting.
-            if in_vain >= YIELDS || before >= Sharing::MESSAGES || (was_alone && before == 1) {
-                break;
-            }
+        let end = Instant::now() + LONGEST;
+        // One that is alone as the one before was is not kept waiting.
+        while in_vain < YIELDS
+            && before < Sharing::MESSAGES
+            && !(was_alone && before == 1)
+            && Instant::now() < end
+        {
             thread::yield_now();
             let now = self.len();
             in_vain = if now == before { in_vain + 1 } else { 0 };
@@ -221,7 +224,6 @@ impl Replies {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::time::Duration;
 
     fn request() -> Parcel {
         Box::new(Publication::new("x", "a", vec![0]))
