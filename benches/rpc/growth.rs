@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::measure::Figure;
+use crate::figure::Figure;
 use crate::scenario::Shape;
 use crate::{Scenario, Transport};
 

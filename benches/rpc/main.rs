@@ -11,6 +11,7 @@
 //! noisy. A batch counts as many calls as it holds, and its latency is that of the whole.
 
 mod bare;
+mod figure;
 mod growth;
 mod measure;
 mod report;
@@ -29,8 +30,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::figure::Figure;
 use crate::growth::Sweep;
-use crate::measure::Figure;
 use crate::scenario::Shape;
 use crate::server::Server;
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use crate::figure::Figure;
 use crate::growth::Sweep;
-use crate::measure::Figure;
 use crate::{Scenario, Transport};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

@@ -1,24 +1,19 @@
 //! Many calls to one service, in few messages.
 
 use std::fmt;
-use std::marker::PhantomData;
-use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::batch_replies::{BatchReplies, End};
+use super::batch_replies::{Asked, BatchReplies, End};
+use super::chunk::{Calls, Chunk, Part};
 use super::options::Kind;
 use super::outcome::Target;
-use super::pending_batch::{Part, PartSent, PendingBatch};
-use super::request::Limit;
-use super::{BatchLimits, CallOptions, Sent, ServiceClient};
+use super::pending_batch::PendingBatch;
+use super::{BatchLimits, CallOptions, ServiceClient};
 use crate::error::Result;
-use crate::message::batch::{BATCH_ACTION, Items};
-use crate::message::{ServiceMessage, new_message_id};
 use crate::name::check_action;
-use crate::topology;
 
 /// Calls to one service that travel together: any number, of any actions, each with a
 /// result and an error of its own. Made by [`ServiceClient::batch`].
@@ -76,28 +71,6 @@ pub struct Batch {
     number: u64,
 }
 
-/// Which call of a batch it is, for taking its reply.
-#[derive(Debug)]
-pub struct Asked<T> {
-    pub(super) at: usize,
-    pub(super) batch: u64,
-    reply: PhantomData<fn() -> T>,
-}
-
-/// What goes into one message.
-#[derive(Default)]
-pub(super) struct Chunk {
-    items: Items,
-    pub(super) calls: Vec<InChunk>,
-}
-
-/// A call in a message.
-pub(super) struct InChunk {
-    /// Which of the batch's it is.
-    pub(super) at: usize,
-    payload: Range<usize>,
-}
-
 impl ServiceClient {
     /// Calls to `service` that travel together: see [`Batch`].
     pub fn batch(&self, service: &str) -> Batch {
@@ -146,11 +119,7 @@ impl Batch {
         let added = self.try_add(at, &action, request);
         self.actions.push(action);
         self.ends.push(added.err().map(End::Failed));
-        Asked {
-            at,
-            batch: self.number,
-            reply: PhantomData,
-        }
+        Asked::new(at, self.number)
     }
 
     /// How many calls it holds.
@@ -194,18 +163,10 @@ impl Batch {
         let Some(chunk) = self.chunks.last_mut() else {
             return Ok(()); // there is one now
         };
-        let added = chunk.items.push(action, &new_message_id(), request);
-        let (start, payload) = added.map_err(|error| target.not_sent(error))?;
-        if chunk.items.len() <= self.limits.bytes || chunk.calls.is_empty() {
-            chunk.calls.push(InChunk { at, payload });
-            return Ok(());
-        }
-        let items = chunk.items.split_off(start);
-        let payload = payload.start - start..payload.end - start;
-        self.chunks.push(Chunk {
-            items,
-            calls: vec![InChunk { at, payload }],
-        });
+        let next = chunk
+            .add(at, action, request, self.limits.bytes)
+            .map_err(|error| target.not_sent(error))?;
+        self.chunks.extend(next);
         Ok(())
     }
 
@@ -227,65 +188,6 @@ impl Batch {
         });
         let parts = parts.collect();
         PendingBatch::new(calls, limit, parts, self.ends)
-    }
-}
-
-/// What all calls of a batch have in common.
-pub(super) struct Calls {
-    pub(super) client: ServiceClient,
-    pub(super) service: String,
-    pub(super) options: CallOptions,
-    kind: Kind,
-    pub(super) actions: Vec<Arc<str>>,
-    pub(super) number: u64,
-}
-
-impl Calls {
-    pub(super) fn target<'a>(&'a self, action: &'a str) -> Target<'a> {
-        Target {
-            service: &self.service,
-            action,
-        }
-    }
-
-    /// Sends what goes into one message.
-    fn send(&self, chunk: &Chunk, limit: Limit) -> PartSent {
-        let together = &self.client.inner.router.together;
-        match &chunk.calls[..] {
-            [_] => self.send_alone(chunk, limit),
-            _ if !together.is_possible(&self.routing_key()) => self.send_alone(chunk, limit),
-            _ => PartSent::Together(self.send_together(chunk, limit)),
-        }
-    }
-
-    fn send_together(&self, chunk: &Chunk, limit: Limit) -> Result<Sent> {
-        let target = self.target(BATCH_ACTION);
-        target.check()?;
-        let (client, options) = (&self.client, &self.options);
-        let route = client.inner.route(target, options, limit.deadline)?;
-        let items = &chunk.items;
-        let encode = |envelope: &ServiceMessage<'_, ()>| items.encode(envelope);
-        let request = client.request_of(target, (), options, self.kind, limit, encode)?;
-        client.hand_over(target, request, route, limit)
-    }
-
-    /// Sends the calls of a message one by one.
-    pub(super) fn send_alone(&self, chunk: &Chunk, limit: Limit) -> PartSent {
-        let send = |call: &InChunk| {
-            let target = self.target(&self.actions[call.at]);
-            let payload = chunk.items.payload(call.payload.clone());
-            self.client
-                .start_within(target, &payload, &self.options, self.kind, limit)
-        };
-        PartSent::Alone(chunk.calls.iter().map(send).collect())
-    }
-
-    /// Where its messages go, unless a balancer picks somebody.
-    pub(super) fn routing_key(&self) -> String {
-        match &self.options.instance {
-            Some(id) => topology::instance_queue(&self.service, id),
-            None => topology::request_key(&self.service),
-        }
     }
 }
 

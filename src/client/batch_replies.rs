@@ -1,11 +1,11 @@
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
 use super::ServiceClient;
-use super::batch::Asked;
 use super::event::{Outcome, ReplyBody};
 use super::outcome::Target;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +21,24 @@ pub struct BatchReplies {
     pub(super) bodies: Vec<ReplyBody>,
     /// Until they are taken.
     pub(super) ends: Vec<Option<End>>,
+}
+
+/// Which call of a batch it is, for taking its reply.
+#[derive(Debug)]
+pub struct Asked<T> {
+    at: usize,
+    batch: u64,
+    reply: PhantomData<fn() -> T>,
+}
+
+impl<T> Asked<T> {
+    pub(super) fn new(at: usize, batch: u64) -> Self {
+        Self {
+            at,
+            batch,
+            reply: PhantomData,
+        }
+    }
 }
 
 /// How a call of a batch ended.

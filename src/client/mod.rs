@@ -4,6 +4,7 @@ mod batch;
 mod batch_replies;
 mod builder;
 mod callback;
+mod chunk;
 mod discovery;
 mod event;
 mod limits;
@@ -30,8 +31,8 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use self::batch::{Asked, Batch};
-pub use self::batch_replies::BatchReplies;
+pub use self::batch::Batch;
+pub use self::batch_replies::{Asked, BatchReplies};
 pub use self::builder::ServiceClientBuilder;
 use self::callback::CallbackThread;
 use self::discovery::Discovery;

@@ -1,8 +1,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use super::batch::{Calls, Chunk, InChunk};
 use super::batch_replies::{BatchReplies, End};
+use super::chunk::{Calls, Chunk, InChunk, Part, PartSent};
 use super::event::{Outcome, ReplyBody};
 use super::request::Limit;
 use super::{Sent, together};
@@ -20,30 +20,6 @@ pub struct PendingBatch {
     ends: Vec<Option<End>>,
     /// The bodies of messages that hold replies.
     bodies: Vec<ReplyBody>,
-}
-
-/// A message of a batch.
-pub(super) struct Part {
-    pub(super) chunk: Chunk,
-    pub(super) sent: PartSent,
-}
-
-/// How it was sent.
-pub(super) enum PartSent {
-    /// As it is.
-    Together(Result<Sent>),
-    /// Each of its calls as a message.
-    Alone(Vec<Result<Sent>>),
-}
-
-impl Part {
-    fn sent(&self) -> impl Iterator<Item = &Sent> {
-        let sent = match &self.sent {
-            PartSent::Together(sent) => std::slice::from_ref(sent),
-            PartSent::Alone(sent) => sent,
-        };
-        sent.iter().flatten()
-    }
 }
 
 impl PendingBatch {

@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::answer::{Answer, TOO_LARGE};
-use super::dispatch::{Dispatch, Handlers, unknown_action};
 use super::request::{Circumstances, Request, deadline_in};
-use super::run::{Verdict, panicked, shown};
+use super::run::{Runner, Verdict, panicked, shown, unknown_action};
 use crate::message::batch::{self, Item};
 use crate::message::{CODE_UNKNOWN_ACTION, Headers, Reply, ServiceMessage, Span};
 use crate::name::{check_action, check_short_string};
@@ -146,15 +145,15 @@ impl Batch {
     }
 
     /// Handles items until all have been taken.
-    pub(crate) fn work(&self, dispatch: &Dispatch) {
+    pub(crate) fn work(&self, runner: &Runner) {
         if self.items.is_empty() {
-            return self.finish(dispatch);
+            return self.finish(runner);
         }
         // Never wraps: as many are too many to be added to it as there are workers.
         while let Some((at, item)) = self.take() {
-            let answer = self.answer(item, dispatch);
+            let answer = self.answer(item, runner);
             // A reply store is the user's code too, and an item must be answered.
-            let body = catch_unwind(AssertUnwindSafe(|| self.handle(item, dispatch, &answer)));
+            let body = catch_unwind(AssertUnwindSafe(|| self.handle(item, runner, &answer)));
             let body = body.unwrap_or_else(|_| {
                 let error = panicked(&shown(item.action.get(&self.message.body)));
                 answer.failure(error.message(), error.code())
@@ -163,21 +162,21 @@ impl Batch {
                 (Some(_), Some(replier)) => {
                     let until = deadline_in(&self.headers(item));
                     let until = until.unwrap_or_else(|| Instant::now() + REPLY_PATIENCE);
-                    answer.send(replier, body, dispatch.max_body, until);
+                    answer.send(replier, body, runner.max_body, until);
                 }
                 (Some(_), None) => {}
-                (None, _) => self.keep(at, body, &answer, dispatch),
+                (None, _) => self.keep(at, body, &answer, runner),
             }
             if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.finish(dispatch);
+                self.finish(runner);
             }
         }
     }
 
     /// Keeps a reply until the others are there, unless they are too much already.
-    fn keep(&self, at: usize, body: Vec<u8>, answer: &Answer<'_>, dispatch: &Dispatch) {
+    fn keep(&self, at: usize, body: Vec<u8>, answer: &Answer<'_>, runner: &Runner) {
         let kept = self.kept.fetch_add(body.len(), Ordering::Relaxed) + body.len();
-        let body = match kept > dispatch.max_body && body.len() > USUAL_FAILURE {
+        let body = match kept > runner.max_body && body.len() > USUAL_FAILURE {
             true => does_not_fit(answer, body.len()),
             false => body,
         };
@@ -194,10 +193,10 @@ impl Batch {
         Headers::of(headers.get(&self.message.body))
     }
 
-    fn answer<'a>(&'a self, item: &'a Part, dispatch: &'a Dispatch) -> Answer<'a> {
+    fn answer<'a>(&'a self, item: &'a Part, runner: &'a Runner) -> Answer<'a> {
         let body = &self.message.body;
         Answer {
-            instance_id: dispatch.instance_id.as_deref(),
+            instance_id: runner.instance_id.as_deref(),
             reply_to: Some(&self.envelope.reply_to),
             correlation_id: item.correlation_id.as_ref().map(|id| id.get(body)),
             message_id: item.message_id.get(body),
@@ -205,7 +204,7 @@ impl Batch {
     }
 
     /// Runs one request and gives the body of its reply.
-    fn handle(&self, item: &Part, dispatch: &Dispatch, answer: &Answer<'_>) -> Vec<u8> {
+    fn handle(&self, item: &Part, runner: &Runner, answer: &Answer<'_>) -> Vec<u8> {
         let body = &self.message.body;
         let request = Request {
             message_id: answer.message_id,
@@ -220,17 +219,13 @@ impl Batch {
         if let Err(fault) = checked {
             return answer.failure(&fault.to_string(), Some("bad_envelope"));
         }
-        let handler = match &dispatch.handlers {
-            Handlers::ByAction(handlers) => handlers.get(request.action),
-            Handlers::One(handler) => Some(handler),
-        };
-        let Some(handler) = handler else {
+        let Some(handler) = runner.handlers.get(request.action) else {
             let fault = unknown_action(request.action);
             return answer.failure(&fault, Some(CODE_UNKNOWN_ACTION));
         };
         let begin = Instant::now();
         loop {
-            match dispatch.run(&request, handler, self.circumstances, answer) {
+            match runner.run(&request, handler, self.circumstances, answer) {
                 Verdict::Done(body) => return body.unwrap_or_default(),
                 Verdict::Failed(error) => return answer.failure(error.message(), error.code()),
                 // It cannot be put off alone.
@@ -246,7 +241,7 @@ impl Batch {
     }
 
     /// All items have been answered.
-    fn finish(&self, dispatch: &Dispatch) {
+    fn finish(&self, runner: &Runner) {
         let Some(delivery) = self.delivery.lock().take() else {
             return;
         };
@@ -254,15 +249,15 @@ impl Batch {
             return delivery.ack();
         }
         let answer = Answer {
-            instance_id: dispatch.instance_id.as_deref(),
+            instance_id: runner.instance_id.as_deref(),
             reply_to: Some(&self.envelope.reply_to),
             correlation_id: self.envelope.correlation_id.as_deref(),
             message_id: self.envelope.message_id.get(&self.message.body),
         };
-        let data = self.data(&answer, dispatch);
+        let data = self.data(&answer, runner);
         let body = Reply::success_round(answer.instance_id, &data, answer.message_id);
         let body = body.unwrap_or_else(|error| answer.failure(&error.to_string(), None));
-        match answer.publication(body, dispatch.max_body) {
+        match answer.publication(body, runner.max_body) {
             Some(reply) => delivery.ack_with(reply),
             None => delivery.ack(),
         }
@@ -270,13 +265,13 @@ impl Batch {
 
     /// The items' replies as an array. Those that would make it too large for a message
     /// are answered with an error.
-    fn data(&self, answer: &Answer<'_>, dispatch: &Dispatch) -> Vec<u8> {
+    fn data(&self, answer: &Answer<'_>, runner: &Runner) -> Vec<u8> {
         // A name takes up to six times its bytes.
         let names = |answer: &Answer<'_>| {
             let instance = answer.instance_id.unwrap_or_default();
             6 * (answer.message_id.len() + instance.len())
         };
-        let max = dispatch
+        let max = runner
             .max_body
             .saturating_sub(USUAL_FAILURE + names(answer));
         let replies = || self.items.iter().zip(&self.replies);
@@ -285,7 +280,7 @@ impl Batch {
         data.push(b'[');
         // What those that come later take at least.
         let at_least = |item: &Part, reply: &OnceLock<Vec<u8>>| {
-            let failure = USUAL_FAILURE + names(&self.answer(item, dispatch));
+            let failure = USUAL_FAILURE + names(&self.answer(item, runner));
             reply_len(reply).min(failure) + 1
         };
         let fits = size <= max;
@@ -305,7 +300,7 @@ impl Batch {
                 data.extend_from_slice(reply);
                 continue;
             }
-            let answer = self.answer(item, dispatch);
+            let answer = self.answer(item, runner);
             later -= (reply.len()).min(USUAL_FAILURE + names(&answer)) + 1;
             if data.len() + reply.len() + later < max || reply.len() <= USUAL_FAILURE {
                 data.extend_from_slice(reply);

@@ -1,15 +1,11 @@
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::answer::Answer;
 use super::batch::Batch;
-use super::context::Nested;
-use super::deduplication::Deduplication;
-use super::handler::Handler;
 use super::mover::{Failure, Mover, Reason};
 use super::request::{Circumstances, Request};
-use super::run::{Verdict, shown};
+use super::run::{Runner, Verdict, shown, unknown_action};
 use crate::message::batch::BATCH_ACTION;
 use crate::message::{CODE_UNKNOWN_ACTION, ServiceMessage};
 use crate::name::{check_action, check_short_string};
@@ -19,21 +15,8 @@ use crate::transport::{Delivery, Message};
 /// What a worker does with a delivery, whatever is in it: decode, run the
 /// handler, reply, ack; or see to it that it is tried again or kept.
 pub(crate) struct Dispatch {
-    /// Who answers, where the server has a registry.
-    pub(crate) instance_id: Option<String>,
-    pub(crate) handlers: Handlers,
-    pub(crate) max_body: usize,
+    pub(crate) runner: Runner,
     pub(crate) mover: Mover,
-    pub(crate) deduplication: Option<Deduplication>,
-    pub(crate) nested: Arc<Nested>,
-}
-
-/// Who handles what comes out of a queue.
-pub(crate) enum Handlers {
-    /// A service's, which answer.
-    ByAction(HashMap<String, Handler>),
-    /// A subscription's, for whatever its pattern fits. Events are not answered.
-    One(Handler),
 }
 
 /// The attempts at a delivery that have failed while it was held here.
@@ -83,34 +66,31 @@ impl Dispatch {
         if let Err(fault) = check(&envelope, &message) {
             return self.refuse_envelope(delivery, fault);
         }
-        let mut answer = Answer::to(&envelope, &message, self.instance_id.as_deref());
+        let runner = &self.runner;
+        let mut answer = Answer::to(&envelope, &message, runner.instance_id.as_deref());
         let circumstances = Circumstances {
             redelivered: self.mover.was_redelivered(&delivery),
             failed: self.mover.failed_attempts(&delivery, &attempt),
         };
-        let handler = match &self.handlers {
-            Handlers::ByAction(_) if envelope.action == BATCH_ACTION => {
-                let batch = Batch::read(&envelope, &message, &answer, circumstances);
-                return match batch {
-                    Ok(batch) => Processed::Batch(Arc::new(batch.with(delivery))),
-                    Err(fault) => self.refuse_envelope(delivery, fault),
-                };
-            }
-            Handlers::ByAction(handlers) => handlers.get(&*envelope.action),
-            Handlers::One(handler) => {
-                answer = answer.unwanted();
-                Some(handler)
-            }
-        };
+        if !runner.handlers.answer() {
+            answer = answer.unwanted();
+        } else if envelope.action == BATCH_ACTION {
+            let batch = Batch::read(&envelope, &message, &answer, circumstances);
+            return match batch {
+                Ok(batch) => Processed::Batch(Arc::new(batch.with(delivery))),
+                Err(fault) => self.refuse_envelope(delivery, fault),
+            };
+        }
+        let handler = runner.handlers.get(&envelope.action);
         let Some(handler) = handler else {
             let fault = unknown_action(&envelope.action);
             let body = answer.failure(&fault, Some(CODE_UNKNOWN_ACTION));
-            let reply = answer.publication(body, self.max_body);
+            let reply = answer.publication(body, runner.max_body);
             let failure = Failure::new(Reason::NoHandler, fault);
             self.mover.bury(delivery, &failure, &attempt, reply);
             return Processed::Done;
         };
-        match self.run(&Request::of(&envelope), handler, circumstances, &answer) {
+        match runner.run(&Request::of(&envelope), handler, circumstances, &answer) {
             Verdict::Done(None) => delivery.ack(),
             Verdict::Done(Some(body)) => self.reply(delivery, &answer, body),
             Verdict::InProgress => return self.mover.postpone(delivery, attempt).into(),
@@ -133,13 +113,12 @@ impl Dispatch {
     /// where to, and keeps it among the dead letters.
     fn refuse(&self, delivery: Delivery, failure: &Failure, code: &str) {
         let message = delivery.share_message();
-        let answer = Answer::to_properties(&message.properties, self.instance_id.as_deref());
-        let reply = match self.handlers {
-            Handlers::ByAction(_) => {
-                let body = answer.failure(&failure.error, Some(code));
-                answer.publication(body, self.max_body)
-            }
-            Handlers::One(_) => None,
+        let runner = &self.runner;
+        let answer = Answer::to_properties(&message.properties, runner.instance_id.as_deref());
+        let body = answer.failure(&failure.error, Some(code));
+        let reply = match runner.handlers.answer() {
+            true => answer.publication(body, runner.max_body),
+            false => None,
         };
         self.mover
             .bury(delivery, failure, &Attempt::default(), reply);
@@ -147,16 +126,11 @@ impl Dispatch {
 
     /// Publishes the reply, then acknowledges.
     fn reply(&self, delivery: Delivery, answer: &Answer<'_>, body: Vec<u8>) {
-        match answer.publication(body, self.max_body) {
+        match answer.publication(body, self.runner.max_body) {
             Some(reply) => delivery.ack_with(reply),
             None => delivery.ack(),
         }
     }
-}
-
-/// The contract's own words, which peers look for.
-pub(super) fn unknown_action(action: &str) -> String {
-    format!("Unknown action: {action}")
 }
 
 /// Nothing in the envelope is longer than what AMQP has for it, and the reply

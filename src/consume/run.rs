@@ -2,16 +2,53 @@
 //! handler.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Context;
 use super::answer::Answer;
-use super::deduplication::Admission;
-use super::dispatch::Dispatch;
+use super::context::Nested;
+use super::deduplication::{Admission, Deduplication};
 use super::handler::{Handler, HandlerError};
 use super::request::{Circumstances, Request};
 use crate::message::Reply;
+
+/// Those who handle requests, and what goes with them.
+pub(crate) struct Runner {
+    /// Whose they are.
+    pub(crate) owner: String,
+    /// Who answers, where the server has a registry.
+    pub(crate) instance_id: Option<String>,
+    pub(crate) handlers: Handlers,
+    pub(crate) deduplication: Option<Deduplication>,
+    pub(crate) nested: Arc<Nested>,
+    /// The largest reply, in bytes.
+    pub(crate) max_body: usize,
+}
+
+/// Who handles what comes out of a queue.
+pub(crate) enum Handlers {
+    /// A service's, which answer.
+    ByAction(HashMap<String, Handler>),
+    /// A subscription's, for whatever its pattern fits. Events are not answered.
+    One(Handler),
+}
+
+impl Handlers {
+    /// The one for an action.
+    pub(super) fn get(&self, action: &str) -> Option<&Handler> {
+        match self {
+            Self::ByAction(handlers) => handlers.get(action),
+            Self::One(handler) => Some(handler),
+        }
+    }
+
+    pub(super) fn answer(&self) -> bool {
+        matches!(self, Self::ByAction(_))
+    }
+}
 
 /// How a request ended that was not refused.
 pub(super) enum Verdict {
@@ -22,7 +59,7 @@ pub(super) enum Verdict {
     InProgress,
 }
 
-impl Dispatch {
+impl Runner {
     /// Runs the handler if the request is still wanted and not a repetition.
     pub(super) fn run(
         &self,
@@ -45,7 +82,7 @@ impl Dispatch {
         if context.remaining() == Some(Duration::ZERO) {
             let fault = format!(
                 "{} was not started: its caller's deadline has passed by the clock of {}",
-                request.action, self.mover.inbox.owner
+                request.action, self.owner
             );
             return self.failed(request, HandlerError::new(fault).with_code("expired"));
         }
@@ -85,7 +122,7 @@ impl Dispatch {
             }
             Err(_) => {
                 let action = shown(request.action);
-                log::error!(target: "coney::worker", "{}.{action} panicked", self.mover.inbox.owner);
+                log::error!(target: "coney::worker", "{}.{action} panicked", self.owner);
                 Verdict::Failed(panicked(&action))
             }
         }
@@ -100,10 +137,15 @@ impl Dispatch {
         };
         log::log!(
             target: "coney::worker", level,
-            "{}.{} failed: {}", self.mover.inbox.owner, shown(request.action), error.message()
+            "{}.{} failed: {}", self.owner, shown(request.action), error.message()
         );
         Verdict::Failed(error)
     }
+}
+
+/// The contract's own words, which peers look for.
+pub(super) fn unknown_action(action: &str) -> String {
+    format!("Unknown action: {action}")
 }
 
 pub(super) fn panicked(action: &str) -> HandlerError {

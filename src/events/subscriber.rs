@@ -10,7 +10,7 @@ use super::feed::{Crew, Feed, Intake, Job, Order};
 use super::subscription::Sharing;
 use super::{EventSubscriberBuilder, Subscription};
 use crate::consume::{
-    Deduplication, Dispatch, Handlers, Inbox, Mover, Nested, POSTPONE_FOR, Retries, Workers,
+    Deduplication, Dispatch, Handlers, Inbox, Mover, Nested, POSTPONE_FOR, Retries, Runner, Workers,
 };
 use crate::deadline;
 use crate::error::{ErrorKind, Result};
@@ -230,7 +230,8 @@ impl EventSubscriberBuilder {
             false => Retries::Queued(delays),
         };
         let deduplication = options.deduplication.as_ref();
-        let dispatch = Dispatch {
+        let runner = Runner {
+            owner: self.service.clone(),
             instance_id: None,
             handlers: Handlers::One(subscription.handler),
             max_body: self.broker.max_body(),
@@ -240,6 +241,10 @@ impl EventSubscriberBuilder {
                 ttl: *ttl,
                 lease: options.deduplication_lease,
             }),
+            nested: Arc::clone(nested),
+        };
+        let dispatch = Dispatch {
+            runner,
             mover: Mover {
                 broker: self.broker.clone(),
                 inbox: Inbox {
@@ -252,7 +257,6 @@ impl EventSubscriberBuilder {
                 redelivery_limit: options.redelivery_limit,
                 moves: crew.workers.way().clone(),
             },
-            nested: Arc::clone(nested),
         };
         Arc::new(Feed {
             dispatch,

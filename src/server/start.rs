@@ -11,7 +11,7 @@ use super::intake::{Consumers, Intake, Job, OwnQueue};
 use super::{ServiceServer, ServiceServerBuilder};
 use crate::consume::{
     Attempt, Deduplication, Dispatch, Handlers, Inbox, Move, Mover, Nested, POSTPONE_FOR,
-    Processed, Retries, Workers,
+    Processed, Retries, Runner, Workers,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_service;
@@ -67,7 +67,7 @@ impl ServiceServerBuilder {
                     Processed::Done | Processed::Again(_) => None,
                 },
                 Job::Batch(batch) => {
-                    batch.work(&dispatch);
+                    batch.work(&dispatch.runner);
                     None
                 }
             }
@@ -127,22 +127,11 @@ impl ServiceServerBuilder {
     fn dispatch(&mut self, moves: Sender<Move>) -> Dispatch {
         let options = &mut self.options;
         let registered = self.registry.is_some();
-        Dispatch {
+        let runner = Runner {
+            owner: self.service.clone(),
             instance_id: registered.then(|| self.instance.id().to_owned()),
             handlers: Handlers::ByAction(std::mem::take(&mut self.handlers)),
             max_body: self.broker.max_body(),
-            mover: Mover {
-                broker: self.broker.clone(),
-                inbox: Inbox {
-                    owner: self.service.clone(),
-                    queue: topology::request_queue(&self.service),
-                    stem: topology::service_stem(&self.service),
-                    counts: self.quorum,
-                },
-                retries: Retries::Queued(std::mem::take(&mut options.retry_delays)),
-                redelivery_limit: options.redelivery_limit,
-                moves,
-            },
             deduplication: options
                 .deduplication
                 .take()
@@ -157,6 +146,21 @@ impl ServiceServerBuilder {
                 service: self.service.clone(),
                 client: Mutex::new(options.client.take()),
             }),
+        };
+        Dispatch {
+            runner,
+            mover: Mover {
+                broker: self.broker.clone(),
+                inbox: Inbox {
+                    owner: self.service.clone(),
+                    queue: topology::request_queue(&self.service),
+                    stem: topology::service_stem(&self.service),
+                    counts: self.quorum,
+                },
+                retries: Retries::Queued(std::mem::take(&mut options.retry_delays)),
+                redelivery_limit: options.redelivery_limit,
+                moves,
+            },
         }
     }
 

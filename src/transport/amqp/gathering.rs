@@ -24,9 +24,13 @@ impl Session<'_> {
             self.publish_with(link, |lane| lane.publish(bundle, None))?;
         }
         let mut groups = Group::sort(requests).into_iter();
-        for mut group in &mut groups {
-            group.requests.retain_mut(|request| request.start_sending());
-            if let Err(end) = self.publish_with(link, |lane| lane.publish_together(group)) {
+        for group in &mut groups {
+            let Group {
+                key, mut requests, ..
+            } = group;
+            requests.retain_mut(|request| request.start_sending());
+            let publish = |lane: &mut Lane<'_>| lane.publish_together(key, requests);
+            if let Err(end) = self.publish_with(link, publish) {
                 // Taken and not sent: they wait for the next connection.
                 let left = groups.flat_map(|group| group.requests);
                 self.io
@@ -52,10 +56,10 @@ impl Session<'_> {
 }
 
 /// Requests that share a message.
-pub(super) struct Group {
+struct Group {
     /// Where they go.
-    pub(super) key: String,
-    pub(super) requests: Vec<Parcel>,
+    key: String,
+    requests: Vec<Parcel>,
     bytes: usize,
 }
 

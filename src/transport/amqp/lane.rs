@@ -10,11 +10,10 @@ use crossbeam_channel::{Receiver, TryRecvError};
 use super::command::Registered;
 use super::convert::{self, Failure};
 use super::declare::{consume, declare};
-use super::gathering::Group;
 use super::spare::{Confirming, Spare};
 use crate::message::CorrelationId;
 use crate::transport::{
-    Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink, Source, Token,
+    Delivery, LinkSpec, Outcome, Parcel, Publication, Receipt, Settle, Sink, Source, Token,
 };
 
 /// A link in one session: its AMQP channel, its consumer, and the deliveries
@@ -132,10 +131,11 @@ impl<'c> Lane<'c> {
     }
 
     /// Publishes requests with one routing key as one message.
-    pub(super) fn publish_together(&mut self, group: Group) -> Result<(), Failure> {
-        let Group {
-            key, mut requests, ..
-        } = group;
+    pub(super) fn publish_together(
+        &mut self,
+        key: String,
+        mut requests: Vec<Parcel>,
+    ) -> Result<(), Failure> {
         if requests.len() < 2 {
             let alone = requests.pop();
             return alone.map_or(Ok(()), |request| self.publish(*request, None));
