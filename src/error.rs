@@ -143,7 +143,7 @@ impl Error {
     /// deadline had passed before the handler was started), `unknown_action`, `poison`
     /// (its workers died on it), `deduplication_failed` (the server's reply store did
     /// not say whether it is a repeated one) and, in a batch, `in_progress` (the same request
-    /// is being handled, for longer than its lease).
+    /// is being handled, and took too long).
     pub fn remote_code(&self) -> Option<&str> {
         self.0.code.as_deref()
     }
