@@ -79,7 +79,8 @@ pub enum ErrorKind {
     /// The registry's store did not do what it was asked to: it cannot be reached, or
     /// it refuses.
     Registry,
-    /// The broker, client or server has been closed.
+    /// The broker, client or server has been closed; or what is asked for has been taken
+    /// already.
     Closed,
 }
 

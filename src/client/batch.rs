@@ -21,8 +21,10 @@ use crate::name::check_action;
 /// A message takes up to 500 calls and 512 KiB ([`limits`](Batch::limits)); what is more goes
 /// in further messages, at the same time. The service's workers share the calls of a message,
 /// and answer them in one. So a batch of a hundred short calls costs about as much as two
-/// calls, but its replies come together, with the slowest. And they share their fate: a server
-/// that dies over one of them has the next run all of its message again.
+/// calls, but the replies of a message come together, with the slowest: at the deadline all of
+/// them are missing if one is. So give slow calls a batch of their own, or smaller messages.
+/// And they share their fate: a server that dies over one of them has the next run all of its
+/// message again.
 ///
 /// A service that does not know batches, as peers in other languages do not, is called once
 /// for each, all at the same time, with the same results (each counts towards

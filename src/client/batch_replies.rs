@@ -65,13 +65,17 @@ impl BatchReplies {
         if asked.batch != self.batch {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
-                "this reply was asked for in another batch",
+                format!(
+                    "this reply was asked for in another batch, not in this one to {}",
+                    self.service
+                ),
             ));
         }
         self.result(asked.at)
     }
 
-    /// All replies, in the order asked, where they are of one type.
+    /// All replies, in the order asked, where they are of one type. Those that were taken
+    /// before are [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     pub fn into_results<T: DeserializeOwned>(mut self) -> Vec<Result<T>> {
         (0..self.ends.len()).map(|at| self.result(at)).collect()
     }

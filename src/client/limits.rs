@@ -25,7 +25,8 @@ impl BatchLimits {
         }
     }
 
-    /// How many calls at most, from 1 to 10,000. Default: 500.
+    /// How many calls at most, from 1 to 10,000; less counts as the one, more as the other.
+    /// Default: 500.
     pub fn calls(mut self, calls: usize) -> Self {
         self.calls = calls.clamp(1, MOST_ITEMS);
         self

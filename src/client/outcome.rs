@@ -171,6 +171,10 @@ pub(super) fn never_sent(what: &dyn fmt::Display, cause: &str) -> Error {
 }
 
 pub(super) fn too_late_to_send(what: &dyn fmt::Display, timeout: Duration, peer: &str) -> Error {
+    if timeout.is_zero() {
+        let fault = format!("{what} was not sent: its timeout left no time for it");
+        return Error::timed_out(Phase::Send, fault);
+    }
     Error::timed_out(
         Phase::Send,
         format!(

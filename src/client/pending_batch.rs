@@ -10,8 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::batch::BATCH_ACTION;
 use crate::message::range_in;
 
-/// The replies to a [`Batch`](crate::Batch), still to come. Dropping it forgets the calls,
-/// sent or not.
+/// The replies to a [`Batch`](crate::Batch), still to come. Dropping it forgets the calls:
+/// what has not left is not sent, and what has may run.
 #[must_use = "dropping a PendingBatch forgets its calls"]
 pub struct PendingBatch {
     calls: Calls,
@@ -106,6 +106,13 @@ impl PendingBatch {
             for call in calls {
                 let target = self.calls.target(&self.calls.actions[call.at]);
                 let error = self.calls.client.inner.timed_out(target, sent);
+                let error = match calls {
+                    [_] => error,
+                    more => error.about(format_args!(
+                        "{target} or another of the {} calls of its message was not answered",
+                        more.len()
+                    )),
+                };
                 self.ends[call.at] = Some(End::Failed(error));
             }
         }

@@ -94,7 +94,10 @@ impl ServiceClient {
             check_short_string("message id", id)?;
             message.message_id = id.as_str().into();
         }
-        let body = encode(&message).map_err(|error| target.not_sent(error))?;
+        let body = encode(&message).map_err(|error| match kind {
+            Kind::Command => error.about(format_args!("cannot send {target}")),
+            Kind::Call | Kind::AsyncCall => target.not_sent(error),
+        })?;
         let message_id = message.message_id.into_owned();
         let ticket = Arc::new(Ticket::until(limit.deadline));
         let publication = Publication {

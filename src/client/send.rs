@@ -66,7 +66,8 @@ impl ServiceClient {
 
     /// Sends many commands to one action, all under way at once, and blocks until each is
     /// confirmed, at most the client's timeout for all of them. Says what became of each, in
-    /// order. Each is a message of its own, as for [`send`](ServiceClient::send).
+    /// order. Each is a message of its own, as for [`send`](ServiceClient::send), and kept
+    /// among the dead letters if nobody can carry it out.
     ///
     /// ```
     /// # use coney::{Broker, ServiceClient, ServiceServer};

@@ -161,7 +161,7 @@ impl Publication {
             return Err(Error::new(
                 ErrorKind::Encode,
                 format!(
-                    "a message for {:?} is {} bytes long; at most {max_body} are allowed",
+                    "a message for {:?} is {} bytes long; at most {max_body} are allowed (max_body)",
                     self.routing_key,
                     self.body.len()
                 ),
