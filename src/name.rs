@@ -10,7 +10,15 @@ const SHORT_STRING_MAX: usize = 255;
 const SERVICE_MAX: usize = SHORT_STRING_MAX - "service..retry.4294967295".len();
 
 pub(crate) fn check_service(name: &str) -> Result<()> {
-    check("service name", name, SERVICE_MAX)
+    check("service name", name, SERVICE_MAX)?;
+    // RabbitMQ drops some of them, and the queue has another name then.
+    if name.contains(char::is_control) {
+        return Err(Error::new(
+            ErrorKind::InvalidConfig,
+            format!("the service name {name:?} contains a control character"),
+        ));
+    }
+    Ok(())
 }
 
 pub(crate) fn check_action(name: &str) -> Result<()> {
@@ -69,6 +77,7 @@ mod tests {
         assert!(check_service("user-service").is_ok());
         assert!(check_service("").is_err());
         assert!(check_service("a\0b").is_err());
+        assert!(check_service("a\nb").is_err());
         assert!(check_service(&"x".repeat(230)).is_ok());
         assert!(check_service(&"x".repeat(231)).is_err());
         assert!(check_action(&"x".repeat(255)).is_ok());

@@ -110,6 +110,15 @@ fn latencies(figure: &Figure) -> Option<Curve> {
 
 /// Draws curves with logarithmic axes.
 fn plot(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
+    let falls = |curve: &Curve| {
+        let ends = curve.points.first().zip(curve.points.last());
+        ends.is_some_and(|(first, last)| last.1 < first.1)
+    };
+    // Where no curve is.
+    let legend = match curves.iter().any(falls) {
+        true => SeriesLabelPosition::UpperRight,
+        false => SeriesLabelPosition::UpperLeft,
+    };
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let bounds = |axis: fn(&(f64, f64)) -> f64| {
         let values = || points().map(axis);
@@ -153,7 +162,7 @@ fn plot(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(legend)
         .background_style(WHITE.mix(0.8))
         .label_font((FONT, 12))
         .draw()?;

@@ -19,7 +19,8 @@ use crate::name::check_action;
 /// result and an error of its own. Made by [`ServiceClient::batch`].
 ///
 /// A message takes up to 500 calls and 512 KiB ([`limits`](Batch::limits)); what is more goes
-/// in further messages, at the same time. The service's workers share the calls of a message,
+/// in further messages, at the same time, each of which counts as one call
+/// [in flight](crate::ServiceClientBuilder::max_in_flight). The service's workers share the calls of a message,
 /// and answer them in one. So a batch of a hundred short calls costs about as much as two
 /// calls, but the replies of a message come together, with the slowest: at the deadline all of
 /// them are missing if one is. So give slow calls a batch of their own, or smaller messages.
@@ -27,8 +28,7 @@ use crate::name::check_action;
 /// message again.
 ///
 /// A service that does not know batches, as peers in other languages do not, is called once
-/// for each, all at the same time, with the same results (each counts towards
-/// [`max_in_flight`](crate::ServiceClientBuilder::max_in_flight) then); after
+/// for each, all at the same time, with the same results; after
 /// [`call_async`](Batch::call_async) that begins when they are waited for.
 ///
 /// A batch ends at one deadline: the client's timeout or its
@@ -134,7 +134,8 @@ impl Batch {
         self.ends.is_empty()
     }
 
-    /// Makes the calls, and blocks until the last has ended, at most until the deadline.
+    /// Makes the calls, and blocks until the last has ended, at most until the deadline; not
+    /// at all if there are none.
     /// The replies say what became of each.
     pub fn call(self) -> BatchReplies {
         self.start(Kind::Call).wait()

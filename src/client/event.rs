@@ -28,6 +28,8 @@ pub(crate) enum Outcome {
     NotSent(Arc<str>),
     /// Closed when it was.
     Closed(Arc<str>),
+    /// Decided, and not told: whoever was to tell it has died, or is about to.
+    Untold,
 }
 
 /// The body of a reply, or where it stands among others.

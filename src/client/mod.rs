@@ -127,7 +127,7 @@ impl Sent {
 fn decided(slot: &Receiver<Outcome>) -> Outcome {
     // A moment, unless that thread has died.
     slot.recv_timeout(Duration::from_secs(1))
-        .unwrap_or_else(|_| Outcome::Closed(CLIENT_CLOSED.into()))
+        .unwrap_or(Outcome::Untold)
 }
 
 impl ServiceClient {
@@ -202,11 +202,15 @@ impl ServiceClient {
     {
         let target = Target { service, action };
         let sent = self.start_call(target, request, options, Kind::Call)?;
-        let result = match self.inner.outcome(&sent) {
+        let outcome = self.inner.outcome(&sent);
+        let is_untold = matches!(outcome, Some(Outcome::Untold));
+        let result = match outcome {
             Some(outcome) => self.inner.result(target, outcome),
             None => Err(self.inner.timed_out(target, &sent)),
         };
-        sent.slot.give_back();
+        if !is_untold {
+            sent.slot.give_back();
+        }
         result
     }
 

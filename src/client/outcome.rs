@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::event::Outcome;
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::message::batch::BATCH_ACTION;
 use crate::message::{CODE_UNKNOWN_ACTION, Reply};
 use crate::name::{check_action, check_service};
 use crate::registry::Lookup;
@@ -53,10 +54,8 @@ impl Target<'_> {
                 ),
             )),
             Outcome::NotSent(cause) => Err(never_sent(&self, &cause)),
-            Outcome::Closed(cause) => Err(Error::new(
-                ErrorKind::Closed,
-                format!("{service}.{action} was sent, but {cause}; whether it ran is unknown"),
-            )),
+            Outcome::Closed(cause) => Err(closed_after(&self, &cause)),
+            Outcome::Untold => Err(closed_after(&self, "its outcome never came")),
         }
     }
 
@@ -113,8 +112,7 @@ impl Target<'_> {
 
     /// Says what was being called in an error from further down.
     pub(super) fn not_sent(self, error: Error) -> Error {
-        let Self { service, action } = self;
-        error.about(format_args!("cannot call {service}.{action}"))
+        error.about(format_args!("cannot call {self}"))
     }
 
     /// The registry knows nobody who would answer.
@@ -136,19 +134,19 @@ impl Target<'_> {
     }
 
     pub(super) fn too_many_in_flight(self, max: usize) -> Error {
-        let Self { service, action } = self;
         Error::new(
             ErrorKind::Rejected,
-            format!(
-                "{service}.{action} was not sent: {max} calls are in flight already (max_in_flight)"
-            ),
+            format!("{self} was not sent: {max} calls are in flight already (max_in_flight)"),
         )
     }
 }
 
 impl fmt::Display for Target<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.service, self.action)
+        match self.action {
+            BATCH_ACTION => write!(f, "a batch for {}", self.service),
+            action => write!(f, "{}.{action}", self.service),
+        }
     }
 }
 
@@ -160,6 +158,13 @@ pub(super) fn no_route(what: &dyn fmt::Display, service: &str, reason: &str, pee
              {reason})",
             topology::request_queue(service)
         ),
+    )
+}
+
+fn closed_after(what: &dyn fmt::Display, cause: &str) -> Error {
+    Error::new(
+        ErrorKind::Closed,
+        format!("{what} was sent, but {cause}; whether it ran is unknown"),
     )
 }
 

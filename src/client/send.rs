@@ -66,8 +66,9 @@ impl ServiceClient {
 
     /// Sends many commands to one action, all under way at once, and blocks until each is
     /// confirmed, at most the client's timeout for all of them. Says what became of each, in
-    /// order. Each is a message of its own, as for [`send`](ServiceClient::send), and kept
-    /// among the dead letters if nobody can carry it out.
+    /// order: `Ok` is on disk, not carried out. Each is a message of its own, as for
+    /// [`send`](ServiceClient::send), and kept among the dead letters if nobody can carry it
+    /// out.
     ///
     /// ```
     /// # use coney::{Broker, ServiceClient, ServiceServer};
@@ -80,6 +81,7 @@ impl ServiceClient {
     /// }
     /// # Ok::<(), coney::Error>(())
     /// ```
+    #[must_use = "a command of which this says that it failed is lost"]
     pub fn send_batch<'r, Req: Serialize + 'r>(
         &self,
         service: &str,

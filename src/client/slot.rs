@@ -9,7 +9,7 @@ use super::event::Outcome;
 /// Making one costs as much as encoding a request, so each thread keeps one for its next
 /// call. Whoever is to fill it takes the call out of the pending table before, and whoever
 /// waits either takes the call out itself, or takes the outcome: so one that is given back
-/// is empty, and stays so.
+/// is empty, and stays so. One whose outcome has been decided and has not come is not.
 #[derive(Clone)]
 pub(super) struct Slot {
     sender: Sender<Outcome>,

@@ -16,8 +16,8 @@ use crate::message::{CODE_UNKNOWN_ACTION, Headers, Reply, ServiceMessage, Span};
 use crate::name::{check_action, check_short_string};
 use crate::transport::{Delivery, Message, Replier};
 
-/// How often an item asks again whose request another worker is at, and for how long: it
-/// holds up a worker meanwhile.
+/// How often an item asks again whose request another worker is at, and for how long if it
+/// has no deadline: it holds up a worker meanwhile.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -135,8 +135,7 @@ impl Batch {
         self.next.load(Ordering::Relaxed) < self.items.len()
     }
 
-    /// The broker has taken it back: nobody begins with another item, and what is
-    /// answered goes nowhere.
+    /// The broker has taken it back: nobody begins with another item.
     pub(crate) fn abandon(&self) {
         self.next.store(self.items.len(), Ordering::Relaxed);
         if let Some(delivery) = self.delivery.lock().take() {
@@ -175,10 +174,16 @@ impl Batch {
 
     /// Keeps a reply until the others are there, unless they are too much already.
     fn keep(&self, at: usize, body: Vec<u8>, answer: &Answer<'_>, runner: &Runner) {
-        let kept = self.kept.fetch_add(body.len(), Ordering::Relaxed) + body.len();
-        let body = match kept > runner.max_body && body.len() > USUAL_FAILURE {
-            true => does_not_fit(answer, body.len()),
-            false => body,
+        let with_it = |kept: usize| {
+            let kept = kept.saturating_add(body.len());
+            (kept <= runner.max_body).then_some(kept)
+        };
+        let order = Ordering::Relaxed;
+        let fits =
+            body.len() <= USUAL_FAILURE || self.kept.fetch_update(order, order, with_it).is_ok();
+        let body = match fits {
+            true => body,
+            false => does_not_fit(answer, body.len()),
         };
         let _ = self.replies[at].set(body);
     }
@@ -224,12 +229,13 @@ impl Batch {
             return answer.failure(&fault, Some(CODE_UNKNOWN_ACTION));
         };
         let begin = Instant::now();
+        let has_deadline = request.deadline().is_some();
         loop {
             match runner.run(&request, handler, self.circumstances, answer) {
                 Verdict::Done(body) => return body.unwrap_or_default(),
                 Verdict::Failed(error) => return answer.failure(error.message(), error.code()),
-                // It cannot be put off alone.
-                Verdict::InProgress if begin.elapsed() < PATIENCE => {
+                // It cannot be put off alone. At its deadline it is `expired`.
+                Verdict::InProgress if has_deadline || begin.elapsed() < PATIENCE => {
                     thread::sleep(ASK_AGAIN);
                 }
                 Verdict::InProgress => {

@@ -23,7 +23,7 @@ pub(crate) trait Job: Send + Sized + 'static {
 /// woken. Only one is woken at a time; when it takes
 /// its job and there are more, it wakes the next. So a burst of short jobs is done by the
 /// few workers that are awake, and one of long jobs wakes as many as there are jobs.
-pub(super) struct Pool<J> {
+pub(super) struct Pool<J: Job> {
     queue: Arc<Mutex<Queue<J>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Disconnects when the last worker has ended.
@@ -46,6 +46,16 @@ impl<J: Job> Queue<J> {
     fn take(&mut self) -> Option<J> {
         let shared = self.backlog.front()?.share();
         shared.or_else(|| self.backlog.pop_front())
+    }
+
+    /// Leaves only jobs that have been begun and can be shared. Returns whom to tell, and
+    /// the others.
+    fn stop(&mut self) -> (Vec<Arc<Bell>>, Vec<J>) {
+        self.stopped = true;
+        let backlog = std::mem::take(&mut self.backlog).into_iter();
+        let (begun, left): (Vec<J>, Vec<J>) = backlog.partition(|job| job.share().is_some());
+        self.backlog = begun.into();
+        (std::mem::take(&mut self.idle), left)
     }
 
     /// Whom to wake, if there is a job and nobody is about to take it.
@@ -135,21 +145,14 @@ impl<J: Job> Pool<J> {
         std::mem::take(&mut self.queue.lock().backlog).into()
     }
 
-    /// Takes no more jobs and lets the workers end after the ones they run.
+    /// Takes no more jobs and lets the workers end after the ones they have begun.
     /// Returns the jobs that nobody has started.
     pub(super) fn stop(&self) -> Vec<J> {
-        let (idle, backlog) = {
-            let mut queue = self.queue.lock();
-            queue.stopped = true;
-            (
-                std::mem::take(&mut queue.idle),
-                std::mem::take(&mut queue.backlog),
-            )
-        };
+        let (idle, left) = self.queue.lock().stop();
         for worker in idle {
             worker.ring();
         }
-        backlog.into()
+        left
     }
 
     /// Is this called by one of the workers?
@@ -181,16 +184,9 @@ fn wake(worker: Option<Arc<Bell>>) {
 }
 
 /// Its workers would wait for ever.
-impl<J> Drop for Pool<J> {
+impl<J: Job> Drop for Pool<J> {
     fn drop(&mut self) {
-        let idle = {
-            let mut queue = self.queue.lock();
-            queue.stopped = true;
-            std::mem::take(&mut queue.idle)
-        };
-        for worker in idle {
-            worker.ring();
-        }
+        drop(self.stop());
     }
 }
 
@@ -213,8 +209,8 @@ impl<J: Job, F: Fn(J) -> Option<J>> Worker<J, F> {
                 let mut queue = self.queue.lock();
                 queue.running -= usize::from(was_running);
                 queue.waking &= !was_woken;
-                // What has been begun is seen through.
-                if queue.stopped && next.is_none() {
+                // What has been begun is seen through, by all who can help.
+                if queue.stopped && next.is_none() && queue.backlog.is_empty() {
                     return;
                 }
                 if let Some(next) = next.take() {

@@ -12,7 +12,7 @@ use crate::transport::Broker;
 
 /// The threads of a server or a subscriber: its workers, and the one that settles what
 /// they have moved.
-pub(crate) struct Workers<J> {
+pub(crate) struct Workers<J: Job> {
     /// Whose they are.
     owner: String,
     pool: Pool<J>,

@@ -183,6 +183,7 @@ impl EventPublisher {
     /// }
     /// # Ok::<(), coney::Error>(())
     /// ```
+    #[must_use = "an event of which this says that it failed is lost"]
     pub fn publish_batch<'p, T: Serialize + 'p>(
         &self,
         name: &str,

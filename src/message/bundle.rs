@@ -96,8 +96,13 @@ impl Bundling {
 
     /// Its size in bytes with another reply.
     pub(crate) fn len_with(&self, id: &str, reply: &[u8]) -> usize {
+        self.json.len() + Self::room_for(id, reply) + END.len()
+    }
+
+    /// How many bytes a reply takes at most.
+    pub(crate) fn room_for(id: &str, reply: &[u8]) -> usize {
         // Of an id with escapes a character takes up to six.
-        self.json.len() + ROUND_ONE + 6 * id.len() + reply.len() + END.len()
+        ROUND_ONE + 6 * id.len() + reply.len()
     }
 
     /// The body, and the correlation id of a reply that has remained alone and is an

@@ -19,6 +19,13 @@ pub(super) enum Job {
     Batch(Arc<Batch>),
 }
 
+impl Intake {
+    /// What nobody has begun with.
+    fn take_messages(&self) -> Vec<Job> {
+        self.workers.take(|job| matches!(job, Job::Message(_)))
+    }
+}
+
 impl consume::Job for Job {
     fn share(&self) -> Option<Self> {
         match self {
@@ -98,11 +105,11 @@ impl Consumers {
         {
             // From now on callers hear at once that nobody is there.
             self.attempt(own.wire.stop_consuming(deadline));
-            self.give_back_jobs(self.intake.workers.clear());
+            self.give_back_jobs(self.intake.take_messages());
             self.attempt(self.hand_over(own, deadline));
             self.attempt(own.wire.delete_own_queue(deadline));
         }
-        self.give_back_jobs(self.intake.workers.clear());
+        self.give_back_jobs(self.intake.take_messages());
     }
 
     /// Takes requests again, unless it is closed.

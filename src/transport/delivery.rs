@@ -59,7 +59,7 @@ pub(crate) trait Settle: Send + Sync {
     fn reply(&self, session: u64, tag: u64, reply: PartialReply<'_>);
 }
 
-/// Sends replies to a delivery, over the channel that acknowledges it.
+/// Sends replies to a delivery, over the link that acknowledges it.
 pub(crate) struct Replier {
     settler: Arc<dyn Settle>,
     session: u64,

@@ -2,8 +2,8 @@
 //!
 //! There is no timer: the first to come has the I/O thread told, and whoever comes
 //! before it gets there leaves together. Before it takes them it lets other threads run,
-//! as long as that brings more. So a request alone leaves alone and at once, and the more
-//! threads have something to send, the more share a message.
+//! as long as that brings more. So a request alone, after another that was, leaves at once,
+//! and the more threads have something to send, the more share a message.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -135,6 +135,9 @@ impl Waiting {
         let was_alone = self.was_alone.load(Ordering::Relaxed);
         let mut before = self.len();
         let mut in_vain = 0;
+        if before == 0 {
+            return self.take_now();
+        }
         let end = Instant::now() + LONGEST;
         // One that is alone as the one before was is not kept waiting.
         while in_vain < YIELDS
@@ -147,6 +150,12 @@ impl Waiting {
             in_vain = if now == before { in_vain + 1 } else { 0 };
             before = now;
         }
+        let messages = self.take_now();
+        self.was_alone.store(messages.len() == 1, Ordering::Relaxed);
+        messages
+    }
+
+    fn take_now(&self) -> Messages {
         let messages = {
             let mut state = self.state.lock();
             state.is_told = false;
@@ -155,7 +164,6 @@ impl Waiting {
         if messages.is_full() {
             self.room.notify_all();
         }
-        self.was_alone.store(messages.len() == 1, Ordering::Relaxed);
         messages
     }
 
@@ -194,7 +202,7 @@ impl Replies {
             ..
         } = reply;
         self.count += 1;
-        self.bytes += body.len();
+        self.bytes += Bundling::room_for(id, body);
         match self.open.get_mut(to) {
             Some(open) if open.len_with(id, body) <= most_bytes => open.push(id, body),
             Some(open) => {
