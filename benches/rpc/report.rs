@@ -126,6 +126,9 @@ fn plot(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
             values().fold(f64::MAX, f64::min),
             values().fold(0.0, f64::max),
         );
+        // An axis has marks at powers of ten at least: one is on it.
+        let decade = 10_f64.powf(low.log10().floor());
+        let low = if high / low < 10.0 { decade } else { low };
         (low * 0.8)..(high * 1.25)
     };
     if points().next().is_none() {
