@@ -1,5 +1,6 @@
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -30,6 +31,9 @@ struct Repr {
     phase: Option<Phase>,
     code: Option<String>,
     text: Option<String>,
+    retry_after: Option<Duration>,
+    /// Nothing ran, or something may have, where the kind alone does not say.
+    nothing_ran: Option<bool>,
 }
 
 /// The sorts of failure, by what the caller may do about them.
@@ -62,9 +66,16 @@ pub enum ErrorKind {
     /// A local policy refused the call before anything was sent: too many are
     /// in flight.
     Rejected,
-    /// The payload could not be encoded, or is larger than the limit. Nothing
-    /// was sent.
+    /// The service is there and refused before it began: it has too much to do, or
+    /// something it needs is away. Nothing ran; retry after
+    /// [`Error::retry_after`].
+    Busy,
+    /// The payload could not be encoded. Nothing was sent.
     Encode,
+    /// A message is larger than the sender, the broker or the receiver takes. Of a
+    /// request, nothing ran; of a reply, the handler has run, and
+    /// [`Error::is_safe_to_retry`] is false.
+    PayloadTooLarge,
     /// The reply could not be decoded into the type asked for:
     /// [`Error::raw_text`] has it as it came. (A request that the service could
     /// not decode is [`ErrorKind::Remote`] with the code `bad_request`.)
@@ -82,6 +93,10 @@ pub enum ErrorKind {
     /// The broker, client or server has been closed; or what is asked for has been taken
     /// already.
     Closed,
+    /// A call from a place where it could only wait for itself, such as the thread of
+    /// the AMQP library (through a logger), or a process forked after the connection was
+    /// made. Nothing was tried.
+    Misuse,
 }
 
 /// What was being waited for when a deadline passed.
@@ -108,17 +123,54 @@ impl Error {
         self.0.kind
     }
 
-    /// True if the request certainly did not run and the same request may
-    /// succeed later: sending it again cannot make it run twice.
+    /// True if the request certainly did not run: sending it again cannot make it run
+    /// twice.
+    ///
+    /// That says nothing about whether it will succeed: a request that cannot be encoded
+    /// fails the same way again. Bound a loop by attempts or by time, and look at the
+    /// time before each attempt, not at its error: an attempt that begins with no time
+    /// left ends as [`TimedOut`](ErrorKind::TimedOut), which hides why the ones before
+    /// failed.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use coney::{Broker, ErrorKind, ServiceClient};
+    ///
+    /// let client = ServiceClient::new(&Broker::memory(), "shop")?;
+    /// let end = Instant::now() + Duration::from_millis(100);
+    /// let pause = Duration::from_millis(20);
+    /// let result = loop {
+    ///     match client.call::<_, u64>("stock", "count", &7) {
+    ///         Err(error) if error.is_safe_to_retry() && Instant::now() + pause < end => {
+    ///             std::thread::sleep(error.retry_after().unwrap_or(pause));
+    ///         }
+    ///         result => break result,
+    ///     }
+    /// };
+    /// assert_eq!(result.unwrap_err().kind(), ErrorKind::NoRoute); // not TimedOut
+    /// # Ok::<(), coney::Error>(())
+    /// ```
     pub fn is_safe_to_retry(&self) -> bool {
-        match self.0.kind {
+        self.0.nothing_ran.unwrap_or(match self.0.kind {
             ErrorKind::NoRoute
             | ErrorKind::NoInstance
             | ErrorKind::NotSent
-            | ErrorKind::Rejected => true,
+            | ErrorKind::Rejected
+            | ErrorKind::Busy
+            | ErrorKind::Encode
+            | ErrorKind::PayloadTooLarge
+            | ErrorKind::UnknownAction
+            | ErrorKind::InvalidConfig
+            | ErrorKind::Misuse => true,
             ErrorKind::TimedOut => self.0.phase == Some(Phase::Send),
             _ => false,
-        }
+        })
+    }
+
+    /// How long to wait before another attempt, where the service has said so:
+    /// with [`ErrorKind::Busy`].
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
     }
 
     /// For [`ErrorKind::TimedOut`]: what was being waited for.
@@ -142,9 +194,10 @@ impl Error {
     /// decode into what the handler takes), `bad_envelope`, `bad_reply` (what the
     /// handler returned has no JSON), `reply_too_large`, `panic`, `expired` (the
     /// deadline had passed before the handler was started), `unknown_action`, `poison`
-    /// (its workers died on it), `deduplication_failed` (the server's reply store did
-    /// not say whether it is a repeated one) and, in a batch, `in_progress` (the same request
-    /// is being handled, and took too long).
+    /// (its workers died on it), `busy` (refused before it began), `too_large` (larger
+    /// than the server takes), `deduplication_failed` (the request was handled before and
+    /// its reply cannot be read) and, in a batch, `in_progress` (the same request is being
+    /// handled, and took too long).
     pub fn remote_code(&self) -> Option<&str> {
         self.0.code.as_deref()
     }
@@ -165,6 +218,8 @@ impl Error {
             phase: None,
             code: None,
             text: None,
+            retry_after: None,
+            nothing_ran: None,
         }))
     }
 
@@ -177,10 +232,10 @@ impl Error {
     /// The same error with what was being done when it came up.
     pub(crate) fn about(self, what: impl std::fmt::Display) -> Self {
         let message = format!("{what}: {self}");
-        let error = match self.phase() {
-            Some(phase) => Self::timed_out(phase, message),
-            None => Self::new(self.kind(), message),
-        };
+        let mut error = Self::new(self.kind(), message);
+        error.0.phase = self.phase();
+        error.0.nothing_ran = self.0.nothing_ran;
+        error.0.retry_after = self.0.retry_after;
         error.with_source(self)
     }
 
@@ -193,6 +248,8 @@ impl Error {
             phase,
             code,
             text,
+            retry_after,
+            nothing_ran,
         } = &*self.0;
         Self(Box::new(Repr {
             kind: *kind,
@@ -201,6 +258,8 @@ impl Error {
             phase: *phase,
             code: code.clone(),
             text: text.clone(),
+            retry_after: *retry_after,
+            nothing_ran: *nothing_ran,
         }))
     }
 
@@ -214,6 +273,17 @@ impl Error {
 
     pub(crate) fn with_text(mut self, text: impl Into<String>) -> Self {
         self.0.text = Some(text.into());
+        self
+    }
+
+    /// Says for certain whether nothing ran, where the kind alone does not.
+    pub(crate) fn with_nothing_ran(mut self, nothing_ran: bool) -> Self {
+        self.0.nothing_ran = Some(nothing_ran);
+        self
+    }
+
+    pub(crate) fn with_retry_after(mut self, after: Option<Duration>) -> Self {
+        self.0.retry_after = after;
         self
     }
 

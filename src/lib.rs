@@ -177,8 +177,10 @@ pub mod internals;
 pub mod message;
 mod name;
 mod proxy;
+mod random;
 mod redis;
 mod registry;
+mod relay;
 mod resolve;
 mod running;
 mod secret;
@@ -194,14 +196,14 @@ pub use client::{
 pub use consume::{Claim, Context, HandlerError, MemoryReplyStore, ReplyStore, StoreError};
 pub use dead_letters::{DeadLetter, DeadLetters, Replayed};
 pub use error::{Error, ErrorKind, Phase, Result};
-pub use events::{EventPublisher, EventSubscriber, EventSubscriberBuilder, Subscription};
+pub use events::{EventPublisher, EventSubscriber, EventSubscriberBuilder, RawEvent, Subscription};
 pub use proxy::{ServiceProxy, ServiceProxyFactory, action_name};
 pub use redis::{Redis, RedisBuilder, RedisRegistry, RedisReplyStore};
 pub use registry::{
     Balancer, Beat, Candidate, Found, Instance, Lookup, MemoryRegistry, Pick, Registration,
     RegistrationState, Registry, RegistryBuilder, ServiceRegistry, balance,
 };
-pub use server::{ServiceServer, ServiceServerBuilder};
+pub use server::{ServerState, ServiceServer, ServiceServerBuilder};
 pub use transport::{Broker, BrokerBuilder, ConnectionState};
 
 /// Runs the README's program as a test.

@@ -1,6 +1,8 @@
 //! The names that go on the wire: checked before anything is sent, because a
 //! short string over 255 bytes would corrupt the AMQP frame it is written to.
 
+use std::borrow::Cow;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// AMQP's limit on exchange, queue and routing key names, in bytes.
@@ -66,6 +68,16 @@ fn check(what: &str, name: &str, max: usize) -> Result<()> {
         ErrorKind::InvalidConfig,
         format!("the {what} {shown:?} {fault}"),
     ))
+}
+
+/// A name from the network as a log may show it: short and on one line.
+pub(crate) fn shown(name: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 80;
+    if name.len() <= LONGEST && !name.contains(char::is_control) {
+        return Cow::Borrowed(name);
+    }
+    let start: String = name.chars().take(LONGEST).collect();
+    Cow::Owned(start.escape_debug().to_string())
 }
 
 #[cfg(test)]

@@ -200,6 +200,18 @@ pub(crate) fn service_stem(service: &str) -> String {
     format!("service.{service}")
 }
 
+/// Where messages are handled one at a time that a worker may have died of.
+pub(crate) fn suspect_queue(stem: &str) -> String {
+    format!("{stem}.suspect")
+}
+
+/// A queue of suspects counts redeliveries, which a classic queue only marks.
+pub(crate) fn for_suspects(stem: &str, single_active: bool) -> Topology {
+    let mut counting = QueueOptions::new().quorum(NO_DELIVERY_LIMIT);
+    counting.single_active = single_active;
+    Topology::default().queue_with(suspect_queue(stem), counting)
+}
+
 /// Where messages wait for their next attempt, for `delay`. The delay is in the name
 /// because a queue's arguments cannot be changed.
 pub(crate) fn retry_queue(stem: &str, delay: Duration) -> String {
@@ -225,21 +237,42 @@ pub(crate) fn singleton_queue(subscription: &str) -> String {
 /// taken from.
 pub(crate) const DEAD_EXCHANGE: &str = "dead.exchange";
 
+/// Whether a queue is one of a service's: its requests, or a subscription of its.
+pub(crate) fn is_queue_of(queue: &str, service: &str) -> bool {
+    let after = |stem: &str| queue.strip_prefix(stem)?.strip_prefix(service);
+    after("service.") == Some(".request")
+        || after("service.").is_some_and(|rest| rest.starts_with(".instance."))
+        || after("event.").is_some_and(|rest| rest.starts_with('.'))
+}
+
 /// The queue that keeps all dead letters.
 pub(crate) const DEAD_QUEUE: &str = "dead.letter";
 
-/// A reply must not go where it would be taken for a request or a dead letter. Nor
-/// through RabbitMQ's direct reply-to, which the contract has no use for: a forged
-/// name there ends the channel it is published on, before the request that asked for
-/// it can be acknowledged.
-pub(crate) fn may_take_replies(queue: &str) -> bool {
+/// The name by which a client asks for RabbitMQ's direct reply-to. The broker puts another
+/// into the property `reply_to`, which begins with it.
+pub(crate) const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// Whether a reply may go to a queue: one that the broker has named, or stands for a client
+/// itself. Replies to other queues would be written with the server's rights, wherever a
+/// sender points, so they go there only where the server allows `any`, and never where they
+/// would be taken for a request or a dead letter.
+pub(crate) fn may_take_replies(queue: &str, any: bool) -> bool {
+    if let Some(token) = queue.strip_prefix(DIRECT_REPLY_TO) {
+        // A forged one would end the channel that it is published on.
+        let is_token = |c: u8| c.is_ascii_alphanumeric() || b"+/=.-_".contains(&c);
+        return token.len() > 1 && token.starts_with('.') && token.bytes().all(is_token);
+    }
+    if queue.starts_with("amq.gen-") {
+        return true;
+    }
     let ours = queue.starts_with("service.")
         && (queue.ends_with(".request")
+            || queue.ends_with(".suspect")
             || queue.contains(".retry.")
             || queue.contains(".instance."))
         || queue.starts_with("event.")
         || queue.starts_with("singleton.");
-    !ours && queue != DEAD_QUEUE && !queue.starts_with("amq.rabbitmq.")
+    any && !ours && queue != DEAD_QUEUE
 }
 
 /// Is this the routing key of requests to one instance?
@@ -290,7 +323,7 @@ pub(crate) fn for_dead_letters() -> Topology {
 
 /// coney counts redeliveries itself, and dead-letters with a reason. The broker,
 /// which would drop the message, must not be first.
-const NO_DELIVERY_LIMIT: u32 = 2_000_000_000;
+pub(crate) const NO_DELIVERY_LIMIT: u32 = 2_000_000_000;
 
 /// What a service needs before it can take requests: its queue, one queue for
 /// each delay between attempts, and the dead letters'.
@@ -308,6 +341,7 @@ pub(crate) fn for_service(service: &str, retry_delays: &[Duration], quorum: bool
         .and(for_dead_letters())
         .queue_with(&queue, requests)
         .bind(&queue, SERVICE_EXCHANGE, request_key(service))
+        .and(for_suspects(&service_stem(service), false))
         .and(for_retries(&service_stem(service), &queue, retry_delays))
 }
 
@@ -333,22 +367,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replies_do_not_go_into_the_queues_of_the_contract() {
-        let queue = request_queue("user-service");
-        assert!(!may_take_replies(&queue));
-        let retry = retry_queue(&service_stem("user-service"), Duration::from_secs(1));
-        assert!(!may_take_replies(&retry), "{retry}");
-        assert!(!may_take_replies(DEAD_QUEUE));
-        assert!(!may_take_replies(&instance_queue("user-service", "i1")));
-        assert!(!may_take_replies(&group_queue(
-            "user-service",
-            "order.*",
-            None
-        )));
-        assert!(!may_take_replies(&singleton_queue("report")));
-        assert!(!may_take_replies("amq.rabbitmq.reply-to.x.y"));
-        assert!(may_take_replies("amq.gen-J7nq"));
-        assert!(may_take_replies("replies.of.the.order-service"));
+    fn replies_go_where_a_client_listens_and_nowhere_else() {
+        let second = Duration::from_secs(1);
+        let stem = service_stem("user-service");
+        for ours in [
+            request_queue("user-service"),
+            retry_queue(&stem, second),
+            suspect_queue(&stem),
+            DEAD_QUEUE.to_owned(),
+            instance_queue("user-service", "i1"),
+            group_queue("user-service", "order.*", None),
+            singleton_queue("report"),
+            DIRECT_REPLY_TO.to_owned(),
+            format!("{DIRECT_REPLY_TO}."),
+            format!("{DIRECT_REPLY_TO}.a b"),
+        ] {
+            assert!(!may_take_replies(&ours, true), "{ours}");
+        }
+        assert!(may_take_replies("amq.gen-J7nq", false));
+        assert!(may_take_replies(
+            "amq.rabbitmq.reply-to.g2dkAA==.b8U=",
+            false
+        ));
+        assert!(!may_take_replies("replies.of.the.order-service", false));
+        assert!(may_take_replies("replies.of.the.order-service", true));
     }
 
     #[test]
@@ -365,7 +407,7 @@ mod tests {
             Some(QueueOptions::new())
         );
         assert_eq!(options(&plain, DEAD_QUEUE), Some(QueueOptions::new()));
-        assert_eq!(plain.queues().count(), 3);
+        assert_eq!(plain.queues().count(), 4);
         assert!(
             options(&plain, "service.s.retry.1000")
                 .unwrap()

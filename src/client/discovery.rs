@@ -97,13 +97,26 @@ impl Inner {
             && let Some(known) = discovery.registry.known(target.service)
             && let Ok(Reply {
                 instance_id: Some(id),
-                success,
+                error_code,
                 ..
             }) = Reply::decode(body)
         {
-            known.answered(&id, *after, !success);
+            known.answered(
+                &id,
+                *after,
+                error_code.as_deref().is_some_and(is_of_the_instance),
+            );
         }
     }
+}
+
+/// Error codes that say that the instance is at fault. A handler's own error says nothing
+/// about where it ran.
+fn is_of_the_instance(code: &str) -> bool {
+    matches!(
+        code,
+        "panic" | "bad_reply" | "poison" | "deduplication_failed"
+    )
 }
 
 impl Route {

@@ -23,6 +23,10 @@ pub(crate) enum Outcome {
         /// The queue, if it was for one in particular.
         queue: Option<String>,
     },
+    /// A message was larger than its receiver takes.
+    TooLarge(TooLarge),
+    /// The broker would not take the request; why.
+    Refused(String),
     Lost(Arc<str>),
     /// Closed before the request was sent.
     NotSent(Arc<str>),
@@ -30,6 +34,15 @@ pub(crate) enum Outcome {
     Closed(Arc<str>),
     /// Decided, and not told: whoever was to tell it has died, or is about to.
     Untold,
+}
+
+/// What was too large.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TooLarge {
+    /// The request, for the broker.
+    Request { bytes: usize, limit: Option<usize> },
+    /// The reply, for this client.
+    Reply { bytes: u64 },
 }
 
 /// The body of a reply, or where it stands among others.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use crate::deadline;
-use crate::message::{DEADLINE_HEADER, Headers};
+use crate::message::{DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
 
 /// The header that marks an asynchronous call.
 const ASYNC_HEADER: &str = "async_callback";
@@ -132,10 +132,15 @@ impl CallOptions {
         // A command is to be carried out however late it comes.
         if kind != Kind::Command {
             headers.insert(DEADLINE_HEADER, &deadline::unix_millis_after(timeout));
+            let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            headers.insert(TIMEOUT_HEADER, &millis.min(LONGEST_TIMEOUT));
         }
         headers
     }
 }
+
+/// A year, as for the deadline beside it.
+const LONGEST_TIMEOUT: u64 = 365 * 24 * 60 * 60 * 1_000;
 
 #[cfg(test)]
 mod tests {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::event::Outcome;
+use super::event::{Outcome, TooLarge};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::batch::BATCH_ACTION;
-use crate::message::{CODE_UNKNOWN_ACTION, Reply};
+use crate::message::{CODE_BUSY, CODE_RATE_LIMITED, CODE_TOO_LARGE, CODE_UNKNOWN_ACTION, Reply};
 use crate::name::{check_action, check_service};
 use crate::registry::Lookup;
 use crate::topology;
@@ -46,6 +46,22 @@ impl Target<'_> {
                      or does not serve now (no queue {queue} on {peer}; {reason})"
                 ),
             )),
+            Outcome::TooLarge(TooLarge::Request { bytes, limit }) => {
+                Err(request_too_large(&self, bytes, limit, peer))
+            }
+            Outcome::TooLarge(TooLarge::Reply { bytes }) => Err(Error::new(
+                ErrorKind::PayloadTooLarge,
+                format!(
+                    "the reply of {service}.{action} is {bytes} bytes long, more than this \
+                     connection takes (max_body)"
+                ),
+            )
+            .with_nothing_ran(false)),
+            Outcome::Refused(reason) => Err(Error::new(
+                ErrorKind::Broker,
+                format!("{peer} did not take {service}.{action}: {reason}"),
+            )
+            .with_nothing_ran(true)),
             Outcome::Lost(cause) => Err(Error::new(
                 ErrorKind::ConnectionLost,
                 format!(
@@ -82,16 +98,32 @@ impl Target<'_> {
         }
         let unknown_action = reply.error_code.as_deref() == Some(CODE_UNKNOWN_ACTION)
             || reply.error.strip_prefix("Unknown action: ") == Some(action);
-        let (kind, message) = if unknown_action {
-            let text = format!("{service} has no action {action:?}");
-            (ErrorKind::UnknownAction, text)
-        } else {
-            let text = format!("{service}.{action} answered with an error: {}", reply.error);
-            (ErrorKind::Remote, text)
+        let code = reply.error_code.as_deref();
+        let (kind, message) = match code {
+            _ if unknown_action => {
+                let text = format!("{service} has no action {action:?}");
+                (ErrorKind::UnknownAction, text)
+            }
+            Some(CODE_BUSY | CODE_RATE_LIMITED) => {
+                let text = format!("{service} refused {action}: {}", reply.error);
+                (ErrorKind::Busy, text)
+            }
+            Some(CODE_TOO_LARGE) => {
+                let text = format!("{service} did not take {action}: {}", reply.error);
+                (ErrorKind::PayloadTooLarge, text)
+            }
+            _ => {
+                let text = format!("{service}.{action} answered with an error: {}", reply.error);
+                (ErrorKind::Remote, text)
+            }
         };
-        Err(Error::new(kind, message)
-            .with_text(reply.error)
-            .with_code(reply.error_code.map(Into::into)))
+        let mut error = Error::new(kind, message)
+            .with_retry_after(reply.retry_after)
+            .with_text(reply.error.as_ref());
+        if code.is_some_and(nothing_ran) {
+            error = error.with_nothing_ran(true);
+        }
+        Err(error.with_code(reply.error_code.map(Into::into)))
     }
 
     /// The deadline has passed. Gives up on the request first, so that the
@@ -131,6 +163,7 @@ impl Target<'_> {
             ErrorKind::Closed,
             format!("cannot call {service}.{action}: {cause}"),
         )
+        .with_nothing_ran(true)
     }
 
     pub(super) fn too_many_in_flight(self, max: usize) -> Error {
@@ -150,6 +183,24 @@ impl fmt::Display for Target<'_> {
     }
 }
 
+/// The broker takes no message of that size.
+pub(super) fn request_too_large(
+    what: &dyn fmt::Display,
+    bytes: usize,
+    limit: Option<usize>,
+    peer: &str,
+) -> Error {
+    let limit = limit.map(|limit| format!(" of {limit} bytes"));
+    Error::new(
+        ErrorKind::PayloadTooLarge,
+        format!(
+            "{what} was not sent: its message of {bytes} bytes is over the limit{} of {peer} \
+             (max_message_size)",
+            limit.unwrap_or_default()
+        ),
+    )
+}
+
 pub(super) fn no_route(what: &dyn fmt::Display, service: &str, reason: &str, peer: &str) -> Error {
     Error::new(
         ErrorKind::NoRoute,
@@ -158,6 +209,14 @@ pub(super) fn no_route(what: &dyn fmt::Display, service: &str, reason: &str, pee
              {reason})",
             topology::request_queue(service)
         ),
+    )
+}
+
+/// Error codes with which a server says that no handler was started.
+fn nothing_ran(code: &str) -> bool {
+    matches!(
+        code,
+        "expired" | "deduplication_failed" | "bad_request" | "bad_envelope" | "in_progress"
     )
 }
 
@@ -215,8 +274,31 @@ mod tests {
         assert_eq!(error.unwrap_err().kind(), ErrorKind::Remote);
         let coded = r#"{"success":false,"error":"x","error_code":"unknown_action"}"#;
         let error = result::<()>(coded).unwrap_err();
+        assert!(error.is_safe_to_retry());
         assert_eq!(error.kind(), ErrorKind::UnknownAction);
         assert_eq!(error.remote_message(), Some("x"));
+    }
+
+    #[test]
+    fn a_code_says_whether_anything_ran() {
+        let failed = |code: &str, more: &str| {
+            let reply = format!(r#"{{"success":false,"error":"x","error_code":"{code}"{more}}}"#);
+            result::<()>(&reply).unwrap_err()
+        };
+        for code in ["expired", "deduplication_failed", "bad_request"] {
+            assert!(failed(code, "").is_safe_to_retry(), "{code}");
+            assert_eq!(failed(code, "").kind(), ErrorKind::Remote, "{code}");
+        }
+        for code in ["panic", "poison", "reply_too_large", "card_declined"] {
+            assert!(!failed(code, "").is_safe_to_retry(), "{code}");
+        }
+        let busy = failed("busy", r#","retry_after_ms":1500"#);
+        assert_eq!(busy.kind(), ErrorKind::Busy);
+        assert_eq!(busy.retry_after(), Some(Duration::from_millis(1_500)));
+        assert!(busy.is_safe_to_retry());
+        let large = failed("too_large", "");
+        assert_eq!(large.kind(), ErrorKind::PayloadTooLarge);
+        assert!(large.is_safe_to_retry());
     }
 
     #[test]

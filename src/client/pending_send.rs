@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::outcome::{never_sent, no_route, too_late_to_send};
+use super::outcome::{never_sent, no_route, request_too_large, too_late_to_send};
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::topology;
@@ -24,6 +24,8 @@ pub struct PendingSend {
     confirmation: Confirmation,
     ticket: Arc<Ticket>,
     timeout: Duration,
+    /// The size of its body.
+    bytes: usize,
 }
 
 /// What was sent, for texts.
@@ -48,6 +50,7 @@ impl PendingSend {
         confirmation: Confirmation,
         ticket: Arc<Ticket>,
         timeout: Duration,
+        bytes: usize,
     ) -> Self {
         Self {
             broker: broker.clone(),
@@ -55,6 +58,7 @@ impl PendingSend {
             confirmation,
             ticket,
             timeout,
+            bytes,
         }
     }
 
@@ -121,17 +125,16 @@ impl PendingSend {
                     format!("nobody on {peer} has subscribed to the event {name} ({reason})"),
                 ),
             }),
-            Fate::Refused if again => Err(unknown("sent again, it was refused")),
-            Fate::Refused => Err(Error::new(
+            Fate::TooLarge(limit) => Err(request_too_large(what, self.bytes, limit, peer)),
+            Fate::Refused(_) if again => Err(unknown("sent again, it was refused")),
+            Fate::Refused(reason) => Err(Error::new(
                 ErrorKind::Broker,
                 match what {
                     What::Command { service, .. } => format!(
-                        "{peer} refused {what}: the queue {} is full or has failed",
+                        "{peer} refused {what} for the queue {}: {reason}",
                         topology::request_queue(service)
                     ),
-                    What::Event { .. } => {
-                        format!("{peer} refused {what}: a queue it is for is full or has failed")
-                    }
+                    What::Event { .. } => format!("{peer} refused {what}: {reason}"),
                 },
             )),
             Fate::Lost(cause) => Err(unknown(&cause)),

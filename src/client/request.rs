@@ -27,6 +27,9 @@ pub(super) struct Limit {
     pub(super) deadline: Instant,
 }
 
+/// From this size on encoding twice costs less than holding what cannot be sent.
+const ENCODED_AGAIN: usize = 16 << 10;
+
 impl Limit {
     fn left(self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
@@ -66,6 +69,35 @@ impl ServiceClient {
                 Kind::Call | Kind::AsyncCall => message.encode_awaiting_reply_queue(),
             },
         )
+    }
+
+    /// Encodes a request, and finds it room among those that wait to be sent. While there is
+    /// none, a large one is not held in memory: it is encoded again when there is.
+    pub(super) fn request_with_room<Req: Serialize + ?Sized>(
+        &self,
+        target: Target<'_>,
+        request: &Req,
+        options: &CallOptions,
+        kind: Kind,
+        limit: Limit,
+    ) -> Result<Request> {
+        let encode = || self.request(target, request, options, kind, limit);
+        let mut encoded = encode()?;
+        let bytes = encoded.publication.body.len();
+        if bytes < ENCODED_AGAIN {
+            return Ok(encoded); // the transport finds it room
+        }
+        let broker = &self.inner.broker;
+        if let Ok(room) = broker.reserve(bytes, None) {
+            encoded.publication.room = room;
+            return Ok(encoded);
+        }
+        drop(encoded);
+        let room = broker.reserve(bytes, Some(limit.deadline));
+        let room = room.map_err(|error| target.not_sent(error))?;
+        let mut encoded = encode()?;
+        encoded.publication.room = room;
+        Ok(encoded)
     }
 
     /// The same, encoded by `encode`.

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::event::{Event, Outcome, ReplyBody};
+use super::event::{Event, Outcome, ReplyBody, TooLarge};
 use super::pending::{PendingCall, PendingTable, Refusal, Waiter};
 use super::together::{self, Together};
 use crate::message::bundle::Bundle;
 use crate::message::{CorrelationId, range_in};
+use crate::relay;
 use crate::topology;
-use crate::transport::{Delivery, Parcel, Publication, Returned, Sink};
+use crate::transport::{Delivery, Parcel, Publication, Refused, Returned, Sink};
 
 /// Routes what arrives on a client's reply queue to whoever waits for it.
 ///
@@ -93,7 +94,11 @@ impl Router {
     /// Nobody waits for what has come.
     fn nobody(&self) {
         self.unclaimed.fetch_add(1, Ordering::Relaxed);
-        log::debug!(target: "coney::client", "a late or unknown reply is dropped");
+        relay::log(
+            log::Level::Debug,
+            "coney::client",
+            format_args!("a late or unknown reply is dropped"),
+        );
     }
 
     fn answered(&self, id: Option<CorrelationId>, body: ReplyBody) {
@@ -200,6 +205,15 @@ impl Sink for Router {
         let id = delivery.message().properties.correlation_id.as_ref();
         let is_bundle = id.is_none();
         let id = correlation_id(id);
+        if let Some(oversized) = delivery.message().oversized() {
+            let bytes = oversized.bytes();
+            let calls = self.scatter(id);
+            let calls = calls.map_or(vec![id], |calls| calls.into_iter().map(Some).collect());
+            for id in calls {
+                self.finish(id, |_| Outcome::TooLarge(TooLarge::Reply { bytes }));
+            }
+            return Ok(Vec::new());
+        }
         let body = delivery.into_body();
         if let Some(calls) = self.scatter(id) {
             return Ok(self.answered_together(&calls, body));
@@ -218,6 +232,16 @@ impl Sink for Router {
         let calls = calls.map_or(vec![id], |calls| calls.into_iter().map(Some).collect());
         let instead = calls.into_iter().map(|id| self.no_route(id, &returned));
         instead.flatten().collect()
+    }
+
+    fn refused(&self, refused: Refused<'_>) -> Vec<Publication> {
+        let id = refused.correlation_id.and_then(CorrelationId::parse);
+        let (bytes, limit) = (refused.bytes, refused.limit);
+        self.finish(id, |_| match refused.reason {
+            Some(reason) => Outcome::Refused(reason.to_owned()),
+            None => Outcome::TooLarge(TooLarge::Request { bytes, limit }),
+        });
+        Vec::new()
     }
 
     fn gathered(&self, id: CorrelationId, messages: Vec<Parcel>) {

@@ -160,8 +160,9 @@ impl ServiceClient {
         }
         target.check()?;
         let limit = self.begin(options);
-        let request = self.request(target, request, options, Kind::Command, limit)?;
+        let request = self.request_with_room(target, request, options, Kind::Command, limit)?;
         let broker = &self.inner.broker;
+        let bytes = request.publication.body.len();
         let confirmation = broker
             .publish_confirmed(request.publication, limit.deadline)
             .map_err(|error| target.not_sent(error))?;
@@ -176,6 +177,7 @@ impl ServiceClient {
             confirmation,
             ticket,
             limit.timeout,
+            bytes,
         ))
     }
 }

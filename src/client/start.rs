@@ -37,7 +37,7 @@ impl ServiceClient {
     ) -> Result<Sent> {
         target.check()?;
         let route = self.inner.route(target, options, limit.deadline)?;
-        let mut request = self.request(target, request, options, kind, limit)?;
+        let mut request = self.request_with_room(target, request, options, kind, limit)?;
         request.publication.sharing = self.inner.coalesce;
         self.hand_over(target, request, route, limit)
     }

@@ -1,9 +1,9 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::message::{Reply, ServiceMessage};
+use crate::message::{CODE_BUSY, Reply, ServiceMessage};
 use crate::topology;
-use crate::transport::death::REPLAYED;
-use crate::transport::{Message, PartialReply, Properties, Publication, Replier};
+use crate::transport::x_death::REPLAYED;
+use crate::transport::{Message, PartialReply, Properties, Publication, Replier, is_large};
 
 /// Where the answer to a request goes, if one is wanted.
 pub(super) struct Answer<'a> {
@@ -23,10 +23,9 @@ impl<'a> Answer<'a> {
         instance_id: Option<&'a str>,
     ) -> Self {
         let properties = &message.properties;
-        let reply_to = match &request.reply_to {
-            _ if properties.headers.get(REPLAYED).is_some() => None,
-            Some(queue) => Some(&**queue),
-            None => properties.reply_to.as_deref(),
+        let reply_to = match properties.headers.get(REPLAYED) {
+            Some(_) => None,
+            None => Self::queue(request, properties),
         };
         let correlation_id = properties.correlation_id.as_deref();
         Self {
@@ -37,13 +36,35 @@ impl<'a> Answer<'a> {
         }
     }
 
+    /// The queue that a request names for its reply. The body's word counts before the
+    /// property's, except where it asks for RabbitMQ's direct reply-to: the name to reply to
+    /// is then one that the broker has put into the property.
+    pub(super) fn queue<'q>(
+        request: &'q ServiceMessage<'_>,
+        properties: &'q Properties,
+    ) -> Option<&'q str> {
+        let property = properties.reply_to.as_deref();
+        match request.reply_to.as_deref() {
+            Some(topology::DIRECT_REPLY_TO) | None => property,
+            queue => queue,
+        }
+    }
+
     /// For one that could not: as far as its properties say.
-    pub(super) fn to_properties(properties: &'a Properties, instance_id: Option<&'a str>) -> Self {
+    pub(super) fn to_properties(
+        properties: &'a Properties,
+        instance_id: Option<&'a str>,
+        any_queue: bool,
+    ) -> Self {
         let reply_to = properties.reply_to.as_deref();
+        let reply_to = match properties.headers.get(REPLAYED) {
+            Some(_) => None,
+            None => reply_to,
+        };
+        let may_be = |queue: &&str| topology::may_take_replies(queue, any_queue);
         Self {
             instance_id,
-            reply_to: reply_to
-                .filter(|queue| !queue.is_empty() && topology::may_take_replies(queue)),
+            reply_to: reply_to.filter(|queue| !queue.is_empty()).filter(may_be),
             correlation_id: properties.correlation_id.as_deref(),
             message_id: properties.message_id.as_deref().unwrap_or_default(),
         }
@@ -63,18 +84,37 @@ impl<'a> Answer<'a> {
 
     /// The body of an answer that says what went wrong.
     pub(super) fn failure(&self, error: &str, code: Option<&str>) -> Vec<u8> {
-        Reply::failure_by(self.instance_id, error, code, self.message_id)
+        Reply::failure_by(self.instance_id, error, code, None, self.message_id)
     }
 
-    /// The answer as a message; `None` if nobody wants one.
+    /// The body of a refusal: nothing ran, and another attempt may succeed later.
+    pub(super) fn busy(&self, error: &str, retry_after: Duration) -> Vec<u8> {
+        let (code, after) = (Some(CODE_BUSY), Some(retry_after));
+        Reply::failure_by(self.instance_id, error, code, after, self.message_id)
+    }
+
+    /// The answer as a message; `None` if none is wanted.
     pub(super) fn publication(&self, body: Vec<u8>, max_body: usize) -> Option<Publication> {
         let reply_to = self.reply_to?;
-        Some(Publication {
+        let reply = |body: Vec<u8>| Publication {
             properties: Properties {
                 correlation_id: self.correlation_id.map(str::to_owned),
                 ..Properties::json()
             },
-            ..Publication::new("", reply_to, self.fit(body, max_body))
+            ..Publication::new("", reply_to, body)
+        };
+        let body = self.fit(body, max_body);
+        // The broker may take less than we know.
+        let if_too_large = is_large(body.len()).then(|| {
+            let fault = format!(
+                "the reply is {} bytes long, more than the broker takes",
+                body.len()
+            );
+            Box::new(reply(self.failure(&fault, Some(TOO_LARGE))))
+        });
+        Some(Publication {
+            if_too_large,
+            ..reply(body)
         })
     }
 

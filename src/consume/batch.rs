@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::answer::{Answer, TOO_LARGE};
-use super::request::{Circumstances, Request, deadline_in};
-use super::run::{Runner, Verdict, panicked, shown, unknown_action};
+use super::request::{Circumstances, Request};
+use super::run::{Runner, Verdict, panicked, unknown_action};
+use super::settled::Tracked;
 use crate::message::batch::{self, Item};
 use crate::message::{CODE_UNKNOWN_ACTION, Headers, Reply, ServiceMessage, Span};
-use crate::name::{check_action, check_short_string};
+use crate::name::{check_action, check_short_string, shown};
 use crate::transport::{Delivery, Message, Replier};
 
 /// How often an item asks again whose request another worker is at, and for how long if it
@@ -29,7 +30,7 @@ const REPLY_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Batch {
     message: Arc<Message>,
     /// Until it is settled. Dropped before that, it goes back into its queue.
-    delivery: Mutex<Option<Delivery>>,
+    delivery: Mutex<Option<Tracked>>,
     replier: Option<Replier>,
     envelope: Envelope,
     circumstances: Circumstances,
@@ -119,15 +120,20 @@ impl Batch {
     }
 
     /// The same with what it came in.
-    pub(super) fn with(mut self, delivery: Delivery) -> Self {
-        self.replier = delivery.replier();
+    pub(super) fn with(mut self, delivery: Tracked) -> Self {
+        self.replier = delivery.delivery().replier();
         self.delivery = Mutex::new(Some(delivery));
         self
     }
 
     /// What it came in, if it has not been settled.
     pub(crate) fn into_delivery(self) -> Option<Delivery> {
-        self.delivery.into_inner()
+        self.delivery.into_inner().map(Tracked::into_delivery)
+    }
+
+    /// Begins with no other item.
+    pub(crate) fn stop(&self) {
+        self.next.store(self.items.len(), Ordering::Relaxed);
     }
 
     /// Is there an item that nobody has taken?
@@ -137,7 +143,7 @@ impl Batch {
 
     /// The broker has taken it back: nobody begins with another item.
     pub(crate) fn abandon(&self) {
-        self.next.store(self.items.len(), Ordering::Relaxed);
+        self.stop();
         if let Some(delivery) = self.delivery.lock().take() {
             delivery.forget();
         }
@@ -159,9 +165,9 @@ impl Batch {
             });
             match (answer.correlation_id, &self.replier) {
                 (Some(_), Some(replier)) => {
-                    let until = deadline_in(&self.headers(item));
+                    let until = runner.deadline(&self.headers(item), self.circumstances, &answer);
                     let until = until.unwrap_or_else(|| Instant::now() + REPLY_PATIENCE);
-                    answer.send(replier, body, runner.max_body, until);
+                    answer.send(replier, body, runner.max_body(), until);
                 }
                 (Some(_), None) => {}
                 (None, _) => self.keep(at, body, &answer, runner),
@@ -176,7 +182,7 @@ impl Batch {
     fn keep(&self, at: usize, body: Vec<u8>, answer: &Answer<'_>, runner: &Runner) {
         let with_it = |kept: usize| {
             let kept = kept.saturating_add(body.len());
-            (kept <= runner.max_body).then_some(kept)
+            (kept <= runner.max_body()).then_some(kept)
         };
         let order = Ordering::Relaxed;
         let fits =
@@ -229,13 +235,16 @@ impl Batch {
             return answer.failure(&fault, Some(CODE_UNKNOWN_ACTION));
         };
         let begin = Instant::now();
-        let has_deadline = request.deadline().is_some();
+        let deadline = runner.deadline(&request.headers, self.circumstances, answer);
         loop {
             match runner.run(&request, handler, self.circumstances, answer) {
                 Verdict::Done(body) => return body.unwrap_or_default(),
                 Verdict::Failed(error) => return answer.failure(error.message(), error.code()),
                 // It cannot be put off alone. At its deadline it is `expired`.
-                Verdict::InProgress if has_deadline || begin.elapsed() < PATIENCE => {
+                Verdict::Unavailable(fault) => {
+                    return answer.busy(fault, runner.busy_retry_after());
+                }
+                Verdict::InProgress if deadline.is_some() || begin.elapsed() < PATIENCE => {
                     thread::sleep(ASK_AGAIN);
                 }
                 Verdict::InProgress => {
@@ -263,10 +272,7 @@ impl Batch {
         let data = self.data(&answer, runner);
         let body = Reply::success_round(answer.instance_id, &data, answer.message_id);
         let body = body.unwrap_or_else(|error| answer.failure(&error.to_string(), None));
-        match answer.publication(body, runner.max_body) {
-            Some(reply) => delivery.ack_with(reply),
-            None => delivery.ack(),
-        }
+        delivery.done(answer.publication(body, runner.max_body()));
     }
 
     /// The items' replies as an array. Those that would make it too large for a message
@@ -278,7 +284,7 @@ impl Batch {
             6 * (answer.message_id.len() + instance.len())
         };
         let max = runner
-            .max_body
+            .max_body()
             .saturating_sub(USUAL_FAILURE + names(answer));
         let replies = || self.items.iter().zip(&self.replies);
         let size: usize = replies().map(|(_, reply)| reply_len(reply) + 1).sum();

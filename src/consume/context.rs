@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use super::request::Request;
 use crate::client::ServiceClient;
 use crate::error::{Error, Phase, Result};
+use crate::registry::Registry;
 use crate::transport::Broker;
 
 /// How long the first handler that wants a client may wait for it.
@@ -29,6 +30,8 @@ pub struct Context<'a> {
     pub(super) redelivered: bool,
     pub(super) attempt: u32,
     pub(super) deadline: Option<Instant>,
+    /// False for commands and events.
+    pub(super) wants_answer: bool,
     pub(super) nested: &'a Nested,
     pub(super) instance_id: Option<&'a str>,
 }
@@ -38,6 +41,19 @@ pub(crate) struct Nested {
     pub(crate) broker: Broker,
     pub(crate) service: String,
     pub(crate) client: Mutex<Option<ServiceClient>>,
+    /// The server's, through which the client finds other services.
+    pub(crate) registry: Option<Registry>,
+}
+
+/// What a nested call leaves of its caller's time for the handler that made it: a tenth,
+/// and no more than this.
+const LONGEST_RESERVE: Duration = Duration::from_millis(50);
+
+/// When nested calls end, so that a handler whose nested call has timed out can still
+/// answer in time.
+fn nested_deadline(deadline: Instant) -> Instant {
+    let left = deadline.saturating_duration_since(Instant::now());
+    deadline - (left / 10).min(LONGEST_RESERVE)
 }
 
 impl Nested {
@@ -53,7 +69,11 @@ impl Nested {
         if let Some(client) = &*client {
             return Ok(client.clone());
         }
-        let made = ServiceClient::builder(&self.broker, &self.service).build_until(Some(until))?;
+        let mut builder = ServiceClient::builder(&self.broker, &self.service);
+        if let Some(registry) = &self.registry {
+            builder = builder.registry(registry);
+        }
+        let made = builder.build_until(Some(until))?;
         Ok(client.insert(made).clone())
     }
 }
@@ -103,19 +123,25 @@ impl Context<'_> {
     }
 
     /// How long the caller still waits; zero once it has stopped. `None` if
-    /// it did not say, as peers in other languages do not. Compares the
-    /// caller's clock with ours, so it is as good as the two agree.
+    /// it did not say, as peers in other languages do not.
+    ///
+    /// Counted from the moment the request arrived here, less what it had waited before:
+    /// how far the caller's clock is off is estimated from its own requests of the last
+    /// five minutes, so the two clocks need not agree.
     pub fn remaining(&self) -> Option<Duration> {
         let deadline = self.deadline?;
         Some(deadline.saturating_duration_since(Instant::now()))
     }
 
     /// A client for calls to other services, in the name of this one, none of
-    /// which outlives the time the caller still waits.
+    /// which outlives the time the caller still waits: they end a little earlier, by a
+    /// tenth of what is left and 50 ms at most, so that the handler can still answer with
+    /// something else when one has timed out.
     ///
     /// All handlers of a server share one client; the first to ask makes it,
     /// and blocks until the broker has made its reply queue, at most 10 s and at
-    /// most as long as the caller waits. To
+    /// most as long as the caller waits. It finds services through the server's
+    /// [registry](crate::ServiceServerBuilder::registry), if that has one. To
     /// set its options, give the server one:
     /// [`ServiceServerBuilder::client`](crate::ServiceServerBuilder::client).
     ///
@@ -136,7 +162,7 @@ impl Context<'_> {
     pub fn client(&self) -> Result<ServiceClient> {
         let client = self.nested.client(self.deadline)?;
         Ok(match self.deadline {
-            Some(deadline) => client.with_deadline(deadline),
+            Some(deadline) => client.with_deadline(nested_deadline(deadline)),
             None => client,
         })
     }

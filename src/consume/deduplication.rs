@@ -1,199 +1,61 @@
-use std::collections::{HashMap, VecDeque};
-use std::error::Error as StdError;
+//! The use of a reply store for one queue: is a request a repeated one?
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::HandlerError;
-use crate::deadline;
+use super::leases::Leases;
+use super::request::Request;
+use super::{Claim, ReplyStore};
+use crate::random;
 
-/// What a [`ReplyStore`] fails with: any error.
-pub type StoreError = Box<dyn StdError + Send + Sync>;
-
-/// Remembers which requests have been answered, and how, so that a repeated one
-/// is not run again. Called by worker threads; may block for as long as it takes
-/// to ask a database.
-///
-/// [`MemoryReplyStore`] serves one process. To share one between the servers of a
-/// service, implement this over what they share; each operation must be atomic.
-pub trait ReplyStore: Send + Sync {
-    /// Takes the right to handle the request `key`, for at most `lease`, unless
-    /// somebody has it or it has been handled. `owner` is a number of the one who
-    /// asks, of this time only.
-    ///
-    /// # Errors
-    ///
-    /// Any; the request is not handled then, but fails.
-    fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<Claim, StoreError>;
-
-    /// The request has been handled: keeps its reply for `ttl`.
-    ///
-    /// # Errors
-    ///
-    /// Any; it is logged, and the request may be run again if it is repeated.
-    fn complete(&self, key: &str, reply: &[u8], ttl: Duration) -> Result<(), StoreError>;
-
-    /// The request has failed: it may be claimed again, unless `owner`'s lease has
-    /// run out and it has been.
-    ///
-    /// # Errors
-    ///
-    /// Any; it is logged, and the claim ends with its lease.
-    fn release(&self, key: &str, owner: u64) -> Result<(), StoreError>;
-}
-
-/// What [`ReplyStore::claim`] says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// Nobody had it: handle the request.
-    Granted,
-    /// Somebody is handling the request.
-    InProgress,
-    /// The request was handled; its reply.
-    Done(Vec<u8>),
-}
-
-/// A [`ReplyStore`] in this process, for at most so many requests: beyond that
-/// the oldest replies are forgotten.
-///
-/// ```
-/// use std::sync::Arc;
-/// use std::time::Duration;
-/// use coney::{Broker, MemoryReplyStore, ServiceServer};
-///
-/// let store = Arc::new(MemoryReplyStore::new(100_000));
-/// let server = ServiceServer::builder(&Broker::memory(), "payments")
-///     .handler("charge", |cents: u64| Ok::<_, String>(cents))
-///     .deduplicate(store, Duration::from_secs(600))
-///     .start()?;
-/// # Ok::<(), coney::Error>(())
-/// ```
-pub struct MemoryReplyStore {
-    entries: Mutex<Entries>,
-    capacity: usize,
-}
-
-/// A general cache would do, but for its eviction: it must never pick a request
-/// in progress, nor a young reply before an old one.
-#[derive(Default)]
-struct Entries {
-    by_key: HashMap<Arc<str>, Entry>,
-    /// The replies, in the order they were kept.
-    by_age: VecDeque<Arc<str>>,
-}
-
-struct Entry {
-    /// `None` while the request is being handled.
-    reply: Option<Vec<u8>>,
-    owner: u64,
-    until: Instant,
-}
-
-impl MemoryReplyStore {
-    /// A store that keeps at most `replies`.
-    pub fn new(replies: usize) -> Self {
-        Self {
-            entries: Mutex::default(),
-            capacity: replies,
-        }
-    }
-}
-
-impl Entries {
-    /// Forgets replies that are too old, or too many.
-    fn forget_old(&mut self, capacity: usize) {
-        let now = Instant::now();
-        while let Some(oldest) = self.by_age.front() {
-            let too_old = self
-                .by_key
-                .get(oldest)
-                .is_none_or(|entry| entry.until <= now);
-            if !too_old && self.by_age.len() <= capacity {
-                return;
-            }
-            if let Some(key) = self.by_age.pop_front()
-                && self
-                    .by_key
-                    .get(&key)
-                    .is_some_and(|entry| entry.reply.is_some())
-            {
-                self.by_key.remove(&key);
-            }
-        }
-    }
-}
-
-impl ReplyStore for MemoryReplyStore {
-    fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<Claim, StoreError> {
-        let mut entries = self.entries.lock();
-        entries.forget_old(self.capacity);
-        if let Some(entry) = entries.by_key.get(key).filter(|e| e.until > Instant::now()) {
-            return Ok(match &entry.reply {
-                Some(reply) => Claim::Done(reply.clone()),
-                None => Claim::InProgress,
-            });
-        }
-        let entry = Entry {
-            reply: None,
-            owner,
-            until: deadline::after(lease),
-        };
-        entries.by_key.insert(key.into(), entry);
-        Ok(Claim::Granted)
-    }
-
-    fn complete(&self, key: &str, reply: &[u8], ttl: Duration) -> Result<(), StoreError> {
-        let key: Arc<str> = key.into();
-        let entry = Entry {
-            reply: Some(reply.to_vec()),
-            owner: 0, // nobody's any more
-            until: deadline::after(ttl),
-        };
-        let mut entries = self.entries.lock();
-        let before = entries.by_key.insert(Arc::clone(&key), entry);
-        if before.is_none_or(|entry| entry.reply.is_none()) {
-            entries.by_age.push_back(key);
-        }
-        entries.forget_old(self.capacity);
-        Ok(())
-    }
-
-    fn release(&self, key: &str, owner: u64) -> Result<(), StoreError> {
-        let mut entries = self.entries.lock();
-        let entry = entries.by_key.get(key);
-        if entry.is_some_and(|entry| entry.reply.is_none() && entry.owner == owner) {
-            entries.by_key.remove(key);
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for MemoryReplyStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryReplyStore")
-            .field("capacity", &self.capacity)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The use of a store for one queue.
+/// A reply store as one server or subscription uses it.
 pub(crate) struct Deduplication {
-    /// What the keys begin with: a service, or a subscription.
-    pub(crate) scope: String,
-    pub(crate) store: Arc<dyn ReplyStore>,
-    pub(crate) ttl: Duration,
-    pub(crate) lease: Duration,
+    /// The first part of each key: a service, or a subscription's queue.
+    scope: String,
+    store: Arc<dyn ReplyStore>,
+    ttl: Duration,
+    lease: Duration,
+    leases: Leases,
+    outage: Mutex<Outage>,
+    /// How long the store may be away before consumption pauses.
+    patience: Duration,
 }
 
-/// May a request be run?
+/// For how long a store has been away. A plain struct that is told the time.
+#[derive(Debug, Default)]
+struct Outage {
+    since: Option<Instant>,
+}
+
+impl Outage {
+    /// True for the first failure of an outage.
+    fn failed(&mut self, now: Instant) -> bool {
+        let is_first = self.since.is_none();
+        self.since.get_or_insert(now);
+        is_first
+    }
+
+    /// True if it was away.
+    fn succeeded(&mut self) -> bool {
+        self.since.take().is_some()
+    }
+
+    fn is_longer_than(&self, patience: Duration, now: Instant) -> bool {
+        self.since
+            .is_some_and(|since| now.saturating_duration_since(since) >= patience)
+    }
+}
+
+/// Whether a request may be run.
 pub(super) enum Admission<'a> {
     Run(Claimed<'a>),
     Repeated(Vec<u8>),
     InProgress,
-    /// The store does not say.
-    Unknown(HandlerError),
+    /// The store does not answer.
+    Unknown,
 }
 
 /// The right to run a request, given back when dropped.
@@ -205,48 +67,136 @@ pub(super) struct Claimed<'a> {
 }
 
 impl Deduplication {
-    pub(super) fn admit(&self, message_id: &str) -> Admission<'_> {
-        let key = format!("{}/{message_id}", self.scope);
-        let owner = fastrand::u64(1..);
+    /// Starts the thread that renews leases.
+    pub(crate) fn start(
+        scope: &str,
+        store: Arc<dyn ReplyStore>,
+        ttl: Duration,
+        lease: Duration,
+        patience: Duration,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            leases: Leases::start(scope, Arc::clone(&store), lease)?,
+            scope: scope.to_owned(),
+            store,
+            ttl,
+            lease,
+            outage: Mutex::default(),
+            patience,
+        })
+    }
+
+    pub(super) fn admit(&self, request: &Request<'_>) -> Admission<'_> {
+        let key = self.key(request);
+        let owner = random::random_u64();
         match self.store.claim(&key, owner, self.lease) {
-            Ok(Claim::Granted) => Admission::Run(Claimed {
-                by: self,
-                key,
-                owner,
-                completed: false,
-            }),
-            Ok(Claim::Done(reply)) => Admission::Repeated(reply),
-            Ok(Claim::InProgress) => Admission::InProgress,
-            Err(error) => {
-                let scope = &self.scope;
-                log::error!(target: "coney::worker", "{scope}: the reply store: {error}");
-                let fault = "whether the request is a repeated one cannot be told now";
-                Admission::Unknown(HandlerError::new(fault).with_code("deduplication_failed"))
+            Ok(claim) => {
+                self.answered();
+                match claim {
+                    Claim::Granted => {
+                        self.leases.hold(owner, &key);
+                        Admission::Run(Claimed {
+                            by: self,
+                            key,
+                            owner,
+                            completed: false,
+                        })
+                    }
+                    Claim::Done(reply) => Admission::Repeated(reply),
+                    Claim::InProgress => Admission::InProgress,
+                }
             }
+            Err(error) => {
+                self.failed(&error);
+                Admission::Unknown
+            }
+        }
+    }
+
+    /// A request is the same only if all of these are: ids are the sender's, and a sender
+    /// may use one for several actions.
+    fn key(&self, request: &Request<'_>) -> String {
+        let mut key = self.scope.clone();
+        for part in [request.action, request.source_service, request.message_id] {
+            key.push('/');
+            push_escaped(part, &mut key);
+        }
+        key
+    }
+
+    /// The fault of the store, once it has been away for so long that consuming is of no
+    /// use. Asks the store whether it is back.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if !self
+            .outage
+            .lock()
+            .is_longer_than(self.patience, Instant::now())
+        {
+            return Ok(());
+        }
+        match self.store.ping() {
+            Ok(()) => {
+                self.answered();
+                Ok(())
+            }
+            Err(error) => Err(format!("the reply store is away: {error}")),
+        }
+    }
+
+    fn answered(&self) {
+        if self.outage.lock().succeeded() {
+            log::info!(target: "coney::worker", "{}: the reply store answers again", self.scope);
+        }
+    }
+
+    /// Logs once for each outage.
+    fn failed(&self, error: &dyn fmt::Display) {
+        if self.outage.lock().failed(Instant::now()) {
+            log::error!(
+                target: "coney::worker",
+                "{}: the reply store does not answer, so requests are put off: {error}", self.scope
+            );
+        }
+    }
+}
+
+/// Parts of a key may hold what stands between them.
+fn push_escaped(part: &str, key: &mut String) {
+    for c in part.chars() {
+        match c {
+            '/' => key.push_str("%2F"),
+            '%' => key.push_str("%25"),
+            _ => key.push(c),
         }
     }
 }
 
 impl Claimed<'_> {
-    /// The request has been handled; this is its answer.
+    /// Keeps the answer of a request that has been handled.
     pub(super) fn complete(mut self, reply: &[u8]) {
         self.completed = true;
         let Deduplication {
             scope, store, ttl, ..
         } = self.by;
-        if let Err(error) = store.complete(&self.key, reply, *ttl) {
-            log::error!(target: "coney::worker", "{scope}: the reply store: {error}");
+        match store.complete(&self.key, self.owner, reply, *ttl) {
+            Ok(true) => {}
+            Ok(false) => log::warn!(
+                target: "coney::worker",
+                "{scope}: the request {:?} was handled by another worker too; the reply of that \
+                 one counts", self.key
+            ),
+            Err(error) => self.by.failed(&error),
         }
     }
 }
 
 impl Drop for Claimed<'_> {
     fn drop(&mut self) {
+        self.by.leases.let_go(self.owner);
         if !self.completed
             && let Err(error) = self.by.store.release(&self.key, self.owner)
         {
-            let scope = &self.by.scope;
-            log::error!(target: "coney::worker", "{scope}: the reply store: {error}");
+            self.by.failed(&error);
         }
     }
 }
@@ -254,47 +204,54 @@ impl Drop for Claimed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consume::MemoryReplyStore;
+    use crate::message::Headers;
 
-    const LONG: Duration = Duration::from_secs(60);
+    fn request<'a>(action: &'a str, source: &'a str, id: &'a str) -> Request<'a> {
+        Request {
+            message_id: id,
+            source_service: source,
+            action,
+            timestamp: 0,
+            headers: Headers::new(),
+            payload: "null",
+        }
+    }
 
-    #[test]
-    fn one_at_a_time_and_once() {
-        let store = MemoryReplyStore::new(10);
-        let claim = || store.claim("a", 7, LONG).unwrap();
-        assert_eq!(claim(), Claim::Granted);
-        assert_eq!(claim(), Claim::InProgress);
-        store.release("a", 7).unwrap();
-        assert_eq!(claim(), Claim::Granted);
-        store.complete("a", b"1", LONG).unwrap();
-        assert_eq!(claim(), Claim::Done(b"1".to_vec()));
-        store.release("a", 7).unwrap();
-        assert_eq!(
-            claim(),
-            Claim::Done(b"1".to_vec()),
-            "what is done stays done"
-        );
+    fn deduplication() -> Deduplication {
+        let store = Arc::new(MemoryReplyStore::new(10));
+        let long = Duration::from_secs(60);
+        Deduplication::start("s", store, long, long, long).unwrap()
     }
 
     #[test]
-    fn leases_and_replies_end_and_the_oldest_goes_first() {
-        let store = MemoryReplyStore::new(2);
-        let claim = |key| store.claim(key, 7, LONG).unwrap();
-        assert_eq!(
-            store.claim("dead", 6, Duration::ZERO).unwrap(),
-            Claim::Granted
-        );
-        assert_eq!(claim("dead"), Claim::Granted, "the first lease is over");
-        store.release("dead", 6).unwrap();
-        assert_eq!(claim("dead"), Claim::InProgress, "and its owner has no say");
-        for key in ["a", "b", "c"] {
-            assert_eq!(claim(key), Claim::Granted);
-            store.complete(key, b"", LONG).unwrap();
+    fn the_same_id_for_another_action_or_from_another_source_is_another_request() {
+        let deduplication = deduplication();
+        let first = deduplication.admit(&request("reserve", "shop", "1"));
+        assert!(matches!(first, Admission::Run(_)));
+        for other in [
+            request("capture", "shop", "1"),
+            request("reserve", "pos", "1"),
+        ] {
+            assert!(matches!(deduplication.admit(&other), Admission::Run(_)));
         }
-        assert_eq!(claim("a"), Claim::Granted, "forgotten");
-        assert_eq!(claim("b"), Claim::Done(vec![]));
-        assert_eq!(claim("dead"), Claim::InProgress, "never forgotten");
-        store.complete("short", b"", Duration::ZERO).unwrap();
-        assert_eq!(claim("short"), Claim::Granted);
-        assert!(store.entries.lock().by_age.len() <= 3);
+        let again = deduplication.admit(&request("reserve", "shop", "1"));
+        assert!(matches!(again, Admission::InProgress));
+        let key = |a, b, c| deduplication.key(&request(a, b, c));
+        assert_ne!(key("a/b", "c", "d"), key("a", "b/c", "d"));
+        assert_ne!(key("a%2Fb", "c", "d"), key("a/b", "c", "d"));
+    }
+
+    #[test]
+    fn an_outage_is_long_after_so_long() {
+        let (mut outage, start) = (Outage::default(), Instant::now());
+        let seconds = Duration::from_secs;
+        assert!(outage.failed(start));
+        assert!(!outage.failed(start + seconds(29)));
+        assert!(!outage.is_longer_than(seconds(30), start + seconds(29)));
+        assert!(outage.is_longer_than(seconds(30), start + seconds(30)));
+        assert!(outage.succeeded());
+        assert!(!outage.succeeded());
+        assert!(!outage.is_longer_than(seconds(30), start + seconds(60)));
     }
 }

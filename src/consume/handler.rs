@@ -35,6 +35,8 @@ pub struct HandlerError {
     message: String,
     code: Option<String>,
     do_not_retry: bool,
+    /// The handler was not reached: the payload does not decode.
+    undecodable: bool,
 }
 
 impl HandlerError {
@@ -44,6 +46,7 @@ impl HandlerError {
             message: message.into(),
             code: None,
             do_not_retry: false,
+            undecodable: false,
         }
     }
 
@@ -85,6 +88,15 @@ impl HandlerError {
 
     pub(super) fn may_be_retried(&self) -> bool {
         !self.do_not_retry
+    }
+
+    pub(super) fn is_undecodable(&self) -> bool {
+        self.undecodable
+    }
+
+    fn undecodable(mut self) -> Self {
+        self.undecodable = true;
+        self.do_not_retry()
     }
 }
 
@@ -131,12 +143,16 @@ where
 {
     Box::new(move |context, payload| {
         let response = handler(context, payload).map_err(Into::into)?;
+        if !context.wants_answer {
+            return Ok(Vec::new());
+        }
         let json: Json<'_> = serde_json::from_str(&response).map_err(|fault| {
             let action = context.action();
             HandlerError::new(format!(
                 "{action} answered something that is not JSON: {fault}"
             ))
             .with_code("bad_reply")
+            .do_not_retry()
         })?;
         reply(&json, context)
     })
@@ -173,11 +189,19 @@ fn decode<T: DeserializeOwned>(context: &Context<'_>, payload: &str) -> Result<T
         let action = context.action();
         HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
             .with_code("bad_request")
-            .do_not_retry()
+            .undecodable()
     })
 }
 
+/// The body of the answer; empty where none is wanted, as from a command: what is not
+/// sent need not be encodable. Another attempt would not make it so.
 fn reply<T: Serialize>(response: &T, context: &Context<'_>) -> Result<Vec<u8>, HandlerError> {
-    Reply::success_by(context.instance_id(), response, context.message_id())
-        .map_err(|error| HandlerError::from(error).with_code("bad_reply"))
+    if !context.wants_answer {
+        return Ok(Vec::new());
+    }
+    Reply::success_by(context.instance_id(), response, context.message_id()).map_err(|error| {
+        HandlerError::from(error)
+            .with_code("bad_reply")
+            .do_not_retry()
+    })
 }

@@ -2,128 +2,78 @@
 //! the dead letters. Each move is confirmed by the broker before the original is
 //! acknowledged, so a message may be doubled by a fault, and never lost.
 
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
+use super::failure::{Failure, Reason, describe};
 use super::moves::{MOVE_TIMEOUT, Move};
+use super::settled::Tracked;
 use super::{Again, Attempt, HandlerError, Inbox};
 use crate::deadline;
+use crate::message::Body;
 use crate::topology::DEAD_EXCHANGE;
-use crate::transport::death::{ATTEMPTS, Death, FIRST_ERROR, LAST_ERROR, REDELIVERIES};
-use crate::transport::{
-    Broker, Delivery, HeaderTable, LARGEST_HEADERS, Properties, Publication, Ticket,
+use crate::transport::x_death::{
+    ATTEMPTS, COPIES, Death, FIRST_ERROR, GIVEN_UP, LAST_ERROR, LEFT_OUT, REDELIVERIES,
 };
+use crate::transport::{Broker, Delivery, Fate, HeaderTable, Properties, Publication, Ticket};
 
 /// What a quorum queue counts itself.
-const DELIVERY_COUNT: &str = "x-delivery-count";
+pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// How much of an error a header holds, in bytes.
 const LONGEST_ERROR: usize = 1_000;
+
+/// How long a worker waits after it could not dead-letter a message with a large body.
+const OVERSIZED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a repeated request waits for the first to end; what deduplicates has a
 /// queue for it.
 pub(crate) const POSTPONE_FOR: Duration = Duration::from_secs(1);
 
-/// Room for the headers that a move adds.
-const OUR_HEADERS: usize = 8_000;
-
-/// Why a message is given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// Its handler said so.
-    Rejected,
-    RetriesExhausted,
-    Undecodable,
-    NoHandler,
-    DeliveryLimit,
-}
-
-impl Reason {
-    /// RabbitMQ's own words where it has them.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Rejected => "rejected",
-            Self::RetriesExhausted => "retries_exhausted",
-            Self::Undecodable => "undecodable",
-            Self::NoHandler => "no_handler",
-            Self::DeliveryLimit => "delivery_limit",
-        }
-    }
-}
-
-/// Why a message is given up, and what there is to say about it.
-pub(super) struct Failure {
-    pub(super) reason: Reason,
-    pub(super) error: String,
-}
-
-impl Failure {
-    pub(super) fn new(reason: Reason, error: impl Into<String>) -> Self {
-        Self {
-            reason,
-            error: error.into(),
-        }
-    }
-}
-
 pub(crate) struct Mover {
     pub(crate) broker: Broker,
     pub(crate) inbox: Inbox,
     pub(crate) retries: Retries,
-    pub(crate) redelivery_limit: u32,
     pub(crate) moves: Sender<Move>,
 }
 
 /// Where a message waits that has failed, and how long before its second attempt, its
 /// third, and so on.
 pub(crate) enum Retries {
-    /// In a queue of the broker for each delay: it holds nobody up.
-    Queued(Vec<Duration>),
+    /// In a queue of the broker for each delay: it holds nothing else up.
+    Queued {
+        delays: Vec<Duration>,
+        /// The delay of the queue for what cannot be processed, or dead-lettered, now.
+        parking: Duration,
+    },
     /// Here, unacknowledged: where its place in the queue matters, or the queue goes
     /// with this process.
-    Held(Vec<Duration>),
+    Held {
+        delays: Vec<Duration>,
+        parking: Duration,
+    },
+}
+
+impl Retries {
+    fn delays(&self) -> &[Duration] {
+        let (Self::Queued { delays, .. } | Self::Held { delays, .. }) = self;
+        delays
+    }
+
+    fn parking(&self) -> Duration {
+        let (Self::Queued { parking, .. } | Self::Held { parking, .. }) = self;
+        *parking
+    }
+
+    fn are_held(&self) -> bool {
+        matches!(self, Self::Held { .. })
+    }
 }
 
 impl Mover {
-    /// Lets a delivery pass unless it has been delivered before.
-    ///
-    /// A classic queue only marks redeliveries and does not count them, so one
-    /// that is marked goes back to the end of its queue as a new message with
-    /// the count in a header, before anything else is done with it: that
-    /// survives the next worker's death too. A message over the limit is given
-    /// to `refuse`.
-    pub(super) fn count_redelivery(
-        &self,
-        delivery: Delivery,
-        refuse: impl FnOnce(Delivery, Failure),
-    ) -> Option<Delivery> {
-        let headers = &delivery.message().properties.headers;
-        let marked = delivery.is_redelivered() && !self.inbox.counts;
-        let count = match self.inbox.counts {
-            true => headers.int(DELIVERY_COUNT),
-            false => headers.int(REDELIVERIES),
-        };
-        let count = count.unwrap_or(0).max(0).saturating_add(i64::from(marked));
-        if count > i64::from(self.redelivery_limit) {
-            let error = format!(
-                "delivered {} times without being settled; the workers that had it died or lost \
-                 their connections",
-                count.saturating_add(1)
-            );
-            refuse(delivery, Failure::new(Reason::DeliveryLimit, error));
-            return None;
-        }
-        if !marked {
-            return Some(delivery);
-        }
-        let mut copy = self.copy(&delivery, "", self.inbox.queue.clone());
-        copy.properties.expiration = delivery.message().properties.expiration;
-        copy.properties.headers.insert(REDELIVERIES, count);
-        self.move_to(delivery, copy, None);
-        None
-    }
-
     /// Was it delivered before, by the queue's mark or by our count?
     pub(super) fn was_redelivered(&self, delivery: &Delivery) -> bool {
         let headers = &delivery.message().properties.headers;
@@ -137,36 +87,55 @@ impl Mover {
         before.saturating_add(attempt.failed)
     }
 
+    /// Moves a message that may be what its worker died of to the queue of suspects,
+    /// where it is handled alone.
+    pub(super) fn suspect(&self, delivery: Tracked) {
+        let mut copy = self.copy(delivery.delivery(), "", self.inbox.suspect_queue());
+        copy.properties.expiration = delivery.message().properties.expiration;
+        let headers = &mut copy.properties.headers;
+        let before = headers.int(REDELIVERIES).unwrap_or(0);
+        headers.insert(REDELIVERIES, before.saturating_add(1));
+        self.move_to(delivery, copy, None, None);
+    }
+
+    /// Puts a message that was fetched and not begun back into its queue, as new: it goes
+    /// to another worker, and nothing counts against it.
+    pub(crate) fn give_back(&self, delivery: Tracked) {
+        let mut copy = self.copy(delivery.delivery(), "", self.inbox.queue.clone());
+        copy.properties.expiration = delivery.message().properties.expiration;
+        self.move_to(delivery, copy, None, None);
+    }
+
     /// After a one-way message's handler has failed: another attempt later, or
     /// the end.
     pub(super) fn failed(
         &self,
-        delivery: Delivery,
+        delivery: Tracked,
         attempt: Attempt,
         error: HandlerError,
     ) -> Option<Again> {
-        let before = self.failed_attempts(&delivery, &attempt);
-        let (Retries::Queued(delays) | Retries::Held(delays)) = &self.retries;
-        let delay = match delays.get(before) {
+        let before = self.failed_attempts(delivery.delivery(), &attempt);
+        let delay = match self.retries.delays().get(before) {
             Some(&delay) if error.may_be_retried() => delay,
-            delay => {
-                let reason = match delay {
-                    Some(_) => Reason::Rejected,
-                    None if error.may_be_retried() => Reason::RetriesExhausted,
-                    None => Reason::Rejected,
+            _ => {
+                let reason = match error.may_be_retried() {
+                    true => Reason::RetriesExhausted,
+                    false if error.is_undecodable() => Reason::Undecodable,
+                    false => Reason::Rejected,
                 };
                 let failure = Failure::new(reason, error.message());
-                self.bury(delivery, &failure, &attempt, None);
+                self.dead_letter(delivery, &failure, &attempt, None);
                 return None;
             }
         };
         log::info!(
             target: "coney::worker",
-            "{}: attempt {} failed, the next is in {delay:?}: {}",
-            self.inbox.owner, before + 1, clip(error.message()).escape_debug()
+            "{}: attempt {} at {} failed, the next is in {delay:?}: {}",
+            self.inbox.owner, before + 1, describe(delivery.message()),
+            clip(error.message(), LONGEST_ERROR).escape_debug()
         );
-        if let Retries::Held(_) = self.retries {
-            let error = clip(error.message()).to_owned();
+        if self.retries.are_held() {
+            let error = clip(error.message(), LONGEST_ERROR).to_owned();
             let attempt = Attempt {
                 failed: attempt.failed + 1,
                 first_error: attempt.first_error.or(Some(error)),
@@ -174,67 +143,131 @@ impl Mover {
             return Some(Again {
                 delivery,
                 attempt,
-                delay,
+                delay: jittered(delay),
             });
         }
-        let mut copy = self.copy(&delivery, "", self.inbox.retry_queue(delay));
+        let mut copy = self.copy(delivery.delivery(), "", self.inbox.retry_queue(delay));
+        copy.properties.expiration = Some(jittered(delay));
         let headers = &mut copy.properties.headers;
         Death::forget(headers);
         headers.remove(REDELIVERIES); // its worker has survived it
         headers.insert(ATTEMPTS, i64::try_from(before + 1).unwrap_or(i64::MAX));
         if headers.text(FIRST_ERROR).is_none() {
-            headers.insert(FIRST_ERROR, clip(error.message()));
+            headers.insert(FIRST_ERROR, clip(error.message(), self.longest_error()));
         }
-        self.move_to(delivery, copy, None);
+        self.move_to(delivery, copy, None, None);
         None
     }
 
     /// Another worker is at the same message: to be looked at again later.
-    pub(super) fn postpone(&self, delivery: Delivery, attempt: Attempt) -> Option<Again> {
-        let delay = POSTPONE_FOR;
-        if let Retries::Held(_) = self.retries {
+    pub(super) fn postpone(&self, delivery: Tracked, attempt: Attempt) -> Option<Again> {
+        self.put_off(delivery, attempt, POSTPONE_FOR)
+    }
+
+    /// It cannot be processed now, whatever is in it: to be looked at again after the
+    /// longest of the delays. Nothing ran, so no attempt is used up.
+    pub(super) fn park(&self, delivery: Tracked, attempt: Attempt) -> Option<Again> {
+        self.put_off(delivery, attempt, self.retries.parking())
+    }
+
+    fn put_off(&self, delivery: Tracked, attempt: Attempt, delay: Duration) -> Option<Again> {
+        if self.retries.are_held() {
             return Some(Again {
                 delivery,
                 attempt,
                 delay,
             });
         }
-        let mut copy = self.copy(&delivery, "", self.inbox.retry_queue(delay));
+        let mut copy = self.copy(delivery.delivery(), "", self.inbox.retry_queue(delay));
         Death::forget(&mut copy.properties.headers);
-        self.move_to(delivery, copy, None);
+        self.move_to(delivery, copy, None, None);
         None
     }
 
     /// Keeps a message among the dead letters, and then sends the reply.
-    pub(super) fn bury(
+    pub(super) fn dead_letter(
         &self,
-        delivery: Delivery,
+        delivery: Tracked,
         failure: &Failure,
         attempt: &Attempt,
         reply: Option<Publication>,
     ) {
-        let queue = self.inbox.queue.clone();
+        self.log_dead_letter(&delivery, failure);
+        let (mut copy, death) = self.dead_copy(&delivery, failure, attempt);
+        let parked = self.given_up(&copy, failure, death.count);
+        death.add(&mut copy.properties.headers);
+        self.move_to(delivery, copy, reply, parked);
+    }
+
+    /// Keeps a message among the dead letters whose body is larger than `max_body`. It goes
+    /// out over a connection of its own, so it holds up nothing but this worker.
+    pub(super) fn dead_letter_oversized(
+        &self,
+        delivery: Tracked,
+        failure: &Failure,
+        body: Arc<Vec<u8>>,
+        reply: Option<Publication>,
+    ) {
+        self.log_dead_letter(&delivery, failure);
+        let (mut copy, death) = self.dead_copy(&delivery, failure, &Attempt::default());
+        copy.body = Body::from_shared(body);
+        copy.properties.headers.remove(LEFT_OUT);
+        death.add(&mut copy.properties.headers);
+        let fault = match self.broker.publish_oversized(copy) {
+            Ok(Fate::Confirmed) => return delivery.done(reply),
+            Ok(fate) => format!("{fate:?}"),
+            Err(error) => error.to_string(),
+        };
+        log::error!(
+            target: "coney::worker",
+            "{}: a message cannot be dead-lettered with its body, and goes back into its queue: \
+             {fault}",
+            self.inbox.owner
+        );
+        thread::sleep(OVERSIZED_AGAIN);
+    }
+
+    fn log_dead_letter(&self, delivery: &Tracked, failure: &Failure) {
         log::warn!(
             target: "coney::worker",
-            "{}: a message is dead-lettered ({}): {}",
-            self.inbox.owner, failure.reason.as_str(), clip(&failure.error).escape_debug()
+            "{}: {} is dead-lettered ({}): {}",
+            self.inbox.owner, describe(delivery.message()), failure.reason.as_str(),
+            clip(&failure.error, LONGEST_ERROR).escape_debug()
         );
-        let mut copy = self.copy(&delivery, DEAD_EXCHANGE, queue.clone());
+    }
+
+    /// The copy for the dead letters, and the entry that its `x-death` still lacks.
+    fn dead_copy(
+        &self,
+        delivery: &Tracked,
+        failure: &Failure,
+        attempt: &Attempt,
+    ) -> (Publication, Death) {
+        let queue = self.inbox.queue.clone();
+        let message = delivery.message();
+        let mut copy = self.copy(delivery.delivery(), DEAD_EXCHANGE, queue.clone());
+        let longest = self.longest_error();
         let headers = &mut copy.properties.headers;
+        headers.remove(GIVEN_UP);
         headers.remove(ATTEMPTS);
-        let failed = self.failed_attempts(&delivery, attempt);
+        let failed = self.failed_attempts(delivery.delivery(), attempt);
         let attempts = i64::try_from(failed).unwrap_or(i64::MAX - 1);
+        let given_up_before = message.properties.headers.get(GIVEN_UP).is_some();
         let attempts = match failure.reason {
+            _ if given_up_before => attempts.max(1),
             Reason::Rejected | Reason::RetriesExhausted => attempts.saturating_add(1),
             _ => attempts.max(1),
         };
         Death::forget(headers);
         if headers.text(FIRST_ERROR).is_none() {
-            let first = attempt.first_error.as_deref();
-            headers.insert(FIRST_ERROR, first.unwrap_or(clip(&failure.error)));
+            let first = attempt.first_error.as_deref().unwrap_or(&failure.error);
+            headers.insert(FIRST_ERROR, clip(first, longest));
         }
-        headers.insert(LAST_ERROR, clip(&failure.error));
-        let message = delivery.message();
+        headers.insert(LAST_ERROR, clip(&failure.error, longest));
+        if let Some(oversized) = message.oversized() {
+            let what = format!("the body of {} bytes", oversized.bytes());
+            headers.insert(LEFT_OUT, what.as_str());
+        }
         let death = Death {
             queue,
             reason: failure.reason.as_str().to_owned(),
@@ -243,8 +276,36 @@ impl Mover {
             count: attempts,
             time: deadline::unix_millis_after(Duration::ZERO) / 1_000,
         };
-        death.add(headers);
-        self.move_to(delivery, copy, reply);
+        (copy, death)
+    }
+
+    /// The copy to park if the dead letters do not take the message: it comes again after
+    /// the longest delay, is not handled again, and is tried among the dead letters once
+    /// more. So a full queue of dead letters takes no place among the fetched messages.
+    fn given_up(
+        &self,
+        copy: &Publication,
+        failure: &Failure,
+        attempts: i64,
+    ) -> Option<Publication> {
+        let Retries::Queued { parking, .. } = &self.retries else {
+            return None;
+        };
+        let mut parked = copy.clone();
+        parked.exchange = "".into();
+        parked.routing_key = self.inbox.retry_queue(*parking);
+        let headers = &mut parked.properties.headers;
+        headers.insert(GIVEN_UP, failure.reason.as_str());
+        headers.insert(ATTEMPTS, attempts);
+        Some(parked)
+    }
+
+    /// Why a message was given up that the dead letters did not take then.
+    pub(super) fn was_given_up(&self, delivery: &Delivery) -> Option<Failure> {
+        let headers = &delivery.message().properties.headers;
+        let reason = Reason::parse(headers.text(GIVEN_UP)?)?;
+        let error = headers.text(LAST_ERROR).unwrap_or_default();
+        Some(Failure::new(reason, error))
     }
 
     /// The message as it is, but kept on disk and without an expiry of its own.
@@ -255,15 +316,30 @@ impl Mover {
             expiration: None,
             ..message.properties.clone()
         };
+        let headers = &mut properties.headers;
         // A quorum queue's count is of one queue alone.
-        properties.headers.remove(DELIVERY_COUNT);
-        if properties.headers.size() > LARGEST_HEADERS - OUR_HEADERS {
+        headers.remove(DELIVERY_COUNT);
+        let copies = headers.int(COPIES).unwrap_or(0).saturating_add(1);
+        if headers.size() > self.broker.max_headers().saturating_sub(self.our_headers()) {
             log::warn!(
                 target: "coney::worker",
-                "{}: headers too large to be passed on are dropped", self.inbox.owner
+                "{}: the headers of {} are too large to be copied, and are left out",
+                self.inbox.owner, describe(message)
             );
-            properties.headers = HeaderTable::new();
+            let kept = [ATTEMPTS, GIVEN_UP, REDELIVERIES];
+            let kept = kept.map(|name| (name, headers.get(name).cloned()));
+            *headers = HeaderTable::new();
+            headers.insert(
+                LEFT_OUT,
+                "the message's own headers, too large to be copied",
+            );
+            for (name, value) in kept {
+                if let Some(value) = value {
+                    headers.insert(name, value);
+                }
+            }
         }
+        headers.insert(COPIES, copies);
         let mut copy = Publication {
             properties,
             mandatory: true,
@@ -273,9 +349,25 @@ impl Mover {
         copy
     }
 
+    /// Room for the headers that a move adds: two errors, and what is of fixed size.
+    fn our_headers(&self) -> usize {
+        2 * self.longest_error() + 1_500
+    }
+
+    /// How much of an error fits beside a message's own headers, in bytes.
+    fn longest_error(&self) -> usize {
+        LONGEST_ERROR.min(self.broker.max_headers() / 8)
+    }
+
     /// Publishes the copy. Once the broker has it, another thread replies and
     /// acknowledges the original.
-    fn move_to(&self, delivery: Delivery, mut copy: Publication, reply: Option<Publication>) {
+    fn move_to(
+        &self,
+        delivery: Tracked,
+        mut copy: Publication,
+        reply: Option<Publication>,
+        parked: Option<Publication>,
+    ) {
         let to = copy.routing_key.clone();
         let deadline = deadline::after(MOVE_TIMEOUT);
         copy.ticket = Some(Ticket::until(deadline).into());
@@ -286,6 +378,7 @@ impl Mover {
             delivery,
             to,
             reply,
+            parked,
             confirmation,
             deadline,
         });
@@ -293,6 +386,13 @@ impl Mover {
 }
 
 /// As much of an error as a header holds.
-fn clip(error: &str) -> &str {
-    &error[..error.floor_char_boundary(LONGEST_ERROR)]
+fn clip(error: &str, longest: usize) -> &str {
+    &error[..error.floor_char_boundary(longest)]
+}
+
+/// Up to a fifth less, so that what failed together is not tried again together.
+fn jittered(delay: Duration) -> Duration {
+    delay
+        .mul_f64(1.0 - 0.2 * fastrand::f64())
+        .max(Duration::from_millis(1))
 }

@@ -1,12 +1,16 @@
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
 
+use super::settled::{Settled, Tracked};
+use crate::deadline;
 use crate::error::Result;
 use crate::running::Running;
 use crate::topology::Topology;
-use crate::transport::{Broker, Confirmation, Delivery, Fate, LinkSpec, NoSink, Publication};
+use crate::transport::{Broker, Confirmation, Fate, LinkSpec, NoSink, Publication, Ticket};
 
 /// How long the broker may take over a move.
 pub(super) const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -15,15 +19,58 @@ pub(super) const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// into its queue, from which it would return at once.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How often at most it looks for handlers that run for long.
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
+
 /// A message whose copy is on its way elsewhere.
 pub(crate) struct Move {
-    pub(super) delivery: Delivery,
+    pub(super) delivery: Tracked,
     /// To which queue.
     pub(super) to: String,
     /// To be sent when the original is acknowledged.
     pub(super) reply: Option<Publication>,
+    /// To be published instead if the broker refuses the copy.
+    pub(super) parked: Option<Publication>,
     pub(super) confirmation: Result<Confirmation>,
     pub(super) deadline: Instant,
+}
+
+/// Why messages cannot be dead-lettered now, if so; shared with who shows it.
+#[derive(Default)]
+pub(crate) struct Trouble(Mutex<Option<String>>);
+
+impl Trouble {
+    pub(crate) fn get(&self) -> Option<String> {
+        self.0.lock().clone()
+    }
+
+    /// True if it is news.
+    fn set(&self, fault: &str) -> bool {
+        let mut trouble = self.0.lock();
+        let is_news = trouble.is_none();
+        *trouble = Some(fault.to_owned());
+        is_news
+    }
+
+    /// True if there was some.
+    fn clear(&self) -> bool {
+        self.0.lock().take().is_some()
+    }
+}
+
+/// What the thread looks after.
+pub(super) struct Settling {
+    pub(super) service: String,
+    pub(super) broker: Broker,
+    /// The queues that messages are moved to.
+    pub(super) topology: Topology,
+    pub(super) trouble: Arc<Trouble>,
+    /// The messages that are being handled, and the limit on how long that may take by
+    /// the broker's settings.
+    pub(super) settled: Vec<Arc<Settled>>,
+    pub(super) consumer_timeout: Duration,
+    /// When it disconnects, pauses end, and with the moves that there are the thread.
+    pub(super) stopping: Receiver<()>,
 }
 
 /// The thread that settles the originals of what was moved, once the broker has
@@ -33,23 +80,11 @@ pub(super) struct Moves(Running);
 
 impl Moves {
     /// Starts it. The sender takes at most one move for each unsettled delivery,
-    /// whose number the prefetch count bounds. When `stopping` disconnects, pauses end,
-    /// and with the moves that there are the thread.
-    pub(super) fn start(
-        service: &str,
-        broker: Broker,
-        topology: Topology,
-        stopping: Receiver<()>,
-    ) -> std::io::Result<(Self, Sender<Move>)> {
+    /// whose number the prefetch count bounds.
+    pub(super) fn start(settling: Settling) -> std::io::Result<(Self, Sender<Move>)> {
         let (moves, inbox) = unbounded();
-        let mover = Settling {
-            service: service.to_owned(),
-            broker,
-            topology,
-            stopping,
-        };
-        let settle = move || mover.run(&inbox);
-        let thread = Running::start(format!("coney-mover-{service}"), settle)?;
+        let name = format!("coney-mover-{}", settling.service);
+        let thread = Running::start(name, move || settling.run(&inbox))?;
         Ok((Self(thread), moves))
     }
 
@@ -59,55 +94,78 @@ impl Moves {
     }
 }
 
-struct Settling {
-    service: String,
-    broker: Broker,
-    topology: Topology,
-    stopping: Receiver<()>,
-}
-
 impl Settling {
     fn run(&self, inbox: &Receiver<Move>) {
+        // Moves whose copies were refused, and are now parked.
+        let mut parked: VecDeque<Move> = VecDeque::new();
+        let look = (self.consumer_timeout / 20).clamp(Duration::from_millis(10), LONGEST_LOOK);
         loop {
+            if let Some(next) = parked.pop_front() {
+                parked.extend(self.settle(next));
+                continue;
+            }
             crossbeam_channel::select! {
                 recv(inbox) -> next => match next {
-                    Ok(next) => self.settle(next),
+                    Ok(next) => parked.extend(self.settle(next)),
                     Err(_) => return,
                 },
                 recv(self.stopping) -> _ => break,
+                default(look) => self.warn_of_long_handlers(),
             }
         }
-        inbox.try_iter().for_each(|next| self.settle(next));
+        parked.extend(inbox.try_iter());
+        while let Some(next) = parked.pop_front() {
+            parked.extend(self.settle(next));
+        }
     }
 
     /// Replies and acknowledges the original once the copy is confirmed. If that
-    /// fails, the original goes back into its queue.
-    fn settle(&self, moving: Move) {
+    /// fails, the original goes back into its queue, or is parked: that is the move that
+    /// this returns.
+    fn settle(&self, moving: Move) -> Option<Move> {
         let Move {
             delivery,
             to,
             reply,
+            parked,
             confirmation,
             deadline,
         } = moving;
         let fault = match confirmation.map(|confirmation| confirmation.wait(deadline)) {
             Ok(Some(Fate::Confirmed)) => {
-                return match reply {
-                    Some(reply) => delivery.ack_with(reply),
-                    None => delivery.ack(),
-                };
+                // A parked copy is none that the dead letters took.
+                if parked.is_some() && self.trouble.clear() {
+                    log::info!(
+                        target: "coney::worker",
+                        "{}: dead letters are taken again", self.service
+                    );
+                }
+                delivery.done(reply);
+                return None;
             }
             // The delivery is void too: the broker delivers it again.
-            Ok(Some(Fate::Lost(_))) => return drop(delivery),
+            Ok(Some(Fate::Lost(_))) => return None,
             Ok(Some(Fate::Dropped)) => "the broker was closed, or takes nothing".to_owned(),
             Ok(Some(Fate::Returned(reason))) => {
                 self.declare();
                 format!("there was no such queue ({reason})")
             }
-            Ok(Some(Fate::Refused)) => "the broker refuses it".to_owned(),
+            Ok(Some(Fate::Refused(reason))) => reason,
+            Ok(Some(Fate::TooLarge(_))) => "it is larger than the broker takes".to_owned(),
             Ok(None) => format!("not confirmed within {MOVE_TIMEOUT:?}"),
             Err(error) => error.to_string(),
         };
+        if let Some(parked) = parked {
+            if self.trouble.set(&fault) {
+                log::error!(
+                    target: "coney::worker",
+                    "{}: a message cannot be dead-lettered to {to:?}, so it waits, and so will \
+                     others: {fault}",
+                    self.service
+                );
+            }
+            return Some(self.park(delivery, parked, reply));
+        }
         log::error!(
             target: "coney::worker",
             "{}: a message cannot be moved on to {to:?}, so it goes back into its queue: {fault}",
@@ -115,9 +173,41 @@ impl Settling {
         );
         let _ = self.stopping.recv_timeout(PAUSE);
         drop(delivery);
+        None
     }
 
-    /// Makes the queues again that somebody has deleted.
+    fn park(&self, delivery: Tracked, mut copy: Publication, reply: Option<Publication>) -> Move {
+        let deadline = deadline::after(MOVE_TIMEOUT);
+        copy.ticket = Some(Ticket::until(deadline).into());
+        Move {
+            delivery,
+            to: copy.routing_key.clone(),
+            reply,
+            parked: None,
+            confirmation: self.broker.publish_confirmed(copy, deadline),
+            deadline,
+        }
+    }
+
+    /// Warns of handlers that will soon have taken longer than the broker waits for an
+    /// acknowledgement.
+    fn warn_of_long_handlers(&self) {
+        let most = self.consumer_timeout.mul_f64(0.8);
+        for running in self
+            .settled
+            .iter()
+            .flat_map(|it| it.running_longer_than(most))
+        {
+            log::warn!(
+                target: "coney::worker",
+                "{}: a handler has run for {running:?}; after {:?} the broker gives its message \
+                 to another worker (consumer_timeout)",
+                self.service, self.consumer_timeout
+            );
+        }
+    }
+
+    /// Makes the queues again that were deleted.
     fn declare(&self) {
         let spec = LinkSpec::new(self.topology.clone());
         match self.broker.open(spec, Arc::new(NoSink)) {

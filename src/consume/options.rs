@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ReplyStore;
+use super::{Deduplication, POSTPONE_FOR, ReplyStore};
 use crate::client::ServiceClient;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -15,6 +15,10 @@ pub(crate) struct Options {
     pub(crate) redelivery_limit: u32,
     pub(crate) deduplication: Option<(Arc<dyn ReplyStore>, Duration)>,
     pub(crate) deduplication_lease: Duration,
+    pub(crate) deduplication_patience: Duration,
+    /// The broker's limit on the time a delivery may be unacknowledged.
+    pub(crate) consumer_timeout: Duration,
+    pub(crate) any_reply_queue: bool,
     pub(crate) client: Option<ServiceClient>,
 }
 
@@ -31,12 +35,54 @@ impl Default for Options {
             redelivery_limit: 5,
             deduplication: None,
             deduplication_lease: Duration::from_secs(60),
+            deduplication_patience: Duration::from_secs(30),
+            consumer_timeout: Duration::from_secs(30 * 60),
+            any_reply_queue: false,
             client: None,
         }
     }
 }
 
+/// Where messages wait that cannot be processed now, if no retry delays are given.
+const PARKING_DELAY: Duration = Duration::from_secs(60);
+
 impl Options {
+    /// The delay of the queue for messages that cannot be processed now, or that the dead
+    /// letters do not take: the longest retry delay.
+    pub(crate) fn parking_delay(&self) -> Duration {
+        let longest = self.retry_delays.iter().max();
+        longest.copied().unwrap_or(PARKING_DELAY)
+    }
+
+    /// The delays of all queues in which messages wait between attempts.
+    pub(crate) fn queue_delays(&self) -> Vec<Duration> {
+        let mut delays = self.retry_delays.clone();
+        delays.push(self.parking_delay());
+        delays.extend(self.deduplication.is_some().then_some(POSTPONE_FOR));
+        delays
+    }
+
+    /// Starts using the reply store, if there is one, for requests of `scope`.
+    pub(crate) fn start_deduplication(&self, scope: &str) -> Result<Option<Arc<Deduplication>>> {
+        let Some((store, ttl)) = &self.deduplication else {
+            return Ok(None);
+        };
+        let started = Deduplication::start(
+            scope,
+            Arc::clone(store),
+            *ttl,
+            self.deduplication_lease,
+            self.deduplication_patience,
+        );
+        started.map(|it| Some(Arc::new(it))).map_err(|error| {
+            Error::new(
+                ErrorKind::InvalidConfig,
+                format!("{scope}: cannot start a thread for its reply store"),
+            )
+            .with_source(error)
+        })
+    }
+
     /// `owner` is whose they are.
     pub(crate) fn check(&self, owner: &str) -> Result<()> {
         if self.workers == 0 || self.prefetch == 0 {

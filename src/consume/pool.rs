@@ -140,9 +140,10 @@ impl<J: Job> Pool<J> {
         taken
     }
 
-    /// Returns the jobs that nobody has started.
-    pub(super) fn clear(&self) -> Vec<J> {
-        std::mem::take(&mut self.queue.lock().backlog).into()
+    /// How many jobs wait or run.
+    pub(super) fn busy(&self) -> usize {
+        let queue = self.queue.lock();
+        queue.backlog.len() + queue.running
     }
 
     /// Takes no more jobs and lets the workers end after the ones they have begun.

@@ -1,7 +1,6 @@
 use std::time::Instant;
 
-use crate::deadline;
-use crate::message::{DEADLINE_HEADER, Headers, ServiceMessage};
+use crate::message::{Headers, ServiceMessage};
 
 /// What a handler is asked, be it a message of its own or part of one.
 pub(super) struct Request<'a> {
@@ -25,17 +24,6 @@ impl<'a> Request<'a> {
             payload: message.payload.as_str(),
         }
     }
-
-    /// When its caller stops waiting, if it says.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        deadline_in(&self.headers)
-    }
-}
-
-/// When the caller of a request with these headers stops waiting, if it says.
-pub(super) fn deadline_in(headers: &Headers<'_>) -> Option<Instant> {
-    let at = headers.get::<u64>(DEADLINE_HEADER)?;
-    Some(deadline::after(deadline::until_unix_millis(at)))
 }
 
 /// What is known of the delivery it came in.
@@ -44,4 +32,6 @@ pub(super) struct Circumstances {
     pub(super) redelivered: bool,
     /// How many attempts have failed.
     pub(super) failed: usize,
+    /// When it arrived in this process.
+    pub(super) arrived: Instant,
 }

@@ -1,19 +1,21 @@
 //! From a request to how it ended: is it still wanted, has it been run, and if not, its
 //! handler.
 
-use std::borrow::Cow;
+use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Context;
 use super::answer::Answer;
+use super::clocks::Clocks;
 use super::context::Nested;
 use super::deduplication::{Admission, Deduplication};
 use super::handler::{Handler, HandlerError};
 use super::request::{Circumstances, Request};
-use crate::message::Reply;
+use crate::message::{Headers, Reply};
+use crate::name::shown;
 
 /// Those who handle requests, and what goes with them.
 pub(crate) struct Runner {
@@ -22,10 +24,12 @@ pub(crate) struct Runner {
     /// Who answers, where the server has a registry.
     pub(crate) instance_id: Option<String>,
     pub(crate) handlers: Handlers,
-    pub(crate) deduplication: Option<Deduplication>,
+    pub(crate) deduplication: Option<Arc<Deduplication>>,
     pub(crate) nested: Arc<Nested>,
-    /// The largest reply, in bytes.
-    pub(crate) max_body: usize,
+    /// The callers' clocks.
+    pub(crate) clocks: Clocks,
+    /// After how long a caller that was refused should ask again.
+    pub(crate) busy_retry_after: Duration,
 }
 
 /// Who handles what comes out of a queue.
@@ -57,9 +61,31 @@ pub(super) enum Verdict {
     Failed(HandlerError),
     /// Another worker is at the same request.
     InProgress,
+    /// Something is away that the server needs; why. Nothing ran.
+    Unavailable(&'static str),
 }
 
 impl Runner {
+    /// The largest reply, in bytes.
+    pub(super) fn max_body(&self) -> usize {
+        self.nested.broker.max_body()
+    }
+
+    pub(super) fn busy_retry_after(&self) -> Duration {
+        self.busy_retry_after
+    }
+
+    /// When the caller of a request stops waiting, if it says, and if it does.
+    pub(super) fn deadline(
+        &self,
+        headers: &Headers<'_>,
+        circumstances: Circumstances,
+        answer: &Answer<'_>,
+    ) -> Option<Instant> {
+        let source = answer.reply_to?;
+        self.clocks.deadline(headers, source, circumstances.arrived)
+    }
+
     /// Runs the handler if the request is still wanted and not a repetition.
     pub(super) fn run(
         &self,
@@ -68,20 +94,20 @@ impl Runner {
         circumstances: Circumstances,
         answer: &Answer<'_>,
     ) -> Verdict {
-        let deadline = request.deadline().filter(|_| answer.is_wanted());
+        let deadline = self.deadline(&request.headers, circumstances, answer);
         let context = Context {
             request,
             redelivered: circumstances.redelivered,
             attempt: u32::try_from(circumstances.failed + 1).unwrap_or(u32::MAX),
             deadline,
+            wants_answer: answer.is_wanted(),
             nested: &self.nested,
             instance_id: self.instance_id.as_deref(),
         };
-        // Nobody waits for it any more, unless the two clocks disagree; then
-        // the answer says so.
+        // Its caller has given up.
         if context.remaining() == Some(Duration::ZERO) {
             let fault = format!(
-                "{} was not started: its caller's deadline has passed by the clock of {}",
+                "{} was not started: its caller's deadline had passed when {} came to it",
                 request.action, self.owner
             );
             return self.failed(request, HandlerError::new(fault).with_code("expired"));
@@ -89,7 +115,7 @@ impl Runner {
         let claim = match &self.deduplication {
             None => None,
             Some(_) if request.message_id.is_empty() => None,
-            Some(deduplication) => match deduplication.admit(request.message_id) {
+            Some(deduplication) => match deduplication.admit(request) {
                 Admission::Run(claim) => Some(claim),
                 Admission::Repeated(_) if !answer.is_wanted() => return Verdict::Done(None),
                 Admission::Repeated(reply) if Reply::decode(&reply).is_ok() => {
@@ -101,7 +127,11 @@ impl Runner {
                     return self.failed(request, error);
                 }
                 Admission::InProgress => return Verdict::InProgress,
-                Admission::Unknown(error) => return self.failed(request, error),
+                Admission::Unknown => {
+                    return Verdict::Unavailable(
+                        "whether the request is a repeated one cannot be found out now",
+                    );
+                }
             },
         };
         // A handler that panics may leave its own state half-changed; coney's
@@ -115,14 +145,23 @@ impl Runner {
                 Verdict::Done(answer.is_wanted().then_some(body))
             }
             Ok(Err(error)) => {
-                if let (Some(claim), true) = (claim, answer.is_wanted()) {
+                // Another attempt may succeed, unless the handler says that it will not.
+                if let Some(claim) = claim
+                    && answer.is_wanted()
+                    && !error.may_be_retried()
+                    && !error.is_undecodable()
+                {
                     claim.complete(&answer.failure(error.message(), error.code()));
                 }
                 self.failed(request, error)
             }
-            Err(_) => {
+            Err(panic) => {
                 let action = shown(request.action);
-                log::error!(target: "coney::worker", "{}.{action} panicked", self.owner);
+                log::error!(
+                    target: "coney::worker",
+                    "{}.{action} panicked over the message {}: {}",
+                    self.owner, shown(request.message_id), shown(text_of(&*panic))
+                );
                 Verdict::Failed(panicked(&action))
             }
         }
@@ -137,7 +176,8 @@ impl Runner {
         };
         log::log!(
             target: "coney::worker", level,
-            "{}.{} failed: {}", self.owner, shown(request.action), error.message()
+            "{}.{} failed ({}): {}", self.owner, shown(request.action),
+            shown(request.message_id), error.message()
         );
         Verdict::Failed(error)
     }
@@ -148,16 +188,13 @@ pub(super) fn unknown_action(action: &str) -> String {
     format!("Unknown action: {action}")
 }
 
-pub(super) fn panicked(action: &str) -> HandlerError {
-    HandlerError::new(format!("the handler of {action} panicked")).with_code("panic")
+/// The text that a panic came with.
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no text")
 }
 
-/// A name from the network as a log may show it: short and on one line.
-pub(super) fn shown(name: &str) -> Cow<'_, str> {
-    const LONGEST: usize = 80;
-    if name.len() <= LONGEST && !name.contains(char::is_control) {
-        return Cow::Borrowed(name);
-    }
-    let start: String = name.chars().take(LONGEST).collect();
-    Cow::Owned(start.escape_debug().to_string())
+pub(super) fn panicked(action: &str) -> HandlerError {
+    HandlerError::new(format!("the handler of {action} panicked")).with_code("panic")
 }

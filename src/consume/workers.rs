@@ -1,37 +1,59 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
-use super::moves::{Move, Moves};
+use super::moves::{Move, Moves, Settling, Trouble};
 use super::pool::{Job, Pool};
+use super::settled::Settled;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::topology::Topology;
 use crate::transport::Broker;
 
-/// The threads of a server or a subscriber: its workers, and the one that settles what
-/// they have moved.
+/// The threads of a server or a subscriber: its workers, one for messages that a worker
+/// may have died of, and one that settles what they have moved.
 pub(crate) struct Workers<J: Job> {
     /// Whose they are.
     owner: String,
     pool: Pool<J>,
+    /// One thread, so that what it is given is begun at once, and alone.
+    suspects: Pool<J>,
     /// The sender is dropped at the end, which ends what the mover waits for.
     moves: Mutex<Option<(Sender<()>, Moves)>>,
     /// The way to that thread.
     way: Sender<Move>,
+    trouble: Arc<Trouble>,
+}
+
+/// The circumstances that workers are started in.
+pub(crate) struct Crew<'a> {
+    pub(crate) owner: &'a str,
+    pub(crate) count: usize,
+    pub(crate) broker: &'a Broker,
+    /// The queues that messages are moved to.
+    pub(crate) topology: Topology,
+    /// The messages that the workers handle.
+    pub(crate) settled: Vec<Arc<Settled>>,
+    pub(crate) consumer_timeout: Duration,
 }
 
 impl<J: Job> Workers<J> {
     /// Starts them. `run` gets the way to move messages, and gives what a worker does
-    /// with a job, and what is to be done next. `topology` is what the moves need.
+    /// with a job, and what is to be done next.
     pub(crate) fn start<F: Fn(J) -> Option<J> + Send + Sync + 'static>(
-        owner: &str,
-        count: usize,
-        broker: &Broker,
-        topology: Topology,
+        crew: Crew<'_>,
         run: impl FnOnce(Sender<Move>) -> F,
     ) -> Result<Self> {
+        let Crew {
+            owner,
+            count,
+            broker,
+            topology,
+            settled,
+            consumer_timeout,
+        } = crew;
         let no_thread = |error: std::io::Error| {
             Error::new(
                 ErrorKind::InvalidConfig,
@@ -40,23 +62,39 @@ impl<J: Job> Workers<J> {
             .with_source(error)
         };
         let (running, stopping) = bounded(0);
-        let (moves, sender) =
-            Moves::start(owner, broker.clone(), topology, stopping).map_err(no_thread)?;
+        let trouble = Arc::new(Trouble::default());
+        let settling = Settling {
+            service: owner.to_owned(),
+            broker: broker.clone(),
+            topology,
+            trouble: Arc::clone(&trouble),
+            settled,
+            consumer_timeout,
+            stopping,
+        };
+        let (moves, sender) = Moves::start(settling).map_err(no_thread)?;
         let run = run(sender.clone());
         let for_log = owner.to_owned();
-        let pool = Pool::start(owner, count, broker.awake(), move |job| {
+        let run = move |job| {
             // A reply store is the user's code too. The delivery goes back into its
-            // queue, which counts.
+            // queue, and to the suspects.
             catch_unwind(AssertUnwindSafe(|| run(job))).unwrap_or_else(|_| {
                 log::error!(target: "coney::worker", "{for_log}: a worker panicked over a message");
                 None
             })
-        });
+        };
+        let run = Arc::new(run);
+        let alone = Arc::clone(&run);
+        let pool = Pool::start(owner, count, broker.awake(), move |job| run(job));
+        let suspects = format!("{owner}-suspect");
+        let suspects = Pool::start(&suspects, 1, Duration::ZERO, move |job| alone(job));
         Ok(Self {
             owner: owner.to_owned(),
             pool: pool.map_err(no_thread)?,
+            suspects: suspects.map_err(no_thread)?,
             moves: Mutex::new(Some((running, moves))),
             way: sender,
+            trouble,
         })
     }
 
@@ -65,29 +103,48 @@ impl<J: Job> Workers<J> {
         &self.way
     }
 
+    /// Why messages cannot be dead-lettered now, if so.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.get()
+    }
+
     /// Gives a job to a worker, now or when one is free; never blocks. Hands it back
     /// once they have been stopped.
     pub(crate) fn submit(&self, job: J) -> Result<(), J> {
         self.pool.submit(job)
     }
 
+    /// The same for a message that a worker may have died of.
+    pub(crate) fn submit_suspect(&self, job: J) -> Result<(), J> {
+        self.suspects.submit(job)
+    }
+
+    /// How many jobs wait or run.
+    pub(crate) fn busy(&self) -> usize {
+        self.pool.busy() + self.suspects.busy()
+    }
+
     /// Returns those jobs that nobody has started and for which `is_it` holds.
     pub(crate) fn take(&self, is_it: impl Fn(&J) -> bool) -> Vec<J> {
-        self.pool.take(is_it)
+        let mut taken = self.pool.take(&is_it);
+        taken.extend(self.suspects.take(&is_it));
+        taken
     }
 
     /// Returns the jobs that nobody has started.
     pub(crate) fn clear(&self) -> Vec<J> {
-        self.pool.clear()
+        self.take(|_| true)
     }
 
     /// Takes no more jobs. Returns those that nobody has started.
     pub(crate) fn stop(&self) -> Vec<J> {
-        self.pool.stop()
+        let mut left = self.pool.stop();
+        left.extend(self.suspects.stop());
+        left
     }
 
     pub(crate) fn is_one_of_them(&self) -> bool {
-        self.pool.is_worker()
+        self.pool.is_worker() || self.suspects.is_worker()
     }
 
     /// An error for a handler that shuts down what runs it.
@@ -107,7 +164,10 @@ impl<J: Job> Workers<J> {
     /// Waits for those that run, and for what they have moved, at most until
     /// `deadline`, which is `timeout` after the beginning of the end.
     pub(crate) fn finish(&self, deadline: Instant, timeout: Duration) -> Result<()> {
-        let finished = self.pool.join(deadline);
+        let finished = match (self.pool.join(deadline), self.suspects.join(deadline)) {
+            (Ok(()), Ok(())) => Ok(()),
+            (one, other) => Err(one.err().unwrap_or(0) + other.err().unwrap_or(0)),
+        };
         if let Some((running, moves)) = self.moves.lock().take() {
             drop(running);
             moves.join(deadline);

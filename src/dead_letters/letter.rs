@@ -1,12 +1,17 @@
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::ServiceMessage;
-use crate::transport::death::{ATTEMPTS, Death, FIRST_ERROR, LAST_ERROR, REDELIVERIES, REPLAYED};
-use crate::transport::{Message, Properties};
+use crate::topology;
+use crate::transport::x_death::{
+    ATTEMPTS, COPIES, Death, FIRST_ERROR, LAST_ERROR, LEFT_OUT, REDELIVERIES, REPLAYED,
+};
+use crate::transport::{Message, Oversized, Properties};
 
 /// A message that failed for good, and what is known about its end: see
 /// [`DeadLetters`](crate::DeadLetters).
@@ -131,8 +136,39 @@ impl DeadLetter {
         for name in [ATTEMPTS, REDELIVERIES, FIRST_ERROR, LAST_ERROR] {
             headers.remove(name);
         }
-        headers.insert(REPLAYED, 1);
+        headers.remove(COPIES);
+        let now = deadline::unix_millis_after(Duration::ZERO);
+        headers.insert(REPLAYED, i64::try_from(now).unwrap_or(i64::MAX));
         properties
+    }
+}
+
+impl DeadLetter {
+    /// True if it was taken from a queue of this service: a command or call to it, or an
+    /// event that it subscribed to.
+    pub fn is_of(&self, service: &str) -> bool {
+        topology::is_queue_of(self.queue(), service)
+    }
+
+    /// What the letter lacks of the message it was, if anything: a body over
+    /// [`max_dead_letter`](crate::BrokerBuilder::max_dead_letter), or headers that did not
+    /// fit the broker's frames.
+    pub fn left_out(&self) -> Option<&str> {
+        self.message.properties.headers.text(LEFT_OUT)
+    }
+
+    /// The body is there, and larger than this connection takes.
+    pub(super) fn body_is_missing(&self) -> bool {
+        self.message.oversized().is_some()
+    }
+
+    /// The same without a body that was kept though it is large: one is kept at a time.
+    pub(super) fn without_large_body(mut self) -> Self {
+        if let Some(oversized) = self.message.oversized() {
+            let oversized = Oversized::new(oversized.bytes(), None);
+            Arc::make_mut(&mut self.message).oversized = Some(oversized);
+        }
+        self
     }
 }
 

@@ -3,6 +3,7 @@
 mod letter;
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,9 +17,14 @@ use crate::transport::{Broker, Delivery, Fate, LinkSpec, NoSink, Publication, Ti
 /// How long the broker may take over one message.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many messages that are not wanted are held at a time while those behind
-/// them are looked at. Their bodies are not held.
-const MOST_HELD: usize = 100_000;
+/// How long one look waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long it waits before it tries again whether another process has finished.
+const TURN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A queue that one connection at a time can have.
+const TURN_QUEUE: &str = "coney.dead-letters.turn";
 
 /// The dead letters of every service on a broker: messages that failed for good.
 ///
@@ -29,11 +35,11 @@ const MOST_HELD: usize = 100_000;
 /// letter keeps its body and its properties; what is known about its end is in the [`DeadLetter`].
 ///
 /// The letters stay in their queue, in order, unless they are replayed or purged.
-/// While one of these methods runs, it holds the letters it has passed, and
-/// another that runs meanwhile does not see them; if it dies, the broker puts
-/// them back. Each looks at the letters there are when it starts, at one round
-/// trip to the broker each, and stops after 100,000 that it does not want. No
-/// threads of its own.
+/// While one of these methods runs, it holds the letters it has passed, so one runs at a
+/// time: another, of another process too, waits for its turn, at most 30 s, and fails with
+/// [`ErrorKind::Busy`] then. If one dies, the broker puts the letters back. Each looks at all
+/// the letters there are when it starts, at one round trip to the broker each; what it
+/// passes is held by the broker and takes no memory here. No threads of its own.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -59,7 +65,6 @@ const MOST_HELD: usize = 100_000;
 /// ```
 pub struct DeadLetters {
     broker: Broker,
-    wire: Arc<dyn Wire>,
 }
 
 /// What [`DeadLetters::replay`] has done.
@@ -84,8 +89,7 @@ enum Step {
 }
 
 impl DeadLetters {
-    /// Declares the queue of dead letters, if it is not there, and opens a link
-    /// to it. Blocks until the broker has done it, at most 10 s.
+    /// Declares the queue of dead letters, if it is not there. Blocks until the broker has done it, at most 10 s.
     ///
     /// # Errors
     ///
@@ -93,8 +97,8 @@ impl DeadLetters {
     /// does not answer, [`ErrorKind::Closed`] after the broker was closed.
     pub fn open(broker: &Broker) -> Result<Self> {
         let spec = LinkSpec::new(topology::for_dead_letters());
+        broker.open(spec, Arc::new(NoSink))?.close();
         Ok(Self {
-            wire: broker.open(spec, Arc::new(NoSink))?,
             broker: broker.clone(),
         })
     }
@@ -103,13 +107,39 @@ impl DeadLetters {
     ///
     /// # Errors
     ///
+    /// [`ErrorKind::Busy`] if another look goes on for over 30 s,
     /// [`ErrorKind::TimedOut`] if the broker takes over 10 s for a step,
     /// [`ErrorKind::ConnectionLost`] and [`ErrorKind::Closed`].
     pub fn list(&self, limit: usize) -> Result<Vec<DeadLetter>> {
+        self.find(|_| true, limit)
+    }
+
+    /// The oldest letters that `filter` picks, at most `limit`, wherever they are among the
+    /// others.
+    ///
+    /// # Errors
+    ///
+    /// As [`list`](DeadLetters::list).
+    ///
+    /// ```
+    /// # use coney::{Broker, DeadLetters};
+    /// let dead = DeadLetters::open(&Broker::memory())?;
+    /// let letters = dead.find(|letter| letter.is_of("order-service"), 100)?;
+    /// # assert!(letters.is_empty());
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn find(
+        &self,
+        mut filter: impl FnMut(&DeadLetter) -> bool,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>> {
         let mut letters = Vec::new();
         if limit > 0 {
             self.scan(|letter, delivery| {
-                letters.push(letter);
+                if !filter(&letter) {
+                    return Ok((Step::Keep, Some(delivery)));
+                }
+                letters.push(letter.without_large_body());
                 let step = if letters.len() < limit {
                     Step::Keep
                 } else {
@@ -202,28 +232,60 @@ impl DeadLetters {
         Ok(purged)
     }
 
-    /// Looks at the letters there are, the oldest first. Those that stay go back
-    /// to their places at the end, however it ends.
+    /// Looks at the letters there are, one by one and the oldest first. What stays goes back
+    /// when the link ends, all at once and in order.
     fn scan(
         &self,
         mut look: impl FnMut(DeadLetter, Delivery) -> Result<(Step, Option<Delivery>)>,
     ) -> Result<()> {
-        let mut held = Held(Vec::new());
+        let turn_deadline = deadline::after(TURN_TIMEOUT);
+        let Some(_turn) = self.broker.take_turn(turn_deadline) else {
+            return Err(self.busy());
+        };
+        let wire = self.open_scan(turn_deadline)?;
         let mut left = None;
-        while left != Some(0) && held.0.len() < MOST_HELD {
+        while left != Some(0) {
             let deadline = deadline::after(STEP_TIMEOUT);
-            let Some((delivery, behind)) = self.wire.get(DEAD_QUEUE, deadline)? else {
-                return Ok(());
+            let Some((delivery, behind)) = wire.get(DEAD_QUEUE, deadline)? else {
+                break;
             };
+            // Those that come while it looks are for the next look.
             left = Some(left.map_or(behind, |left| left - 1));
             let letter = DeadLetter::new(delivery.share_message());
             let (step, delivery) = look(letter, delivery)?;
-            held.0.extend(delivery.map(Delivery::without_message));
+            if let Some(delivery) = delivery {
+                delivery.hold();
+            }
             if matches!(step, Step::Stop) {
-                return Ok(());
+                break;
             }
         }
-        Ok(())
+        // What has been dealt with is gone, also if the program ends now.
+        wire.flush(deadline::after(STEP_TIMEOUT))
+    }
+
+    /// Opens a link for one look, which no other connection can do meanwhile.
+    fn open_scan(&self, deadline: Instant) -> Result<ScanLink> {
+        loop {
+            let spec = LinkSpec::new(topology::for_dead_letters()).exclusively(TURN_QUEUE);
+            match self.broker.open(spec, Arc::new(NoSink)) {
+                Ok(wire) => return Ok(ScanLink(wire)),
+                Err(error) if !error.to_string().contains("RESOURCE_LOCKED") => return Err(error),
+                Err(_) if Instant::now() >= deadline => return Err(self.busy()),
+                Err(_) => thread::sleep(TURN_INTERVAL),
+            }
+        }
+    }
+
+    fn busy(&self) -> Error {
+        Error::new(
+            ErrorKind::Busy,
+            format!(
+                "the dead letters of {} are being looked through by another for over \
+                 {TURN_TIMEOUT:?}; try again",
+                self.broker.peer()
+            ),
+        )
     }
 
     /// False if its queue is gone.
@@ -236,8 +298,11 @@ impl DeadLetters {
             ..Publication::new("", letter.queue(), letter.body().to_vec())
         };
         publication.drop_unsendable();
-        if let Err(fault) = publication.check(self.broker.max_body()) {
-            log::warn!(target: "coney::dead_letters", "a dead letter stays: {fault}");
+        if letter.body_is_missing() {
+            log::warn!(
+                target: "coney::dead_letters",
+                "a dead letter stays: its body is larger than this connection takes (max_body)"
+            );
             return Ok(false);
         }
         let failed = |text: &str| {
@@ -248,9 +313,10 @@ impl DeadLetters {
         match confirmation.wait(deadline) {
             Some(Fate::Confirmed) => Ok(true),
             Some(Fate::Returned(_)) => Ok(false),
-            Some(Fate::Refused) => Err(Error::new(
+            Some(Fate::TooLarge(_)) => Ok(false),
+            Some(Fate::Refused(reason)) => Err(Error::new(
                 ErrorKind::Broker,
-                failed("the broker refuses it; is the queue full?"),
+                failed(&format!("refused: {reason}")),
             )),
             Some(Fate::Lost(cause)) => Err(Error::new(ErrorKind::ConnectionLost, failed(&cause))),
             Some(Fate::Dropped) => Err(Error::new(
@@ -265,19 +331,20 @@ impl DeadLetters {
     }
 }
 
-/// Letters that were looked at and stay. They go back the last first, so that
-/// the broker finds the place of each at the head of the queue.
-struct Held(Vec<Delivery>);
+/// A link that ends with the look it is for.
+struct ScanLink(Arc<dyn Wire>);
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        while self.0.pop().is_some() {}
+impl Deref for ScanLink {
+    type Target = dyn Wire;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
     }
 }
 
-impl Drop for DeadLetters {
+impl Drop for ScanLink {
     fn drop(&mut self) {
-        self.wire.close();
+        self.0.close();
     }
 }
 

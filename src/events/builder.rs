@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::subscription::Sharing;
+use super::subscription::Untyped;
 use super::{EventSubscriber, Subscription};
 use crate::client::ServiceClient;
 use crate::consume::{Context, HandlerError, Options, ReplyStore};
@@ -32,7 +33,7 @@ const LONGEST_HELD: Duration = Duration::from_secs(25 * 60);
 pub struct EventSubscriberBuilder {
     pub(super) broker: Broker,
     pub(super) service: String,
-    pub(super) subscriptions: Vec<Subscription>,
+    pub(super) subscriptions: Vec<Untyped>,
     pub(super) options: Options,
 }
 
@@ -88,8 +89,8 @@ impl EventSubscriberBuilder {
     }
 
     /// Subscribes as a [`Subscription`] says: shared otherwise, or in order.
-    pub fn subscribe(mut self, subscription: Subscription) -> Self {
-        self.subscriptions.push(subscription);
+    pub fn subscribe<T>(mut self, subscription: Subscription<T>) -> Self {
+        self.subscriptions.push(subscription.untyped);
         self
     }
 
@@ -125,26 +126,39 @@ impl EventSubscriberBuilder {
         self
     }
 
-    /// How often an event may come back because its worker died, or lost its
-    /// connection, while it had it. One more goes to the dead letters unopened. Where events
-    /// are [ordered](Subscription::ordered_by), every hand-over counts of what had been fetched: give
-    /// more where instances come and go often. Default: 5.
+    /// How often an event may come back because the worker that had begun it died. One more
+    /// goes to the dead letters unopened. Default: 5.
+    ///
+    /// Only what had begun counts. An event that comes back is moved to the queue
+    /// `QUEUE.suspect`, from which each process handles one at a time; an
+    /// [ordered](Subscription::ordered_by) one keeps its place, is handled while no other
+    /// such event is, and leaves a mark in that queue meanwhile.
     pub fn redelivery_limit(mut self, redeliveries: u32) -> Self {
         self.options.redelivery_limit = redeliveries;
         self
     }
 
     /// Handles an event that a subscription has handled before, in the last `ttl`, no
-    /// second time. Default: every event that is delivered is handled.
+    /// second time. While the store is away nothing is handled: events wait in the longest of
+    /// the retry queues, ordered and broadcast ones in this process, at no attempt's cost.
+    /// Default: every event that is delivered is handled.
     pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
         self.options.deduplication = Some((store, ttl));
         self
     }
 
-    /// How long a worker that deduplicates may take over an event before another may
-    /// think it dead and begin anew. Default: 60 s.
+    /// Sets after how long another worker may begin with an event whose worker has died.
+    /// While a handler runs, its claim is renewed every third of it. Defaults to 60 s.
     pub fn deduplication_lease(mut self, lease: Duration) -> Self {
         self.options.deduplication_lease = lease;
+        self
+    }
+
+    /// Sets how long the broker lets a delivery be unacknowledged, as
+    /// [`ServiceServerBuilder::consumer_timeout`](crate::ServiceServerBuilder::consumer_timeout).
+    /// Defaults to 30 min.
+    pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
+        self.options.consumer_timeout = timeout;
         self
     }
 
@@ -182,7 +196,7 @@ impl EventSubscriberBuilder {
                 "a service that subscribes has no dot in its name, as its queues' names do",
             );
         }
-        let is_held = |it: &Subscription| it.key.is_some() || it.sharing == Sharing::Broadcast;
+        let is_held = |it: &Untyped| it.key.is_some() || it.sharing == Sharing::Broadcast;
         let too_long = self
             .options
             .retry_delays
@@ -214,7 +228,7 @@ impl EventSubscriberBuilder {
     }
 
     /// The name of a subscription's queue.
-    pub(super) fn queue(&self, subscription: &Subscription) -> String {
+    pub(super) fn queue(&self, subscription: &Untyped) -> String {
         let (service, name) = (&self.service, subscription.label());
         match subscription.sharing {
             Sharing::Group => topology::group_queue(service, name, None),

@@ -2,15 +2,20 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::begun::{Begun, Verdict};
 use super::delays::Delays;
 use super::lanes::Lanes;
 use super::subscription::KeyOf;
-use crate::consume::{self, Again, Attempt, Dispatch, Processed, Workers};
+use crate::consume::{self, Attempt, Dispatch, Processed, Tracked, Workers};
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
+
+/// How long an ordered event waits that cannot be begun now.
+const BEGIN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Those who work for all subscriptions of a subscriber.
 pub(super) struct Crew {
@@ -27,28 +32,60 @@ pub(super) struct Feed {
     pub(super) crew: Arc<Crew>,
 }
 
+/// The order of a subscription's events.
 pub(super) struct Order {
     key: KeyOf,
-    lanes: Mutex<Lanes<(Delivery, Attempt)>>,
+    lanes: Mutex<Lanes<Event>>,
+    /// None where no other process takes over: a broadcast's.
+    begun: Option<Begun>,
 }
 
 impl Order {
-    pub(super) fn by(key: KeyOf) -> Self {
+    pub(super) fn by(key: KeyOf, begun: Option<Begun>) -> Self {
         Self {
             key,
             lanes: Mutex::new(Lanes::new()),
+            begun,
         }
     }
 }
 
-/// What a worker is given to do.
+/// An event that waits for a worker.
+pub(super) enum Event {
+    Fresh(Delivery),
+    /// It has been looked into, and is to be processed again.
+    Again(Tracked, Attempt),
+}
+
+impl Event {
+    /// The broker has it again.
+    fn forget(self) {
+        match self {
+            Self::Fresh(delivery) => drop(delivery.forget()),
+            Self::Again(tracked, _) => tracked.forget(),
+        }
+    }
+
+    fn delivery(&self) -> &Delivery {
+        match self {
+            Self::Fresh(delivery) => delivery,
+            Self::Again(tracked, _) => tracked.delivery(),
+        }
+    }
+
+    /// The event, if no attempt at it has been made here.
+    fn into_fresh(self) -> Option<Delivery> {
+        match self {
+            Self::Fresh(delivery) => Some(delivery),
+            Self::Again(..) => None,
+        }
+    }
+}
+
+/// A job for a worker.
 pub(super) enum Job {
     /// An event whose place does not matter.
-    Event {
-        feed: Arc<Feed>,
-        delivery: Delivery,
-        attempt: Attempt,
-    },
+    Event { feed: Arc<Feed>, event: Event },
     /// Look at what has arrived, and put it where it belongs.
     Arrivals(Arc<Feed>),
     /// The next event of a key.
@@ -60,18 +97,13 @@ impl consume::Job for Job {}
 impl Job {
     pub(super) fn run(self) {
         match self {
-            Self::Event {
-                feed,
-                delivery,
-                attempt,
-            } => {
-                if let Some(again) = feed.process(delivery, attempt) {
+            Self::Event { feed, event } => {
+                if let Some((event, delay)) = feed.process(event) {
                     let job = Self::Event {
                         feed: Arc::clone(&feed),
-                        delivery: again.delivery,
-                        attempt: again.attempt,
+                        event,
                     };
-                    feed.crew.delays.add(again.delay, job);
+                    feed.crew.delays.add(delay, job);
                 }
             }
             Self::Arrivals(feed) => feed.sort(),
@@ -83,20 +115,74 @@ impl Job {
     fn is_event_of(&self, feed: &Arc<Feed>) -> bool {
         matches!(self, Self::Event { feed: its, .. } if Arc::ptr_eq(its, feed))
     }
+
+    /// Puts back an event that no worker has begun with.
+    pub(super) fn give_back(self) {
+        if let Self::Event { feed, event } = self
+            && !feed.is_broadcast
+            && let Some(delivery) = event.into_fresh()
+        {
+            feed.dispatch.give_back(delivery);
+        }
+    }
 }
 
 impl Feed {
-    fn process(&self, delivery: Delivery, attempt: Attempt) -> Option<Again> {
+    /// Processes an event; returns it, and how long it waits here, if it is to be processed
+    /// again.
+    fn process(&self, event: Event) -> Option<(Event, Duration)> {
         // A reply store is the user's code too, and a lane must go on.
-        let process = AssertUnwindSafe(|| self.dispatch.process(delivery, attempt));
-        match catch_unwind(process) {
-            Ok(Processed::Again(again)) => Some(again),
-            // Events come one by one.
-            Ok(Processed::Done | Processed::Batch(_)) => None,
-            Err(_) => {
-                log::error!(target: "coney::worker", "a worker panicked over an event");
+        let process = AssertUnwindSafe(|| match event {
+            Event::Fresh(delivery) => match self.dispatch.settled.track(delivery) {
+                Some(tracked) => self.begin(tracked),
+                None => None,
+            },
+            Event::Again(tracked, attempt) => self.attempt(tracked, attempt),
+        });
+        catch_unwind(process).unwrap_or_else(|_| {
+            log::error!(target: "coney::worker", "a worker panicked over an event");
+            None
+        })
+    }
+
+    /// The first attempt here.
+    fn begin(&self, tracked: Tracked) -> Option<(Event, Duration)> {
+        let id = tracked.message().properties.message_id.clone();
+        let begun = self.order.as_ref().and_then(|order| order.begun.as_ref());
+        let (Some(begun), Some(id), true) = (
+            begun,
+            id.filter(|id| !id.is_empty()),
+            tracked.delivery().is_redelivered(),
+        ) else {
+            return self.attempt(tracked, Attempt::default());
+        };
+        // Its worker may have died of it.
+        let mut waiting = Some(tracked);
+        let handled = begun.handle(&id, || {
+            let tracked = waiting.take()?;
+            self.attempt(tracked, Attempt::default())
+        });
+        match (handled, waiting) {
+            (Ok(Verdict::Handled(again)), _) => again,
+            (Ok(Verdict::Poison(deaths)), Some(tracked)) => {
+                self.dispatch.refuse_poison(tracked, deaths);
                 None
             }
+            (Err(error), Some(tracked)) => {
+                log::warn!(target: "coney::events", "{error}");
+                Some((Event::Again(tracked, Attempt::default()), BEGIN_AGAIN))
+            }
+            (Ok(Verdict::Poison(_)) | Err(_), None) => None,
+        }
+    }
+
+    fn attempt(&self, tracked: Tracked, attempt: Attempt) -> Option<(Event, Duration)> {
+        match self.dispatch.process_tracked(tracked, attempt) {
+            Processed::Again(again) => {
+                Some((Event::Again(again.delivery, again.attempt), again.delay))
+            }
+            // Events come one by one.
+            Processed::Done | Processed::Batch(_) => None,
         }
     }
 
@@ -105,13 +191,13 @@ impl Feed {
         let Some(order) = &self.order else { return };
         loop {
             let next = order.lanes.lock().next_arrival();
-            let Some((item, epoch)) = next else { return };
-            let key = self.key_of(order, &item.0);
-            let entered = order.lanes.lock().enter(&key, item, epoch);
+            let Some((event, epoch)) = next else { return };
+            let key = self.key_of(order, event.delivery());
+            let entered = order.lanes.lock().enter(&key, event, epoch);
             match entered {
                 Ok(true) => drop(self.crew.workers.submit(Job::Lane(Arc::clone(self), key))),
                 Ok(false) => {}
-                Err((delivery, _)) => drop(delivery.forget()),
+                Err(event) => event.forget(),
             }
         }
     }
@@ -129,18 +215,17 @@ impl Feed {
     fn advance(self: &Arc<Self>, key: String) {
         let Some(order) = &self.order else { return };
         let next = order.lanes.lock().take(&key);
-        if let Some(((delivery, attempt), epoch)) = next
-            && let Some(again) = self.process(delivery, attempt)
+        if let Some((event, epoch)) = next
+            && let Some((event, delay)) = self.process(event)
         {
-            let item = (again.delivery, again.attempt);
-            let kept = order.lanes.lock().put_back(&key, item, epoch);
+            let kept = order.lanes.lock().put_back(&key, event, epoch);
             match kept {
                 Ok(()) => {
                     let job = Job::Lane(Arc::clone(self), key);
-                    return self.crew.delays.add(again.delay, job);
+                    return self.crew.delays.add(delay, job);
                 }
                 // Its connection was lost meanwhile: the broker delivers it again.
-                Err((delivery, _)) => drop(delivery.forget()),
+                Err(event) => event.forget(),
             }
         }
         if order.lanes.lock().has_more(&key) {
@@ -149,35 +234,50 @@ impl Feed {
     }
 
     /// What waits its turn.
-    pub(super) fn take_waiting(&self) -> Vec<Delivery> {
+    pub(super) fn take_waiting(&self) -> Vec<Event> {
         let waiting = self.order.iter().flat_map(|it| it.lanes.lock().clear());
-        waiting.map(|(delivery, _)| delivery).collect()
+        waiting.collect()
+    }
+
+    /// How many events wait their turn.
+    pub(super) fn waiting(&self) -> usize {
+        let order = self.order.as_ref();
+        order.map_or(0, |order| order.lanes.lock().len())
     }
 }
 
 /// Takes a feed's deliveries from the transport. Does not keep it alive: what it holds
 /// of the user's must not end on the transport's thread.
-pub(super) struct Intake(pub(super) Weak<Feed>);
+pub(super) struct Intake {
+    pub(super) feed: Weak<Feed>,
+    /// They come from the queue of suspects.
+    pub(super) suspects: bool,
+}
 
 impl Sink for Intake {
     fn delivery(&self, delivery: Delivery) -> Result<Vec<Publication>, Delivery> {
-        let Some(feed) = self.0.upgrade() else {
+        let Some(feed) = self.feed.upgrade() else {
             return Err(delivery);
         };
-        let attempt = Attempt::default();
         let workers = &feed.crew.workers;
         let Some(order) = &feed.order else {
             let job = Job::Event {
                 feed: Arc::clone(&feed),
-                delivery,
-                attempt,
+                event: Event::Fresh(delivery),
             };
-            return match workers.submit(job) {
-                Err(Job::Event { delivery, .. }) => Err(delivery),
+            let submitted = match self.suspects {
+                true => workers.submit_suspect(job),
+                false => workers.submit(job),
+            };
+            return match submitted {
+                Err(Job::Event {
+                    event: Event::Fresh(delivery),
+                    ..
+                }) => Err(delivery),
                 _ => Ok(Vec::new()),
             };
         };
-        let is_first = order.lanes.lock().arrive((delivery, attempt));
+        let is_first = order.lanes.lock().arrive(Event::Fresh(delivery));
         if is_first {
             // Once stopped, what has arrived is taken out of the lanes.
             let _ = workers.submit(Job::Arrivals(Arc::clone(&feed)));
@@ -192,13 +292,16 @@ impl Sink for Intake {
     /// The broker delivers all of it again, but for what was in a queue of our own: that
     /// is handled all the same.
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
-        if let Some(feed) = self.0.upgrade().filter(|feed| !feed.is_broadcast) {
-            for delivery in feed.take_waiting() {
-                delivery.forget();
+        if let Some(feed) = self.feed.upgrade().filter(|feed| !feed.is_broadcast) {
+            if let Some(begun) = feed.order.as_ref().and_then(|order| order.begun.as_ref()) {
+                begun.lost();
+            }
+            for event in feed.take_waiting() {
+                event.forget();
             }
             for job in feed.crew.workers.take(|job| job.is_event_of(&feed)) {
-                if let Job::Event { delivery, .. } = job {
-                    delivery.forget();
+                if let Job::Event { event, .. } = job {
+                    event.forget();
                 }
             }
         }
@@ -206,6 +309,6 @@ impl Sink for Intake {
     }
 
     fn closed(&self, cause: &str) {
-        log::warn!(target: "coney::events", "no more events: {cause}");
+        log::info!(target: "coney::events", "no more events: {cause}");
     }
 }

@@ -77,6 +77,11 @@ impl<T> Lanes<T> {
         more
     }
 
+    /// How many items wait.
+    pub(super) fn len(&self) -> usize {
+        self.arrivals.len() + self.lanes.values().map(VecDeque::len).sum::<usize>()
+    }
+
     /// Takes out everything that waits, each key's in order. The jobs there are find
     /// nothing, and end.
     pub(super) fn clear(&mut self) -> Vec<T> {

@@ -1,5 +1,6 @@
-//! Events: something has happened, and whoever wants to know is told.
+//! Events: publishing, and subscriptions in groups, broadcast, or in order.
 
+mod begun;
 mod builder;
 mod delays;
 mod feed;
@@ -11,4 +12,4 @@ mod subscription;
 pub use self::builder::EventSubscriberBuilder;
 pub use self::publisher::EventPublisher;
 pub use self::subscriber::EventSubscriber;
-pub use self::subscription::Subscription;
+pub use self::subscription::{RawEvent, Subscription};

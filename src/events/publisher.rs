@@ -155,6 +155,7 @@ impl EventPublisher {
             idempotent: options.idempotent,
             ..Publication::new(EVENT_EXCHANGE, name, body)
         };
+        let bytes = publication.body.len();
         let confirmation = self
             .broker
             .publish_confirmed(publication, deadline)
@@ -168,6 +169,7 @@ impl EventPublisher {
             confirmation,
             ticket,
             timeout,
+            bytes,
         ))
     }
 

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 
@@ -33,7 +34,19 @@ use crate::message::Json;
 /// # Ok::<(), coney::Error>(())
 /// ```
 #[must_use = "a subscription does nothing until it is given to a subscriber"]
-pub struct Subscription {
+pub struct Subscription<T = RawEvent> {
+    pub(super) untyped: Untyped,
+    /// The key function reads the same type as the handler.
+    event: PhantomData<fn(T)>,
+}
+
+/// The event type of a subscription whose handler gets the payload as JSON text: see
+/// [`Subscription::to_raw`].
+#[derive(Debug)]
+pub enum RawEvent {}
+
+/// A subscription without the type of its events.
+pub(super) struct Untyped {
     pub(super) pattern: String,
     pub(super) name: Option<String>,
     pub(super) handler: Handler,
@@ -52,14 +65,13 @@ pub(super) enum Sharing {
 /// What events must be in order with: those of the same key.
 pub(super) type KeyOf = Box<dyn Fn(Json<'_>) -> Option<String> + Send + Sync>;
 
-impl Subscription {
+impl<T: DeserializeOwned> Subscription<T> {
     /// Events whose names fit `pattern`: dotted words, `*` for one word, `#` for any
     /// number. The handler gets the decoded payload; an error that displays has the
     /// event tried again later.
-    pub fn to<T, E, F>(pattern: &str, handler: F) -> Self
+    pub fn to<E, F>(pattern: &str, handler: F) -> Self
     where
         F: Fn(T) -> Result<(), E> + Send + Sync + 'static,
-        T: DeserializeOwned,
         E: Into<HandlerError>,
     {
         Self::new(pattern, of_event(move |_, event| handler(event)))
@@ -67,53 +79,12 @@ impl Subscription {
 
     /// The same with a handler that also gets the [`Context`]: the event's name, its id,
     /// who published it, the attempt.
-    pub fn to_with<T, E, F>(pattern: &str, handler: F) -> Self
+    pub fn to_with<E, F>(pattern: &str, handler: F) -> Self
     where
         F: Fn(&Context<'_>, T) -> Result<(), E> + Send + Sync + 'static,
-        T: DeserializeOwned,
         E: Into<HandlerError>,
     {
         Self::new(pattern, of_event(handler))
-    }
-
-    /// The same with a handler that gets the payload as JSON text.
-    pub fn to_raw<E, F>(pattern: &str, handler: F) -> Self
-    where
-        F: Fn(&Context<'_>, &str) -> Result<(), E> + Send + Sync + 'static,
-        E: Into<HandlerError>,
-    {
-        Self::new(pattern, of_raw_event(handler))
-    }
-
-    fn new(pattern: &str, handler: Handler) -> Self {
-        Self {
-            pattern: pattern.to_owned(),
-            name: None,
-            handler,
-            sharing: Sharing::Group,
-            key: None,
-        }
-    }
-
-    /// A name for its queue. Needed for two subscriptions of one service to the same
-    /// pattern. Default: the pattern.
-    pub fn named(mut self, name: impl Into<String>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
-
-    /// Every instance gets every event that is published while it runs and is connected.
-    /// What fails waits for its next attempt in this process.
-    pub fn broadcast(mut self) -> Self {
-        self.sharing = Sharing::Broadcast;
-        self
-    }
-
-    /// One subscriber in the whole system gets every event, whatever service it is of;
-    /// when it goes, the next one does. All that give the same name are of one kind.
-    pub fn singleton(mut self) -> Self {
-        self.sharing = Sharing::Singleton;
-        self
     }
 
     /// Handles events with the same key one after the other, in the order in which they
@@ -125,30 +96,106 @@ impl Subscription {
     /// unacknowledged, so no more than the [prefetch](crate::EventSubscriberBuilder::prefetch)
     /// count can wait: raise it where keys fail for long. After the last attempt an event goes to
     /// the dead letters, and the next with its key is begun. (What cannot be helped: one that
-    /// the dead letters do not take comes back behind its successors.) Events that the function
-    /// cannot read share one key. The order has a connection of its own, of which
+    /// the dead letters do not take comes back behind its successors.) Events that do not
+    /// decode share one key. The order has a connection of its own, of which
     /// [`on_state_change`](crate::BrokerBuilder::on_state_change) does not tell. The queue is a quorum queue, which the broker does not
     /// make of one that exists: delete that first.
-    pub fn ordered_by<T, K, F>(mut self, key: F) -> Self
+    ///
+    /// The function gets what the handler gets; another type does not compile:
+    ///
+    /// ```compile_fail
+    /// use coney::Subscription;
+    ///
+    /// let _ = Subscription::to("order.*", |order: u64| Ok::<_, String>(drop(order)))
+    ///     .ordered_by(|order: &String| order.clone());
+    /// ```
+    pub fn ordered_by<K, F>(mut self, key: F) -> Self
     where
         F: Fn(&T) -> K + Send + Sync + 'static,
-        T: DeserializeOwned,
         K: fmt::Display,
     {
-        self.key = Some(Box::new(move |payload| {
+        self.untyped.key = Some(Box::new(move |payload| {
             let event = payload.decode().ok()?;
             Some(key(&event).to_string())
         }));
         self
     }
+}
 
+impl Subscription<RawEvent> {
+    /// Events as [`to`](Subscription::to), with a handler that gets the payload as JSON text.
+    pub fn to_raw<E, F>(pattern: &str, handler: F) -> Self
+    where
+        F: Fn(&Context<'_>, &str) -> Result<(), E> + Send + Sync + 'static,
+        E: Into<HandlerError>,
+    {
+        Self::new(pattern, of_raw_event(handler))
+    }
+
+    /// Handles events with the same key in order, as [`ordered_by`](Subscription::ordered_by).
+    /// The function gets the payload as JSON text.
+    pub fn ordered_by_raw<K, F>(mut self, key: F) -> Self
+    where
+        F: Fn(&str) -> K + Send + Sync + 'static,
+        K: fmt::Display,
+    {
+        self.untyped.key = Some(Box::new(move |payload| {
+            Some(key(payload.as_str()).to_string())
+        }));
+        self
+    }
+}
+
+impl<T> Subscription<T> {
+    fn new(pattern: &str, handler: Handler) -> Self {
+        Self {
+            untyped: Untyped {
+                pattern: pattern.to_owned(),
+                name: None,
+                handler,
+                sharing: Sharing::Group,
+                key: None,
+            },
+            event: PhantomData,
+        }
+    }
+
+    /// A name for its queue. Needed for two subscriptions of one service to the same
+    /// pattern. Default: the pattern.
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.untyped.name = Some(name.into());
+        self
+    }
+
+    /// Every instance gets every event that is published while it runs and is connected.
+    /// What fails waits for its next attempt in this process.
+    pub fn broadcast(mut self) -> Self {
+        self.untyped.sharing = Sharing::Broadcast;
+        self
+    }
+
+    /// One subscriber in the whole system gets every event, whatever service it is of;
+    /// when it goes, the next one does. All that give the same name are of one kind.
+    pub fn singleton(mut self) -> Self {
+        self.untyped.sharing = Sharing::Singleton;
+        self
+    }
+}
+
+impl Untyped {
     /// What its queue is named after.
     pub(super) fn label(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.pattern)
     }
 }
 
-impl fmt::Debug for Subscription {
+impl<T> fmt::Debug for Subscription<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.untyped.fmt(f)
+    }
+}
+
+impl fmt::Debug for Untyped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")
             .field("pattern", &self.pattern)

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::Arc;
 
 use super::Json;
 use super::request::Fields;
@@ -8,9 +9,11 @@ use super::request::Fields;
 /// A reply queue is named by the broker and gets a new name at every
 /// reconnect, while a request may be encoded long before it can be sent. So
 /// the client leaves a hole and the transport fills it when it sends.
+///
+/// Clones share the bytes.
 #[derive(Clone, Default)]
 pub struct Body {
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
     hole: Option<Hole>,
 }
 
@@ -35,9 +38,14 @@ impl Body {
             bytes.shrink_to(bytes.len() + USUAL_NAME);
         }
         Self {
-            bytes,
+            bytes: Arc::new(bytes),
             hole: Some(Hole { at, fields }),
         }
+    }
+
+    /// Bytes that are shared with others.
+    pub(crate) fn from_shared(bytes: Arc<Vec<u8>>) -> Self {
+        Self { bytes, hole: None }
     }
 
     /// Size in bytes; with the longest name a reply queue can have, if one is
@@ -70,14 +78,26 @@ impl Body {
         })
     }
 
-    /// The finished bytes, the hole filled with `name` as a JSON string.
-    pub(crate) fn fill(self, name: &str) -> Vec<u8> {
-        let mut bytes = self.bytes;
-        if let Some(Hole { at, .. }) = self.hole {
-            let text = Json::quote(name);
-            bytes.splice(at..at, text.into_bytes());
+    /// The finished bytes, the hole filled with `name` as a JSON string. Copies them only if
+    /// they are shared and there is a hole.
+    pub(crate) fn fill(self, name: &str) -> Arc<Vec<u8>> {
+        let Some(Hole { at, .. }) = self.hole else {
+            return self.bytes;
+        };
+        let text = Json::quote(name);
+        match Arc::try_unwrap(self.bytes) {
+            Ok(mut bytes) => {
+                bytes.splice(at..at, text.into_bytes());
+                Arc::new(bytes)
+            }
+            Err(shared) => {
+                let mut bytes = Vec::with_capacity(shared.len() + text.len());
+                bytes.extend_from_slice(&shared[..at]);
+                bytes.extend_from_slice(text.as_bytes());
+                bytes.extend_from_slice(&shared[at..]);
+                Arc::new(bytes)
+            }
         }
-        bytes
     }
 }
 
@@ -96,7 +116,10 @@ pub(super) struct Parts<'a> {
 
 impl From<Vec<u8>> for Body {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, hole: None }
+        Self {
+            bytes: Arc::new(bytes),
+            hole: None,
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::random;
+
 /// A new message id as the contract has it: `msg_`, the local time as
 /// `YYYYmmddHHMMSS`, `_`, and 16 lower-case hex digits.
 ///
@@ -13,12 +15,13 @@ pub fn new_message_id() -> String {
     id.push_str("msg_");
     push_local_time(unix_seconds(), &mut id);
     id.push('_');
-    let random: [u8; 16] = hex(fastrand::u64(..).into());
+    let random: [u8; 16] = hex(random::random_u64().into());
     id.extend(random.map(char::from));
     id
 }
 
-/// A new correlation id as the contract has it: 32 lower-case hex digits.
+/// A new correlation id as the contract has it: 32 lower-case hex digits, unpredictable from
+/// others.
 ///
 /// ```
 /// assert_eq!(coney::message::new_correlation_id().len(), 32);
@@ -34,7 +37,7 @@ pub(crate) struct CorrelationId(u128);
 
 impl CorrelationId {
     pub(crate) fn random() -> Self {
-        Self(fastrand::u128(..))
+        Self(random::random_u128())
     }
 
     pub(crate) fn to_text(self) -> String {

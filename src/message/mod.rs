@@ -8,6 +8,7 @@ pub(crate) mod bundle;
 mod headers;
 mod id;
 mod json;
+mod not_json;
 mod reply;
 mod request;
 mod span;
@@ -26,6 +27,15 @@ pub(crate) use span::{Span, range_in};
 /// The header that tells a server when the caller stops waiting, in Unix
 /// milliseconds. An extension: peers that do not know it ignore it.
 pub(crate) const DEADLINE_HEADER: &str = "deadline_ms";
+
+/// The header that says how many milliseconds of the caller's time were left when the
+/// request was made. With [`DEADLINE_HEADER`] it tells when that was by the caller's clock.
+pub(crate) const TIMEOUT_HEADER: &str = "timeout_ms";
+
+/// The error codes of refusals: nothing ran.
+pub(crate) const CODE_BUSY: &str = "busy";
+pub(crate) const CODE_RATE_LIMITED: &str = "rate_limited";
+pub(crate) const CODE_TOO_LARGE: &str = "too_large";
 
 /// The error code a coney server adds to `Unknown action: …`.
 pub(crate) const CODE_UNKNOWN_ACTION: &str = "unknown_action";

@@ -1,8 +1,10 @@
 use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Json;
+use super::{Json, not_json};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The answer to a request, as it stands on the wire.
@@ -32,6 +34,8 @@ pub struct Reply<'a> {
     pub message_id: Cow<'a, str>,
     /// The instance that answered, where the server has a registry. An extension too.
     pub instance_id: Option<Cow<'a, str>>,
+    /// How long to wait before another attempt, in a refusal. An extension too.
+    pub retry_after: Option<Duration>,
 }
 
 /// What is read: every field may be missing.
@@ -44,6 +48,7 @@ struct Wire<'a> {
     error_code: Option<Cow<'a, str>>,
     message_id: Option<Cow<'a, str>>,
     instance_id: Option<Cow<'a, str>>,
+    retry_after_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -64,23 +69,31 @@ struct Failure<'a> {
     message_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     instance_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
 }
 
 impl<'a> Reply<'a> {
     /// Reads a reply, borrowing from `body`.
     ///
-    /// No field is required: where `success` is missing, a reply without an
-    /// `error` is a success.
+    /// One of `success`, `data` and `error` must be there; every other field may be
+    /// missing. Where `success` is missing, a reply without an `error` is a success.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Decode`] if the body is not a JSON object, or a field
-    /// holds another type than the contract's; the error keeps the text.
+    /// [`ErrorKind::Decode`] if the body is not a JSON object, a field
+    /// holds another type than the contract's, or all three are missing; the error
+    /// keeps the text.
     pub fn decode(body: &'a [u8]) -> Result<Self> {
-        let wire: Wire<'a> = serde_json::from_slice(body).map_err(|error| {
-            Error::new(ErrorKind::Decode, format!("not a reply: {error}"))
+        let not_a_reply = |fault: &dyn fmt::Display| {
+            Error::new(ErrorKind::Decode, format!("not a reply: {fault}"))
                 .with_text(String::from_utf8_lossy(body))
-        })?;
+        };
+        let wire: Wire<'a> = serde_json::from_slice(body)
+            .map_err(|error| not_a_reply(&not_json::explain(body, &error)))?;
+        if wire.success.is_none() && wire.data.is_none() && wire.error.is_none() {
+            return Err(not_a_reply(&"it has none of success, data and error"));
+        }
         Ok(Self {
             success: wire.success.unwrap_or(wire.error.is_none()),
             data: wire.data.unwrap_or(Json::NULL),
@@ -88,6 +101,7 @@ impl<'a> Reply<'a> {
             error_code: wire.error_code,
             message_id: wire.message_id.unwrap_or_default(),
             instance_id: wire.instance_id,
+            retry_after: wire.retry_after_ms.map(Duration::from_millis),
         })
     }
 
@@ -137,14 +151,15 @@ impl<'a> Reply<'a> {
 
     /// The body of a reply that carries an error.
     pub fn failure(error: &str, error_code: Option<&str>, message_id: &str) -> Vec<u8> {
-        Self::failure_by(None, error, error_code, message_id)
+        Self::failure_by(None, error, error_code, None, message_id)
     }
 
-    /// The same, of an instance that says who it is.
+    /// The same, with the instance that answers, and when to ask again.
     pub(crate) fn failure_by(
         instance_id: Option<&str>,
         error: &str,
         error_code: Option<&str>,
+        retry_after: Option<Duration>,
         message_id: &str,
     ) -> Vec<u8> {
         let reply = Failure {
@@ -153,6 +168,8 @@ impl<'a> Reply<'a> {
             error_code,
             message_id,
             instance_id,
+            retry_after_ms: retry_after
+                .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
         };
         // Strings and a bool: there is nothing serde_json could refuse.
         serde_json::to_vec(&reply).unwrap_or_default()
@@ -177,8 +194,8 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_field_is_never_an_error() {
-        let reply = Reply::decode(b"{}").unwrap();
+    fn other_fields_may_be_missing() {
+        let reply = Reply::decode(br#"{"success":true}"#).unwrap();
         assert!(reply.success);
         assert_eq!(reply.data.as_str(), "null");
         assert!(Reply::decode(br#"{"error":"e","message_id":null}"#).is_ok());
@@ -207,7 +224,16 @@ mod tests {
 
     #[test]
     fn what_is_not_a_reply_keeps_its_text() {
-        for body in ["", "[]]", "<html>", "7", r#"{"success":"yes"}"#] {
+        for body in [
+            "",
+            "[]]",
+            "<html>",
+            "7",
+            r#"{"success":"yes"}"#,
+            "{}",
+            r#"{"status":"failed"}"#,
+            r#"{"message_id":"m","instance_id":"i"}"#,
+        ] {
             let error = Reply::decode(body.as_bytes()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Decode);
             assert_eq!(error.raw_text(), Some(body));

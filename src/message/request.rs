@@ -2,7 +2,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Headers, Json, id, new_correlation_id, new_message_id};
+use super::{Body, Headers, Json, id, new_correlation_id, new_message_id, not_json};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A request or an event as it stands on the wire: nine fields round a payload.
@@ -256,8 +256,9 @@ fn diagnose(body: &[u8], error: &serde_json::Error) -> String {
     if body.len() > LONGEST_DIAGNOSED {
         return error.to_string();
     }
-    let Ok(value) = serde_json::from_slice::<Value>(body) else {
-        return error.to_string();
+    let value = match serde_json::from_slice::<Value>(body) {
+        Ok(value) => value,
+        Err(error) => return not_json::explain(body, &error).to_string(),
     };
     let Some(object) = value.as_object() else {
         return "the body is not a JSON object".to_owned();
@@ -338,9 +339,11 @@ mod tests {
             text,
             r#"{"message_id":"m","source_service":"a","target_service":"b","action":"c","timestamp":5,"correlation_id":"x","reply_to":null,"headers":{},"payload":null}"#
         );
-        let filled = message.encode_awaiting_reply_queue().unwrap().fill("q\"1");
+        let body = message.encode_awaiting_reply_queue().unwrap();
         message.reply_to = Some("q\"1".into());
-        assert_eq!(filled, message.encode().unwrap());
+        let wanted = message.encode().unwrap();
+        assert_eq!(*body.clone().fill("q\"1"), wanted, "shared");
+        assert_eq!(*body.fill("q\"1"), wanted);
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use r2d2::{NopErrorHandler, Pool};
-use r2d2_redis::redis::{Cmd, FromRedisValue, RedisError, Value};
+use r2d2_redis::redis::{self, Cmd, FromRedisValue, RedisError, Value};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use self::manager::Manager;
@@ -74,6 +74,30 @@ impl Redis {
             address: Address::parse(url),
             timeout: Duration::from_millis(700),
             connections: 4,
+        }
+    }
+
+    /// Checks that Redis answers: for a health check of a service that needs it. Blocks at
+    /// most the timeout.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Registry`] if it does not.
+    ///
+    /// ```
+    /// # use coney::{Broker, Redis, ServiceServer};
+    /// let redis = Redis::new("redis://localhost")?;
+    /// let builder = ServiceServer::builder(&Broker::memory(), "user-service")
+    ///     .handler("get_user", |id: u64| Ok::<_, String>(id))
+    ///     .health_check("redis", move || redis.ping());
+    /// # let _ = builder;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn ping(&self) -> Result<()> {
+        let answer: String = self.ask("ping", &redis::cmd("PING"))?;
+        match &*answer {
+            "PONG" => Ok(()),
+            _ => Err(self.failed("ping", "it does not answer PING with PONG")),
         }
     }
 
@@ -179,6 +203,10 @@ fn explain(error: &RedisError) -> String {
         (Some(_), Some(detail)) if detail.contains('\n') => {
             return "it does not speak Redis's protocol; is the port (6379) right?".to_owned();
         }
+        (Some(code @ ("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN")), _) => format!(
+            "it runs in cluster mode ({code}), in which a service's keys are on several servers; \
+             coney needs one Redis server (or a primary with replicas)"
+        ),
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         (None, Some(detail)) => detail.to_owned(),
         _ => error.to_string(),

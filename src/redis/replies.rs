@@ -6,11 +6,11 @@ use super::Redis;
 use crate::consume::{Claim, ReplyStore, StoreError};
 
 /// A [`ReplyStore`] in Redis, shared by all servers of a service: keys
-/// `coney:reply:SERVICE/MESSAGE_ID`.
+/// `coney:reply:SERVICE/ACTION/SOURCE/MESSAGE_ID`.
 ///
 /// A worker that asks blocks until Redis has answered, at most the
 /// [timeout](crate::RedisBuilder::timeout); a request about which Redis does not
-/// answer fails, as it may be a repeated one.
+/// answer is put off, as it may be a repeated one.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -32,6 +32,24 @@ pub struct RedisReplyStore {
 /// What a value begins with: a claim with its owner, or a reply.
 const CLAIM: char = 'c';
 const REPLY: char = 'r';
+
+/// Extends a claim. KEYS: the request. ARGV: claim, lease in ms.
+const RENEW: &str = "
+    if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+        return 0
+    end
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    return 1";
+
+/// Keeps a reply, unless the claim has passed to another. KEYS: the request. ARGV: claim,
+/// reply, its time in ms.
+const COMPLETE: &str = "
+    local there = redis.call('GET', KEYS[1])
+    if there and there ~= ARGV[1] then
+        return 0
+    end
+    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+    return 1";
 
 /// Takes the claim if there is nothing. KEYS: the request. ARGV: claim, lease in ms.
 const TAKE: &str = "
@@ -69,12 +87,29 @@ impl ReplyStore for RedisReplyStore {
         })
     }
 
-    fn complete(&self, key: &str, reply: &[u8], ttl: Duration) -> Result<(), StoreError> {
+    fn renew(&self, key: &str, owner: u64, lease: Duration) -> Result<bool, StoreError> {
+        let mut script = redis::cmd("EVAL");
+        script.arg(RENEW).arg(1).arg(at(key));
+        script.arg(format!("{CLAIM}{owner}")).arg(millis(lease));
+        Ok(self.redis.ask("renew a claim", &script)?)
+    }
+
+    fn complete(
+        &self,
+        key: &str,
+        owner: u64,
+        reply: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
         let mut value = vec![REPLY as u8];
         value.extend_from_slice(reply);
-        let mut set = redis::cmd("SET");
-        set.arg(at(key)).arg(value).arg("PX").arg(millis(ttl));
-        Ok(self.redis.ask("keep a reply", &set)?)
+        let mut script = redis::cmd("EVAL");
+        script.arg(COMPLETE).arg(1).arg(at(key));
+        script
+            .arg(format!("{CLAIM}{owner}"))
+            .arg(value)
+            .arg(millis(ttl));
+        Ok(self.redis.ask("keep a reply", &script)?)
     }
 
     fn release(&self, key: &str, owner: u64) -> Result<(), StoreError> {
@@ -82,6 +117,10 @@ impl ReplyStore for RedisReplyStore {
         script.arg(RELEASE).arg(1).arg(at(key));
         script.arg(format!("{CLAIM}{owner}"));
         Ok(self.redis.ask("release a request", &script)?)
+    }
+
+    fn ping(&self) -> Result<(), StoreError> {
+        Ok(self.redis.ping()?)
     }
 }
 

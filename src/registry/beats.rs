@@ -41,6 +41,8 @@ pub(super) struct Told {
     pub(super) state: Mutex<RegistrationState>,
     /// What the instance is not well of.
     pub(super) fault: Mutex<Option<String>>,
+    /// Why it cannot be well any more.
+    pub(super) lost: Mutex<Option<String>>,
     /// That has changed, and an order is on its way.
     pub(super) has_changed: AtomicBool,
 }
@@ -51,6 +53,7 @@ impl Default for Told {
         Self {
             state: Mutex::new(RegistrationState::Pending(because)),
             fault: Mutex::default(),
+            lost: Mutex::default(),
             has_changed: AtomicBool::new(false),
         }
     }
@@ -212,7 +215,8 @@ impl Beating {
             Order::Health { number } => {
                 if let Some(member) = self.members.get_mut(&number) {
                     member.told.has_changed.store(false, Ordering::SeqCst);
-                    let fault = member.told.fault.lock().clone();
+                    let lost = member.told.lost.lock().clone();
+                    let fault = lost.or_else(|| member.told.fault.lock().clone());
                     member.instance.set_health(fault.as_deref());
                     member.is_news = true;
                     self.next = Instant::now();

@@ -63,7 +63,7 @@ impl Instance {
     /// An instance with a random id of 16 hex digits and nothing else.
     pub fn new() -> Self {
         Self {
-            id: format!("{:016x}", fastrand::u64(..)),
+            id: format!("{:016x}", crate::random::random_u64()),
             service: String::new(),
             registered_at: 0,
             last_heartbeat: 0,

@@ -87,6 +87,12 @@ impl Registration {
         self.told.state.lock().clone()
     }
 
+    /// Marks the instance as unhealthy for good: what it serves through is gone.
+    pub(crate) fn set_disconnected(&self, cause: &str) {
+        *self.told.lost.lock() = Some(cause.to_owned());
+        self.tell();
+    }
+
     /// Marks the instance as not well, and why, so that look-ups leave it out; `None`
     /// marks it as well again. Everybody can read the reason, of which 200 bytes are kept.
     /// Does not block: the registry is told by the next beat, which comes at once.
@@ -101,6 +107,10 @@ impl Registration {
     /// ```
     pub fn set_unhealthy(&self, because: Option<&str>) {
         *self.told.fault.lock() = because.map(str::to_owned);
+        self.tell();
+    }
+
+    fn tell(&self) {
         // One order is enough for several changes.
         if !self.told.has_changed.swap(true, Ordering::SeqCst) {
             let number = self.number;

@@ -40,6 +40,7 @@ pub struct ServiceServerBuilder {
     pub(super) instance: Instance,
     pub(super) checks: Vec<Check>,
     pub(super) health_interval: Duration,
+    pub(super) health_failures: u32,
     pub(super) fault: Option<Error>,
 }
 
@@ -55,6 +56,7 @@ impl ServiceServerBuilder {
             instance: Instance::new(),
             checks: Vec::new(),
             health_interval: Duration::from_secs(5),
+            health_failures: 3,
             fault: None,
         }
     }
@@ -148,29 +150,66 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// How often a message may come back because its worker died, or lost its
-    /// connection, while it had it. One more goes to the dead letters unopened,
-    /// for it may be what kills the workers. Default: 5.
+    /// How often a message may come back because the worker that had begun it died. One
+    /// more goes to the dead letters unopened, for it may be what kills the workers.
+    /// Default: 5.
+    ///
+    /// Only what had begun counts. A message that comes back, begun or not, is moved to the
+    /// queue `service.NAME.suspect`, from which each process handles one at a time. What a
+    /// process has finished, and could not settle because its connection was lost, is
+    /// settled when it comes back and not run again.
     pub fn redelivery_limit(mut self, redeliveries: u32) -> Self {
         self.options.redelivery_limit = redeliveries;
         self
     }
 
-    /// Runs a request whose message id has been handled before, in the last
-    /// `ttl`, no second time: it gets the reply of the first. A repeated command
-    /// is acknowledged. Repeated are what is delivered again, what the client sent again
+    /// Runs a request that has been handled before, in the last `ttl`, no second time: it
+    /// gets the reply of the first. A repeated command is acknowledged. A request is the
+    /// same if its message id, its action and the service that sent it are. Repeated are what is delivered again, what the client sent again
     /// because it is [idempotent](crate::CallOptions::idempotent), and what its sender gave
-    /// the same [`message_id`](crate::CallOptions::message_id). What failed may be repeated, except that a call gets the
-    /// error it got. Default: every request is run.
+    /// the same [`message_id`](crate::CallOptions::message_id). What failed may be repeated; of
+    /// failures only those that are [final](HandlerError::do_not_retry) are remembered.
+    ///
+    /// While the store is away nothing is run: calls are answered with
+    /// [`ErrorKind::Busy`], commands wait in the longest of the retry queues, at no attempt's
+    /// cost, and after [a while](ServiceServerBuilder::deduplication_patience) the server
+    /// stops consuming until the store is back. Default: every request is run.
     pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
         self.options.deduplication = Some((store, ttl));
         self
     }
 
-    /// How long a worker that deduplicates may take over a request before another
-    /// may think it dead and begin anew. Default: 60 s.
+    /// Sets after how long another worker may begin with a request whose worker has died.
+    /// While a handler runs, its claim is renewed every third of it. Defaults to 60 s.
     pub fn deduplication_lease(mut self, lease: Duration) -> Self {
         self.options.deduplication_lease = lease;
+        self
+    }
+
+    /// Sets how long the reply store may be away before the server stops consuming.
+    /// Defaults to 30 s.
+    pub fn deduplication_patience(mut self, patience: Duration) -> Self {
+        self.options.deduplication_patience = patience;
+        self
+    }
+
+    /// Sets how long the broker lets a delivery be unacknowledged: its `consumer_timeout`. A
+    /// warning is logged when a handler has run for 80 % of it. Past it the broker closes
+    /// the channel (`delivery acknowledgement on channel N timed out`) and delivers the
+    /// message again; a handler that is still at it then settles it when it returns, and is
+    /// not run again. Defaults to 30 min, as RabbitMQ's does.
+    pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
+        self.options.consumer_timeout = timeout;
+        self
+    }
+
+    /// Sets whether replies go to queues of any name. By default they go only to queues that
+    /// the broker has named (`amq.gen-…`) and to RabbitMQ's direct reply-to, because a
+    /// sender that may name any queue writes to it with this server's rights. A request that
+    /// names another is dead-lettered and answered nowhere. Never do replies go to coney's own
+    /// queues. Defaults to false.
+    pub fn any_reply_queue(mut self, any: bool) -> Self {
+        self.options.any_reply_queue = any;
         self
     }
 
@@ -251,6 +290,7 @@ impl ServiceServerBuilder {
         self.checks.push(Check {
             name: name.into(),
             run: Box::new(move || check().map_err(|error| error.to_string())),
+            is_patient: false,
         });
         self
     }
@@ -258,6 +298,13 @@ impl ServiceServerBuilder {
     /// How long after a round of checks the next begins. Default: 5 s.
     pub fn health_interval(mut self, interval: Duration) -> Self {
         self.health_interval = interval;
+        self
+    }
+
+    /// Sets how many times in a row a check must fail before the server stops consuming. At
+    /// the start one failure is enough, and afterwards one success resumes. Defaults to 3.
+    pub fn health_failures(mut self, failures: u32) -> Self {
+        self.health_failures = failures;
         self
     }
 

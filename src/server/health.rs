@@ -1,4 +1,4 @@
-//! Whether a server is well, and what follows if it is not.
+//! Whether a server is healthy, and what follows if it is not.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -24,6 +24,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Check {
     pub(super) name: String,
     pub(super) run: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// It fails only after a time of its own: once is enough.
+    pub(super) is_patient: bool,
 }
 
 /// What is wrong; nothing if all is well.
@@ -50,6 +52,7 @@ impl Health {
         service: &str,
         checks: Vec<Check>,
         interval: Duration,
+        failures: u32,
     ) -> std::io::Result<Self> {
         let (first, verdict) = bounded(1);
         // One slot: there is one thing to watch. Its end stops the thread.
@@ -57,8 +60,10 @@ impl Health {
         let name = format!("coney-health-{service}");
         let checking = Checking {
             service: service.to_owned(),
+            failed: vec![0; checks.len()],
             checks,
             interval: interval.max(SHORTEST_INTERVAL),
+            failures: failures.max(1),
         };
         let thread = Running::start(name, move || checking.run(&first, &inbox))?;
         Ok(Self {
@@ -90,12 +95,16 @@ impl Health {
 struct Checking {
     service: String,
     checks: Vec<Check>,
+    /// How often each has failed in a row.
+    failed: Vec<u32>,
     interval: Duration,
+    /// How many failures in a row make the server unhealthy.
+    failures: u32,
 }
 
 impl Checking {
-    fn run(self, first: &Sender<Verdict>, inbox: &Receiver<Watched>) {
-        let mut now = self.check();
+    fn run(mut self, first: &Sender<Verdict>, inbox: &Receiver<Watched>) {
+        let mut now = self.check(1);
         let _ = first.try_send(now.clone());
         let Ok(watched) = inbox.recv() else { return };
         // Which may be another than the first one here, if that took too long.
@@ -111,25 +120,41 @@ impl Checking {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            now = self.check();
+            // What has made it unhealthy keeps it so until it passes.
+            let failures = if verdict.is_some() { 1 } else { self.failures };
+            now = self.check(failures);
         }
     }
 
-    /// The first thing that is wrong.
-    fn check(&self) -> Verdict {
-        self.checks.iter().find_map(|check| {
+    /// The first check that has failed so many times in a row, and how.
+    fn check(&mut self, failures: u32) -> Verdict {
+        let mut checks = self.checks.iter().zip(&mut self.failed);
+        checks.find_map(|(check, failed)| {
             let result = catch_unwind(AssertUnwindSafe(&check.run));
             let fault = match result {
-                Ok(Ok(())) => return None,
+                Ok(Ok(())) => {
+                    *failed = 0;
+                    return None;
+                }
                 Ok(Err(fault)) => fault,
                 Err(_) => "it panicked".to_owned(),
             };
+            *failed = failed.saturating_add(1);
+            if *failed < failures && !check.is_patient {
+                log::info!(
+                    target: "coney::server",
+                    "{}: the check {} failed, {failed} of {failures} times: {fault}",
+                    self.service, check.name
+                );
+                return None;
+            }
             Some(format!("{}: {fault}", check.name))
         })
     }
 
     fn change(&self, watched: &Watched, verdict: &Verdict) {
         let service = &self.service;
+        watched.consumers.unhealthy.lock().clone_from(verdict);
         let tell = || {
             if let Some(registration) = &watched.registration {
                 registration.set_unhealthy(verdict.as_deref());
@@ -138,12 +163,12 @@ impl Checking {
         let deadline = deadline::after(CHANGE_TIMEOUT);
         match verdict {
             Some(fault) => {
-                log::warn!(target: "coney::server", "{service} is not well, and takes no requests: {fault}");
+                log::warn!(target: "coney::server", "{service} is unhealthy and stopped consuming: {fault}");
                 tell();
                 watched.consumers.pause(deadline);
             }
             None => {
-                log::info!(target: "coney::server", "{service} is well again");
+                log::info!(target: "coney::server", "{service} is healthy and consumes again");
                 watched.consumers.resume(deadline);
                 tell();
             }

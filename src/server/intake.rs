@@ -1,28 +1,54 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use crate::consume::{self, Batch, Workers};
+use parking_lot::Mutex;
+
+use crate::consume::{self, Batch, Dispatch, Workers};
 use crate::error::{ErrorKind, Result};
-use crate::topology;
+use crate::registry::Registration;
 use crate::transport::{Delivery, Publication, Returned, Sink, Wire};
 
 /// Takes deliveries from the transport to the workers.
 pub(super) struct Intake {
     pub(super) workers: Workers<Job>,
+    /// To be told when there is no more broker.
+    pub(super) registration: OnceLock<Weak<Registration>>,
+    /// Why there is no more broker, if so.
+    pub(super) lost_for_good: Mutex<Option<String>>,
 }
 
-/// What a worker is given to do.
+/// A job for a worker.
 pub(super) enum Job {
     Message(Delivery),
-    /// Whatever of it nobody has taken yet.
+    /// Whatever of it no worker has taken yet.
     Batch(Arc<Batch>),
 }
 
 impl Intake {
-    /// What nobody has begun with.
+    pub(super) fn new(workers: Workers<Job>) -> Self {
+        Self {
+            workers,
+            registration: OnceLock::new(),
+            lost_for_good: Mutex::new(None),
+        }
+    }
+
+    /// The messages that no worker has begun with.
     fn take_messages(&self) -> Vec<Job> {
         self.workers.take(|job| matches!(job, Job::Message(_)))
+    }
+
+    fn submit(&self, delivery: Delivery, suspect: bool) -> Result<Vec<Publication>, Delivery> {
+        let job = Job::Message(delivery);
+        let submitted = match suspect {
+            true => self.workers.submit_suspect(job),
+            false => self.workers.submit(job),
+        };
+        match submitted {
+            Err(Job::Message(delivery)) => Err(delivery),
+            Ok(()) | Err(Job::Batch(_)) => Ok(Vec::new()),
+        }
     }
 }
 
@@ -36,7 +62,7 @@ impl consume::Job for Job {
 }
 
 impl Job {
-    /// What nobody has begun with.
+    /// The message, if no worker has begun with it.
     pub(super) fn into_delivery(self) -> Option<Delivery> {
         match self {
             Self::Message(delivery) => Some(delivery),
@@ -48,10 +74,7 @@ impl Job {
 
 impl Sink for Intake {
     fn delivery(&self, delivery: Delivery) -> std::result::Result<Vec<Publication>, Delivery> {
-        match self.workers.submit(Job::Message(delivery)) {
-            Err(Job::Message(delivery)) => Err(delivery),
-            Ok(()) | Err(Job::Batch(_)) => Ok(Vec::new()),
-        }
+        self.submit(delivery, false)
     }
 
     /// Replies are not mandatory: a caller that has gone needs none.
@@ -73,37 +96,67 @@ impl Sink for Intake {
     }
 
     fn closed(&self, cause: &str) {
-        log::info!(target: "coney::server", "no more requests: {cause}");
+        *self.lost_for_good.lock() = Some(cause.to_owned());
+        if let Some(registration) = self.registration.get().and_then(Weak::upgrade) {
+            registration.set_disconnected(&format!("it has no broker any more: {cause}"));
+        }
     }
 }
 
-/// What a server consumes: the service's queue and, where it has a registry, one of
-/// the instance's own.
+/// Takes deliveries from the queue of suspects: each goes to the one thread that has
+/// nothing else to do.
+pub(super) struct Suspects(pub(super) Arc<Intake>);
+
+impl Sink for Suspects {
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<Vec<Publication>, Delivery> {
+        self.0.submit(delivery, true)
+    }
+
+    fn returned(&self, _returned: Returned) -> Vec<Publication> {
+        Vec::new()
+    }
+
+    /// The intake of the service's queue clears both.
+    fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
+        Vec::new()
+    }
+
+    fn closed(&self, _cause: &str) {}
+}
+
+/// The queues that a server consumes: the service's, that of its suspects and, where it
+/// has a registry, one of the instance's own.
 pub(super) struct Consumers {
     pub(super) service: String,
     pub(super) intake: Arc<Intake>,
+    pub(super) dispatch: Arc<Dispatch>,
     pub(super) shared: Arc<dyn Wire>,
+    pub(super) suspects: Option<Arc<dyn Wire>>,
     pub(super) own: Option<OwnQueue>,
     /// There is no way back from it.
     pub(super) closed: AtomicBool,
+    /// The health check that fails, and how, if one does.
+    pub(super) unhealthy: Mutex<Option<String>>,
 }
 
 /// The instance's own queue.
 pub(super) struct OwnQueue {
     pub(super) wire: Arc<dyn Wire>,
-    pub(super) name: String,
+    /// It may be there.
     pub(super) is_there: AtomicBool,
 }
 
 impl Consumers {
-    /// Takes no more requests, and gives back those that nobody has begun. Blocks at
+    /// Takes no more requests, and gives back those that no worker has begun. Blocks at
     /// most until `deadline`.
     pub(super) fn pause(&self, deadline: Instant) {
-        self.attempt(self.shared.stop_consuming(deadline));
+        for wire in self.suspects.iter().chain([&self.shared]) {
+            self.attempt(wire.stop_consuming(deadline));
+        }
         if let Some(own) = &self.own
             && own.is_there.swap(false, Ordering::SeqCst)
         {
-            // From now on callers hear at once that nobody is there.
+            // From now on callers are told at once that it is not there.
             self.attempt(own.wire.stop_consuming(deadline));
             self.give_back_jobs(self.intake.take_messages());
             self.attempt(self.hand_over(own, deadline));
@@ -117,13 +170,15 @@ impl Consumers {
         if self.closed.load(Ordering::SeqCst) {
             return;
         }
-        self.attempt(self.shared.resume_consuming(deadline));
-        if let Some(own) = &self.own {
-            let resumed = own.wire.resume_consuming(deadline);
-            own.is_there.store(resumed.is_ok(), Ordering::SeqCst);
-            self.attempt(resumed);
+        for wire in self.suspects.iter().chain([&self.shared]) {
+            self.attempt(wire.resume_consuming(deadline));
         }
-        // Closed meanwhile: whoever did it has not seen this.
+        if let Some(own) = &self.own {
+            // Before it is: one that comes late is there all the same.
+            own.is_there.store(true, Ordering::SeqCst);
+            self.attempt(own.wire.resume_consuming(deadline));
+        }
+        // Closed meanwhile: the one that closed it has not seen this.
         if self.closed.load(Ordering::SeqCst) {
             self.pause(deadline);
         }
@@ -131,38 +186,31 @@ impl Consumers {
 
     /// Gives what waits in the instance's own queue to the others.
     fn hand_over(&self, own: &OwnQueue, deadline: Instant) -> Result<()> {
-        while let Some((delivery, _)) = own.wire.get(&own.name, deadline)? {
-            self.give_back(delivery);
+        while let Some((delivery, _)) = own.wire.get_own(deadline)? {
+            self.dispatch.give_back(delivery);
         }
         Ok(())
     }
 
-    /// Puts back what nobody has begun with.
+    /// Puts back the messages that no worker has begun with: into the queue of the
+    /// service, wherever they come from.
     pub(super) fn give_back_jobs(&self, jobs: Vec<Job>) {
         let deliveries = jobs.into_iter().filter_map(Job::into_delivery);
-        deliveries.for_each(|delivery| self.give_back(delivery));
+        deliveries.for_each(|delivery| self.dispatch.give_back(delivery));
     }
 
-    /// Puts a request back into the queue of the service: one that comes from it as it
-    /// was, another as a copy.
-    fn give_back(&self, delivery: Delivery) {
-        let message = delivery.message();
-        match &self.own {
-            Some(own) if message.routing_key == own.name => {
-                let queue = topology::request_queue(&self.service);
-                let mut copy = Publication::new("", queue, message.body.clone());
-                copy.properties = message.properties.clone();
-                copy.drop_unsendable();
-                delivery.ack_with(copy);
-            }
-            _ => drop(delivery),
-        }
+    /// Waits until the broker has all that was sent: the last replies and
+    /// acknowledgements.
+    pub(super) fn flush(&self, deadline: Instant) -> Result<()> {
+        let own = self.own.as_ref().map(|own| &own.wire);
+        let wires = self.suspects.iter().chain(own).chain([&self.shared]);
+        wires.fold(Ok(()), |result, wire| result.and(wire.flush(deadline)))
     }
 
     pub(super) fn close(&self) {
-        self.shared.close();
-        if let Some(own) = &self.own {
-            own.wire.close();
+        let own = self.own.as_ref().map(|own| &own.wire);
+        for wire in self.suspects.iter().chain(own).chain([&self.shared]) {
+            wire.close();
         }
     }
 

@@ -8,16 +8,18 @@ mod start;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 pub use self::builder::ServiceServerBuilder;
 use self::health::Health;
 use self::intake::Consumers;
+use crate::consume::drain;
 use crate::deadline;
 use crate::error::Result;
 use crate::registry::{Registration, RegistrationState};
+use crate::topology;
 use crate::transport::Broker;
 
 /// A running service: takes requests from its queue, runs handlers on its
@@ -29,7 +31,7 @@ use crate::transport::Broker;
 /// the next server of the service takes it.
 ///
 /// ```
-/// use std::time::Duration;
+/// use std::time::{Duration, Instant};
 /// use coney::{Broker, ServiceServer};
 ///
 /// let server = ServiceServer::builder(&Broker::memory(), "math")
@@ -76,6 +78,61 @@ impl ServiceServer {
         self.registration.as_deref().map(Registration::state)
     }
 
+    /// What keeps the server from working as it should, if anything does. Does not block.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceServer};
+    /// let server = ServiceServer::builder(&Broker::memory(), "math")
+    ///     .handler("double", |n: u64| Ok::<_, String>(n * 2))
+    ///     .start()?;
+    /// assert!(server.state().is_well());
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn state(&self) -> ServerState {
+        let consumers = &self.consumers;
+        ServerState {
+            unhealthy: consumers.unhealthy.lock().clone(),
+            dead_letters_refused: consumers.intake.workers.trouble(),
+            disconnected: consumers.intake.lost_for_good.lock().clone(),
+        }
+    }
+
+    /// Handles what is in the service's queue, and then shuts down: for programs that end
+    /// when their work is done. Goes on until the queue is empty and no handler runs, or
+    /// half of `timeout` is over; the shutdown has the rest. What waits between two attempts
+    /// is not waited for.
+    ///
+    /// Blocks at most `timeout`. Other servers of the service go on.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) with how many requests are left in
+    /// the queue, and those of [`shutdown`](ServiceServer::shutdown).
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// let broker = Broker::memory();
+    /// let server = ServiceServer::builder(&broker, "printer")
+    ///     .handler("print", |page: String| Ok::<_, String>(println!("{page}")))
+    ///     .start()?;
+    /// ServiceClient::new(&broker, "office")?.send("printer", "print", "page 1")?;
+    /// server.drain(Duration::from_secs(10))?; // page 1 is printed
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn drain(&self, timeout: Duration) -> Result<()> {
+        let deadline = deadline::after(timeout);
+        let workers = &self.consumers.intake.workers;
+        workers.check_not_one_of_them()?;
+        let queue = topology::request_queue(&self.service);
+        let drained = drain(&self.service, timeout / 2, || {
+            let left = self.consumers.shared.backlog(&queue, deadline)?;
+            Ok((left, workers.busy()))
+        });
+        let rest = deadline.saturating_duration_since(Instant::now());
+        drained.and(self.shutdown(rest))
+    }
+
     /// Deregisters, stops consuming, lets running handlers finish, reply and acknowledge,
     /// and ends every worker. Requests that were fetched but not started go
     /// back to the queue, for other servers of the service. A registry that does not answer
@@ -88,8 +145,10 @@ impl ServiceServer {
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if handlers still
-    /// run. Their requests go back to the queue, their replies are dropped,
-    /// and their threads end when they do. [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if a
+    /// run: their requests go back to the queue, their replies are dropped,
+    /// and their threads end when they do. Or if the broker has not said by then that it has
+    /// the last replies and acknowledgements, during a memory alarm for example: what was
+    /// not acknowledged is then delivered again. [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if a
     /// handler of this server calls it.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         let workers = &self.consumers.intake.workers;
@@ -108,11 +167,33 @@ impl ServiceServer {
         self.consumers.pause(deadline::after(timeout / 4));
         self.consumers.give_back_jobs(workers.stop());
         let finished = workers.finish(deadline, timeout);
+        // The handlers are done; the broker must have what they have answered too.
+        let finished = finished.and_then(|()| self.consumers.flush(deadline));
         self.consumers.close();
         if !self.stopped.swap(true, Ordering::Relaxed) {
             log::info!(target: "coney::server", "{} has stopped", self.service);
         }
         finished
+    }
+}
+
+/// What keeps a server from working as it should; from [`ServiceServer::state`].
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerState {
+    /// The health check that fails, and how: the server consumes nothing.
+    pub unhealthy: Option<String>,
+    /// Why the last message that was to be dead-lettered was refused, until one is taken
+    /// again. Such messages wait in a retry queue meanwhile, and hold nothing up.
+    pub dead_letters_refused: Option<String>,
+    /// Why there is no broker any more: it was closed, or given up for good.
+    pub disconnected: Option<String>,
+}
+
+impl ServerState {
+    /// True if nothing does.
+    pub fn is_well(&self) -> bool {
+        *self == Self::default()
     }
 }
 

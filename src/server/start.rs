@@ -2,22 +2,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::health::{Health, Verdict, Watched};
-use super::intake::{Consumers, Intake, Job, OwnQueue};
+use super::health::{Check, Health, Verdict, Watched};
+use super::intake::{Consumers, Intake, Job, OwnQueue, Suspects};
 use super::{ServiceServer, ServiceServerBuilder};
 use crate::consume::{
-    Attempt, Deduplication, Dispatch, Handlers, Inbox, Move, Mover, Nested, POSTPONE_FOR,
-    Processed, Retries, Runner, Workers,
+    Clocks, Crew, Deduplication, Dispatch, Handlers, Inbox, Move, Mover, Nested, Processed,
+    Retries, Runner, Settled, Workers,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_service;
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
 use crate::topology::{self, SERVICE_EXCHANGE, Topology};
-use crate::transport::{LinkSpec, Sink};
+use crate::transport::{LinkSpec, Sink, Wire};
 
 impl ServiceServerBuilder {
     /// Starts the workers, declares the service's queue and consumes from it, and
@@ -48,20 +49,31 @@ impl ServiceServerBuilder {
         }
         let mut actions: Vec<String> = self.handlers.keys().cloned().collect();
         actions.sort_unstable();
-        let health = self.start_health()?;
+        let deduplication = self.options.start_deduplication(&self.service)?;
+        let health = self.start_health(deduplication.clone())?;
         let verdict = health.as_ref().and_then(Health::first_verdict);
-        let mut delays = self.options.retry_delays.clone();
-        delays.extend(self.options.deduplication.is_some().then_some(POSTPONE_FOR));
+        let delays = self.options.queue_delays();
         let topology = topology::for_service(&self.service, &delays, self.quorum);
         let (service, broker, count) = (
             self.service.clone(),
             self.broker.clone(),
             self.options.workers,
         );
-        let workers = Workers::start(&service, count, &broker, topology.clone(), |moves| {
-            let dispatch = self.dispatch(moves);
+        let settled = Arc::new(Settled::new(broker.has_sessions()));
+        let crew = Crew {
+            owner: &service,
+            count,
+            broker: &broker,
+            topology: topology.clone(),
+            settled: vec![Arc::clone(&settled)],
+            consumer_timeout: self.options.consumer_timeout,
+        };
+        let mut dispatch = None;
+        let workers = Workers::start(crew, |moves| {
+            let dispatch = dispatch.insert(Arc::new(self.dispatch(moves, settled, deduplication)));
+            let dispatch = Arc::clone(dispatch);
             move |job| match job {
-                Job::Message(delivery) => match dispatch.process(delivery, Attempt::default()) {
+                Job::Message(delivery) => match dispatch.process(delivery) {
                     Processed::Batch(batch) => Some(Job::Batch(batch)),
                     // What failed waits in a queue of the broker and never here.
                     Processed::Done | Processed::Again(_) => None,
@@ -72,9 +84,13 @@ impl ServiceServerBuilder {
                 }
             }
         })?;
-        let intake = Arc::new(Intake { workers });
-        let consumers = self.consume(topology, &intake, verdict.is_some());
+        let Some(dispatch) = dispatch else {
+            unreachable!("workers are started with it");
+        };
+        let intake = Arc::new(Intake::new(workers));
+        let consumers = self.consume(topology, &intake, dispatch, verdict.is_some());
         let consumers = Arc::new(consumers.inspect_err(|_| drop(intake.workers.stop()))?);
+        consumers.unhealthy.lock().clone_from(&verdict);
         let mut server = ServiceServer {
             stopped: AtomicBool::new(false),
             service: self.service.clone(),
@@ -87,7 +103,12 @@ impl ServiceServerBuilder {
         if let Some(registry) = &self.registry {
             let instance = described(self.instance, &actions, &verdict);
             let registration = registry.register(&self.service, instance)?;
-            server.registration = Some(Arc::new(registration));
+            let registration = Arc::new(registration);
+            let _ = intake.registration.set(Arc::downgrade(&registration));
+            if let Some(cause) = &*intake.lost_for_good.lock() {
+                registration.set_disconnected(cause); // before it could be told
+            }
+            server.registration = Some(registration);
         }
         if let Some(health) = health {
             health.watch(Watched {
@@ -103,18 +124,31 @@ impl ServiceServerBuilder {
                 target: "coney::server", "{service} serves {actions} with {count} workers"
             ),
             Some(fault) => log::warn!(
-                target: "coney::server", "{service} is not well, and takes no requests: {fault}"
+                target: "coney::server", "{service} is unhealthy and consumes nothing: {fault}"
             ),
         }
         Ok(server)
     }
 
-    fn start_health(&mut self) -> Result<Option<Health>> {
-        if self.checks.is_empty() {
+    fn start_health(
+        &mut self,
+        deduplication: Option<Arc<Deduplication>>,
+    ) -> Result<Option<Health>> {
+        let mut checks = std::mem::take(&mut self.checks);
+        checks.extend(deduplication.map(|it| Check {
+            name: "deduplication".to_owned(),
+            run: Box::new(move || it.check()),
+            is_patient: true,
+        }));
+        if checks.is_empty() {
             return Ok(None);
         }
-        let checks = std::mem::take(&mut self.checks);
-        let health = Health::start(&self.service, checks, self.health_interval);
+        let health = Health::start(
+            &self.service,
+            checks,
+            self.health_interval,
+            self.health_failures,
+        );
         health.map(Some).map_err(|error| {
             Error::new(
                 ErrorKind::InvalidConfig,
@@ -124,27 +158,27 @@ impl ServiceServerBuilder {
         })
     }
 
-    fn dispatch(&mut self, moves: Sender<Move>) -> Dispatch {
+    fn dispatch(
+        &mut self,
+        moves: Sender<Move>,
+        settled: Arc<Settled>,
+        deduplication: Option<Arc<Deduplication>>,
+    ) -> Dispatch {
+        let parking = self.options.parking_delay();
         let options = &mut self.options;
         let registered = self.registry.is_some();
         let runner = Runner {
             owner: self.service.clone(),
             instance_id: registered.then(|| self.instance.id().to_owned()),
             handlers: Handlers::ByAction(std::mem::take(&mut self.handlers)),
-            max_body: self.broker.max_body(),
-            deduplication: options
-                .deduplication
-                .take()
-                .map(|(store, ttl)| Deduplication {
-                    scope: self.service.clone(),
-                    store,
-                    ttl,
-                    lease: options.deduplication_lease,
-                }),
+            deduplication,
+            clocks: Clocks::default(),
+            busy_retry_after: BUSY_RETRY_AFTER,
             nested: Arc::new(Nested {
                 broker: self.broker.clone(),
                 service: self.service.clone(),
                 client: Mutex::new(options.client.take()),
+                registry: self.registry.clone(),
             }),
         };
         Dispatch {
@@ -155,17 +189,28 @@ impl ServiceServerBuilder {
                     owner: self.service.clone(),
                     queue: topology::request_queue(&self.service),
                     stem: topology::service_stem(&self.service),
-                    counts: self.quorum,
+                    is_ordered: false,
                 },
-                retries: Retries::Queued(std::mem::take(&mut options.retry_delays)),
-                redelivery_limit: options.redelivery_limit,
+                retries: Retries::Queued {
+                    delays: std::mem::take(&mut options.retry_delays),
+                    parking,
+                },
                 moves,
             },
+            settled,
+            redelivery_limit: options.redelivery_limit,
+            any_reply_queue: options.any_reply_queue,
         }
     }
 
     /// Opens the links it takes requests from.
-    fn consume(&self, topology: Topology, intake: &Arc<Intake>, paused: bool) -> Result<Consumers> {
+    fn consume(
+        &self,
+        topology: Topology,
+        intake: &Arc<Intake>,
+        dispatch: Arc<Dispatch>,
+        paused: bool,
+    ) -> Result<Consumers> {
         let sink = || Arc::clone(intake) as Arc<dyn Sink>;
         let prefetch = self.options.prefetch;
         let spec = LinkSpec::new(topology)
@@ -173,6 +218,7 @@ impl ServiceServerBuilder {
             .only_answers()
             .paused(paused);
         let shared = self.broker.open(spec, sink())?;
+        let suspects = self.consume_suspects(intake, paused);
         let own = match &self.registry {
             None => None,
             Some(_) => {
@@ -183,16 +229,14 @@ impl ServiceServerBuilder {
                     .paused(paused);
                 let wire = self.broker.open(spec, sink());
                 let wire = wire.map_err(|error| {
-                    shared.close();
+                    for wire in suspects.iter().chain([&shared]) {
+                        wire.close();
+                    }
                     let id = self.instance.id();
-                    error.about(format_args!(
-                        "cannot make the queue of the instance {id:?} (does another with that id \
-                         run?)"
-                    ))
+                    error.about(format_args!("cannot make the queue of the instance {id:?}"))
                 })?;
                 Some(OwnQueue {
                     wire,
-                    name,
                     is_there: AtomicBool::new(!paused),
                 })
             }
@@ -200,12 +244,42 @@ impl ServiceServerBuilder {
         Ok(Consumers {
             service: self.service.clone(),
             intake: Arc::clone(intake),
+            dispatch,
             shared,
+            suspects,
             own,
             closed: AtomicBool::new(false),
+            unhealthy: Mutex::new(None),
         })
     }
 }
+
+impl ServiceServerBuilder {
+    /// Opens the link to the queue of suspects. A broker that refuses it, for lack of
+    /// channels for example, leaves what is there to the other servers of the service.
+    fn consume_suspects(&self, intake: &Arc<Intake>, paused: bool) -> Option<Arc<dyn Wire>> {
+        let stem = topology::service_stem(&self.service);
+        let spec = LinkSpec::new(topology::for_suspects(&stem, false))
+            .consume(topology::suspect_queue(&stem), 1)
+            .only_answers()
+            .paused(paused);
+        let sink = Arc::new(Suspects(Arc::clone(intake)));
+        match self.broker.open(spec, sink) {
+            Ok(wire) => Some(wire),
+            Err(error) => {
+                log::warn!(
+                    target: "coney::server",
+                    "{}: redelivered requests are left to other servers: {error}", self.service
+                );
+                None
+            }
+        }
+    }
+}
+
+/// How long a caller that was refused, as something is away that the server needs, should
+/// wait before it asks again.
+const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// An instance with what a server knows of itself.
 fn described(mut instance: Instance, actions: &[String], verdict: &Verdict) -> Instance {

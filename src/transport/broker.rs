@@ -2,20 +2,27 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::amqp::{AmqpTransport, BrokerBuilder};
 use super::confirmed::ConfirmedLink;
 use super::memory::MemoryTransport;
-use super::{Confirmation, LinkSpec, Publication, Sink, Transport, Wire};
+use super::{Confirmation, Fate, LinkSpec, Publication, Room, Sink, Ticket, Transport, Wire};
 use crate::deadline;
 use crate::error::Result;
+use crate::relay;
 
 /// How long declaring what a link needs may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long dropping the last handle may wait for the broker to say goodbye.
+/// How long a large message of its own connection may take, and again for every 4 MiB.
+const LARGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long dropping the last handle may wait for the broker to close the connection.
 const CLOSE_ON_DROP: Duration = Duration::from_secs(2);
+
+/// How long it may wait for the log lines of its threads.
+const FLUSH_ON_DROP: Duration = Duration::from_millis(100);
 
 /// A handle on a message broker: the one thing that clients and servers need.
 ///
@@ -44,6 +51,8 @@ struct Inner {
     confirmed: ConfirmedLink,
     /// Connections that end with this one.
     others: Mutex<Vec<Weak<Inner>>>,
+    /// Held by the one that looks through the dead letters.
+    turn: Mutex<()>,
 }
 
 impl Broker {
@@ -100,7 +109,9 @@ impl Broker {
         let others = others.iter().filter_map(Weak::upgrade);
         let others = others.map(|other| other.transport.close(deadline));
         let result = others.fold(Ok(()), Result::and);
-        result.and(self.inner.transport.close(deadline))
+        let result = result.and(self.inner.transport.close(deadline));
+        relay::flush(deadline);
+        result
     }
 
     /// Where it is: `memory`, or host, port and virtual host.
@@ -108,9 +119,56 @@ impl Broker {
         self.inner.transport.peer()
     }
 
-    /// The largest message body it takes, in bytes.
+    /// The largest message body it takes, in bytes: what was set, or what RabbitMQ is known
+    /// to take if that is less.
     pub fn max_body(&self) -> usize {
-        self.inner.transport.max_body()
+        self.inner.transport.limits().max_body()
+    }
+
+    /// The largest message over `max_body` that is dead-lettered with its body, in bytes.
+    pub(crate) fn max_dead_letter(&self) -> u64 {
+        self.inner.transport.limits().max_dead_letter()
+    }
+
+    /// For one look through the dead letters at a time. `None` if it is not over by then.
+    pub(crate) fn take_turn(&self, deadline: Instant) -> Option<MutexGuard<'_, ()>> {
+        self.inner.turn.try_lock_until(deadline)
+    }
+
+    /// The largest header table it takes, in bytes.
+    pub(crate) fn max_headers(&self) -> usize {
+        self.inner.transport.limits().max_headers()
+    }
+
+    /// True if its connections may be lost and made again.
+    pub(crate) fn has_sessions(&self) -> bool {
+        self.inner.transport.has_sessions()
+    }
+
+    /// Room for a message among those that wait to be sent. Blocks while there is none, at
+    /// most until `deadline`, and without one not at all.
+    pub(crate) fn reserve(
+        &self,
+        bytes: usize,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Arc<Room>>> {
+        self.inner.transport.reserve(bytes, deadline)
+    }
+
+    /// Publishes a message that is larger than `max_body`, over a connection of its own,
+    /// and waits until the broker has confirmed it. Blocks for a time that grows with it.
+    pub(crate) fn publish_oversized(&self, mut publication: Publication) -> Result<Fate> {
+        let bytes = publication.body.len();
+        let deadline = deadline::after(LARGE_TIMEOUT + LARGE_TIMEOUT * (bytes >> 22) as u32);
+        publication.ticket = Some(Ticket::until(deadline).into());
+        let Some(another) = self.inner.transport.another(Some(bytes))? else {
+            return Ok(Fate::TooLarge(Some(self.max_body())));
+        };
+        let another = Self::over_box(another);
+        let confirmation = another.publish_confirmed(publication, deadline)?;
+        let fate = confirmation.wait(deadline);
+        let _ = another.close(CLOSE_ON_DROP);
+        Ok(fate.unwrap_or(Fate::Dropped))
     }
 
     pub(crate) fn awake(&self) -> Duration {
@@ -158,7 +216,7 @@ impl Broker {
     /// A connection of one's own to the same broker, where one in common does not do.
     /// Blocks until it is made, at most the connect timeout.
     pub(crate) fn another(&self) -> Result<Self> {
-        let Some(another) = self.inner.transport.another()? else {
+        let Some(another) = self.inner.transport.another(None)? else {
             return Ok(self.clone());
         };
         let another = Self::over_box(another);
@@ -182,6 +240,7 @@ impl Broker {
                 transport,
                 confirmed: ConfirmedLink::new(),
                 others: Mutex::default(),
+                turn: Mutex::default(),
             }),
         }
     }
@@ -189,7 +248,9 @@ impl Broker {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Err(error) = self.transport.close(Instant::now() + CLOSE_ON_DROP) {
+        let closed = self.transport.close(Instant::now() + CLOSE_ON_DROP);
+        relay::flush(Instant::now() + FLUSH_ON_DROP);
+        if let Err(error) = closed {
             log::warn!("closing {}: {error}", self.transport.peer());
         }
     }

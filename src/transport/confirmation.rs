@@ -15,8 +15,10 @@ pub(crate) enum Fate {
     Confirmed,
     /// It fitted no queue; the broker's reason.
     Returned(String),
-    /// The broker would not take it.
-    Refused,
+    /// The broker would not take it; why.
+    Refused(String),
+    /// It is larger than the broker takes; the limit, if it named it.
+    TooLarge(Option<usize>),
     /// The connection was lost in between.
     Lost(Arc<str>),
     /// The transport has let go of it: it was closed, or dropped the message.

@@ -2,7 +2,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Message, Publication};
+use super::{Limits, Message, Publication};
+use crate::relay;
 
 /// A message taken from a queue, together with the duty to settle it.
 ///
@@ -14,6 +15,7 @@ use super::{Message, Publication};
 pub struct Delivery {
     message: Arc<Message>,
     redelivered: bool,
+    arrived: Instant,
     token: Option<Token>,
 }
 
@@ -31,16 +33,23 @@ pub(crate) enum Outcome {
     Ack { reply: Option<Box<Publication>> },
     /// Not done: back into the queue, or out of it for good.
     Reject { requeue: bool },
+    /// Back into the queue when its link ends, and not before; until then nothing is kept
+    /// of it here.
+    Hold,
 }
 
 impl Outcome {
     /// Leaves out a reply that cannot be sent, with a line in the log; the
     /// request is done all the same.
-    pub(crate) fn checked(self, max_body: usize) -> Self {
+    pub(crate) fn checked(self, limits: &Limits) -> Self {
         if let Self::Ack { reply: Some(reply) } = &self
-            && let Err(error) = reply.check(max_body)
+            && let Err(error) = reply.check(limits)
         {
-            log::warn!(target: "coney::transport", "a reply is dropped: {error}");
+            relay::log(
+                log::Level::Warn,
+                "coney::transport",
+                format_args!("a reply is dropped: {error}"),
+            );
             return Self::Ack { reply: None };
         }
         self
@@ -98,8 +107,14 @@ impl Delivery {
         Self {
             message,
             redelivered,
+            arrived: Instant::now(),
             token,
         }
+    }
+
+    /// When it arrived in this process.
+    pub(crate) fn arrived(&self) -> Instant {
+        self.arrived
     }
 
     /// The message.
@@ -154,10 +169,10 @@ impl Delivery {
         Arc::try_unwrap(message).map_or_else(|shared| shared.body.clone(), |own| own.body)
     }
 
-    /// The duty to settle alone, without the message.
-    pub(crate) fn without_message(mut self) -> Self {
-        self.message = Arc::default();
-        self
+    /// Leaves it unsettled until its link ends: then it goes back into its queue, with all
+    /// others that were left so, in their order.
+    pub(crate) fn hold(self) {
+        self.settle(Outcome::Hold);
     }
 
     /// The message, to be kept beyond the delivery.

@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::publication::LARGEST_HEADERS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::check_short_string;
 
@@ -126,13 +125,6 @@ impl HeaderTable {
     }
 
     fn check_within(&self, depth: usize) -> Result<()> {
-        let size = self.size();
-        if size > LARGEST_HEADERS {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!("the headers take {size} bytes; at most {LARGEST_HEADERS} are allowed"),
-            ));
-        }
         self.iter().try_for_each(|(name, value)| {
             check_short_string("header name", name)?;
             value.check_within(depth)

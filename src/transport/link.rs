@@ -43,7 +43,7 @@ pub struct Link {
     returns: Receiver<Returned>,
 }
 
-struct Inbox {
+struct LinkSink {
     deliveries: Sender<Delivery>,
     /// What has to be acknowledged and nobody has taken yet.
     unsettled: Option<Receiver<Delivery>>,
@@ -64,7 +64,7 @@ impl Link {
         let bound = prefetch.unwrap_or(INBOX_BOUND);
         let (deliveries_in, deliveries) = crossbeam_channel::bounded(bound);
         let (returns_in, returns) = crossbeam_channel::bounded(INBOX_BOUND);
-        let sink = Arc::new(Inbox {
+        let sink = Arc::new(LinkSink {
             deliveries: deliveries_in,
             unsettled: prefetch.map(|_| deliveries.clone()),
             returns: returns_in,
@@ -132,7 +132,7 @@ impl fmt::Debug for Link {
     }
 }
 
-impl Sink for Inbox {
+impl Sink for LinkSink {
     fn delivery(&self, delivery: Delivery) -> std::result::Result<Vec<Publication>, Delivery> {
         match self.deliveries.try_send(delivery) {
             Ok(()) => Ok(Vec::new()),

@@ -11,13 +11,15 @@ pub(crate) mod amqp;
 mod broker;
 mod confirmation;
 mod confirmed;
-pub(crate) mod death;
 mod delivery;
 mod header;
+mod limits;
 mod link;
 pub(crate) mod memory;
 mod publication;
+mod room;
 mod ticket;
+pub(crate) mod x_death;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,14 +32,19 @@ pub(crate) use confirmation::{Confirmation, Fate, Receipt};
 pub use delivery::Delivery;
 pub(crate) use delivery::{Outcome, PartialReply, Replier, Settle, Token};
 pub use header::{HeaderTable, HeaderValue};
+pub(crate) use limits::Limits;
 pub use link::Link;
-pub(crate) use publication::{LARGEST_HEADERS, LONGEST_EXPIRATION, Parcel, Sharing};
+pub(crate) use publication::{LONGEST_EXPIRATION, LargeBody, Oversized, Parcel, Sharing, is_large};
 pub use publication::{Message, Properties, Publication, RareProperties, Returned};
+pub(crate) use room::{Budget, Place, Room};
 pub(crate) use ticket::Ticket;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::CorrelationId;
 use crate::name::check_short_string;
+
+/// The default of [`BrokerBuilder::max_body`].
+pub(crate) const DEFAULT_MAX_BODY: usize = 16 << 20;
 
 /// What a link declares and consumes.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +59,8 @@ pub struct LinkSpec {
     pub(crate) only_answers: bool,
     /// The broker confirms what is published with a receipt.
     pub(crate) confirms: bool,
+    /// A queue that no other connection can have while the link is open.
+    pub(crate) exclusively: Option<&'static str>,
 }
 
 /// Where a link's deliveries come from.
@@ -68,8 +77,10 @@ pub(crate) enum Source {
     Queue { name: String, prefetch: u16 },
     /// A queue of the link's own: exclusive, and bound while the link consumes. When it
     /// stops, the queue stays with what is in it, until it is deleted when that is asked
-    /// for, or with the link.
+    /// for, or with the link. Each session has a queue of another name, since one that was
+    /// lost may still be locked by the broker; messages find it by its binding.
     OwnQueue {
+        /// What the names begin with.
         name: String,
         /// An exchange and a routing key to bind it with.
         bind: (String, String),
@@ -144,6 +155,12 @@ impl LinkSpec {
         self
     }
 
+    /// One connection at a time can have a link with this queue.
+    pub(crate) fn exclusively(mut self, queue: &'static str) -> Self {
+        self.exclusively = Some(queue);
+        self
+    }
+
     /// Consume only after [`Wire::resume_consuming`].
     pub(crate) fn paused(mut self, paused: bool) -> Self {
         self.paused = paused;
@@ -193,15 +210,24 @@ pub(crate) trait Transport: Send + Sync {
     fn open(&self, spec: LinkSpec, sink: Arc<dyn Sink>, deadline: Instant)
     -> Result<Arc<dyn Wire>>;
 
-    /// Another connection to the same broker; `None` if one serves as well.
-    fn another(&self) -> Result<Option<Box<dyn Transport>>>;
+    /// Another connection to the same broker, on which messages of `large` bytes can be
+    /// sent, if given; `None` if one serves as well.
+    fn another(&self, large: Option<usize>) -> Result<Option<Box<dyn Transport>>>;
+
+    /// True if its connections may be lost and made again.
+    fn has_sessions(&self) -> bool;
+
+    /// Room for a message of so many bytes among those that wait to be sent, where that is
+    /// bounded. Called by user threads; blocks while there is none, at most until
+    /// `deadline`, and without one not at all.
+    fn reserve(&self, bytes: usize, deadline: Option<Instant>) -> Result<Option<Arc<Room>>>;
 
     /// Ends every link and the connection. Called by user threads; returns by
     /// `deadline` whatever state the broker is in.
     fn close(&self, deadline: Instant) -> Result<()>;
 
-    /// The largest body it takes, in bytes.
-    fn max_body(&self) -> usize;
+    /// The limits on what is sent.
+    fn limits(&self) -> &Limits;
 
     /// How long it is worth staying awake for an answer before sleeping.
     fn awake(&self) -> Duration;
@@ -215,7 +241,8 @@ pub(crate) trait Wire: Send + Sync {
     /// Hands a message over for sending. Blocks while what is to be sent is
     /// at its bound, at most until `deadline`. `Ok` means accepted, not sent:
     /// the publication's ticket tells the difference. A receipt, on a link that
-    /// confirms, is settled when the broker has spoken.
+    /// confirms, is settled when the broker has confirmed or refused it. A message with a
+    /// large body leaves over a channel that has nothing else in it, one at a time.
     fn publish(
         &self,
         publication: Publication,
@@ -236,6 +263,17 @@ pub(crate) trait Wire: Send + Sync {
     /// Starts consuming again after that; does nothing if it has not stopped.
     /// Blocks at most until `deadline`.
     fn resume_consuming(&self, deadline: Instant) -> Result<()>;
+
+    /// The same for the queue of the link's own.
+    fn get_own(&self, deadline: Instant) -> Result<Option<(Delivery, usize)>>;
+
+    /// How many messages are in `queue` that no consumer has fetched. Blocks at most until
+    /// `deadline`.
+    fn backlog(&self, queue: &str, deadline: Instant) -> Result<usize>;
+
+    /// Waits until the broker has all that the link has published and settled. Blocks at
+    /// most until `deadline`.
+    fn flush(&self, deadline: Instant) -> Result<()>;
 
     /// Deletes the queue of the link's own, with what is in it, if there is one. Blocks at
     /// most until `deadline`.
@@ -258,6 +296,12 @@ pub(crate) trait Sink: Send + Sync {
     /// place, in the same way.
     fn returned(&self, returned: Returned) -> Vec<Publication>;
 
+    /// The broker refused a message with a large body. What this returns is sent in its
+    /// place.
+    fn refused(&self, _refused: Refused<'_>) -> Vec<Publication> {
+        Vec::new()
+    }
+
     /// Messages that may share one were sent as one, with this correlation id.
     fn gathered(&self, _id: CorrelationId, _messages: Vec<Parcel>) {}
 
@@ -269,6 +313,16 @@ pub(crate) trait Sink: Send + Sync {
 
     /// The link is over for good: nothing will arrive any more.
     fn closed(&self, cause: &str);
+}
+
+/// A message that the broker did not take.
+pub(crate) struct Refused<'a> {
+    pub(crate) correlation_id: Option<&'a str>,
+    pub(crate) bytes: usize,
+    /// The limit on a message's size, if the broker named it.
+    pub(crate) limit: Option<usize>,
+    /// Why, if not for its size.
+    pub(crate) reason: Option<&'a str>,
 }
 
 /// The sink of a link that consumes nothing, and whose returns go to receipts.

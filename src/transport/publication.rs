@@ -1,8 +1,9 @@
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{HeaderTable, Ticket};
+use super::{HeaderTable, Limits, Room, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Body, CorrelationId, batch};
 use crate::name::check_short_string;
@@ -61,9 +62,6 @@ pub(crate) const LONGEST_EXPIRATION: Duration = Duration::from_millis(u32::MAX a
 /// amiquip takes a time for them that grows with their square.
 const MOST_VALUES: usize = 200;
 
-/// All properties must fit one frame of 128 KiB, beside nine short strings.
-pub(crate) const LARGEST_HEADERS: usize = 120_000;
-
 /// A message on its way to the broker.
 #[derive(Clone, Debug)]
 pub struct Publication {
@@ -84,6 +82,19 @@ pub struct Publication {
     pub(crate) idempotent: bool,
     /// May be sent in one message with its like, where several wait to be sent.
     pub(crate) sharing: Option<Sharing>,
+    /// Sent in its place if the broker finds it too large.
+    pub(crate) if_too_large: Option<Parcel>,
+    /// Its share of the memory for what is to be sent, given back when the last copy goes.
+    pub(crate) room: Option<Arc<Room>>,
+}
+
+/// Bodies from this size on leave over a channel of their own: see
+/// [`Wire::publish`](super::Wire::publish).
+pub(crate) const LARGE: usize = 1 << 20;
+
+/// Whether a body of so many bytes is a large one.
+pub(crate) fn is_large(bytes: usize) -> bool {
+    bytes > LARGE
 }
 
 /// A message that goes through several hands, each of which would have to move half a
@@ -118,11 +129,13 @@ impl Publication {
             ticket: None,
             idempotent: false,
             sharing: None,
+            if_too_large: None,
+            room: None,
         }
     }
 
-    /// Checks everything that would corrupt a frame or exceed the limit.
-    pub(crate) fn check(&self, max_body: usize) -> Result<()> {
+    /// Checks everything that would corrupt a frame or exceed the limits.
+    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
         let Properties {
             content_type,
             message_id,
@@ -157,17 +170,23 @@ impl Publication {
             ));
         }
         headers.check()?;
-        if self.body.len() > max_body {
+        let size = if headers.is_empty() {
+            0
+        } else {
+            headers.size()
+        };
+        if size > limits.max_headers() {
             return Err(Error::new(
-                ErrorKind::Encode,
+                ErrorKind::PayloadTooLarge,
                 format!(
-                    "a message for {:?} is {} bytes long; at most {max_body} are allowed (max_body)",
+                    "the headers of a message for {:?} are {size} bytes long; at most {} fit the \
+                     broker's frames (frame_max)",
                     self.routing_key,
-                    self.body.len()
+                    limits.max_headers()
                 ),
             ));
         }
-        Ok(())
+        limits.check_body(&self.routing_key, self.body.len())
     }
 
     /// One message in place of several requests with the same routing key, from whoever
@@ -229,6 +248,11 @@ impl Publication {
         properties.headers.remove("BCC");
     }
 
+    /// Its owner has given up on it, or will now.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| ticket.is_over())
+    }
+
     /// For the sender: false if its owner has given up on it. A message that
     /// may expire gets what is left of its owner's time.
     pub(crate) fn start_sending(&mut self) -> bool {
@@ -243,7 +267,7 @@ impl Publication {
 }
 
 /// A message as a queue holds it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Message {
     /// The exchange it was published to.
     pub exchange: Cow<'static, str>,
@@ -253,6 +277,73 @@ pub struct Message {
     pub properties: Properties,
     /// Its body.
     pub body: Vec<u8>,
+    /// The body was larger than the limit, and is not in `body`.
+    pub(crate) oversized: Option<Oversized>,
+}
+
+impl Message {
+    /// Its body, if that is larger than `max_body`.
+    pub(crate) fn oversized(&self) -> Option<&Oversized> {
+        self.oversized.as_ref()
+    }
+}
+
+/// A body that is larger than `max_body`.
+#[derive(Clone)]
+pub(crate) struct Oversized {
+    bytes: u64,
+    body: Option<LargeBody>,
+}
+
+/// A large body that was kept, and the one place that there is for such a body.
+#[derive(Clone)]
+pub(crate) struct LargeBody {
+    pub(crate) bytes: Arc<Vec<u8>>,
+    _place: Arc<()>,
+}
+
+impl LargeBody {
+    pub(crate) fn new(bytes: Vec<u8>, place: Arc<()>) -> Self {
+        Self {
+            bytes: Arc::new(bytes),
+            _place: place,
+        }
+    }
+}
+
+impl Oversized {
+    pub(crate) fn new(bytes: u64, body: Option<LargeBody>) -> Self {
+        Self { bytes, body }
+    }
+
+    /// How long it is.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The body, if it was kept: it is not over the second limit, and no other was kept at
+    /// the time.
+    pub(crate) fn body(&self) -> Option<&LargeBody> {
+        self.body.as_ref()
+    }
+}
+
+impl fmt::Debug for Oversized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Oversized({} bytes)", self.bytes)
+    }
+}
+
+impl fmt::Debug for Message {
+    /// Shows the size of the body only: payloads do not belong in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("properties", &self.properties)
+            .field("bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A mandatory message that fitted no queue.

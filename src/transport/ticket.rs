@@ -54,6 +54,12 @@ impl Ticket {
         self.turn(QUEUED, ABANDONED) || !self.was_sent()
     }
 
+    /// It will not be sent any more: its owner gave up on it, or it is too late.
+    pub(crate) fn is_over(&self) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        matches!(state, ABANDONED | ABANDONED_LATER) || Instant::now() >= self.deadline
+    }
+
     /// It was sent and not lost since.
     pub(crate) fn is_sent(&self) -> bool {
         matches!(self.state.load(Ordering::Acquire), SENT | SENT_AGAIN)

@@ -74,6 +74,8 @@ const CLIENT: &[&str] = &[
     "wait",
     "registry",
     "transport",
+    "relay",
+    "running",
 ];
 
 /// A server gives its handlers a client.
@@ -89,26 +91,34 @@ const SERVER: &[&str] = &[
     "consume",
     "registry",
     "running",
+    "random",
+    "relay",
 ];
 
 /// What each part of the crate may import from the others.
-const LAYERS: [(&str, &[&str]); 19] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("error", &[]),
     ("deadline", &[]),
+    ("random", &[]),
+    ("relay", &[]),
     ("wait", &[]),
     ("running", &[]),
     ("secret", &[]),
     ("resolve", &[]),
     ("name", &["error"]),
-    ("message", &["error"]),
+    ("message", &["error", "random"]),
     ("topology", &[]),
     (
         "transport",
         &[
             "error", "name", "message", "topology", "deadline", "running", "resolve", "secret",
+            "relay",
         ],
     ),
-    ("registry", &["error", "name", "deadline", "running"]),
+    (
+        "registry",
+        &["error", "name", "deadline", "running", "random"],
+    ),
     ("client", CLIENT),
     ("consume", SERVER),
     ("server", SERVER),

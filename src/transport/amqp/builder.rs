@@ -67,7 +67,8 @@ impl BrokerBuilder {
 
     /// The delays between attempts to reconnect: the first, doubling up to the
     /// last, each with up to as much again at random, so that a thousand programs do
-    /// not come back in step. Default: 200 ms and 10 s.
+    /// not come back in step. While nothing listens at the address (the connection is
+    /// refused) there is an attempt a second at least. Default: 200 ms and 10 s.
     pub fn reconnect_delays(mut self, min: Duration, max: Duration) -> Self {
         self.config.reconnect_min = min;
         self.config.reconnect_max = max;
@@ -116,11 +117,32 @@ impl BrokerBuilder {
         self
     }
 
-    /// The largest message body, in bytes, sent or received. A larger one that
-    /// arrives ends the connection before it takes any memory, and so does its
-    /// redelivery: let nobody send what others cannot take. Default: 16 MiB.
+    /// The largest message body, in bytes, sent or received. A larger one that arrives is
+    /// read and not kept: a request is dead-lettered with the reason `too_large` and
+    /// answered with an error, a reply is an error for its caller, and a raw
+    /// [`Link`](crate::transport::Link) gets an empty body. Default: 16 MiB.
+    ///
+    /// Where the broker's `max_message_size` is smaller, that is the limit, from the first
+    /// message on that the broker refuses.
     pub fn max_body(mut self, bytes: usize) -> Self {
         self.config.max_body = bytes;
+        self
+    }
+
+    /// Sets the largest message over [`max_body`](BrokerBuilder::max_body) that is
+    /// dead-lettered with its body, in bytes. One such body is held in memory at a time. Of
+    /// larger ones the properties are kept, and the letter says what it lacks. Defaults to
+    /// 32 MiB.
+    pub fn max_dead_letter(mut self, bytes: usize) -> Self {
+        self.config.max_dead_letter = bytes;
+        self
+    }
+
+    /// Sets how many bytes of messages may wait to be sent, or to be confirmed where they
+    /// may have to be sent again: beside the bound on their number, 1,024. Who sends more
+    /// waits for room, until its deadline. Defaults to 32 MiB.
+    pub fn outgoing_bytes(mut self, bytes: usize) -> Self {
+        self.config.outgoing_bytes = bytes;
         self
     }
 

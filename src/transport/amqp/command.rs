@@ -8,14 +8,16 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::waiting::Waiting;
 use crate::error::Result;
-use crate::transport::{Delivery, LinkSpec, Outcome, Publication, Receipt, Settle, Sink};
+use crate::transport::{
+    Budget, Delivery, LinkSpec, Outcome, Place, Publication, Receipt, Room, Settle, Sink,
+};
 
 pub(super) type LinkId = u64;
 
 /// How many messages wait to be sent. While the connection is down or blocked
 /// callers wait here, the oldest first, and then for room, until their
-/// deadlines. At 2 KiB a message it is 2 MiB; more would only be staler.
-const OUTGOING_BOUND: usize = 1_024;
+/// deadlines; more would only be staler. Their bytes have a bound of their own.
+const MOST_OUTGOING: usize = 1_024;
 
 pub(super) enum Command {
     Open {
@@ -32,10 +34,22 @@ pub(super) enum Command {
     SendWaiting {
         link: LinkId,
     },
+    /// Takes the first message off a queue; without a name, off the link's own.
     Get {
         link: LinkId,
-        queue: String,
+        queue: Option<String>,
         done: Sender<Got>,
+    },
+    /// Counts the messages in a queue.
+    Backlog {
+        link: LinkId,
+        queue: String,
+        done: Sender<Result<usize>>,
+    },
+    /// Answers when the broker has all that was sent before.
+    Flush {
+        link: LinkId,
+        done: Sender<()>,
     },
     /// Starts or stops a link's consumer.
     Consume {
@@ -71,16 +85,23 @@ pub(super) struct Outgoing {
     pub(super) link: LinkId,
     pub(super) publication: Publication,
     pub(super) receipt: Option<Receipt>,
+    /// Its place among those that wait.
+    place: Option<Place>,
 }
 
 impl Outgoing {
-    /// One that nobody wants to have confirmed.
-    pub(super) fn plain(link: LinkId, publication: Publication) -> Self {
+    pub(super) fn new(link: LinkId, publication: Publication, receipt: Option<Receipt>) -> Self {
         Self {
             link,
             publication,
-            receipt: None,
+            receipt,
+            place: None,
         }
+    }
+
+    /// Its deadline has passed, or its owner has given up on it.
+    pub(super) fn is_over(&self) -> bool {
+        self.publication.is_over()
     }
 }
 
@@ -92,21 +113,43 @@ pub(super) struct Outbox {
     /// at 100,000), one for each link that has messages waiting, and one or two for each
     /// thread that opens or closes a link or takes a message off a queue.
     pub(super) commands: Sender<Command>,
-    /// Bounded by [`OUTGOING_BOUND`].
+    /// Bounded by the budget.
     outgoing: Sender<Outgoing>,
+    budget: Arc<Budget>,
     /// Its other end, for what is put in when nobody takes it out any more.
     leftovers: Receiver<Outgoing>,
     closed: Arc<AtomicBool>,
 }
 
 impl Outbox {
-    /// Hands a message over. Blocks while there is no room, at most until
-    /// `deadline`; false if it is too late, or [closed](Outbox::is_closed).
-    pub(super) fn send(&self, outgoing: Outgoing, deadline: Instant) -> bool {
+    /// Gives a message its room, unless it has some. Blocks while there is none, at most
+    /// until `deadline`; false if it is too late, or [closed](Outbox::is_closed).
+    pub(super) fn make_room(&self, publication: &mut Publication, deadline: Instant) -> bool {
         if self.is_closed() {
             return false;
         }
-        let sent = self.outgoing.send_deadline(outgoing, deadline).is_ok();
+        if publication.room.is_none() {
+            publication.room = self.reserve(publication.body.len(), Some(deadline));
+        }
+        publication.room.is_some()
+    }
+
+    /// Room for so many bytes; without a deadline, if there is some now.
+    pub(super) fn reserve(&self, bytes: usize, deadline: Option<Instant>) -> Option<Arc<Room>> {
+        self.budget.take_room(bytes, deadline).map(Arc::new)
+    }
+
+    /// Hands a message over. Blocks while there is no room, at most until
+    /// `deadline`; false if it is too late, or [closed](Outbox::is_closed).
+    pub(super) fn send(&self, mut outgoing: Outgoing, deadline: Instant) -> bool {
+        if !self.make_room(&mut outgoing.publication, deadline) {
+            return false;
+        }
+        outgoing.place = self.budget.take_place(deadline);
+        if outgoing.place.is_none() {
+            return false;
+        }
+        let sent = self.outgoing.send(outgoing).is_ok();
         // Closed meanwhile: whoever waits for a receipt must hear of it.
         if self.is_closed() {
             self.leftovers.try_iter().for_each(drop);
@@ -135,13 +178,16 @@ impl Inbox {
     }
 }
 
-pub(super) fn channels() -> (Outbox, Inbox) {
+/// The ends of a connection that may hold so many bytes of messages to be sent.
+pub(super) fn channels(bytes: usize) -> (Outbox, Inbox) {
     let (commands, commands_in) = crossbeam_channel::unbounded();
-    let (outgoing, outgoing_in) = crossbeam_channel::bounded(OUTGOING_BOUND);
+    let (outgoing, outgoing_in) = crossbeam_channel::unbounded();
+    let budget = Arc::new(Budget::new(MOST_OUTGOING, bytes));
     let closed = Arc::new(AtomicBool::new(false));
     let outbox = Outbox {
         commands,
         outgoing,
+        budget,
         leftovers: outgoing_in.clone(),
         closed: Arc::clone(&closed),
     };

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use super::DEFAULT_MAX_BODY;
 use crate::error::{Error, ErrorKind, Result};
 use crate::secret::Secret;
+use crate::transport::DEFAULT_MAX_BODY;
 
 /// Everything a connection is made with; the defaults are documented at
 /// [`BrokerBuilder`](super::BrokerBuilder)'s setters.
@@ -22,6 +22,10 @@ pub(super) struct Config {
     pub(super) reconnect_limit: Option<usize>,
     pub(super) first_connect: Duration,
     pub(super) max_body: usize,
+    /// The largest message over `max_body` that is dead-lettered whole.
+    pub(super) max_dead_letter: usize,
+    /// How many bytes may wait to be sent.
+    pub(super) outgoing_bytes: usize,
 }
 
 impl Default for Config {
@@ -41,6 +45,8 @@ impl Default for Config {
             reconnect_limit: None,
             first_connect: Duration::ZERO,
             max_body: DEFAULT_MAX_BODY,
+            max_dead_letter: 32 << 20,
+            outgoing_bytes: 32 << 20,
         }
     }
 }
@@ -64,6 +70,9 @@ impl Config {
         }
         if self.reconnect_min.is_zero() || self.reconnect_max < self.reconnect_min {
             return invalid("the reconnect delays must be over zero, the longest last");
+        }
+        if self.outgoing_bytes == 0 {
+            return invalid("without room for what is to be sent, nothing could be");
         }
         if self.name.len() > 1_000 || self.vhost.len() > 255 {
             return invalid("the connection name or the virtual host is too long");

@@ -115,8 +115,33 @@ impl Unconfirmed {
             waiting.receipt.settle(match returned {
                 Some(reason) => Fate::Returned(reason),
                 None if taken => Fate::Confirmed,
-                None => Fate::Refused,
+                None => Fate::Refused("a queue is full, or has failed".to_owned()),
             });
+        }
+    }
+
+    /// The broker has closed the channel because of one message: that is refused, and what
+    /// became of the others is unknown. It is the oldest one for the exchange that the
+    /// broker's reason names.
+    pub(super) fn refused(&mut self, reason: &Arc<str>) {
+        let names = |name: &Name| reason.contains(&format!("'{}'", name.exchange));
+        let mut waiting = std::mem::take(&mut self.waiting).into_iter();
+        let mut before = Vec::new();
+        let at_fault = waiting.find_map(|(_, waiting)| {
+            if names(&waiting.name) {
+                return Some(waiting);
+            }
+            before.push(waiting);
+            None
+        });
+        if let Some(refused) = at_fault {
+            refused.receipt.settle(Fate::Refused(reason.to_string()));
+        }
+        let others = before
+            .into_iter()
+            .chain(waiting.map(|(_, waiting)| waiting));
+        for other in others {
+            other.receipt.settle(Fate::Lost(Arc::clone(reason)));
         }
     }
 
@@ -190,7 +215,7 @@ mod tests {
         unconfirmed.confirmed(Confirm::Ack(payload(2, true))); // of another link
         assert_eq!(fate(&all[0]), None);
         unconfirmed.confirmed(Confirm::Nack(payload(8, false)));
-        assert_eq!(fate(&all[2]), Some(Fate::Refused));
+        assert!(matches!(fate(&all[2]), Some(Fate::Refused(_))));
         unconfirmed.confirmed(Confirm::Ack(payload(7, true)));
         assert_eq!(fate(&all[0]), Some(Fate::Confirmed));
         assert_eq!(fate(&all[1]), Some(Fate::Confirmed));
@@ -200,6 +225,19 @@ mod tests {
         let next = publish(&mut unconfirmed, "e");
         unconfirmed.confirmed(Confirm::Ack(payload(10, false)));
         assert_eq!(fate(&next), Some(Fate::Confirmed));
+    }
+
+    #[test]
+    fn one_message_is_at_fault_for_a_closed_channel() {
+        let mut unconfirmed = Unconfirmed::after(0);
+        let all = ["a", "b"].map(|id| publish(&mut unconfirmed, id));
+        unconfirmed.refused(&"access to exchange '' refused".into());
+        assert!(matches!(fate(&all[0]), Some(Fate::Refused(_))));
+        assert!(matches!(fate(&all[1]), Some(Fate::Lost(_))));
+        let all = ["a", "b"].map(|id| publish(&mut unconfirmed, id));
+        unconfirmed.refused(&"access to exchange 'x' refused".into());
+        assert!(matches!(fate(&all[0]), Some(Fate::Lost(_))));
+        assert!(matches!(fate(&all[1]), Some(Fate::Lost(_))));
     }
 
     #[test]

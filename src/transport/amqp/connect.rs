@@ -10,9 +10,10 @@ use super::config::Config;
 use super::evidence::Evidence;
 use super::guard::FRAME_MAX;
 use super::stream::GuardedStream;
+use super::transit::Transit;
 use super::watchdog::Watchdog;
 use crate::deadline;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 use crate::resolve::{dial, resolve};
 
 /// More channels than any program needs; 65,535 overflows inside amiquip.
@@ -26,32 +27,47 @@ pub(super) struct Connected {
     pub(super) connection: Connection,
     /// What the stream saw: the broker's own words on why it closed.
     pub(super) evidence: Arc<Evidence>,
+    /// What has been handed over and is not written yet.
+    pub(super) transit: Arc<Transit>,
+}
+
+/// Why there is no connection.
+pub(super) struct NotConnected {
+    pub(super) error: Error,
+    /// Nothing listens there: another attempt costs next to nothing.
+    pub(super) was_refused: bool,
 }
 
 /// Makes a connection: name resolution, TCP and login together take at most
 /// the connect timeout, whatever the other side does.
-pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected> {
+pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected, NotConnected> {
     let deadline = deadline::after(config.connect_timeout);
-    let failed = |cause: String| {
-        Error::new(
+    let failed = |cause: String| NotConnected {
+        error: Error::new(
             ErrorKind::Connect,
             format!("cannot connect to {}: {cause}", config.peer()),
-        )
+        ),
+        was_refused: false,
     };
     let addresses = resolve(&config.host, config.port, deadline).map_err(failed)?;
-    let socket = dial(&addresses, deadline, TcpStream::connect_timeout)
-        .map_err(|error| failed(explain_dial(&error)))?;
+    let socket =
+        dial(&addresses, deadline, TcpStream::connect_timeout).map_err(|error| NotConnected {
+            was_refused: error.kind() == io::ErrorKind::ConnectionRefused,
+            ..failed(explain_dial(&error))
+        })?;
     prepare(&socket, config).map_err(|error| failed(format!("socket options: {error}")))?;
     let kill_switch = socket.try_clone().map_err(|e| failed(e.to_string()))?;
     let evidence = Arc::new(Evidence::default());
-    let stream = GuardedStream::new(socket, config, Arc::clone(&evidence))
+    let transit = Arc::new(Transit::new());
+    let stream = GuardedStream::new(socket, config, Arc::clone(&evidence), Arc::clone(&transit))
         .map_err(|error| failed(error.to_string()))?;
 
-    let armed = watchdog.arm_connection(kill_switch, deadline);
+    let armed = watchdog.arm_connection(kill_switch, Arc::clone(&evidence), deadline);
     let options = ConnectionOptions::default()
+        // The stream puts in the real ones: amiquip logs what it is given.
         .auth(Auth::Plain {
-            username: config.user.clone(),
-            password: config.password.expose().to_owned(),
+            username: "coney".to_owned(),
+            password: "placeholder".to_owned(),
         })
         .virtual_host(&config.vhost)
         .channel_max(CHANNEL_MAX)
@@ -68,6 +84,7 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected>
         Ok(connection) => Ok(Connected {
             connection,
             evidence,
+            transit,
         }),
         Err(error) => {
             let cause = if armed.fired() {
@@ -121,6 +138,8 @@ fn explain_login(error: &amiquip::Error, evidence: &Evidence, config: &Config) -
                 "the broker refused the user {:?}; check user, password and permissions ({text})",
                 config.user
             ),
+            // Of connections, by virtual host or by user.
+            530 if text.contains("limit") => format!("the broker refused the connection: {text}"),
             530 => format!(
                 "the broker refused the virtual host {:?} ({text})",
                 config.vhost

@@ -9,7 +9,7 @@ use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use super::headers;
 use crate::error::{Error, ErrorKind};
 use crate::topology::{ExchangeKind, QueueOptions};
-use crate::transport::{HeaderTable, Message, Properties, RareProperties, Returned};
+use crate::transport::{HeaderTable, Message, Oversized, Properties, RareProperties, Returned};
 
 const TRANSIENT: u8 = 1;
 const PERSISTENT: u8 = 2;
@@ -96,12 +96,16 @@ fn from_amqp(properties: &AmqpProperties) -> Properties {
 }
 
 /// Takes the message out of a delivery; what is left is the right to settle.
-pub(super) fn take_message(delivery: &mut amiquip::Delivery) -> Arc<Message> {
+pub(super) fn take_message(
+    delivery: &mut amiquip::Delivery,
+    oversized: Option<Oversized>,
+) -> Arc<Message> {
     Arc::new(Message {
         exchange: Cow::Owned(std::mem::take(&mut delivery.exchange)),
         routing_key: std::mem::take(&mut delivery.routing_key),
         properties: from_amqp(&std::mem::take(&mut delivery.properties)),
         body: std::mem::take(&mut delivery.body),
+        oversized,
     })
 }
 
@@ -163,7 +167,9 @@ impl From<amiquip::Error> for Failure {
         match error {
             amiquip::Error::ServerClosedChannel { code, message, .. } => {
                 let advice = match code {
-                    PRECONDITION_FAILED => "; it exists with other properties: delete it first",
+                    PRECONDITION_FAILED if message.contains("inequivalent arg") => {
+                        "; it exists with other properties: delete it first"
+                    }
                     _ => "",
                 };
                 Self::Refused(Error::new(

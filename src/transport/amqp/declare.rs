@@ -8,6 +8,9 @@ use super::convert::{self, Failure};
 use crate::topology::Topology;
 use crate::transport::{LinkSpec, Source};
 
+/// AMQP's short strings hold no more.
+const LONGEST_NAME: usize = 255;
+
 pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Failure> {
     for (name, kind) in topology.exchanges() {
         let durable = ExchangeDeclareOptions {
@@ -36,13 +39,28 @@ pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Fail
     Ok(())
 }
 
-/// The consumer, and the name of its queue if it is a reply queue.
-pub(super) fn consume<'c>(
-    channel: &'c Channel,
-    spec: &LinkSpec,
-) -> Result<(Option<Consumer<'c>>, Option<String>), Failure> {
+/// Declares a queue that other connections cannot have meanwhile.
+pub(super) fn declare_exclusive(channel: &Channel, queue: &str) -> Result<(), Failure> {
+    let exclusive = QueueDeclareOptions {
+        exclusive: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel.queue_declare(queue, exclusive)?;
+    Ok(())
+}
+
+/// A consumer that has been started, and the names of the queues that the link has for
+/// itself.
+#[derive(Default)]
+pub(super) struct Consumed<'c> {
+    pub(super) consumer: Option<Consumer<'c>>,
+    pub(super) reply_queue: Option<String>,
+    pub(super) own_queue: Option<String>,
+}
+
+pub(super) fn consume<'c>(channel: &'c Channel, spec: &LinkSpec) -> Result<Consumed<'c>, Failure> {
     match &spec.source {
-        Source::Nothing => Ok((None, None)),
+        Source::Nothing => Ok(Consumed::default()),
         Source::ReplyQueue => {
             let of_our_own = QueueDeclareOptions {
                 exclusive: true,
@@ -55,7 +73,11 @@ pub(super) fn consume<'c>(
                 no_ack: true,
                 ..ConsumerOptions::default()
             };
-            Ok((Some(channel.basic_consume(&name, no_ack)?), Some(name)))
+            Ok(Consumed {
+                consumer: Some(channel.basic_consume(&name, no_ack)?),
+                reply_queue: Some(name),
+                own_queue: None,
+            })
         }
         Source::OwnQueue {
             name,
@@ -66,10 +88,18 @@ pub(super) fn consume<'c>(
                 exclusive: true,
                 ..QueueDeclareOptions::default()
             };
-            channel.queue_declare(name, of_our_own)?;
+            // After a half-open loss the broker keeps the last one locked for a while.
+            let unique = format!("{:08x}", fastrand::u32(..));
+            let start = &name[..name.floor_char_boundary(LONGEST_NAME - unique.len() - 1)];
+            let name = format!("{start}.{unique}");
+            channel.queue_declare(&*name, of_our_own)?;
             let (exchange, key) = bind;
-            channel.queue_bind(name, exchange, key, FieldTable::default())?;
-            consume_from(channel, name, *prefetch)
+            channel.queue_bind(&*name, exchange, key, FieldTable::default())?;
+            let consumed = consume_from(channel, &name, *prefetch)?;
+            Ok(Consumed {
+                own_queue: Some(name),
+                ..consumed
+            })
         }
         Source::Queue { name, prefetch } => consume_from(channel, name, *prefetch),
     }
@@ -79,10 +109,13 @@ fn consume_from<'c>(
     channel: &'c Channel,
     name: &str,
     prefetch: u16,
-) -> Result<(Option<Consumer<'c>>, Option<String>), Failure> {
+) -> Result<Consumed<'c>, Failure> {
     // For each consumer started after it on this channel, and before: deliveries
     // are never unbounded.
     channel.qos(0, prefetch, false)?;
     let consumer = channel.basic_consume(name, ConsumerOptions::default())?;
-    Ok((Some(consumer), None))
+    Ok(Consumed {
+        consumer: Some(consumer),
+        ..Consumed::default()
+    })
 }

@@ -1,11 +1,37 @@
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
 use parking_lot::Mutex;
 
-/// What the stream saw that amiquip's errors do not tell.
-#[derive(Debug, Default)]
+use super::guard::FRAME_MAX;
+use crate::transport::Oversized;
+
+/// What the stream saw that amiquip does not tell.
+#[derive(Debug)]
 pub(super) struct Evidence {
     server_close: Mutex<Option<(u16, String)>>,
-    channel_close: Mutex<Option<(u16, String)>>,
+    /// The channels that the broker closed, with its reasons.
+    channel_closes: Mutex<HashMap<u16, String>>,
     violation: Mutex<Option<String>>,
+    frame_max: AtomicU32,
+    blocked: AtomicBool,
+    /// Bodies over the limit, by channel and delivery tag, until their messages come.
+    oversized: Mutex<HashMap<(u16, u64), Oversized>>,
+    has_oversized: AtomicBool,
+}
+
+impl Default for Evidence {
+    fn default() -> Self {
+        Self {
+            server_close: Mutex::default(),
+            channel_closes: Mutex::default(),
+            violation: Mutex::default(),
+            frame_max: AtomicU32::new(FRAME_MAX),
+            blocked: AtomicBool::new(false),
+            oversized: Mutex::default(),
+            has_oversized: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Evidence {
@@ -14,15 +40,28 @@ impl Evidence {
         self.server_close.lock().clone()
     }
 
-    /// The first channel that the broker closed, and its reason, if it did: what
-    /// was published there may be what it objected to.
-    pub(super) fn channel_close(&self) -> Option<(u16, String)> {
-        self.channel_close.lock().clone()
+    /// The broker's reason for closing a channel, if it did.
+    pub(super) fn channel_close(&self, channel: u16) -> Option<String> {
+        self.channel_closes.lock().get(&channel).cloned()
     }
 
-    /// It was one that harms nobody, and no reason for what comes later.
-    pub(super) fn forget_channel_close(&self) {
-        *self.channel_close.lock() = None;
+    /// A channel that the broker closed, with its reason, if it closed any.
+    pub(super) fn any_channel_close(&self) -> Option<(u16, String)> {
+        let closes = self.channel_closes.lock();
+        closes
+            .iter()
+            .next()
+            .map(|(&channel, reason)| (channel, reason.clone()))
+    }
+
+    /// That a channel was closed has been dealt with, and is no reason for what comes later.
+    pub(super) fn forget_channel_close(&self, channel: u16) {
+        self.channel_closes.lock().remove(&channel);
+    }
+
+    /// The same for all channels.
+    pub(super) fn forget_channel_closes(&self) {
+        self.channel_closes.lock().clear();
     }
 
     /// Why the guard refused what came in, if it did.
@@ -30,15 +69,50 @@ impl Evidence {
         self.violation.lock().clone()
     }
 
+    /// The largest frame that both sides take.
+    pub(super) fn frame_max(&self) -> u32 {
+        self.frame_max.load(Ordering::Relaxed)
+    }
+
+    /// The broker reads nothing that is published, as it is short of memory or disk.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::SeqCst)
+    }
+
+    /// The body of a message that was left out because of its size.
+    pub(super) fn take_oversized(&self, channel: u16, tag: u64) -> Option<Oversized> {
+        if !self.has_oversized.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut oversized = self.oversized.lock();
+        let found = oversized.remove(&(channel, tag));
+        self.has_oversized
+            .store(!oversized.is_empty(), Ordering::Release);
+        found
+    }
+
     pub(super) fn record_violation(&self, text: String) {
         self.violation.lock().get_or_insert(text);
     }
 
     pub(super) fn record_channel_close(&self, channel: u16, reason: String) {
-        self.channel_close.lock().get_or_insert((channel, reason));
+        self.channel_closes.lock().insert(channel, reason);
     }
 
     pub(super) fn record_server_close(&self, code: u16, text: String) {
         self.server_close.lock().get_or_insert((code, text));
+    }
+
+    pub(super) fn record_frame_max(&self, bytes: u32) {
+        self.frame_max.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn record_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::SeqCst);
+    }
+
+    pub(super) fn record_oversized(&self, channel: u16, tag: u64, oversized: Oversized) {
+        self.oversized.lock().insert((channel, tag), oversized);
+        self.has_oversized.store(true, Ordering::Release);
     }
 }

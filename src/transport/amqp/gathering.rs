@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::command::LinkId;
+use super::command::{LinkId, Outgoing};
 use super::convert::Failure;
 use super::lane::Lane;
 use super::session::{End, Session, lost};
 use super::waiting::Messages;
-use crate::transport::{Parcel, Sharing};
+use crate::transport::{Parcel, Sharing, is_large};
 
 impl Session<'_> {
     /// Sends those that wait.
@@ -21,6 +21,10 @@ impl Session<'_> {
             return Ok(());
         }
         for bundle in replies.bundles() {
+            if is_large(bundle.body.len()) {
+                self.publish(Outgoing::new(link, bundle, None))?;
+                continue;
+            }
             self.publish_with(link, |lane| lane.publish(bundle, None))?;
         }
         let mut groups = Group::sort(requests).into_iter();

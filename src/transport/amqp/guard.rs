@@ -1,8 +1,10 @@
 use std::fmt;
 use std::io::{self, Read};
+use std::ops::Range;
 
 use super::evidence::Evidence;
 use super::sanitize;
+use super::swallow::{Swallowed, Swallows};
 
 /// What both sides must not exceed; RabbitMQ's own default.
 pub(super) const FRAME_MAX: u32 = 131_072;
@@ -23,11 +25,19 @@ const HEARTBEAT: u8 = 8;
 
 const CONNECTION_TUNE: [u8; 4] = [0, 10, 0, 30];
 const CONNECTION_CLOSE: [u8; 4] = [0, 10, 0, 50];
+const CONNECTION_BLOCKED: [u8; 4] = [0, 10, 0, 60];
+const CONNECTION_UNBLOCKED: [u8; 4] = [0, 10, 0, 61];
 const CHANNEL_CLOSE: [u8; 4] = [0, 20, 0, 40];
 
-/// Lets whole, plausible frames through, made harmless, and nothing else.
+/// Nothing, for amiquip, but a sign of life.
+const HEARTBEAT_FRAME: [u8; 8] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END];
+
+/// Validates incoming frames and passes on complete, sanitized ones.
 ///
-/// Holds at most one frame and two reads' worth of bytes.
+/// A message whose body is larger than the limit is passed on without it, when all of the
+/// body has been read: its content header then says that it is empty.
+///
+/// Holds at most one frame and two reads' worth of bytes, and one large body.
 ///
 /// In the buffer, from the start: bytes handed on, up to `taken`; checked ones
 /// ready to be, up to `checked`; unchecked ones, up to `filled`; free room,
@@ -39,6 +49,7 @@ pub(super) struct Guard {
     checked: usize,
     frame_max: usize,
     max_body: u64,
+    swallows: Swallows,
 }
 
 /// Why what came in was refused.
@@ -47,7 +58,6 @@ pub(super) enum Violation {
     NotAmqp { start: String },
     OtherVersion,
     FrameTooLarge { size: usize, max: usize },
-    BodyTooLarge { size: u64, max: u64 },
     BadFrameEnd,
     BadFrame,
 }
@@ -65,10 +75,6 @@ impl fmt::Display for Violation {
                     "a frame of {size} bytes came in; at most {max} are allowed"
                 )
             }
-            Self::BodyTooLarge { size, max } => write!(
-                f,
-                "a message of {size} bytes came in; at most {max} are allowed (max_body)"
-            ),
             Self::BadFrameEnd => f.write_str("a frame came in without its end mark"),
             Self::BadFrame => f.write_str("a malformed frame came in"),
         }
@@ -78,7 +84,9 @@ impl fmt::Display for Violation {
 impl std::error::Error for Violation {}
 
 impl Guard {
-    pub(super) fn new(max_body: usize) -> Self {
+    /// Bodies over `max_body` are not passed on; of those up to `max_large` one at a time is
+    /// kept.
+    pub(super) fn new(max_body: usize, max_large: usize) -> Self {
         Self {
             buffer: Vec::new(),
             filled: 0,
@@ -86,6 +94,7 @@ impl Guard {
             checked: 0,
             frame_max: FRAME_MAX_BEFORE_TUNE,
             max_body: max_body as u64,
+            swallows: Swallows::new(max_large as u64),
         }
     }
 
@@ -117,12 +126,23 @@ impl Guard {
         while let Some(frame) = self.next_frame()? {
             let kind = self.buffer[frame.start];
             let channel = [self.buffer[frame.start + 1], self.buffer[frame.start + 2]];
-            let payload = &mut self.buffer[frame.start + HEADER..frame.end - 1];
+            let channel = u16::from_be_bytes(channel);
+            let content = frame.start + HEADER..frame.end - 1;
+            let payload = &mut self.buffer[content.clone()];
             match kind {
                 METHOD => {
                     sanitize::method(payload).map_err(|_| Violation::BadFrame)?;
+                    self.swallows.method(channel, payload);
                     if payload.starts_with(&CONNECTION_TUNE) {
                         self.frame_max = FRAME_MAX as usize;
+                        if let Some(offered) = payload.get(6..10) {
+                            let offered = offered.try_into().map_or(0, u32::from_be_bytes);
+                            evidence.record_frame_max(negotiated(offered));
+                        }
+                    } else if payload.starts_with(&CONNECTION_BLOCKED) {
+                        evidence.record_blocked(true);
+                    } else if payload.starts_with(&CONNECTION_UNBLOCKED) {
+                        evidence.record_blocked(false);
                     } else if payload.starts_with(&CONNECTION_CLOSE) {
                         if let Some((code, text)) = reason(&payload[4..]) {
                             evidence.record_server_close(code, text);
@@ -130,19 +150,43 @@ impl Guard {
                     } else if payload.starts_with(&CHANNEL_CLOSE)
                         && let Some((code, text)) = reason(&payload[4..])
                     {
-                        let channel = u16::from_be_bytes(channel);
                         evidence.record_channel_close(channel, format!("{text} ({code})"));
                     }
                 }
                 CONTENT_HEADER => {
                     let size = payload.get(4..12).and_then(|bytes| bytes.try_into().ok());
                     let size = u64::from_be_bytes(size.ok_or(Violation::BadFrame)?);
-                    if size > self.max_body {
-                        let max = self.max_body;
-                        return Err(Violation::BodyTooLarge { size, max });
-                    }
                     sanitize::content_header(payload).map_err(|_| Violation::BadFrame)?;
+                    if size > self.max_body {
+                        payload[4..12].fill(0);
+                        let header = self.buffer[frame.clone()].to_vec();
+                        self.swallows.begin(channel, size, header);
+                        self.checked = self.replace(frame, &[]);
+                        continue;
+                    }
                 }
+                BODY => match self.swallows.body(channel, payload) {
+                    None => {}
+                    Some(Swallowed::Some) => {
+                        self.checked = self.replace(frame, &[]);
+                        continue;
+                    }
+                    // amiquip counts as life only what it sees.
+                    Some(Swallowed::AnotherMebibyte) => {
+                        self.checked = self.replace(frame, &HEARTBEAT_FRAME);
+                        continue;
+                    }
+                    Some(Swallowed::All {
+                        header,
+                        tag,
+                        oversized,
+                    }) => {
+                        // Before amiquip can pass the message on.
+                        evidence.record_oversized(channel, tag, oversized);
+                        self.checked = self.replace(frame, &header);
+                        continue;
+                    }
+                },
                 _ => {}
             }
             self.checked = frame.end;
@@ -150,8 +194,21 @@ impl Guard {
         Ok(())
     }
 
+    /// Puts other bytes in place of a frame; returns where they end.
+    fn replace(&mut self, frame: Range<usize>, with: &[u8]) -> usize {
+        let end = frame.start + with.len();
+        let filled = end + (self.filled - frame.end);
+        if self.buffer.len() < filled {
+            self.buffer.resize(filled, 0);
+        }
+        self.buffer.copy_within(frame.end..self.filled, end);
+        self.buffer[frame.start..end].copy_from_slice(with);
+        self.filled = filled;
+        end
+    }
+
     /// The next unchecked frame, if it is there as a whole.
-    fn next_frame(&self) -> Result<Option<std::ops::Range<usize>>, Violation> {
+    fn next_frame(&self) -> Result<Option<Range<usize>>, Violation> {
         let rest = &self.buffer[self.checked..self.filled];
         let Some(&kind) = rest.first() else {
             return Ok(None);
@@ -175,6 +232,14 @@ impl Guard {
             return Err(Violation::BadFrameEnd);
         }
         Ok(Some(self.checked..self.checked + whole))
+    }
+}
+
+/// The frame size that both sides agree on: 0 means no limit.
+fn negotiated(offered: u32) -> u32 {
+    match offered {
+        0 => FRAME_MAX,
+        offered => offered.min(FRAME_MAX),
     }
 }
 
@@ -204,8 +269,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn guard(max_body: usize) -> Guard {
+        Guard::new(max_body, 3 << 20)
+    }
+
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-        let mut frame = vec![kind, 0, 1];
+        frame_on(1, kind, payload)
+    }
+
+    fn frame_on(channel: u8, kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![kind, 0, channel];
         frame.extend(u32::try_from(payload.len()).unwrap().to_be_bytes());
         frame.extend(payload);
         frame.push(FRAME_END);
@@ -221,11 +294,19 @@ mod tests {
 
     /// Feeds the bytes in chunks and collects what is let through.
     fn pass(guard: &mut Guard, bytes: &[u8], chunk: usize) -> Result<Vec<u8>, Violation> {
-        let evidence = Evidence::default();
+        pass_with(guard, bytes, chunk, &Evidence::default())
+    }
+
+    fn pass_with(
+        guard: &mut Guard,
+        bytes: &[u8],
+        chunk: usize,
+        evidence: &Evidence,
+    ) -> Result<Vec<u8>, Violation> {
         let mut out = Vec::new();
         for mut part in bytes.chunks(chunk) {
             while guard.fill(&mut part).unwrap() > 0 {
-                guard.check(&evidence)?;
+                guard.check(evidence)?;
                 let mut piece = [0; 100];
                 loop {
                     match guard.take(&mut piece) {
@@ -241,42 +322,129 @@ mod tests {
     #[test]
     fn something_else_on_the_port_is_recognised() {
         let http = b"HTTP/1.1 400 Bad Request\r\n\r\n";
-        let violation = pass(&mut Guard::new(100), http, 9).unwrap_err();
+        let violation = pass(&mut guard(100), http, 9).unwrap_err();
         assert!(violation.to_string().contains("HTTP/1.1"), "{violation}");
-        let amqp1 = pass(&mut Guard::new(100), b"AMQP\x03\x01\x00\x00", 8);
+        let amqp1 = pass(&mut guard(100), b"AMQP\x03\x01\x00\x00", 8);
         assert_eq!(amqp1, Err(Violation::OtherVersion));
     }
 
     #[test]
     fn frames_are_small_until_tune_has_come() {
         let big = frame(BODY, &vec![0; 10_000]);
-        let mut guard = Guard::new(100_000);
+        let mut guard = guard(100_000);
         assert!(matches!(
             pass(&mut guard, &big, 1_000),
             Err(Violation::FrameTooLarge { size: 10_008, .. })
         ));
         let mut tuned = frame(METHOD, &CONNECTION_TUNE);
         tuned.extend(&big);
-        assert_eq!(pass(&mut Guard::new(100_000), &tuned, 999), Ok(tuned));
+        assert_eq!(pass(&mut guard(100_000), &tuned, 999), Ok(tuned));
     }
 
     #[test]
     fn an_announced_size_takes_no_memory() {
-        let mut guard = Guard::new(1_000);
+        let mut guard = guard(1_000);
         let huge = [BODY, 0, 1, 0xff, 0xff, 0xff, 0xff];
         assert!(matches!(
             pass(&mut guard, &huge, 7),
             Err(Violation::FrameTooLarge { .. })
         ));
-        assert!(matches!(
-            pass(&mut Guard::new(1_000), &content_header(u64::MAX), 50),
-            Err(Violation::BodyTooLarge {
-                size: u64::MAX,
-                max: 1_000
-            })
-        ));
+        // Nor does what never comes.
+        let mut endless = guard(1_000);
+        assert_eq!(
+            pass(&mut endless, &content_header(u64::MAX), 50),
+            Ok(vec![])
+        );
+        assert!(endless.buffer.len() <= 2 * READ_CHUNK);
         let fits = content_header(1_000);
-        assert_eq!(pass(&mut Guard::new(1_000), &fits, 3), Ok(fits));
+        assert_eq!(pass(&mut guard(1_000), &fits, 3), Ok(fits));
+    }
+
+    /// `basic.deliver` with a delivery tag.
+    fn deliver(tag: u64) -> Vec<u8> {
+        [&[0, 60, 0, 60, 1, b't'][..], &tag.to_be_bytes(), &[0, 0, 0]].concat()
+    }
+
+    /// A message in frames of 100,000 bytes, on channel 1, with another on channel 2 in
+    /// between, and what is to be left of both.
+    fn interleaved(size: usize, tag: u64) -> (Vec<u8>, Vec<u8>) {
+        let (mut sent, mut wanted) = (Vec::new(), Vec::new());
+        let mut both = |bytes: Vec<u8>| {
+            wanted.extend(&bytes);
+            sent.extend(bytes);
+        };
+        both(frame(METHOD, &CONNECTION_TUNE));
+        both(frame(METHOD, &deliver(tag)));
+        sent.extend(content_header(size as u64));
+        let body = vec![7; size];
+        let frames: Vec<&[u8]> = body.chunks(100_000).collect();
+        let mut swallowed = 0;
+        for (n, part) in frames.iter().enumerate() {
+            sent.extend(frame(BODY, part));
+            let is_last = n + 1 == frames.len();
+            if !is_last && (swallowed + part.len()) >> 20 > swallowed >> 20 {
+                wanted.extend(HEARTBEAT_FRAME);
+            }
+            swallowed += part.len();
+            if is_last {
+                wanted.extend(content_header(0));
+            }
+            let other = frame_on(2, BODY, b"other");
+            wanted.extend(&other);
+            sent.extend(other);
+        }
+        (sent, wanted)
+    }
+
+    #[test]
+    fn a_body_over_the_limit_is_left_out_and_nothing_else() {
+        for (size, is_kept) in [(1_001, true), (2_500_000, true), (4_000_000, false)] {
+            let (sent, wanted) = interleaved(size, 5);
+            for chunk in [999, 40_000] {
+                let evidence = Evidence::default();
+                let mut guard = guard(1_000);
+                let passed = pass_with(&mut guard, &sent, chunk, &evidence).unwrap();
+                assert!(passed == wanted, "{size} in chunks of {chunk}");
+                let found = evidence.take_oversized(1, 5).unwrap();
+                assert_eq!(found.bytes(), size as u64);
+                let body = found.body().map(|body| body.bytes.len());
+                assert_eq!(body, is_kept.then_some(size));
+                assert!(evidence.take_oversized(1, 5).is_none());
+                assert!(guard.buffer.len() <= FRAME_MAX as usize + 2 * READ_CHUNK);
+            }
+        }
+    }
+
+    #[test]
+    fn one_large_body_is_kept_at_a_time() {
+        let evidence = Evidence::default();
+        let mut guard = guard(1_000);
+        pass_with(&mut guard, &interleaved(2_000, 1).0, 999, &evidence).unwrap();
+        pass_with(&mut guard, &interleaved(2_000, 2).0, 999, &evidence).unwrap();
+        let first = evidence.take_oversized(1, 1).unwrap();
+        assert!(first.body().is_some());
+        assert!(evidence.take_oversized(1, 2).unwrap().body().is_none());
+        drop(first);
+        pass_with(&mut guard, &interleaved(2_000, 3).0, 999, &evidence).unwrap();
+        assert!(evidence.take_oversized(1, 3).unwrap().body().is_some());
+    }
+
+    #[test]
+    fn what_the_broker_says_of_itself_is_noted() {
+        let mut tune = CONNECTION_TUNE.to_vec();
+        tune.extend([7, 0xff, 0, 0, 0x20, 0, 0, 60]);
+        let evidence = Evidence::default();
+        let mut sent = frame(METHOD, &tune);
+        sent.extend(frame(
+            METHOD,
+            &[&CONNECTION_BLOCKED[..], b"\x03low"].concat(),
+        ));
+        pass_with(&mut guard(100), &sent, 7, &evidence).unwrap();
+        assert_eq!(evidence.frame_max(), 8_192);
+        assert!(evidence.is_blocked());
+        let unblocked = frame(METHOD, &CONNECTION_UNBLOCKED);
+        pass_with(&mut guard(100), &unblocked, 7, &evidence).unwrap();
+        assert!(!evidence.is_blocked());
     }
 
     #[test]
@@ -285,7 +453,7 @@ mod tests {
         payload.extend([0x01, 0x93, 7]);
         payload.extend(b"REFUSED\0\0\0\0");
         let evidence = Evidence::default();
-        let mut guard = Guard::new(100);
+        let mut guard = guard(100);
         guard.fill(&mut &frame(METHOD, &payload)[..]).unwrap();
         guard.check(&evidence).unwrap();
         assert_eq!(evidence.server_close(), Some((403, "REFUSED".to_owned())));
@@ -298,14 +466,14 @@ mod tests {
             chunk in 1usize..700,
         ) {
             let bytes: Vec<u8> = payloads.iter().flat_map(|(kind, p)| frame(*kind, p)).collect();
-            prop_assert_eq!(pass(&mut Guard::new(1_000), &bytes, chunk), Ok(bytes));
+            prop_assert_eq!(pass(&mut guard(1_000), &bytes, chunk), Ok(bytes));
         }
 
         #[test]
         fn never_panics_and_never_hoards(
             noise in proptest::collection::vec(any::<u8>(), 0..5_000), chunk in 1usize..5_000,
         ) {
-            let mut guard = Guard::new(1_000);
+            let mut guard = guard(1_000);
             let _ = pass(&mut guard, &noise, chunk);
             prop_assert!(guard.buffer.len() <= FRAME_MAX_BEFORE_TUNE + 2 * READ_CHUNK);
         }

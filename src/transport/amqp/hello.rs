@@ -1,5 +1,7 @@
 use std::io::{self, Write};
 
+use crate::secret::Secret;
+
 /// Frame type 1 (method), channel 0.
 const METHOD_ON_CHANNEL_0: [u8; 3] = [1, 0, 0];
 const CONNECTION_START_OK: [u8; 4] = [0, 10, 0, 11];
@@ -7,23 +9,26 @@ const FRAME_HEADER: usize = 7;
 /// Frame header, class and method: where the client properties begin.
 const PROPERTIES_AT: usize = FRAME_HEADER + 4;
 
-/// Replaces amiquip's client properties in the login by ours.
+/// Replaces client properties and credentials in the login.
 ///
 /// amiquip introduces every program as amiquip and offers no way to name the
-/// connection. Ours carry the name that RabbitMQ's management shows, and say
-/// that we understand being told why a login failed, without which the broker
-/// just hangs up after a pause.
+/// connection. Ours carry the name that RabbitMQ's management shows, and ask for
+/// the reason why a login failed, without which the broker just hangs up after a pause. And
+/// amiquip logs the credentials it is given, so it is given a placeholder.
 pub(super) struct Hello {
     properties: Vec<u8>,
+    /// The SASL response of PLAIN: user and password.
+    response: Secret,
     /// The rewritten frame while it is being written, and how much of it is out.
     frame: Option<(Vec<u8>, usize)>,
     done: bool,
 }
 
 impl Hello {
-    pub(super) fn new(connection_name: &str) -> Self {
+    pub(super) fn new(connection_name: &str, user: &str, password: &Secret) -> Self {
         Self {
             properties: client_properties(connection_name),
+            response: format!("\0{user}\0{}", password.expose()).into(),
             frame: None,
             done: false,
         }
@@ -37,9 +42,10 @@ impl Hello {
         let Some(length) = start_ok_length(bytes) else {
             return socket.write(bytes); // the protocol header
         };
-        let (frame, written) = self
-            .frame
-            .get_or_insert_with(|| (rewrite(&bytes[..length], &self.properties), 0));
+        let (frame, written) = self.frame.get_or_insert_with(|| {
+            let response = self.response.expose();
+            (rewrite(&bytes[..length], &self.properties, response), 0)
+        });
         while *written < frame.len() {
             // On WouldBlock the caller comes back with the same bytes.
             match socket.write(&frame[*written..])? {
@@ -63,24 +69,37 @@ fn start_ok_length(bytes: &[u8]) -> Option<usize> {
     is_start_ok.then_some(length)
 }
 
-/// The frame with its properties table exchanged and its size put right.
-fn rewrite(frame: &[u8], properties: &[u8]) -> Vec<u8> {
-    let old = frame
-        .get(PROPERTIES_AT..PROPERTIES_AT + 4)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(0, u32::from_be_bytes) as usize;
-    let Some(rest) = frame.get(PROPERTIES_AT + 4 + old..) else {
+/// The frame with its properties table and its SASL response exchanged, and its size put
+/// right.
+fn rewrite(frame: &[u8], properties: &[u8], response: &str) -> Vec<u8> {
+    let parts = || {
+        let rest = long(frame.get(PROPERTIES_AT..)?)?.1;
+        let (&length, rest) = rest.split_first()?;
+        let (mechanism, rest) = rest.split_at_checked(length.into())?;
+        let locale_and_end = long(rest)?.1;
+        Some((mechanism, locale_and_end))
+    };
+    let Some((mechanism, locale_and_end)) = parts() else {
         return frame.to_vec();
     };
-    let mut out = Vec::with_capacity(frame.len() + properties.len());
-    out.extend_from_slice(&METHOD_ON_CHANNEL_0);
-    let size = CONNECTION_START_OK.len() + 4 + properties.len() + rest.len() - 1;
-    push_u32(size, &mut out);
-    out.extend_from_slice(&CONNECTION_START_OK);
-    push_u32(properties.len(), &mut out);
-    out.extend_from_slice(properties);
-    out.extend_from_slice(rest);
+    let mut arguments = CONNECTION_START_OK.to_vec();
+    push_u32(properties.len(), &mut arguments);
+    arguments.extend_from_slice(properties);
+    arguments.push(mechanism.len() as u8); // as it came
+    arguments.extend_from_slice(mechanism);
+    push_u32(response.len(), &mut arguments);
+    arguments.extend_from_slice(response.as_bytes());
+    arguments.extend_from_slice(locale_and_end);
+    let mut out = METHOD_ON_CHANNEL_0.to_vec();
+    push_u32(arguments.len() - 1, &mut out);
+    out.extend_from_slice(&arguments);
     out
+}
+
+/// A field with its length in four bytes before it, and what follows.
+fn long(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_be_bytes(*length) as usize)
 }
 
 fn client_properties(connection_name: &str) -> Vec<u8> {
@@ -147,11 +166,14 @@ mod tests {
         }
     }
 
-    fn start_ok(properties: &[u8]) -> Vec<u8> {
+    fn start_ok(properties: &[u8], response: &[u8]) -> Vec<u8> {
         let mut payload = CONNECTION_START_OK.to_vec();
         push_u32(properties.len(), &mut payload);
         payload.extend(properties);
-        payload.extend(b"\x05PLAIN\0\0\0\x06\0me\0pw\x05en_US");
+        payload.extend(b"\x05PLAIN");
+        push_u32(response.len(), &mut payload);
+        payload.extend(response);
+        payload.extend(b"\x05en_US");
         let mut frame = METHOD_ON_CHANNEL_0.to_vec();
         push_u32(payload.len(), &mut frame);
         frame.extend(payload);
@@ -169,15 +191,19 @@ mod tests {
     }
 
     #[test]
-    fn only_the_properties_change_however_slowly_the_socket_takes_it() {
-        let mut hello = Hello::new("order-service");
+    fn properties_and_credentials_change_however_slowly_the_socket_takes_it() {
+        let mut hello = Hello::new("order-service", "me", &"pw".to_owned().into());
         let mut socket = Trickle(Vec::new(), false);
         send(&mut hello, b"AMQP\0\0\x09\x01", &mut socket);
-        send(&mut hello, &start_ok(b"\x01aS\0\0\0\x01b"), &mut socket);
+        send(
+            &mut hello,
+            &start_ok(b"\x01aS\0\0\0\x01b", b"\0x\0placeholder"),
+            &mut socket,
+        );
         send(&mut hello, b"what follows", &mut socket);
 
         let mut wanted = b"AMQP\0\0\x09\x01".to_vec();
-        wanted.extend(start_ok(&client_properties("order-service")));
+        wanted.extend(start_ok(&client_properties("order-service"), b"\0me\0pw"));
         wanted.extend(b"what follows");
         assert_eq!(socket.0, wanted);
     }

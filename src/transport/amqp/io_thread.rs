@@ -1,3 +1,5 @@
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,18 +11,24 @@ use typed_arena::Arena;
 
 use super::command::Inbox;
 use super::config::Config;
-use super::connect::{Connected, connect};
+use super::connect::{Connected, NotConnected, connect};
 use super::registry::Registry;
-use super::session::{CONNECTION_ENDED, End, Io, Session};
+use super::session::{CONNECTION_ENDED, End, Io, SWEEP_INTERVAL, Session};
 use super::states::{ConnectionState, Listener, States};
 use super::watchdog::Watchdog;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
+use crate::relay;
 use crate::running::Running;
+use crate::transport::Limits;
 
 /// A session that lasted this long starts the reconnect delays anew; a shorter
 /// one may be part of a loop of losses, and the delays go on growing.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
+
+/// While nothing listens there, an attempt costs next to nothing: then the next one comes
+/// after this at most, so that a broker that was away for long is used again soon.
+const LONGEST_REFUSED: Duration = Duration::from_secs(1);
 
 /// How long a failed attempt to connect waits for its threads: the listener may
 /// still have to hear of it.
@@ -34,7 +42,12 @@ pub(super) struct IoHandle {
 
 impl IoHandle {
     /// Starts the thread and waits until it has connected or failed to.
-    pub(super) fn start(config: Config, inbox: Inbox, listener: Option<Listener>) -> Result<Self> {
+    pub(super) fn start(
+        config: Config,
+        inbox: Inbox,
+        limits: Arc<Limits>,
+        listener: Option<Listener>,
+    ) -> Result<Self> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         let no_thread = |error: std::io::Error| {
@@ -46,7 +59,7 @@ impl IoHandle {
         let (states, listener) = States::start(number, listener).map_err(no_thread)?;
         let mut threads = Vec::from_iter(listener);
         let (started, first) = bounded(1);
-        let io = IoThread {
+        let mut io = IoThread {
             peer: config.peer().into(),
             config,
             inbox,
@@ -54,8 +67,18 @@ impl IoHandle {
             watchdog,
             states,
             sessions: 0,
+            limits,
         };
-        let run = move || io.run(&started);
+        let run = move || {
+            // Nothing in there should panic; if it does, no caller must wait for ever.
+            let run = AssertUnwindSafe(|| io.run(&started));
+            if let Err(panic) = catch_unwind(run) {
+                let cause = format!("the I/O thread panicked: {}", text_of(&*panic));
+                let line = format_args!("{}: {cause}", io.peer);
+                relay::log(log::Level::Error, "coney::amqp", line);
+                io.closed(&cause);
+            }
+        };
         threads.push(Running::start(format!("coney-io-{number}"), run).map_err(no_thread)?);
         // The thread answers within the connect timeout, or as long as it may
         // go on trying.
@@ -80,7 +103,7 @@ impl IoHandle {
     /// which case the socket is cut and they end by themselves.
     pub(super) fn join(&self, deadline: Instant) -> bool {
         let Some(mut threads) = self.threads.try_lock_until(deadline) else {
-            return false; // somebody else waits for them
+            return false; // another thread waits for them
         };
         while let Some(thread) = threads.pop() {
             if let Err(running) = thread.join(deadline) {
@@ -101,10 +124,11 @@ struct IoThread {
     watchdog: Watchdog,
     states: States,
     sessions: u64,
+    limits: Arc<Limits>,
 }
 
 impl IoThread {
-    fn run(mut self, started: &Sender<Result<()>>) {
+    fn run(&mut self, started: &Sender<Result<()>>) {
         let mut delays = self.delays();
         let give_up_at = deadline::after(self.config.first_connect);
         let mut connected = match self.connect(&mut delays, Some(give_up_at)) {
@@ -117,13 +141,15 @@ impl IoThread {
         };
         let _ = started.try_send(Ok(()));
         loop {
-            log::info!(target: "coney::amqp", "connected to {}", self.peer);
+            let line = format_args!("connected to {}", self.peer);
+            relay::log(log::Level::Info, "coney::amqp", line);
             self.states.tell(ConnectionState::Connected);
             let since = Instant::now();
             match self.session(connected) {
                 End::Closed => return self.closed("the connection was closed"),
                 End::Lost(cause) => {
-                    log::warn!(target: "coney::amqp", "lost the connection to {}: {cause}", self.peer);
+                    let line = format_args!("lost the connection to {}: {cause}", self.peer);
+                    relay::log(log::Level::Warn, "coney::amqp", line);
                     self.registry.lost(&cause);
                     self.states.tell(ConnectionState::Lost(cause));
                 }
@@ -154,8 +180,12 @@ impl IoThread {
         let Connected {
             mut connection,
             evidence,
+            transit,
         } = connected;
         self.sessions += 1;
+        // It may be another broker, or one with other settings.
+        self.limits.forget_broker();
+        self.limits.set_frame_max(evidence.frame_max() as usize);
         let mut end = {
             let channels = Arena::new();
             let io = Io {
@@ -164,6 +194,8 @@ impl IoThread {
                 watchdog: &self.watchdog,
                 states: &self.states,
                 evidence: &evidence,
+                transit,
+                limits: &self.limits,
                 operation_timeout: self.config.operation_timeout,
             };
             let end = match Session::start(self.sessions, &mut connection, &channels, io) {
@@ -202,9 +234,9 @@ impl IoThread {
         let mut attempts = 0;
         loop {
             self.states.tell(ConnectionState::Connecting);
-            let error = match connect(&self.config, &self.watchdog) {
+            let NotConnected { error, was_refused } = match connect(&self.config, &self.watchdog) {
                 Ok(connected) => return Ok(connected),
-                Err(error) => error,
+                Err(failed) => failed,
             };
             attempts += 1;
             let late = give_up_at.is_some_and(|at| at <= Instant::now());
@@ -220,9 +252,13 @@ impl IoThread {
                 };
                 return Err(Error::new(ErrorKind::Connect, fault));
             }
-            log::warn!(target: "coney::amqp", "attempt {attempts} to connect: {error}");
+            let line = format_args!("attempt {attempts} to connect: {error}");
+            relay::log(log::Level::Warn, "coney::amqp", line);
             self.states.tell(ConnectionState::Lost(error.to_string()));
-            let delay = delays.next().unwrap_or(self.config.reconnect_max);
+            let mut delay = delays.next().unwrap_or(self.config.reconnect_max);
+            if was_refused {
+                delay = delay.min(LONGEST_REFUSED.mul_f64(0.5 + 0.5 * fastrand::f64()));
+            }
             let next = deadline::after(delay);
             if self.closed_while_waiting(give_up_at.map_or(next, |at| at.min(next))) {
                 return Err(was_closed());
@@ -233,13 +269,19 @@ impl IoThread {
     /// Serves what can be served without a connection.
     fn closed_while_waiting(&mut self, until: Instant) -> bool {
         loop {
-            match self.inbox.commands.recv_deadline(until) {
+            let tick = until.min(Instant::now() + SWEEP_INTERVAL);
+            match self.inbox.commands.recv_deadline(tick) {
                 Ok(command) => {
                     if self.registry.apply(command) {
                         return true;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.registry.keep_waiting(self.inbox.outgoing.try_iter());
+                    if Instant::now() >= until {
+                        return false;
+                    }
+                }
                 Err(RecvTimeoutError::Disconnected) => return true,
             }
         }
@@ -253,6 +295,13 @@ impl IoThread {
             .without_max_times()
             .build()
     }
+}
+
+/// The text that a panic came with.
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no text")
 }
 
 fn was_closed() -> Error {

@@ -2,15 +2,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use amiquip::{
-    Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, FieldTable, Publish,
+    Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, FieldTable,
     QueueDeleteOptions, Return,
 };
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::command::Registered;
 use super::convert::{self, Failure};
-use super::declare::{consume, declare};
+use super::declare::{consume, declare, declare_exclusive};
+use super::evidence::Evidence;
+use super::large;
 use super::spare::{Confirming, Spare};
+use super::transit::Transit;
 use crate::message::CorrelationId;
 use crate::transport::{
     Delivery, LinkSpec, Outcome, Parcel, Publication, Receipt, Settle, Sink, Source, Token,
@@ -31,16 +34,32 @@ pub(super) struct Lane<'c> {
     sink: Arc<dyn Sink>,
     settler: Arc<dyn Settle>,
     acknowledges: bool,
+    prefetch: u16,
     expects_returns: bool,
     ends_at_once: bool,
     confirming: Option<Confirming>,
     /// By tag; amiquip settles deliveries, not tags. Their messages are out.
     unsettled: HashMap<u64, AmqpDelivery>,
+    /// Deliveries are left unsettled that are not in there.
+    holds: bool,
+    /// A queue that keeps other connections out.
+    exclusively: Option<&'static str>,
+    shared: Shared,
+}
+
+/// What the lanes of a session have in common.
+pub(super) struct Shared {
+    pub(super) evidence: Arc<Evidence>,
+    pub(super) transit: Arc<Transit>,
 }
 
 impl<'c> Lane<'c> {
     /// Declares what the link needs and starts consuming.
-    pub(super) fn open(spare: Spare<'c>, link: &Registered) -> Result<Self, Failure> {
+    pub(super) fn open(
+        spare: Spare<'c>,
+        link: &Registered,
+        shared: Shared,
+    ) -> Result<Self, Failure> {
         let channel = spare.channel;
         // Before the first publish: amiquip logs a return nobody listens for,
         // with its body.
@@ -50,6 +69,9 @@ impl<'c> Lane<'c> {
             false => None,
         };
         declare(channel, &link.spec.topology)?;
+        if let Some(queue) = link.spec.exclusively {
+            declare_exclusive(channel, queue)?;
+        }
         let mut lane = Self {
             channel,
             consumer: None,
@@ -60,10 +82,14 @@ impl<'c> Lane<'c> {
             sink: Arc::clone(&link.sink),
             settler: Arc::clone(&link.settler),
             acknowledges: link.spec.source.prefetch().is_some(),
+            prefetch: link.spec.source.prefetch().unwrap_or(1),
             expects_returns: !link.spec.only_answers,
             ends_at_once: link.spec.ends_at_once,
             confirming,
             unsettled: HashMap::new(),
+            holds: false,
+            shared,
+            exclusively: link.spec.exclusively,
         };
         if !link.spec.paused {
             lane.resume_consuming(&link.spec)?;
@@ -97,7 +123,27 @@ impl<'c> Lane<'c> {
 
     /// Nothing would be lost with the channel.
     pub(super) fn is_idle(&self) -> bool {
-        self.consumer.is_none() && self.unsettled.is_empty() && self.confirming.is_none()
+        self.consumer.is_none()
+            && self.unsettled.is_empty()
+            && self.confirming.is_none()
+            && !self.holds
+    }
+
+    /// It only publishes: another channel would do as well.
+    pub(super) fn stands_alone(&self) -> bool {
+        self.consumer.is_none() && self.unsettled.is_empty() && !self.holds && !self.acknowledges
+    }
+
+    /// The broker has closed the channel because of something that was published on it.
+    pub(super) fn refused(&mut self, reason: &Arc<str>) {
+        if let Some(Confirming { unconfirmed, .. }) = &mut self.confirming {
+            unconfirmed.refused(reason);
+        }
+    }
+
+    /// The name of the link's reply queue in this session.
+    pub(super) fn reply_queue(&self) -> Option<String> {
+        self.reply_queue.clone()
     }
 
     /// Publishes. `Ok` means that amiquip has queued it.
@@ -109,25 +155,11 @@ impl<'c> Lane<'c> {
         if let Some(Confirming { unconfirmed, .. }) = &mut self.confirming {
             unconfirmed.publishing(&publication, receipt);
         }
-        let mut properties = publication.properties;
-        let body = if publication.body.wants_reply_queue() {
-            properties.reply_to = self.reply_queue.clone();
-            publication
-                .body
-                .fill(self.reply_queue.as_deref().unwrap_or_default())
-        } else {
-            publication.body.fill("")
+        let reply_queue = match publication.body.wants_reply_queue() {
+            true => self.reply_queue.clone(),
+            false => None,
         };
-        Ok(self.channel.basic_publish(
-            publication.exchange,
-            Publish {
-                body: &body,
-                routing_key: publication.routing_key,
-                mandatory: publication.mandatory,
-                immediate: false,
-                properties: convert::to_amqp(properties),
-            },
-        )?)
+        large::publish(self.channel, publication, reply_queue, &self.shared.transit)
     }
 
     /// Publishes requests with one routing key as one message.
@@ -192,10 +224,34 @@ impl<'c> Lane<'c> {
         }))
     }
 
+    /// Takes the first message off the queue of the link's own.
+    pub(super) fn get_own(&mut self, session: u64) -> Result<Option<(Delivery, usize)>, Failure> {
+        match self.own_queue.as_ref().map(|(queue, _)| queue.clone()) {
+            Some(queue) => self.get(&queue, session),
+            None => Ok(None),
+        }
+    }
+
+    /// How many messages are in a queue that were not fetched.
+    pub(super) fn backlog(&mut self, queue: &str) -> Result<usize, Failure> {
+        let queue = self.channel.queue_declare_passive(queue)?;
+        Ok(queue
+            .declared_message_count()
+            .map_or(0, |count| usize::try_from(count).unwrap_or(usize::MAX)))
+    }
+
+    /// A round trip: the broker has all that was published and settled before.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        // For the next consumer of the channel, of which there is none.
+        Ok(self.channel.qos(0, self.prefetch, false)?)
+    }
+
     fn hand_out(&mut self, mut from: AmqpDelivery, session: u64, acknowledge: bool) -> Delivery {
-        let message = convert::take_message(&mut from);
-        let redelivered = from.redelivered;
         let tag = from.delivery_tag();
+        let evidence = &self.shared.evidence;
+        let oversized = evidence.take_oversized(self.channel.channel_id(), tag);
+        let message = convert::take_message(&mut from, oversized);
+        let redelivered = from.redelivered;
         let token = acknowledge.then(|| Token {
             settler: Arc::clone(&self.settler),
             session,
@@ -299,15 +355,20 @@ impl<'c> Lane<'c> {
                 if let Some(reply) = reply {
                     self.publish(*reply, None)?;
                 }
+                self.shared.transit.handing(0);
                 delivery.ack(self.channel)?;
             }
-            Outcome::Reject { requeue } => delivery.reject(self.channel, requeue)?,
+            Outcome::Reject { requeue } => {
+                self.shared.transit.handing(0);
+                delivery.reject(self.channel, requeue)?;
+            }
+            Outcome::Hold => self.holds = true,
         }
         Ok(())
     }
 
-    /// Stops consuming. What arrived and was not passed on goes back.
-    pub(super) fn stop_consuming(&mut self) -> Result<(), Failure> {
+    /// Stops consuming. What had arrived by then is passed on.
+    pub(super) fn stop_consuming(&mut self, session: u64) -> Result<(), Failure> {
         let Some(consumer) = self.consumer.take() else {
             return Ok(());
         };
@@ -317,13 +378,13 @@ impl<'c> Lane<'c> {
                 .queue_unbind(queue, exchange, key, no_arguments)?;
         }
         consumer.cancel()?;
-        // Until the last word: amiquip sends it after it has answered the
-        // cancel, and gives the whole connection up if nobody is there to
-        // hear it.
+        // Until the last message: amiquip sends it after it has answered the
+        // cancel, and gives the whole connection up if the receiver is gone by then.
         for message in consumer.receiver() {
             match message {
+                // The sink has it given back in good order, or handles it.
                 ConsumerMessage::Delivery(delivery) if self.acknowledges => {
-                    delivery.reject(self.channel, true)?;
+                    self.pass_on(delivery, session)?;
                 }
                 ConsumerMessage::Delivery(_) => {}
                 _ => break,
@@ -335,9 +396,12 @@ impl<'c> Lane<'c> {
     /// Consumes, or consumes again.
     pub(super) fn resume_consuming(&mut self, spec: &LinkSpec) -> Result<(), Failure> {
         if self.consumer.is_none() {
-            (self.consumer, self.reply_queue) = consume(self.channel, spec)?;
-            if let Source::OwnQueue { name, bind, .. } = &spec.source {
-                self.own_queue = Some((name.clone(), bind.clone()));
+            let consumed = consume(self.channel, spec)?;
+            self.consumer = consumed.consumer;
+            self.reply_queue = consumed.reply_queue;
+            if let (Some(queue), Source::OwnQueue { bind, .. }) = (consumed.own_queue, &spec.source)
+            {
+                self.own_queue = Some((queue, bind.clone()));
             }
         }
         Ok(())
@@ -353,23 +417,31 @@ impl<'c> Lane<'c> {
     }
 
     /// Ends the lane with its connection.
-    pub(super) fn end(mut self) -> Result<(), Failure> {
+    pub(super) fn end(mut self, session: u64) -> Result<(), Failure> {
         if self.ends_at_once {
             // Dropped, it would be cancelled: the next consumer would get what comes later
             // before the broker has taken back what is unsettled.
             std::mem::forget(self.consumer.take());
             return Ok(());
         }
-        self.close().map(drop)
+        self.close(session).map(drop)
     }
 
     /// Ends the lane in an orderly way and gives its channel back for reuse.
-    pub(super) fn close(mut self) -> Result<Spare<'c>, Failure> {
-        self.stop_consuming()?;
+    pub(super) fn close(mut self, session: u64) -> Result<Spare<'c>, Failure> {
+        self.stop_consuming(session)?;
+        if std::mem::take(&mut self.holds) {
+            self.channel.nack_all(true)?;
+            self.unsettled.clear();
+        }
         for (_, delivery) in self.unsettled.drain() {
             delivery.reject(self.channel, true)?;
         }
         self.delete_own_queue()?;
+        if let Some(queue) = self.exclusively {
+            self.channel
+                .queue_delete(queue, QueueDeleteOptions::default())?;
+        }
         // A round trip, whatever it asks: what the broker had to say about the
         // messages before, it has said now.
         self.channel.qos(0, 1, false)?;

@@ -12,10 +12,14 @@ use super::command::{Command, Inbox, LinkId, Outgoing};
 use super::convert::Failure;
 use super::evidence::Evidence;
 use super::lane::Lane;
+use super::large::{Large, LargeMessage};
 use super::registry::Registry;
 use super::spare::Spare;
 use super::states::{ConnectionState, States};
+use super::transit::Transit;
 use super::watchdog::{Armed, Watchdog};
+use crate::relay;
+use crate::transport::{Limits, Outcome, is_large};
 
 /// How much is taken from one source before the others are looked at again.
 const BUDGET: usize = 64;
@@ -39,6 +43,11 @@ pub(super) struct Session<'c> {
     /// one or two for each attempt to open or close a link during the alarm.
     held: VecDeque<Command>,
     pub(super) retry_refused_at: Option<Instant>,
+    /// Messages with large bodies.
+    pub(super) large: Large<'c>,
+    /// How many channels are open, and whether one more is being opened.
+    pub(super) open_channels: usize,
+    pub(super) is_opening_channel: bool,
     others_turn: Cell<bool>,
     pub(super) io: Io<'c>,
 }
@@ -49,7 +58,9 @@ pub(super) struct Io<'c> {
     pub(super) registry: &'c mut Registry,
     pub(super) watchdog: &'c Watchdog,
     pub(super) states: &'c States,
-    pub(super) evidence: &'c Evidence,
+    pub(super) evidence: &'c Arc<Evidence>,
+    pub(super) transit: Arc<Transit>,
+    pub(super) limits: &'c Limits,
     pub(super) operation_timeout: Duration,
 }
 
@@ -61,7 +72,30 @@ enum Wake {
     Deliveries(LinkId),
     Returns(LinkId),
     Confirms(LinkId),
+    LargeConfirms,
+    LargeReturns,
+    /// amiquip has written something, so there may be room for more.
+    Room,
     RetryRefused,
+    /// Nothing can be sent: what is over leaves.
+    Sweep,
+}
+
+/// How often what is over leaves while nothing can be sent.
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// AMQP's code for what a user may not do.
+const NOT_ALLOWED: u16 = 530;
+
+/// Cuts the connection while a panic unwinds.
+struct CutOnPanic<'c>(&'c Watchdog);
+
+impl Drop for CutOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.kill();
+        }
+    }
 }
 
 /// Why a session ended.
@@ -91,6 +125,9 @@ impl<'c> Session<'c> {
             blocked: false,
             held: VecDeque::new(),
             retry_refused_at: None,
+            large: Large::default(),
+            open_channels: 0,
+            is_opening_channel: false,
             others_turn: Cell::new(false),
             io,
         })
@@ -98,10 +135,13 @@ impl<'c> Session<'c> {
 
     /// Opens every registered link and serves them until the end.
     pub(super) fn run(mut self) -> End {
+        // A panic unwinds through amiquip's channels, which would wait for the broker.
+        let _cut = CutOnPanic(self.io.watchdog);
         let Err(end) = self.serve();
         let end = match end {
             End::Lost(cause) => {
-                let closed = self.io.evidence.channel_close();
+                self.learn_limits();
+                let closed = self.io.evidence.any_channel_close();
                 let cause = match closed {
                     _ if self.io.watchdog.fired() => self.took_too_long(),
                     Some((_, reason)) => format!("the broker closed a channel: {reason}"),
@@ -114,18 +154,17 @@ impl<'c> Session<'c> {
         };
         let _armed = self.arm();
         match &end {
-            // Nobody is left to say goodbye to.
             End::Lost(_) => {
                 self.io.watchdog.kill();
                 for command in std::mem::take(&mut self.held) {
                     self.io.registry.apply(command);
                 }
             }
-            // Nobody who would answer.
+            // The broker would not answer.
             End::Closed if self.blocked => self.io.watchdog.kill(),
             End::Closed => {
                 for lane in std::mem::take(&mut self.lanes).into_values() {
-                    let _ = lane.end();
+                    let _ = lane.end(self.number);
                 }
             }
         }
@@ -141,19 +180,30 @@ impl<'c> Session<'c> {
             lane.pass_on_last_words(self.number);
             self.io.registry.send_instead(link, lane);
             for (publication, receipt) in lane.lost(&reason, guilty != Some(link)) {
-                self.io.registry.again.push_back(Outgoing {
-                    link,
-                    publication,
-                    receipt: Some(receipt),
-                });
+                let again = Outgoing::new(link, publication, Some(receipt));
+                self.io.registry.again.push_back(again);
             }
         }
+        let _ = self.large_confirms(); // what made it before the loss
+        self.io.registry.again.extend(self.large.lost(&reason));
         self.io.registry.guilty = guilty;
+    }
+
+    /// The broker closes the whole connection over a channel too many. That must not happen
+    /// again and again: the link that wanted it fails, with the broker's reason.
+    fn learn_limits(&mut self) {
+        if self.is_opening_channel
+            && let Some((NOT_ALLOWED, reason)) = self.io.evidence.server_close()
+            && reason.contains("channel")
+        {
+            let open = self.open_channels;
+            self.io.registry.learn_channel_limit(open, &reason);
+        }
     }
 
     /// The link whose channel the broker closed.
     fn guilty(&self) -> Option<LinkId> {
-        let (channel, _) = self.io.evidence.channel_close()?;
+        let (channel, _) = self.io.evidence.any_channel_close()?;
         let mut lanes = self.lanes.iter();
         lanes.find_map(|(&link, lane)| (lane.channel_id() == channel).then_some(link))
     }
@@ -168,9 +218,8 @@ impl<'c> Session<'c> {
             self.open_link(link)?;
         }
         // What is to be sent again goes first.
-        while !self.io.registry.again.is_empty() {
-            self.outgoing(self.io.registry.again.len())?;
-        }
+        // (As far as it can be sent at once; the loop has the rest.)
+        self.outgoing(self.io.registry.again.len())?;
         for link in self.io.registry.ids() {
             self.send_waiting(link)?;
         }
@@ -191,15 +240,27 @@ impl<'c> Session<'c> {
                     if let Some(lane) = self.lanes.get_mut(&link) {
                         let result = lane.pass_on_returns();
                         self.io.registry.send_instead(link, lane);
-                        result.map_err(lost)?;
+                        result.or_else(|failure| self.lane_failed(link, failure))?;
                     }
                 }
                 Wake::Confirms(link) => {
                     if let Some(lane) = self.lanes.get_mut(&link) {
-                        lane.pass_on_confirms(BUDGET).map_err(lost)?;
+                        let result = lane.pass_on_confirms(BUDGET);
+                        result.or_else(|failure| self.lane_failed(link, failure))?;
                     }
                 }
+                Wake::LargeConfirms => self.large_confirms()?,
+                Wake::LargeReturns => self.large_returns()?,
+                Wake::Room => {
+                    let _ = self.io.transit.woken().try_recv();
+                    self.deferred()?;
+                    self.send_large()?;
+                }
                 Wake::RetryRefused => self.retry_refused()?,
+                Wake::Sweep => {
+                    let new = self.io.inbox.outgoing.try_iter();
+                    self.io.registry.keep_waiting(new);
+                }
             }
         }
     }
@@ -217,9 +278,24 @@ impl<'c> Session<'c> {
         wakes.push(Wake::Command);
         select.recv(&self.notices);
         wakes.push(Wake::Notice);
-        if !self.blocked {
+        let may_publish = self.may_publish();
+        if may_publish && (!self.held.is_empty() || self.large.is_ready()) {
+            return Wake::Room;
+        }
+        if may_publish {
             select.recv(&self.io.inbox.outgoing);
             wakes.push(Wake::Outgoing);
+        } else {
+            select.recv(self.io.transit.woken());
+            wakes.push(Wake::Room);
+        }
+        if let Some(confirms) = self.large.confirms() {
+            select.recv(confirms);
+            wakes.push(Wake::LargeConfirms);
+        }
+        if let Some(returns) = self.large.returns() {
+            select.recv(returns);
+            wakes.push(Wake::LargeReturns);
         }
         for (&link, lane) in &self.lanes {
             if let Some(deliveries) = lane.deliveries() {
@@ -237,22 +313,32 @@ impl<'c> Session<'c> {
         }
         // What is to be sent again goes first, but for every budget of it the
         // broker and the other threads have their say.
-        if !self.blocked && !self.io.registry.again.is_empty() {
+        if may_publish && !self.io.registry.again.is_empty() {
             let turn = self.others_turn.replace(!self.others_turn.get());
             let other = turn.then(|| select.try_ready().ok()).flatten();
             return other.map_or(Wake::Outgoing, |index| wakes.swap_remove(index));
         }
-        let ready = match retry_at {
+        let sweep_at = self.blocked.then(|| Instant::now() + SWEEP_INTERVAL);
+        let until = [retry_at, sweep_at].into_iter().flatten().min();
+        let ready = match until {
             None => Some(select.ready()),
             Some(at) => select.ready_deadline(at).ok(),
         };
-        ready.map_or(Wake::RetryRefused, |index| wakes.swap_remove(index))
+        match ready {
+            Some(index) => wakes.swap_remove(index),
+            None if self.blocked => Wake::Sweep,
+            None => Wake::RetryRefused,
+        }
     }
 
     fn commands(&mut self) -> Result<(), End> {
         for _ in 0..BUDGET {
             match self.io.inbox.commands.try_recv() {
-                Ok(command) if self.blocked && !matches!(command, Command::Close) => {
+                // In their order: behind those that wait already.
+                Ok(command)
+                    if !matches!(command, Command::Close)
+                        && !(self.held.is_empty() && self.may_publish()) =>
+                {
                     self.held.push_back(command);
                 }
                 Ok(command) => self.command(command)?,
@@ -279,13 +365,17 @@ impl<'c> Session<'c> {
                 if session != self.number {
                     return Ok(()); // the broker has taken that delivery back
                 }
-                match self.lanes.get_mut(&link) {
-                    Some(lane) => lane.settle(tag, outcome).map_err(lost),
-                    None => Ok(()),
-                }
+                self.settle(link, tag, outcome)
             }
             Command::SendWaiting { link } => self.send_waiting(link),
-            Command::Get { link, queue, done } => self.get(link, &queue, &done),
+            Command::Get { link, queue, done } => self.get(link, queue.as_deref(), &done),
+            Command::Backlog { link, queue, done } => {
+                self.ask(link, &queue, &done, |lane| lane.backlog(&queue))
+            }
+            Command::Flush { link, done } => {
+                self.large.flushes.push((link, done));
+                self.flush_links()
+            }
             Command::Consume { link, on, done } => {
                 self.io.registry.pause(link, !on);
                 self.consume(link, on)?;
@@ -307,13 +397,49 @@ impl<'c> Session<'c> {
         }
     }
 
+    /// Settles a delivery. A large reply goes out first, and is confirmed.
+    pub(super) fn settle(&mut self, link: LinkId, tag: u64, outcome: Outcome) -> Result<(), End> {
+        let outcome = match outcome {
+            Outcome::Ack { reply: Some(reply) } if is_large(reply.body.len()) => {
+                self.large.add(LargeMessage {
+                    link,
+                    publication: *reply,
+                    receipt: None,
+                    answers: Some(tag),
+                });
+                return self.send_large();
+            }
+            outcome => outcome,
+        };
+        match self.lanes.get_mut(&link) {
+            Some(lane) => lane.settle(tag, outcome).map_err(lost),
+            None => Ok(()),
+        }
+    }
+
+    /// Something may be handed to amiquip: the broker reads it, or will soon.
+    pub(super) fn may_publish(&self) -> bool {
+        !self.blocked && !self.io.evidence.is_blocked() && self.io.transit.has_room()
+    }
+
+    /// Carries out the commands that had to wait.
+    fn deferred(&mut self) -> Result<(), End> {
+        while self.may_publish() {
+            let Some(command) = self.held.pop_front() else {
+                return Ok(());
+            };
+            self.command(command)?;
+        }
+        Ok(())
+    }
+
     /// Sends what was accepted before, so that closing loses nothing.
     pub(super) fn flush(&mut self) -> Result<(), End> {
         let waiting = self.io.registry.again.len() + self.io.inbox.outgoing.len();
         if self.blocked || waiting == 0 {
             return Ok(());
         }
-        self.outgoing(waiting)
+        self.send_all(waiting)
     }
 
     /// Guards one operation on the connection: it takes no longer than the
@@ -322,8 +448,20 @@ impl<'c> Session<'c> {
         self.io.watchdog.arm(self.io.operation_timeout)
     }
 
+    /// Sends up to `budget` messages, while they can be sent.
     fn outgoing(&mut self, budget: usize) -> Result<(), End> {
         for _ in 0..budget {
+            // Before each: the broker may have said meanwhile that it reads no more.
+            if !self.may_publish() {
+                return Ok(());
+            }
+            self.send_all(1)?;
+        }
+        Ok(())
+    }
+
+    fn send_all(&mut self, count: usize) -> Result<(), End> {
+        for _ in 0..count {
             let again = self.io.registry.again.pop_front();
             let Some(next) = again.or_else(|| self.io.inbox.outgoing.try_recv().ok()) else {
                 return Ok(());
@@ -333,28 +471,40 @@ impl<'c> Session<'c> {
         Ok(())
     }
 
-    fn publish(&mut self, outgoing: Outgoing) -> Result<(), End> {
+    pub(super) fn publish(&mut self, outgoing: Outgoing) -> Result<(), End> {
         let Outgoing {
             link,
             mut publication,
             receipt,
+            ..
         } = outgoing;
+        if is_large(publication.body.len()) {
+            self.large.add(LargeMessage {
+                link,
+                publication,
+                receipt,
+                answers: None,
+            });
+            return self.send_large();
+        }
         let Some(lane) = self.lanes.get_mut(&link) else {
             self.cannot_send(link);
             return Ok(());
         };
         if publication.start_sending() {
             let _armed = self.io.watchdog.arm(self.io.operation_timeout);
-            lane.publish(publication, receipt).map_err(lost)?;
+            let published = lane.publish(publication, receipt);
+            return published.or_else(|failure| self.lane_failed(link, failure));
         }
         Ok(())
     }
 
     pub(super) fn cannot_send(&mut self, link: LinkId) {
         if self.io.registry.get_mut(link).is_some() {
-            log::warn!(
-                target: "coney::amqp",
-                "a message is dropped: the broker refuses to open its link"
+            relay::log(
+                log::Level::Warn,
+                "coney::amqp",
+                format_args!("a message is dropped: the broker refuses to open its link"),
             );
         }
     }
@@ -362,19 +512,26 @@ impl<'c> Session<'c> {
     fn notices(&mut self) -> Result<(), End> {
         match self.notices.try_recv() {
             Ok(ConnectionBlockedNotification::Blocked(reason)) => {
-                log::warn!(target: "coney::amqp", "the broker blocks publishing: {reason}");
+                relay::log(
+                    log::Level::Warn,
+                    "coney::amqp",
+                    format_args!("the broker blocks publishing: {reason}"),
+                );
                 self.blocked = true;
                 self.io.watchdog.be_patient(true);
                 self.io.states.tell(ConnectionState::Blocked(reason));
             }
             Ok(ConnectionBlockedNotification::Unblocked) => {
-                log::info!(target: "coney::amqp", "the broker takes messages again");
+                relay::log(
+                    log::Level::Info,
+                    "coney::amqp",
+                    format_args!("the broker takes messages again"),
+                );
                 self.blocked = false;
                 self.io.watchdog.be_patient(false);
                 self.io.states.tell(ConnectionState::Unblocked);
-                while let Some(command) = self.held.pop_front() {
-                    self.command(command)?;
-                }
+                self.deferred()?;
+                self.send_large()?;
             }
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => {

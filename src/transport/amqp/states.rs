@@ -2,6 +2,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::relay;
 use crate::running::Running;
 
 /// How many changes wait for a listener that blocks; later ones are dropped.
@@ -56,7 +57,11 @@ impl States {
         if let Some(changes) = &self.changes
             && changes.try_send(state).is_err()
         {
-            log::warn!(target: "coney::amqp", "the state listener blocks: a change is dropped");
+            relay::log(
+                log::Level::Warn,
+                "coney::amqp",
+                format_args!("the state listener blocks: a change is dropped"),
+            );
         }
     }
 }

@@ -9,17 +9,21 @@ use super::config::Config;
 use super::evidence::Evidence;
 use super::guard::Guard;
 use super::hello::Hello;
+use super::transit::{Meter, Transit};
+use crate::relay;
 
 /// The socket amiquip gets: every byte in and out passes through here.
 ///
 /// What comes in is checked frame by frame before amiquip, which trusts every
 /// length, sees it; what goes out is as amiquip wrote it, except that the
-/// login introduces us by our own name.
+/// login introduces us by our own name and with the real credentials.
 pub(super) struct GuardedStream {
     socket: mio::net::TcpStream,
     guard: Guard,
     hello: Hello,
+    meter: Meter,
     evidence: Arc<Evidence>,
+    transit: Arc<Transit>,
 }
 
 impl GuardedStream {
@@ -27,13 +31,16 @@ impl GuardedStream {
         socket: TcpStream,
         config: &Config,
         evidence: Arc<Evidence>,
+        transit: Arc<Transit>,
     ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self {
             socket: mio::net::TcpStream::from_stream(socket)?,
-            guard: Guard::new(config.max_body),
-            hello: Hello::new(&config.name),
+            guard: Guard::new(config.max_body, config.max_dead_letter),
+            hello: Hello::new(&config.name, &config.user, &config.password),
+            meter: Meter::new(),
             evidence,
+            transit,
         })
     }
 }
@@ -49,7 +56,11 @@ impl Read for GuardedStream {
                 return Ok(0);
             }
             if let Err(violation) = self.guard.check(&self.evidence) {
-                log::warn!(target: "coney::amqp", "connection refused by the guard: {violation}");
+                relay::log(
+                    log::Level::Warn,
+                    "coney::amqp",
+                    format_args!("the connection ends: {violation}"),
+                );
                 self.evidence.record_violation(violation.to_string());
                 return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
             }
@@ -59,7 +70,9 @@ impl Read for GuardedStream {
 
 impl Write for GuardedStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hello.write(bytes, &mut self.socket)
+        let count = self.hello.write(bytes, &mut self.socket)?;
+        self.meter.wrote(&bytes[..count], &self.transit);
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {

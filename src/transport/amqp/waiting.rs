@@ -155,6 +155,20 @@ impl Waiting {
         messages
     }
 
+    /// Drops requests whose deadlines have passed, while they cannot be sent.
+    pub(super) fn drop_over(&self) {
+        let over = {
+            let mut state = self.state.lock();
+            let requests = std::mem::take(&mut state.messages.requests).into_iter();
+            let (over, left): (Vec<_>, Vec<_>) = requests.partition(|it| it.is_over());
+            state.messages.requests = left;
+            over
+        };
+        if !over.is_empty() {
+            self.room.notify_all();
+        }
+    }
+
     fn take_now(&self) -> Messages {
         let messages = {
             let mut state = self.state.lock();

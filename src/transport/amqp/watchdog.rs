@@ -7,7 +7,11 @@ use parking_lot::{Condvar, Mutex};
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
 
+use super::evidence::Evidence;
 use crate::deadline;
+
+/// How soon an operation that the broker is too short of memory for is looked at again.
+const BLOCKED_LOOK: Duration = Duration::from_secs(1);
 
 /// Ends operations that the broker does not: amiquip's calls know no timeout,
 /// but shutting the socket down frees whatever is blocked on it within
@@ -29,6 +33,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     kill_switch: Option<TcpStream>,
+    evidence: Option<Arc<Evidence>>,
     /// When to pull it, while an operation runs.
     limit: Option<Instant>,
     /// Until when the thread sleeps; `None` means until woken.
@@ -55,10 +60,16 @@ impl Watchdog {
     }
 
     /// Takes charge of a new connection and guards its first operation.
-    pub(super) fn arm_connection(&self, kill_switch: TcpStream, limit: Instant) -> Armed<'_> {
+    pub(super) fn arm_connection(
+        &self,
+        kill_switch: TcpStream,
+        evidence: Arc<Evidence>,
+        limit: Instant,
+    ) -> Armed<'_> {
         {
             let mut state = self.shared.state.lock();
             state.kill_switch = Some(kill_switch);
+            state.evidence = Some(evidence);
             state.fired = false;
         }
         self.arm_until(limit)
@@ -163,6 +174,11 @@ impl Shared {
             state.asleep_until = state.limit;
             match state.limit {
                 None => self.wake.wait(&mut state),
+                // It takes its time because it is short of memory or disk, and says so; while
+                // it does, heartbeats tell whether it lives.
+                Some(limit) if limit <= Instant::now() && state.is_blocked() => {
+                    state.limit = Some(Instant::now() + BLOCKED_LOOK);
+                }
                 Some(limit) if limit <= Instant::now() => state.pull(),
                 Some(limit) => {
                     // Operations that end and begin meanwhile move the limit
@@ -175,6 +191,11 @@ impl Shared {
 }
 
 impl State {
+    fn is_blocked(&self) -> bool {
+        let evidence = self.evidence.as_ref();
+        evidence.is_some_and(|evidence| evidence.is_blocked())
+    }
+
     fn pull(&mut self) {
         self.limit = None;
         self.fired = true;
@@ -196,7 +217,9 @@ mod tests {
         let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let watchdog = Watchdog::start(0).unwrap();
         let soon = Instant::now() + Duration::from_millis(20);
-        drop(watchdog.arm_connection(socket.try_clone().unwrap(), soon));
+        let evidence = Arc::new(Evidence::default());
+        let kill_switch = socket.try_clone().unwrap();
+        drop(watchdog.arm_connection(kill_switch, Arc::clone(&evidence), soon));
         thread::sleep(Duration::from_millis(60));
         assert!(!watchdog.fired(), "what has ended is not guarded");
 
@@ -204,5 +227,13 @@ mod tests {
         drop(watchdog.arm(Duration::from_secs(60)));
         assert_eq!(socket.read(&mut [0]).unwrap(), 0, "guarded again");
         assert!(armed.fired());
+        drop(armed);
+
+        evidence.record_blocked(true);
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let soon = Instant::now() + Duration::from_millis(20);
+        let armed = watchdog.arm_connection(socket, evidence, soon);
+        thread::sleep(Duration::from_millis(60));
+        assert!(!armed.fired(), "the broker has said that it takes longer");
     }
 }

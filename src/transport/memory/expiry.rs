@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::queue::{Entry, QueueId};
 use super::state::State;
 use crate::deadline;
-use crate::transport::death::Death;
+use crate::transport::x_death::Death;
 use crate::transport::{Message, Properties};
 
 const EXPIRED: &str = "expired";
@@ -84,6 +84,7 @@ impl State {
             routing_key: key,
             properties,
             body: dead.body.clone(),
+            oversized: None,
         };
         self.push(message, &queues, now);
     }

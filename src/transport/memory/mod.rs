@@ -25,7 +25,8 @@ use self::queue::LinkId;
 use self::state::State;
 use self::timer::Timer;
 use super::{
-    Delivery, LinkSpec, Outcome, PartialReply, Publication, Receipt, Settle, Sink, Transport, Wire,
+    Delivery, Limits, LinkSpec, Outcome, PartialReply, Publication, Receipt, Room, Settle, Sink,
+    Transport, Wire,
 };
 use crate::error::{Error, ErrorKind, Phase, Result};
 
@@ -36,13 +37,17 @@ use crate::error::{Error, ErrorKind, Phase, Result};
 const QUEUE_BOUND: usize = 65_536;
 
 /// The default of a RabbitMQ link too, so that moving there changes nothing.
-const MAX_BODY: usize = super::amqp::DEFAULT_MAX_BODY;
+const MAX_BODY: usize = super::DEFAULT_MAX_BODY;
+
+/// As RabbitMQ's default frames; there are none here.
+const FRAME_MAX: usize = 131_072;
 
 /// A call through the memory broker takes about 5 µs, of which the handler's part
 /// is for its user to say.
 const AWAKE: Duration = Duration::from_micros(25);
 
 pub(crate) struct MemoryTransport {
+    limits: Arc<Limits>,
     shared: Arc<Shared>,
     timer: Mutex<Option<Timer>>,
 }
@@ -76,6 +81,7 @@ impl Shared {
 impl MemoryTransport {
     pub(crate) fn new() -> Self {
         Self {
+            limits: Arc::new(Limits::new(MAX_BODY, MAX_BODY, FRAME_MAX)),
             shared: Arc::new(Shared {
                 state: Mutex::new(Some(State::default())),
                 room: Condvar::new(),
@@ -105,6 +111,7 @@ impl Transport for MemoryTransport {
         }
         let opened = self.shared.with(|state| {
             let wire = Arc::new(MemoryWire {
+                limits: Arc::clone(&self.limits),
                 shared: Arc::clone(&self.shared),
                 link: state.next_id(),
             });
@@ -117,7 +124,16 @@ impl Transport for MemoryTransport {
     }
 
     /// Closing a link gives everything back in one step here.
-    fn another(&self) -> Result<Option<Box<dyn Transport>>> {
+    fn another(&self, _large: Option<usize>) -> Result<Option<Box<dyn Transport>>> {
+        Ok(None)
+    }
+
+    fn has_sessions(&self) -> bool {
+        false
+    }
+
+    /// What is published is in its queue, or refused.
+    fn reserve(&self, _bytes: usize, _deadline: Option<Instant>) -> Result<Option<Arc<Room>>> {
         Ok(None)
     }
 
@@ -131,8 +147,8 @@ impl Transport for MemoryTransport {
         Ok(())
     }
 
-    fn max_body(&self) -> usize {
-        MAX_BODY
+    fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     fn awake(&self) -> Duration {
@@ -145,6 +161,7 @@ impl Transport for MemoryTransport {
 }
 
 struct MemoryWire {
+    limits: Arc<Limits>,
     shared: Arc<Shared>,
     link: LinkId,
 }
@@ -156,7 +173,7 @@ impl Wire for MemoryWire {
         receipt: Option<Receipt>,
         deadline: Instant,
     ) -> Result<()> {
-        publication.check(MAX_BODY)?;
+        publication.check(&self.limits)?;
         let mut guard = self.shared.state.lock();
         loop {
             let state = guard.as_mut().ok_or_else(closed)?;
@@ -195,6 +212,23 @@ impl Wire for MemoryWire {
         got.ok_or_else(closed)?
     }
 
+    fn get_own(&self, _deadline: Instant) -> Result<Option<(Delivery, usize)>> {
+        let got = self
+            .shared
+            .with(|state| state.get_own(self.link, Instant::now()));
+        got.ok_or_else(closed)?
+    }
+
+    fn backlog(&self, queue: &str, _deadline: Instant) -> Result<usize> {
+        let backlog = self.shared.with(|state| state.backlog(queue));
+        backlog.ok_or_else(closed)?
+    }
+
+    /// Everything is done when it is asked for.
+    fn flush(&self, _deadline: Instant) -> Result<()> {
+        Ok(())
+    }
+
     fn stop_consuming(&self, _deadline: Instant) -> Result<()> {
         self.shared.with(|state| state.stop_consuming(self.link));
         Ok(())
@@ -225,7 +259,7 @@ impl Wire for MemoryWire {
 
 impl Settle for MemoryWire {
     fn settle(&self, _session: u64, tag: u64, outcome: Outcome) {
-        let outcome = outcome.checked(MAX_BODY);
+        let outcome = outcome.checked(&self.limits);
         self.shared
             .with(|state| state.settle(self.link, tag, outcome, Instant::now()));
         self.shared.room.notify_all();

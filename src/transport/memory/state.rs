@@ -94,11 +94,13 @@ impl State {
         } else {
             publication.body.fill("")
         };
+        let body = Arc::try_unwrap(body).unwrap_or_else(|shared| (*shared).clone());
         let message = Message {
             exchange: publication.exchange,
             routing_key: publication.routing_key,
             properties,
             body,
+            oversized: None,
         };
         self.push(message, queues, now);
         if let Some(receipt) = receipt {
@@ -142,6 +144,27 @@ impl State {
         Ok(entry.map(|entry| (link.hand_out(id, entry, tag), queue.len())))
     }
 
+    /// The same for the queue of the link's own, if it has one.
+    pub(super) fn get_own(
+        &mut self,
+        link: LinkId,
+        now: Instant,
+    ) -> Result<Option<(Delivery, usize)>> {
+        let own = self.queues.values().find(|queue| queue.owner == Some(link));
+        match own.map(|queue| queue.name.clone()) {
+            Some(name) => self.get(link, &name, now),
+            None => Ok(None),
+        }
+    }
+
+    /// How many messages are in a queue that no consumer has fetched.
+    pub(super) fn backlog(&self, queue: &str) -> Result<usize> {
+        let found = self.queue_names.get(queue);
+        found
+            .map(|&id| self.queue_len(id))
+            .ok_or_else(|| Error::new(ErrorKind::Broker, format!("there is no queue {queue:?}")))
+    }
+
     /// Routes and publishes. A message whose exchange is missing is lost, as it would be
     /// on RabbitMQ.
     fn send(&mut self, link: LinkId, publication: Publication, now: Instant) {
@@ -174,6 +197,12 @@ impl State {
             Outcome::Ack { reply: None } => {}
             Outcome::Reject { requeue: false } => self.bury(queue, entry, "rejected", now),
             Outcome::Reject { requeue: true } => self.requeue(queue, entry, now),
+            // Until the link ends.
+            Outcome::Hold => {
+                if let Some(state) = self.links.get_mut(&link) {
+                    state.unsettled.insert(tag, (queue, entry));
+                }
+            }
         }
         self.dispatch_to(Some(queue), now);
     }

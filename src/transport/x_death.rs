@@ -8,10 +8,17 @@ use super::{HeaderTable, HeaderValue};
 pub(crate) const ATTEMPTS: &str = "x-attempts";
 /// How often the message came back because its worker had gone.
 pub(crate) const REDELIVERIES: &str = "x-redeliveries";
-/// It was a dead letter: whoever sent it waits no more.
+/// When it was replayed, in Unix milliseconds: it was a dead letter, and is not answered.
 pub(crate) const REPLAYED: &str = "x-replayed";
+/// How many copies between queues it has behind it.
+pub(crate) const COPIES: &str = "x-copies";
+/// Why it is to be dead-lettered, if the dead letters did not take it.
+pub(crate) const GIVEN_UP: &str = "x-given-up";
 pub(crate) const FIRST_ERROR: &str = "x-first-error";
 pub(crate) const LAST_ERROR: &str = "x-last-error";
+
+/// What a copy lacks of the original, if it lacks something.
+pub(crate) const LEFT_OUT: &str = "x-left-out";
 
 const HEADER: &str = "x-death";
 

@@ -1,0 +1,214 @@
+//! Ordered events that were begun when their worker died.
+//!
+//! An ordered queue counts every redelivery, of what was merely fetched too, and no event
+//! may leave it to be counted elsewhere. So the first event of a key that comes back gets a
+//! *mark* before it is begun: a small message in the queue of suspects, which this
+//! connection takes and holds unacknowledged until the event has been handled. If the
+//! worker dies, the mark goes back, and the next worker finds it: there are as many marks of
+//! an event as workers have died of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::deadline;
+use crate::error::{Error, ErrorKind, Result};
+use crate::topology::{self, QueueOptions, Topology};
+use crate::transport::{
+    Broker, Delivery, Fate, LinkSpec, NoSink, Properties, Publication, Ticket, Wire,
+};
+
+/// How long the broker may take over a step.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A mark whose event is gone stays no longer.
+const MARK_TTL: Duration = Duration::from_secs(60 * 60 * 24);
+
+/// The marks of one ordered queue.
+pub(super) struct Begun {
+    broker: Broker,
+    wire: Arc<dyn Wire>,
+    queue: String,
+    /// How often a marked event may come back.
+    limit: u32,
+    /// Changes when the connection is lost: then what was held has gone back.
+    session: AtomicU64,
+    /// Locked while a marked event is handled: one at a time, so that no other is
+    /// suspected of what it does.
+    marks: Mutex<Marks>,
+}
+
+#[derive(Default)]
+struct Marks {
+    session: Option<u64>,
+    /// By the id of the event.
+    held: HashMap<String, Vec<Delivery>>,
+}
+
+/// What to do with an event that has come back.
+pub(super) enum Verdict<R> {
+    Handled(R),
+    /// Begun so often without being settled.
+    Poison(i64),
+}
+
+impl Begun {
+    pub(super) fn topology(queue: &str) -> Topology {
+        let marks = QueueOptions::new()
+            .quorum(topology::NO_DELIVERY_LIMIT)
+            .message_ttl(MARK_TTL);
+        Topology::default().queue_with(topology::suspect_queue(queue), marks)
+    }
+
+    /// Opens the link for the marks of `queue`. Blocks until the broker has done it.
+    pub(super) fn open(broker: &Broker, queue: &str, limit: u32) -> Result<Self> {
+        let spec = LinkSpec::new(Self::topology(queue));
+        Ok(Self {
+            wire: broker.open(spec, Arc::new(NoSink))?,
+            broker: broker.clone(),
+            queue: topology::suspect_queue(queue),
+            limit,
+            session: AtomicU64::new(0),
+            marks: Mutex::default(),
+        })
+    }
+
+    /// The connection was lost: what is held has gone back. Does not block.
+    pub(super) fn lost(&self) {
+        self.session.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Handles the event `id`, which has come back, alone and under its mark.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be marked; it was not handled then.
+    pub(super) fn handle<R>(&self, id: &str, handle: impl FnOnce() -> R) -> Result<Verdict<R>> {
+        let mut marks = self.marks.lock();
+        let session = self.session.load(Ordering::SeqCst);
+        if marks.session != Some(session) {
+            marks.held = self.read()?;
+            marks.session = Some(session);
+        }
+        // Before the first marked one it had been begun unmarked.
+        let deaths = match marks.held.get(id) {
+            Some(marks) => i64::try_from(marks.len()).unwrap_or(i64::MAX - 1) + 1,
+            None => 0,
+        };
+        let is_poison = deaths > i64::from(self.limit);
+        if !is_poison {
+            let mark = self.mark(id)?;
+            marks.held.entry(id.to_owned()).or_default().push(mark);
+        }
+        let handled = (!is_poison).then(handle);
+        for mark in marks.held.remove(id).into_iter().flatten() {
+            mark.ack();
+        }
+        Ok(match handled {
+            Some(result) => Verdict::Handled(result),
+            None => Verdict::Poison(deaths),
+        })
+    }
+
+    /// Takes all marks there are, and holds them.
+    fn read(&self) -> Result<HashMap<String, Vec<Delivery>>> {
+        let mut held: HashMap<String, Vec<Delivery>> = HashMap::new();
+        while let Some((mark, _)) = self.wire.get(&self.queue, deadline::after(STEP_TIMEOUT))? {
+            let id = mark.message().properties.message_id.clone();
+            held.entry(id.unwrap_or_default()).or_default().push(mark);
+        }
+        Ok(held)
+    }
+
+    /// Makes a mark, and takes it.
+    fn mark(&self, id: &str) -> Result<Delivery> {
+        let deadline = deadline::after(STEP_TIMEOUT);
+        let mark = Publication {
+            properties: Properties {
+                persistent: true,
+                message_id: Some(id.to_owned()),
+                ..Properties::json()
+            },
+            mandatory: true,
+            ticket: Some(Ticket::until(deadline).into()),
+            ..Publication::new("", self.queue.clone(), b"{}".to_vec())
+        };
+        let failed = |fault: &str| {
+            let queue = &self.queue;
+            Error::new(
+                ErrorKind::Broker,
+                format!("an event that came back cannot be marked in {queue:?}: {fault}"),
+            )
+        };
+        match self
+            .broker
+            .publish_confirmed(mark, deadline)?
+            .wait(deadline)
+        {
+            Some(Fate::Confirmed) => {}
+            other => return Err(failed(&format!("{other:?}"))),
+        }
+        loop {
+            let Some((mark, _)) = self.wire.get(&self.queue, deadline)? else {
+                return Err(failed("it is not there"));
+            };
+            if mark.message().properties.message_id.as_deref() == Some(id) {
+                return Ok(mark);
+            }
+            // One of an instance that has died since: it is held with the next reading.
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.wire.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_begin_counts_and_a_mere_redelivery_does_not() {
+        let broker = Broker::memory();
+        let open = || Begun::open(&broker, "event.s.ordered", 1).unwrap();
+        let marks = |of: &Begun| {
+            let found = of.read().unwrap();
+            found.values().map(Vec::len).sum::<usize>()
+        };
+        let handled = |begun: &Begun| matches!(begun.handle("e", || ()), Ok(Verdict::Handled(())));
+        for _ in 0..5 {
+            assert!(handled(&open()), "what is handled leaves no mark");
+        }
+        assert_eq!(marks(&open()), 0);
+        // The worker dies in the middle.
+        {
+            let begun = open();
+            let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let _ = begun.handle("e", || {
+                    begun.wire.close(); // as the end of its connection would
+                    panic!("as the test wants it")
+                });
+            }));
+            assert!(died.is_err());
+        }
+        for _ in 0..5 {
+            assert_eq!(
+                marks(&open()),
+                1,
+                "who holds a mark and ends does not count"
+            );
+        }
+        assert!(matches!(
+            open().handle("other", || ()),
+            Ok(Verdict::Handled(()))
+        ));
+        assert!(matches!(open().handle("e", || ()), Ok(Verdict::Poison(2))));
+        assert!(handled(&open()), "its mark is gone");
+    }
+}
