@@ -314,6 +314,7 @@ mod tests {
                 Outcome::Ack { reply: None } => "ack".to_owned(),
                 Outcome::Ack { reply: Some(reply) } => format!("reply to {}", reply.routing_key),
                 Outcome::Reject { requeue } => format!("reject {requeue}"),
+                Outcome::Hold => "hold".to_owned(),
             };
             self.0.lock().push((tag, text));
         }
@@ -387,7 +388,9 @@ mod tests {
         assert!(on.track(2, true).is_none());
         assert!(on.track(3, true).is_none(), "and once more");
         first.ack();
-        assert_eq!(on.settled(), [ack(3)]);
+        // The others are of sessions that have ended, where settling does nothing.
+        let acks = on.settled().into_iter().filter(|(_, text)| text == "ack");
+        assert_eq!(acks.collect::<Vec<_>>(), [ack(3)]);
         assert!(on.track(4, true).is_none());
         assert_eq!(on.settled(), [ack(4)]);
     }

@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(items.len(), before);
         assert_eq!(items.payload(payload).as_str(), "\"张\"");
         let envelope = ServiceMessage::new("from", "to", BATCH_ACTION, ());
-        let (services, read) = read(items.encode(&envelope).unwrap().fill("q"));
+        let (services, read) = read(items.encode(&envelope).unwrap().fill("q").to_vec());
         assert_eq!(services, "from>to");
         let wanted = [("a\"b", "\"张\""), ("c", "null")];
         let wanted = wanted.map(|(action, payload)| (action.to_owned(), payload.to_owned(), None));

@@ -1,5 +1,9 @@
 use std::cell::RefCell;
+use std::sync::LazyLock;
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use jiff::tz::TimeZone;
 
 use crate::random;
 
@@ -101,10 +105,19 @@ fn push_local_time(second: i64, out: &mut String) {
     });
 }
 
+/// The system's time zone. Reading it takes more stack than a caller's thread may have, so
+/// a thread of its own does it, once.
+static ZONE: LazyLock<TimeZone> = LazyLock::new(|| {
+    let thread = thread::Builder::new().name("coney-zone".to_owned());
+    let zone = thread.spawn(TimeZone::system).ok();
+    zone.and_then(|zone| zone.join().ok())
+        .unwrap_or(TimeZone::UTC)
+});
+
 fn format_local_time(second: i64) -> String {
     jiff::Timestamp::from_second(second)
         .unwrap_or_default()
-        .to_zoned_datetime(jiff::tz::TimeZone::system())
+        .to_zoned_datetime(ZONE.clone())
         .strftime("%Y%m%d%H%M%S")
         .to_string()
 }

@@ -1,13 +1,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use r2d2_redis::redis::{self, FromRedisValue, Value};
 
 use super::Redis;
 use super::scripts::{
-    DEREGISTER, GENERATION, HEARTBEAT, KEYS, PROBE, REGISTER, REMOVE_DEAD, hash, mark,
+    DEREGISTER, GENERATION, HEARTBEAT, KEYS, PROBE, REGISTER, REMOVE_DEAD, hash, tombstone,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{Beat, Found, Instance, Registry, ServiceRegistry};
@@ -15,17 +15,17 @@ use crate::registry::{Beat, Found, Instance, Registry, ServiceRegistry};
 /// Instances in Redis, in the form that services in other languages share: a hash
 /// `service:registry:SERVICE` with a JSON object for each instance.
 ///
-/// Beside it, `coney:registered:SERVICE:ID` is there from an instance's registration
-/// until five minutes after its last beat. By it an instance that was deregistered
-/// (its field is gone) is told from one that Redis has lost (both are gone). And
+/// Beside it, `coney:left:SERVICE:ID` is there for five minutes after an instance was
+/// deregistered: a tombstone. An instance whose field is gone without one was lost (deleted,
+/// evicted, flushed), and is registered again with its next heartbeat. And
 /// `coney:registry:generation` is a number that is another after Redis was emptied.
 ///
-/// The ages of heartbeats are judged by the local clock, so the clocks of all
-/// machines must agree to within some seconds. Nobody is removed who is alive by Redis's
-/// own.
+/// Heartbeats are written by Redis's clock, so those of the machines need not agree. An
+/// instance of another library, which writes its own, lives as long as its heartbeat
+/// changes.
 ///
 /// ```
-/// use std::time::Duration;
+/// use std::time::{Duration, Instant};
 /// use coney::{Redis, RedisRegistry, Registry};
 ///
 /// let redis = Redis::new("redis://localhost")?;
@@ -42,7 +42,15 @@ pub struct RedisRegistry {
     written: Mutex<HashMap<(String, String), Written>>,
     /// Values that could not be read, and were complained about.
     unreadable: Mutex<HashSet<(String, String)>>,
+    /// Redis's clock in milliseconds, and when that was.
+    clock: Mutex<Option<(Instant, u64)>>,
 }
+
+/// How long Redis's clock is reckoned on from here before it is asked for again.
+const CLOCK_FOR: Duration = Duration::from_secs(30);
+
+/// How long a tombstone stays.
+const TOMBSTONE_TTL: Duration = Duration::from_secs(300);
 
 /// A field of a hash, and its value.
 type Field = (Vec<u8>, Vec<u8>);
@@ -109,6 +117,7 @@ impl RedisRegistry {
             expiry: Duration::from_secs(300),
             written: Mutex::default(),
             unreadable: Mutex::default(),
+            clock: Mutex::new(None),
         }
     }
 
@@ -124,6 +133,28 @@ impl RedisRegistry {
     pub fn with_expiry(mut self, time: Duration) -> Self {
         self.expiry = time;
         self
+    }
+
+    /// The time by Redis's clock, in whole Unix seconds.
+    fn unix_seconds(&self) -> Result<u64> {
+        let known = *self.clock.lock();
+        if let Some((at, millis)) = known
+            && at.elapsed() < CLOCK_FOR
+        {
+            return Ok((millis + at.elapsed().as_millis() as u64) / 1_000);
+        }
+        let time: Value = self.redis.ask("read the clock", &redis::cmd("TIME"))?;
+        let millis = self.set_clock(&time)?;
+        Ok(millis / 1_000)
+    }
+
+    /// Takes the answer to `TIME`: seconds and microseconds.
+    fn set_clock(&self, time: &Value) -> Result<u64> {
+        let odd = |error| Error::new(ErrorKind::Registry, format!("Redis's TIME is odd: {error}"));
+        let (seconds, micros): (u64, u64) = redis::from_redis_value(time).map_err(odd)?;
+        let millis = seconds.saturating_mul(1_000) + micros / 1_000;
+        *self.clock.lock() = Some((Instant::now(), millis));
+        Ok(millis)
     }
 
     fn script(&self, text: &str) -> redis::Cmd {
@@ -145,7 +176,7 @@ impl RedisRegistry {
             script.arg(2 * chunk.len());
             for (_, new) in chunk {
                 let (service, id) = (new.instance.service(), new.instance.id());
-                script.arg(hash(service)).arg(mark(service, id));
+                script.arg(hash(service)).arg(tombstone(service, id));
             }
             script.arg(self.expiry_millis());
             for (old, new) in chunk {
@@ -177,9 +208,9 @@ impl RedisRegistry {
 impl ServiceRegistry for RedisRegistry {
     fn register(&self, instance: &Instance) -> Result<()> {
         let (service, id) = (instance.service(), instance.id());
-        let written = Written::of(instance);
+        let written = Written::of(&instance.clone().registered_at_time(self.unix_seconds()?));
         let mut script = self.script(REGISTER);
-        script.arg(3).arg(hash(service)).arg(mark(service, id));
+        script.arg(3).arg(hash(service)).arg(tombstone(service, id));
         script.arg(GENERATION).arg(self.expiry_millis());
         script.arg(id).arg(&*written.json).arg(fastrand::u32(1..));
         let what = format!("register an instance of {service}");
@@ -193,14 +224,19 @@ impl ServiceRegistry for RedisRegistry {
         let key = (service.to_owned(), id.to_owned());
         self.written.lock().remove(&key);
         let mut script = self.script(DEREGISTER);
-        script.arg(2).arg(hash(service)).arg(mark(service, id));
-        script.arg(self.expiry_millis()).arg(id);
+        script.arg(2).arg(hash(service)).arg(tombstone(service, id));
+        script.arg(TOMBSTONE_TTL.as_millis() as u64).arg(id);
         let what = format!("deregister an instance of {service}");
         self.redis.ask(&what, &script)
     }
 
     fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>> {
         let mut beats = vec![Beat::Lost; instances.len()];
+        let now = self.unix_seconds()?;
+        let instances: Vec<Instance> = instances
+            .iter()
+            .map(|instance| instance.clone().beaten_at_time(now))
+            .collect();
         // Which instance, what is there, and what shall be.
         let mut open: Vec<(usize, (Written, Written))> = {
             let written = self.written.lock();
@@ -208,7 +244,7 @@ impl ServiceRegistry for RedisRegistry {
                 let key = (newer.service().to_owned(), newer.id().to_owned());
                 match written.get(&key) {
                     Some(old) => (old.clone(), old.renewed(newer)),
-                    // Nobody has written an empty value: what is there comes back.
+                    // An empty value is never written: what is there comes back.
                     None => {
                         let json = Vec::new();
                         let instance = newer.clone();
@@ -230,8 +266,8 @@ impl ServiceRegistry for RedisRegistry {
                 );
                 match outcome.strip_prefix(b"=") {
                     Some(there) => {
-                        // Somebody else wrote it: only the beat changes. What cannot be
-                        // read is of no use to anybody, and gives way.
+                        // Another program wrote it: only the beat changes. What cannot be
+                        // read is of no use, and gives way.
                         let theirs = std::str::from_utf8(there).ok();
                         let theirs =
                             theirs.and_then(|json| Instance::from_json(&service, &id, json).ok());
@@ -260,7 +296,7 @@ impl ServiceRegistry for RedisRegistry {
         Err(Error::new(
             ErrorKind::Registry,
             format!(
-                "cannot renew heartbeats: somebody else changes {} instances all the time",
+                "cannot renew heartbeats: another program changes {} instances all the time",
                 open.len()
             ),
         ))
@@ -271,7 +307,13 @@ impl ServiceRegistry for RedisRegistry {
         let (mut get, mut generation) = (redis::cmd("HGETALL"), redis::cmd("GET"));
         get.arg(hash(service));
         generation.arg(GENERATION);
-        let answers = self.redis.ask_all(&what, &[get, generation])?;
+        let mut answers = self
+            .redis
+            .ask_all(&what, &[get, generation, redis::cmd("TIME")])?;
+        let now = answers
+            .pop()
+            .map(|time| self.set_clock(&time))
+            .transpose()?;
         let odd = |error| Error::new(ErrorKind::Registry, format!("cannot {what}: {error}"));
         let (all, generation): (Vec<Field>, Option<Vec<u8>>) =
             redis::from_redis_value(&Value::Bulk(answers)).map_err(odd)?;
@@ -287,27 +329,28 @@ impl ServiceRegistry for RedisRegistry {
         Ok(Found {
             instances,
             generation: generation.unwrap_or(0),
+            now_millis: now,
         })
     }
 
     fn remove_dead(&self, instance: &Instance) -> Result<bool> {
         let (service, id) = (instance.service(), instance.id());
         let mut script = self.script(REMOVE_DEAD);
-        script.arg(2).arg(hash(service)).arg(mark(service, id));
+        script.arg(1).arg(hash(service));
         script.arg(id).arg(instance.last_heartbeat());
         script.arg(self.dead_after.as_secs());
         let what = format!("remove a dead instance of {service}");
         self.redis.ask(&what, &script)
     }
 
-    fn said_goodbye(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
+    fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
         let mut get = redis::cmd("MGET");
         for id in ids {
-            get.arg(mark(service, id));
+            get.arg(tombstone(service, id));
         }
-        let what = format!("look for goodbyes of {service}");
-        let marks: Vec<Option<Vec<u8>>> = self.redis.ask(&what, &get)?;
-        Ok(marks.iter().map(Option::is_some).collect())
+        let what = format!("look for tombstones of {service}");
+        let tombstones: Vec<Option<Vec<u8>>> = self.redis.ask(&what, &get)?;
+        Ok(tombstones.iter().map(Option::is_some).collect())
     }
 
     fn check_writes(&self) -> Result<()> {

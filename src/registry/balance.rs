@@ -12,9 +12,12 @@
 //! # Ok::<(), coney::Error>(())
 //! ```
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use parking_lot::RwLock;
 
 use super::Candidate;
 use super::candidate::hash_key;
@@ -72,11 +75,32 @@ impl Balancer for Random {
 
 /// One after the other; made by `RoundRobin::default()`.
 #[derive(Debug, Default)]
-pub struct RoundRobin(AtomicUsize);
+pub struct RoundRobin {
+    /// Whose turn is next, by service.
+    turns: RwLock<HashMap<Box<str>, AtomicUsize>>,
+}
+
+/// How many services it remembers: more than a program calls.
+const MOST_SERVICES: usize = 10_000;
+
+impl RoundRobin {
+    fn turn(&self, service: &str) -> usize {
+        if let Some(turn) = self.turns.read().get(service) {
+            return turn.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut turns = self.turns.write();
+        if turns.len() >= MOST_SERVICES {
+            turns.clear();
+        }
+        let turn = turns.entry(service.into()).or_default();
+        turn.fetch_add(1, Ordering::Relaxed)
+    }
+}
 
 impl Balancer for RoundRobin {
     fn pick(&self, candidates: &[Arc<Candidate>], _key: Option<&str>) -> usize {
-        self.0.fetch_add(1, Ordering::Relaxed) % candidates.len()
+        let service = candidates.first().map(|one| one.instance().service());
+        self.turn(service.unwrap_or_default()) % candidates.len()
     }
 }
 
@@ -221,6 +245,23 @@ mod tests {
             for count in counts(balancer, &four, 4_000) {
                 assert!((800..1_200).contains(&count), "{count} of 4,000");
             }
+        }
+    }
+
+    #[test]
+    fn each_service_has_its_own_round() {
+        let of = |service: &str| {
+            let candidate = |n: u32| {
+                let instance = Instance::new().with_id(format!("i{n}")).registered(service);
+                Arc::new(Candidate::new(instance, Instant::now(), None))
+            };
+            [candidate(0), candidate(1)]
+        };
+        let (users, orders) = (of("user-service"), of("order-service"));
+        let balancer = RoundRobin::default();
+        for n in 0..10 {
+            assert_eq!(balancer.pick(&users, None), n % 2);
+            assert_eq!(balancer.pick(&orders, None), n % 2);
         }
     }
 

@@ -16,6 +16,9 @@ use crate::running::Running;
 /// After a beat that failed, the next comes sooner.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// For how long deregistering is tried at most.
+const LONGEST_TRIED: Duration = Duration::from_secs(300);
+
 /// How long the end may wait for the thread, which may wait for the store.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -126,6 +129,7 @@ impl Beats {
             members: BTreeMap::new(),
             next: Instant::now(),
             next_write: None,
+            leaving: Vec::new(),
             failing: false,
         };
         let thread = Running::start(format!("coney-beat-{number}"), move || beating.run(&inbox));
@@ -154,8 +158,11 @@ struct Beating {
     /// By the numbers of their registrations.
     members: BTreeMap<u64, Member>,
     next: Instant,
-    /// When those are tried again that the store does not have.
+    /// When those are tried again that the store does not have, or has still.
     next_write: Option<Instant>,
+    /// Those that are to be deregistered still, by service and id, and until when it is
+    /// tried: then they count as dead anyhow.
+    leaving: Vec<(String, String, Instant)>,
     failing: bool,
 }
 
@@ -163,7 +170,7 @@ impl Beating {
     /// Ends when the registry and all registrations are gone.
     fn run(mut self, inbox: &Receiver<Order>) {
         loop {
-            let order = if self.members.is_empty() {
+            let order = if self.members.is_empty() && self.leaving.is_empty() {
                 inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else if self.next_act() <= Instant::now() {
                 Err(RecvTimeoutError::Timeout) // whatever else there is to do
@@ -229,6 +236,13 @@ impl Beating {
                         let Member { instance, .. } = &member;
                         let result = self.store.deregister(instance.service(), instance.id());
                         self.cache.nudge(instance.service());
+                        if result.is_err() {
+                            let until = Instant::now() + self.store.dead_after().min(LONGEST_TRIED);
+                            let (service, id) = (instance.service(), instance.id());
+                            self.leaving
+                                .push((service.to_owned(), id.to_owned(), until));
+                            self.next_write = Some(self.soon());
+                        }
                         result
                     }
                     None => Ok(()),
@@ -281,6 +295,7 @@ impl Beating {
     /// not take is in nobody's way; a store that takes its time is not asked for ever.
     fn write_missing(&mut self) {
         self.next_write = None;
+        self.deregister_leaving();
         let give_up = Instant::now() + RETRY_AFTER;
         let soon = self.soon();
         for member in self.members.values_mut().filter(|member| !member.written) {
@@ -289,6 +304,17 @@ impl Beating {
             } else {
                 self.cache.nudge(member.instance.service());
             }
+        }
+    }
+
+    /// Deregisters those for which it has failed before.
+    fn deregister_leaving(&mut self) {
+        let now = Instant::now();
+        let store = &self.store;
+        self.leaving
+            .retain(|(service, id, until)| now < *until && store.deregister(service, id).is_err());
+        if !self.leaving.is_empty() {
+            self.next_write = Some(self.soon());
         }
     }
 
@@ -314,7 +340,7 @@ impl Beating {
             Beat::Deregistered => {
                 log::warn!(
                     target: "coney::registry",
-                    "somebody has deregistered the instance {id:?} of {service}"
+                    "the instance {id:?} of {service} was deregistered by another program"
                 );
                 *member.told.state.lock() = RegistrationState::Deregistered;
                 self.members.remove(&number);

@@ -66,6 +66,13 @@ impl Candidate {
 
     /// The same, kept for so long from `now` on in which the store may hear of it again;
     /// `None` if it has been for as long.
+    /// The same as one that has vanished without being deregistered: until it would have
+    /// died anyhow.
+    pub(super) fn kept_until_death(&self, now: Instant) -> Option<Arc<Self>> {
+        let left = self.dies_at.checked_duration_since(now)?;
+        self.kept(now, left)
+    }
+
     pub(super) fn kept(&self, now: Instant, time: Duration) -> Option<Arc<Self>> {
         if self.is_kept && self.dies_at <= now {
             return None;
@@ -97,14 +104,21 @@ impl Candidate {
     /// to half in 10 s without an answer. `None` before its first answer.
     pub fn latency(&self) -> Option<Duration> {
         let latency = self.load.latency.load(Ordering::Relaxed);
-        let idle = millis().saturating_sub(self.load.measured_at.load(Ordering::Relaxed));
-        let halvings = idle as f64 / HALF_LIFE.as_millis() as f64;
-        (latency > 0).then(|| Duration::from_nanos((latency as f64 * 0.5f64.powf(halvings)) as u64))
+        (latency > 0).then(|| Duration::from_nanos((latency as f64 * self.fading()) as u64))
     }
 
-    /// What part of its answers to this process were failures lately, from 0 to 1.
+    /// What part of its answers to this process failed lately for a reason of the
+    /// instance's own (a panic, no answer in time), from 0 to 1. A handler's own errors do
+    /// not count. Fades to half in 10 s without an answer.
     pub fn failure_rate(&self) -> f64 {
-        f64::from(self.load.failures.load(Ordering::Relaxed)) / 1e6
+        let rate = f64::from(self.load.failures.load(Ordering::Relaxed)) / 1e6;
+        rate * self.fading()
+    }
+
+    /// How much of what was measured still counts, from 0 to 1.
+    fn fading(&self) -> f64 {
+        let idle = millis().saturating_sub(self.load.measured_at.load(Ordering::Relaxed));
+        0.5f64.powf(idle as f64 / HALF_LIFE.as_millis() as f64)
     }
 
     /// A number for its id and a key's hash that every process agrees on.
@@ -124,7 +138,7 @@ impl Candidate {
 
     fn took(&self, after: Duration, is_failure: bool) {
         let (rate, new) = (&self.load.failures, if is_failure { 1_000_000 } else { 0 });
-        let before = rate.load(Ordering::Relaxed);
+        let before = (self.failure_rate() * 1e6) as u32;
         rate.store(before - before / 8 + new / 8, Ordering::Relaxed);
         let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX).max(1);
         let average = match self.latency() {

@@ -43,6 +43,8 @@ pub struct Instance {
 
 /// What it can do beside the wire contract.
 pub(crate) const CAPABILITIES: &str = "capabilities";
+/// Where the version of this library is, in an instance that it registered.
+const LIBRARY: &str = "coney";
 
 /// It takes calls from a queue of its own too.
 pub(crate) const OWN_QUEUE: &str = "own_queue";
@@ -212,13 +214,33 @@ impl Instance {
         service.clone_into(&mut self.service);
         self.registered_at = unix_seconds();
         self.last_heartbeat = self.registered_at;
+        self.metadata
+            .insert(LIBRARY.into(), env!("CARGO_PKG_VERSION").into());
         self
     }
 
     /// Still there, now.
-    pub(crate) fn beaten(mut self) -> Self {
-        self.last_heartbeat = unix_seconds();
+    pub(crate) fn beaten(self) -> Self {
+        self.beaten_at_time(unix_seconds())
+    }
+
+    /// Still there, at a time in Unix seconds.
+    pub(crate) fn beaten_at_time(mut self, seconds: u64) -> Self {
+        self.last_heartbeat = seconds;
         self
+    }
+
+    /// The same as it is registered by another clock than this machine's.
+    pub(crate) fn registered_at_time(mut self, seconds: u64) -> Self {
+        let age = self.last_heartbeat.saturating_sub(self.registered_at);
+        self.registered_at = seconds.saturating_sub(age);
+        self.beaten_at_time(seconds)
+    }
+
+    /// True if this library registered it: its heartbeats are by the store's clock, and
+    /// leaving is marked.
+    pub(super) fn is_ours(&self) -> bool {
+        self.metadata.contains_key(LIBRARY)
     }
 
     /// Well, or not and why.

@@ -119,10 +119,7 @@ impl ServiceRegistry for MemoryRegistry {
         let services = self.services.lock();
         let instances = services.instances.get(service);
         let instances = instances.into_iter().flat_map(HashMap::values);
-        Ok(Found {
-            instances: instances.cloned().collect(),
-            generation: 0,
-        })
+        Ok(Found::new(instances.cloned().collect()))
     }
 
     fn remove_dead(&self, instance: &Instance) -> Result<bool> {
@@ -135,6 +132,15 @@ impl ServiceRegistry for MemoryRegistry {
             services.remove(service, id);
         }
         Ok(unheard_of)
+    }
+
+    fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
+        let services = self.services.lock();
+        let left = |id: &&str| {
+            let key = (service.to_owned(), (*id).to_owned());
+            services.left.contains_key(&key)
+        };
+        Ok(ids.iter().map(left).collect())
     }
 
     fn services(&self) -> Result<Vec<String>> {

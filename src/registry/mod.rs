@@ -13,6 +13,7 @@ mod candidate;
 mod entry;
 mod instance;
 mod json;
+mod liveness;
 mod lookup;
 mod memory;
 mod refresher;
@@ -86,16 +87,16 @@ pub trait ServiceRegistry: Send + Sync {
     /// As [`register`](ServiceRegistry::register).
     fn remove_dead(&self, instance: &Instance) -> Result<bool>;
 
-    /// Which of these instances, which are not there, were deregistered, as far as is
-    /// known; in order. Asked when the store was away or has lost what it knew.
-    /// Default: none.
+    /// Which of these instances, which are not there any more, were deregistered; in order.
+    /// The others were lost, and are kept until they would be dead. By default all of them
+    /// were: right for a store that loses nothing.
     ///
     /// # Errors
     ///
     /// As [`register`](ServiceRegistry::register).
-    fn said_goodbye(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
+    fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
         let _ = service;
-        Ok(vec![false; ids.len()])
+        Ok(vec![true; ids.len()])
     }
 
     /// Whether the store takes what is written: one that does not makes the living look
@@ -125,9 +126,13 @@ pub trait ServiceRegistry: Send + Sync {
     ///
     /// As [`register`](ServiceRegistry::register).
     fn healthy_instance(&self, service: &str) -> Result<Option<Instance>> {
-        let mut instances = self.instances(service)?.instances;
-        let now = snapshot::Clock::now();
-        instances.retain(|one| one.is_healthy() && now.is_alive(one, self.dead_after()));
+        let Found {
+            mut instances,
+            now_millis,
+            ..
+        } = self.instances(service)?;
+        let now = snapshot::Clock::now(now_millis);
+        instances.retain(|one| one.is_healthy() && now.is_young(one, self.dead_after()));
         if instances.is_empty() {
             return Ok(None);
         }
@@ -158,8 +163,8 @@ impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
         (**self).remove_dead(instance)
     }
 
-    fn said_goodbye(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
-        (**self).said_goodbye(service, ids)
+    fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
+        (**self).was_deregistered(service, ids)
     }
 
     fn check_writes(&self) -> Result<()> {
@@ -180,6 +185,7 @@ impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
 }
 
 /// What [`ServiceRegistry::instances`] finds.
+#[non_exhaustive]
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     /// The instances, in any order.
@@ -187,6 +193,19 @@ pub struct Found {
     /// A number that is another once the store has lost what it knew; 0 for a store that
     /// loses nothing.
     pub generation: u64,
+    /// The time by the store's clock, in Unix milliseconds, if it has one that heartbeats are
+    /// written by.
+    pub now_millis: Option<u64>,
+}
+
+impl Found {
+    /// Instances of a store that has no clock and is never emptied.
+    pub fn new(instances: Vec<Instance>) -> Self {
+        Self {
+            instances,
+            ..Self::default()
+        }
+    }
 }
 
 /// What came of a heartbeat.

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::entry::{Entry, Times};
+use super::liveness::{self, Before, Ghost, Life};
 use super::snapshot::{Clock, Snapshot};
 use super::{Candidate, Found, Instance, ServiceRegistry};
 use crate::deadline;
@@ -92,6 +94,16 @@ struct Asking {
     times: Times,
 }
 
+/// The instances of a service, by what is to be thought of each.
+#[derive(Default)]
+struct Judged {
+    living: Vec<Arc<Candidate>>,
+    dead: Vec<Instance>,
+    ghosts: HashMap<String, Ghost>,
+    /// Those that were alive, and are not among the living.
+    missing: Vec<Arc<Candidate>>,
+}
+
 impl Asking {
     fn run(self, rounds: &Receiver<Round>) {
         for Round { entry, number } in rounds {
@@ -99,7 +111,7 @@ impl Asking {
             let before = entry.current();
             let dead = self.round(&entry, number, before.as_deref());
             // Nobody waits for this.
-            self.bury(&dead);
+            self.remove(&dead);
         }
     }
 
@@ -140,56 +152,94 @@ impl Asking {
         let Found {
             instances,
             generation,
+            now_millis,
         } = self.store.instances(service)?;
-        let clock = Clock::now();
-        let dead_after = self.times.dead_after;
-        let (alive, dead): (Vec<Instance>, Vec<Instance>) = instances
-            .into_iter()
-            .partition(|one| clock.is_alive(one, dead_after));
-        let alive = alive.into_iter().map(|instance| {
-            let known = before.and_then(|before| before.find(instance.id()));
-            let dies_at = clock.dies_at(&instance, dead_after);
-            Arc::new(Candidate::new(instance, dies_at, known.map(Arc::as_ref)))
-        });
-        let mut living: Vec<Arc<Candidate>> = alive.collect();
-        let Some(before) = before else {
-            return Ok((Snapshot::new(living, clock.at, None, generation), dead));
+        let clock = Clock::now(now_millis);
+        let Judged {
+            mut living,
+            dead,
+            ghosts,
+            missing,
+        } = self.judge(instances, before, &clock);
+        let snapshot = |living, stale| {
+            Snapshot::new(living, clock.at, stale, generation).with_ghosts(ghosts.clone())
         };
-        let is_here = |one: &&Arc<Candidate>| {
-            let id = one.instance().id();
-            living.iter().any(|here| here.instance().id() == id)
+        let removable = || {
+            let removable = dead.iter().filter(|one| {
+                let since = ghosts.get(one.id()).map(|ghost| ghost.since);
+                let for_long = |since| clock.at.saturating_duration_since(since);
+                // Of ours the age is certain; another's clock may be wrong.
+                one.is_ours() || since.map(for_long) >= Some(self.times.dead_after)
+            });
+            removable.cloned().collect::<Vec<_>>()
         };
-        let missing = before.living.iter().filter(|one| !is_here(one));
-        let missing: Vec<Arc<Candidate>> = missing.cloned().collect();
-        if missing.is_empty() {
-            return Ok((Snapshot::new(living, clock.at, None, generation), dead));
-        }
-        // Somebody seems to have died: or does the store let nobody be heard of?
+        let Some(before) = before.filter(|_| !missing.is_empty()) else {
+            return Ok((snapshot(living, None), removable()));
+        };
+        // Some seem to have died: or does the store let none be heard of?
         let died = |one: &Arc<Candidate>| dead.iter().any(|it| it.id() == one.instance().id());
         if missing.iter().any(died) {
             self.store.check_writes()?;
         }
-        // It was away, or has lost what it knew.
+        // It was away, or has lost what it knew. Then the missing get the time of two beats
+        // to be heard of. Else those do, until they would be dead, that are gone without a
+        // tombstone: deleted or evicted, or removed by a program that took them for dead.
         let in_trouble = before.stale.is_some() || before.generation != generation;
-        if !in_trouble {
-            return Ok((Snapshot::new(living, clock.at, None, generation), dead));
+        let is_lost =
+            |one: &&Arc<Candidate>| in_trouble || (one.instance().is_ours() && !died(one));
+        let lost: Vec<&Arc<Candidate>> = missing.iter().filter(is_lost).collect();
+        if lost.is_empty() {
+            return Ok((snapshot(living, None), removable()));
         }
-        // The store's doing, not theirs: they get the time of two beats to be heard of.
-        let ids: Vec<&str> = missing.iter().map(|one| one.instance().id()).collect();
-        let left = self.store.said_goodbye(service, &ids)?;
-        let doubtful = missing.iter().zip(left).filter(|(_, left)| !left);
-        let kept = doubtful.filter_map(|(one, _)| one.kept(clock.at, dead_after / 2));
+        let ids: Vec<&str> = lost.iter().map(|one| one.instance().id()).collect();
+        let left = self.store.was_deregistered(service, &ids)?;
+        let doubtful = lost.into_iter().zip(left).filter(|(_, left)| !left);
+        let kept = doubtful.filter_map(|(one, _)| match in_trouble {
+            true => one.kept(clock.at, self.times.dead_after / 2),
+            false => one.kept_until_death(clock.at),
+        });
         let here = living.len();
         living.extend(kept);
         let stale = (living.len() > here).then(|| Arc::from(LOST));
-        Ok((
-            Snapshot::new(living, clock.at, stale, generation),
-            Vec::new(),
-        ))
+        let dead = if in_trouble { Vec::new() } else { removable() };
+        Ok((snapshot(living, stale), dead))
     }
 
-    /// Removes what is dead: whoever notices does it.
-    fn bury(&self, dead: &[Instance]) {
+    /// Tells the living from the dead, and which of the living are not there any more.
+    fn judge(&self, instances: Vec<Instance>, before: Option<&Snapshot>, clock: &Clock) -> Judged {
+        let mut judged = Judged::default();
+        for instance in instances {
+            let known = before.and_then(|before| before.find(instance.id()));
+            let ghost = before.and_then(|before| before.ghosts.get(instance.id()));
+            let was = match (known, ghost) {
+                (Some(known), _) => Before::Alive(known),
+                (None, Some(ghost)) => Before::Dead(*ghost),
+                (None, None) => Before::Unknown,
+            };
+            match liveness::judge(&instance, was, clock, self.times.dead_after) {
+                Life::Alive { dies_at } => {
+                    let known = known.map(Arc::as_ref);
+                    judged
+                        .living
+                        .push(Arc::new(Candidate::new(instance, dies_at, known)));
+                }
+                Life::Dead(ghost) => {
+                    judged.ghosts.insert(instance.id().to_owned(), ghost);
+                    judged.dead.push(instance);
+                }
+            }
+        }
+        let is_here = |one: &&Arc<Candidate>| {
+            let id = one.instance().id();
+            judged.living.iter().any(|here| here.instance().id() == id)
+        };
+        let missing = before.iter().flat_map(|before| &before.living);
+        judged.missing = missing.filter(|one| !is_here(one)).cloned().collect();
+        judged
+    }
+
+    /// Removes what is dead.
+    fn remove(&self, dead: &[Instance]) {
         for instance in dead.iter().take(MOST_REMOVED) {
             let (service, id) = (instance.service(), instance.id());
             let remove = AssertUnwindSafe(|| self.store.remove_dead(instance));

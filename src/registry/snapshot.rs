@@ -1,6 +1,8 @@
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::liveness::Ghost;
 use super::{Candidate, Instance};
 use crate::deadline;
 
@@ -13,28 +15,28 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub(super) fn now() -> Self {
-        Self {
-            at: Instant::now(),
-            unix_millis: deadline::unix_millis_after(Duration::ZERO),
-        }
+    /// Now, by the store's clock if it has one.
+    pub(super) fn now(store_millis: Option<u64>) -> Self {
+        let ours = || deadline::unix_millis_after(Duration::ZERO);
+        Self::at(Instant::now(), store_millis.unwrap_or_else(ours))
     }
 
-    pub(super) fn is_alive(&self, instance: &Instance, dead_after: Duration) -> bool {
-        self.dies_at(instance, dead_after) > self.at
+    pub(super) fn at(at: Instant, unix_millis: u64) -> Self {
+        Self { at, unix_millis }
     }
 
-    /// When an instance counts as dead that is not heard of again. A heartbeat in the
-    /// near future, by a clock that is fast, counts as one of now; one in the far future
-    /// is none.
-    pub(super) fn dies_at(&self, instance: &Instance, dead_after: Duration) -> Instant {
+    /// How long ago an instance was last heard of, by this clock; nothing for one of the
+    /// near future, as a clock that is fast writes it.
+    pub(super) fn age(&self, instance: &Instance) -> Duration {
+        let beat = instance.last_heartbeat.saturating_mul(1_000);
+        Duration::from_millis(self.unix_millis.saturating_sub(beat))
+    }
+
+    /// True if the heartbeat is of the time before or after now, as far as `dead_after`.
+    pub(super) fn is_young(&self, instance: &Instance, dead_after: Duration) -> bool {
         let beat = instance.last_heartbeat.saturating_mul(1_000);
         let ahead = Duration::from_millis(beat.saturating_sub(self.unix_millis));
-        if ahead > dead_after {
-            return self.at;
-        }
-        let age = Duration::from_millis(self.unix_millis.saturating_sub(beat));
-        self.at + dead_after.saturating_sub(age)
+        ahead <= dead_after && self.age(instance) < dead_after
     }
 }
 
@@ -51,6 +53,8 @@ pub(super) struct Snapshot {
     pub(super) stale: Option<Arc<str>>,
     /// The store's.
     pub(super) generation: u64,
+    /// Those that count as dead, by id.
+    pub(super) ghosts: HashMap<String, Ghost>,
 }
 
 impl Snapshot {
@@ -70,7 +74,13 @@ impl Snapshot {
             loaded_at,
             stale,
             generation,
+            ghosts: HashMap::new(),
         }
+    }
+
+    pub(super) fn with_ghosts(mut self, ghosts: HashMap<String, Ghost>) -> Self {
+        self.ghosts = ghosts;
+        self
     }
 
     /// An instance as it was known.
@@ -85,34 +95,6 @@ impl Snapshot {
     pub(super) fn gone_stale(&self, because: Arc<str>) -> Self {
         let living = self.living.clone();
         Self::new(living, self.loaded_at, Some(because), self.generation)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DEAD_AFTER: Duration = Duration::from_secs(60);
-
-    fn beaten(seconds_ago: i64) -> Instance {
-        let now = deadline::unix_millis_after(Duration::ZERO) / 1_000;
-        let beat = now.saturating_add_signed(-seconds_ago);
-        let json = format!(r#"{{"last_heartbeat":{beat}}}"#);
-        Instance::from_json("s", &format!("i{seconds_ago}"), &json).unwrap()
-    }
-
-    #[test]
-    fn alive_is_less_than_dead_after_old() {
-        let clock = Clock::now();
-        assert!(clock.is_alive(&beaten(58), DEAD_AFTER));
-        assert!(!clock.is_alive(&beaten(60), DEAD_AFTER));
-        assert!(!clock.is_alive(&beaten(1_000_000_000), DEAD_AFTER));
-        let fast = clock.dies_at(&beaten(-50), DEAD_AFTER);
-        assert_eq!(fast, clock.at + DEAD_AFTER, "a clock that is fast");
-        let millis = beaten(-1_795_422_612_000);
-        assert!(
-            !clock.is_alive(&millis, DEAD_AFTER),
-            "a peer that writes milliseconds"
-        );
+            .with_ghosts(self.ghosts.clone())
     }
 }

@@ -292,6 +292,5 @@ fn described(mut instance: Instance, actions: &[String], verdict: &Verdict) -> I
     instance
         .with_actions(actions)
         .with_metadata("pid", &std::process::id())
-        .with_metadata("coney", env!("CARGO_PKG_VERSION"))
         .with_metadata(CAPABILITIES, &[OWN_QUEUE])
 }

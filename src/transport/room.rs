@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::thread::{self, Thread};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 /// A bound on messages and on their bytes. Senders that find no room wait for it in turn:
 /// a large message is not overtaken for ever by small ones.
 pub(crate) struct Budget {
     state: Mutex<State>,
-    changed: Condvar,
     /// A message that is larger than all of the room gets all of it.
     most_bytes: usize,
 }
@@ -20,8 +20,9 @@ pub(crate) struct Budget {
 struct State {
     messages: usize,
     bytes: usize,
-    /// Those that wait, the next first.
-    waiting: VecDeque<u64>,
+    /// The threads that wait, the next first. Only that one is woken: with a thousand of
+    /// them, waking all for each place would take longer than the sending.
+    waiting: VecDeque<(u64, Thread)>,
     last: u64,
 }
 
@@ -43,7 +44,6 @@ impl Budget {
                 waiting: VecDeque::new(),
                 last: 0,
             }),
-            changed: Condvar::new(),
             most_bytes: bytes,
         }
     }
@@ -78,19 +78,21 @@ impl Budget {
         };
         state.last += 1;
         let turn = state.last;
-        state.waiting.push_back(turn);
+        state.waiting.push_back((turn, thread::current()));
+        drop(state);
         loop {
-            if state.waiting.front() == Some(&turn) && state.take(messages, bytes) {
-                state.waiting.pop_front();
-                self.changed.notify_all(); // the next may have room too
-                return true;
+            let mut state = self.state.lock();
+            let is_next = state.waiting.front().is_some_and(|(next, _)| *next == turn);
+            let taken = is_next && state.take(messages, bytes);
+            let now = Instant::now();
+            if taken || now >= deadline {
+                state.waiting.retain(|(other, _)| *other != turn);
+                // There may be room for the next too.
+                state.wake_next();
+                return taken;
             }
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                // What was freed at the last moment is the next one's.
-                state.waiting.retain(|other| *other != turn);
-                self.changed.notify_all();
-                return false;
-            }
+            drop(state);
+            thread::park_timeout(deadline - now);
         }
     }
 
@@ -98,13 +100,17 @@ impl Budget {
         let mut state = self.state.lock();
         state.messages += messages;
         state.bytes += bytes;
-        if !state.waiting.is_empty() {
-            self.changed.notify_all();
-        }
+        state.wake_next();
     }
 }
 
 impl State {
+    fn wake_next(&self) {
+        if let Some((_, thread)) = self.waiting.front() {
+            thread.unpark();
+        }
+    }
+
     fn take(&mut self, messages: usize, bytes: usize) -> bool {
         let fits = self.messages >= messages && self.bytes >= bytes;
         if fits {
@@ -136,7 +142,6 @@ impl fmt::Debug for Room {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::thread;
     use std::time::Duration;
 
     fn soon() -> Instant {

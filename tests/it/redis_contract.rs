@@ -163,7 +163,21 @@ fn replies_are_kept_in_redis() {
     );
     here.release(&key, 1).unwrap();
     assert_eq!(there.claim(&key, 2, minute).unwrap(), Claim::Granted);
-    there.complete(&key, b"{\"a\":\"\xff\"}", minute).unwrap();
+    assert!(there.renew(&key, 2, minute).unwrap());
+    assert!(!here.renew(&key, 1, minute).unwrap());
+    assert!(
+        !here.complete(&key, 1, b"late", minute).unwrap(),
+        "not its own"
+    );
+    assert!(
+        there
+            .complete(&key, 2, b"{\"a\":\"\xff\"}", minute)
+            .unwrap()
+    );
+    assert!(
+        !here.complete(&key, 1, b"late", minute).unwrap(),
+        "it is done"
+    );
     assert_eq!(
         here.claim(&key, 1, minute).unwrap(),
         Claim::Done(b"{\"a\":\"\xff\"}".to_vec())
@@ -178,7 +192,11 @@ fn replies_are_kept_in_redis() {
     eventually("the lease is over", || {
         there.claim(&short, 2, minute).unwrap() == Claim::Granted
     });
-    there.complete(&short, b"", 50 * MS).unwrap();
+    assert!(
+        !here.renew(&short, 1, minute).unwrap(),
+        "it has passed to another"
+    );
+    assert!(there.complete(&short, 2, b"", 50 * MS).unwrap());
     eventually("the reply is forgotten", || {
         here.claim(&short, 1, minute).unwrap() == Claim::Granted
     });

@@ -269,7 +269,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn guard(max_body: usize) -> Guard {
+    fn limited(max_body: usize) -> Guard {
         Guard::new(max_body, 3 << 20)
     }
 
@@ -322,42 +322,42 @@ mod tests {
     #[test]
     fn something_else_on_the_port_is_recognised() {
         let http = b"HTTP/1.1 400 Bad Request\r\n\r\n";
-        let violation = pass(&mut guard(100), http, 9).unwrap_err();
+        let violation = pass(&mut limited(100), http, 9).unwrap_err();
         assert!(violation.to_string().contains("HTTP/1.1"), "{violation}");
-        let amqp1 = pass(&mut guard(100), b"AMQP\x03\x01\x00\x00", 8);
+        let amqp1 = pass(&mut limited(100), b"AMQP\x03\x01\x00\x00", 8);
         assert_eq!(amqp1, Err(Violation::OtherVersion));
     }
 
     #[test]
     fn frames_are_small_until_tune_has_come() {
         let big = frame(BODY, &vec![0; 10_000]);
-        let mut guard = guard(100_000);
+        let mut guard = limited(100_000);
         assert!(matches!(
             pass(&mut guard, &big, 1_000),
             Err(Violation::FrameTooLarge { size: 10_008, .. })
         ));
         let mut tuned = frame(METHOD, &CONNECTION_TUNE);
         tuned.extend(&big);
-        assert_eq!(pass(&mut guard(100_000), &tuned, 999), Ok(tuned));
+        assert_eq!(pass(&mut limited(100_000), &tuned, 999), Ok(tuned));
     }
 
     #[test]
     fn an_announced_size_takes_no_memory() {
-        let mut guard = guard(1_000);
+        let mut guard = limited(1_000);
         let huge = [BODY, 0, 1, 0xff, 0xff, 0xff, 0xff];
         assert!(matches!(
             pass(&mut guard, &huge, 7),
             Err(Violation::FrameTooLarge { .. })
         ));
         // Nor does what never comes.
-        let mut endless = guard(1_000);
+        let mut endless = limited(1_000);
         assert_eq!(
             pass(&mut endless, &content_header(u64::MAX), 50),
             Ok(vec![])
         );
         assert!(endless.buffer.len() <= 2 * READ_CHUNK);
         let fits = content_header(1_000);
-        assert_eq!(pass(&mut guard(1_000), &fits, 3), Ok(fits));
+        assert_eq!(pass(&mut limited(1_000), &fits, 3), Ok(fits));
     }
 
     /// `basic.deliver` with a delivery tag.
@@ -402,7 +402,7 @@ mod tests {
             let (sent, wanted) = interleaved(size, 5);
             for chunk in [999, 40_000] {
                 let evidence = Evidence::default();
-                let mut guard = guard(1_000);
+                let mut guard = limited(1_000);
                 let passed = pass_with(&mut guard, &sent, chunk, &evidence).unwrap();
                 assert!(passed == wanted, "{size} in chunks of {chunk}");
                 let found = evidence.take_oversized(1, 5).unwrap();
@@ -418,7 +418,7 @@ mod tests {
     #[test]
     fn one_large_body_is_kept_at_a_time() {
         let evidence = Evidence::default();
-        let mut guard = guard(1_000);
+        let mut guard = limited(1_000);
         pass_with(&mut guard, &interleaved(2_000, 1).0, 999, &evidence).unwrap();
         pass_with(&mut guard, &interleaved(2_000, 2).0, 999, &evidence).unwrap();
         let first = evidence.take_oversized(1, 1).unwrap();
@@ -439,11 +439,11 @@ mod tests {
             METHOD,
             &[&CONNECTION_BLOCKED[..], b"\x03low"].concat(),
         ));
-        pass_with(&mut guard(100), &sent, 7, &evidence).unwrap();
+        pass_with(&mut limited(100), &sent, 7, &evidence).unwrap();
         assert_eq!(evidence.frame_max(), 8_192);
         assert!(evidence.is_blocked());
         let unblocked = frame(METHOD, &CONNECTION_UNBLOCKED);
-        pass_with(&mut guard(100), &unblocked, 7, &evidence).unwrap();
+        pass_with(&mut limited(100), &unblocked, 7, &evidence).unwrap();
         assert!(!evidence.is_blocked());
     }
 
@@ -453,7 +453,7 @@ mod tests {
         payload.extend([0x01, 0x93, 7]);
         payload.extend(b"REFUSED\0\0\0\0");
         let evidence = Evidence::default();
-        let mut guard = guard(100);
+        let mut guard = limited(100);
         guard.fill(&mut &frame(METHOD, &payload)[..]).unwrap();
         guard.check(&evidence).unwrap();
         assert_eq!(evidence.server_close(), Some((403, "REFUSED".to_owned())));
@@ -466,14 +466,14 @@ mod tests {
             chunk in 1usize..700,
         ) {
             let bytes: Vec<u8> = payloads.iter().flat_map(|(kind, p)| frame(*kind, p)).collect();
-            prop_assert_eq!(pass(&mut guard(1_000), &bytes, chunk), Ok(bytes));
+            prop_assert_eq!(pass(&mut limited(1_000), &bytes, chunk), Ok(bytes));
         }
 
         #[test]
         fn never_panics_and_never_hoards(
             noise in proptest::collection::vec(any::<u8>(), 0..5_000), chunk in 1usize..5_000,
         ) {
-            let mut guard = guard(1_000);
+            let mut guard = limited(1_000);
             let _ = pass(&mut guard, &noise, chunk);
             prop_assert!(guard.buffer.len() <= FRAME_MAX_BEFORE_TUNE + 2 * READ_CHUNK);
         }
