@@ -33,7 +33,7 @@ impl PendingTable {
         let id = CorrelationId::random();
         let call = PendingCall {
             ticket: Arc::new(Ticket::until(Instant::now())),
-            waiter: Waiter::Thread(bounded(1).0, std::thread::current()),
+            waiter: Waiter::Thread(bounded(1).0, Some(std::thread::current())),
             kept: None,
             sent_in: None,
             balanced: None,

@@ -1,16 +1,17 @@
 use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::decided;
 use super::event::{Callback, Event};
 use super::router::Router;
+use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::CorrelationId;
+use crate::running::Running;
 
 /// A client's callback thread: runs the callbacks of its calls, one after the
 /// other, and watches their deadlines. User code lives and dies here and never
@@ -19,25 +20,26 @@ pub(super) struct CallbackThread {
     /// Holds at most two events for each call in flight, whose number the
     /// pending table bounds.
     events: Sender<Event>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Running>,
+    client: String,
 }
+
+/// How long dropping the last client waits for the callbacks that are due.
+const CALLBACKS_DUE: Duration = Duration::from_secs(10);
 
 impl CallbackThread {
     pub(super) fn start(client: &str, router: Arc<Router>) -> Result<Self> {
         let (events, inbox) = crossbeam_channel::unbounded();
-        let thread = thread::Builder::new()
-            .name(format!("coney-callback-{client}"))
-            .spawn({
-                let events = events.clone();
-                move || run(&inbox, &events, &router)
-            })
-            .map_err(|error| {
-                // Not a kind that is safe to retry: the request is on its way.
-                Error::new(ErrorKind::Closed, "cannot start the callback thread").with_source(error)
-            })?;
+        let own = events.clone();
+        let run = move || run(&inbox, &own, &router);
+        let thread = Running::start(format!("coney-callback-{client}"), run).map_err(|error| {
+            // Not a kind that is safe to retry: the request is on its way.
+            Error::new(ErrorKind::Closed, "cannot start the callback thread").with_source(error)
+        })?;
         Ok(Self {
             events,
             thread: Some(thread),
+            client: client.to_owned(),
         })
     }
 
@@ -47,14 +49,18 @@ impl CallbackThread {
 }
 
 impl Drop for CallbackThread {
-    /// Waits for the callbacks that are due; one that drops the client's last
-    /// clone cannot wait for itself.
+    /// Waits for the callbacks that are due, at most 10 s; one that drops the client's last
+    /// clone does not wait for itself.
     fn drop(&mut self) {
         let _ = self.events.send(Event::Stop);
         if let Some(thread) = self.thread.take()
-            && thread.thread().id() != thread::current().id()
+            && thread.join(deadline::after(CALLBACKS_DUE)).is_err()
         {
-            let _ = thread.join();
+            log::warn!(
+                target: "coney::client",
+                "{}: a callback still runs {CALLBACKS_DUE:?} after its client was dropped",
+                self.client
+            );
         }
     }
 }

@@ -111,7 +111,7 @@ impl Calls {
         let items = &chunk.items;
         let encode = |envelope: &ServiceMessage<'_, ()>| items.encode(envelope);
         let request = client.request_of(target, (), options, self.kind, limit, encode)?;
-        client.hand_over(target, request, route, limit)
+        client.hand_over(target, request, route, self.kind, limit)
     }
 
     /// Sends the calls of a message one by one.

@@ -98,14 +98,14 @@ struct Sent {
     ticket: Arc<Ticket>,
     slot: Slot,
     /// Which thread is unparked when it is there; others wait in the channel.
-    woken: ThreadId,
+    woken: Option<ThreadId>,
     timeout: Duration,
 }
 
 impl Sent {
     /// Blocks until the outcome is there, at most until then.
     fn wait(&self, until: Instant, awake: Duration) -> Option<Outcome> {
-        if self.woken != thread::current().id() {
+        if self.woken != Some(thread::current().id()) {
             return self.slot.outcome.recv_deadline(until).ok();
         }
         wait::parked(&self.slot.outcome, until, awake)

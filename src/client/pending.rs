@@ -94,7 +94,9 @@ pub(crate) struct Balanced {
 pub(crate) enum Waiter {
     /// A thread, on a channel with one slot that only this call uses. It is to be unparked
     /// then.
-    Thread(Sender<Outcome>, Thread),
+    ///
+    /// An asynchronous call has no thread yet: whichever waits for it waits in the channel.
+    Thread(Sender<Outcome>, Option<Thread>),
     /// The callback thread.
     Callback(Sender<Event>),
 }
@@ -274,7 +276,7 @@ mod tests {
     fn call() -> PendingCall {
         PendingCall {
             ticket: Arc::new(Ticket::until(crate::deadline::after(Duration::MAX))),
-            waiter: Waiter::Thread(bounded(1).0, thread::current()),
+            waiter: Waiter::Thread(bounded(1).0, Some(thread::current())),
             kept: None,
             sent_in: None,
             balanced: None,

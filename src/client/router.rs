@@ -188,7 +188,9 @@ fn wake(id: CorrelationId, call: PendingCall, outcome: Outcome) {
     match call.waiter {
         Waiter::Thread(slot, thread) => {
             let _ = slot.try_send(outcome);
-            thread.unpark();
+            if let Some(thread) = thread {
+                thread.unpark();
+            }
         }
         Waiter::Callback(events) => {
             let _ = events.try_send(Event::Done { id, outcome });

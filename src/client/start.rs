@@ -1,7 +1,7 @@
 //! From a request to one that is on its way.
 
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, Thread};
 
 use serde::Serialize;
 
@@ -39,7 +39,7 @@ impl ServiceClient {
         let route = self.inner.route(target, options, limit.deadline)?;
         let mut request = self.request_with_room(target, request, options, kind, limit)?;
         request.publication.sharing = self.inner.coalesce;
-        self.hand_over(target, request, route, limit)
+        self.hand_over(target, request, route, kind, limit)
     }
 
     /// Enters a request in the table and gives it to the transport.
@@ -48,6 +48,7 @@ impl ServiceClient {
         target: Target<'_>,
         request: Request,
         route: Route,
+        kind: Kind,
         limit: Limit,
     ) -> Result<Sent> {
         let Request {
@@ -61,8 +62,9 @@ impl ServiceClient {
             .sharing
             .filter(|_| router.together.is_possible(&publication.routing_key));
         let slot = Slot::take();
-        let thread = thread::current();
-        let thread_id = thread.id();
+        // One that may do something else meanwhile must not be woken from it.
+        let thread = (kind == Kind::Call).then(thread::current);
+        let thread_id = thread.as_ref().map(Thread::id);
         let call = PendingCall {
             ticket: Arc::clone(&ticket),
             waiter: Waiter::Thread(slot.sender(), thread),

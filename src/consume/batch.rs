@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::answer::{Answer, TOO_LARGE};
 use super::request::{Circumstances, Request};
 use super::run::{Runner, Verdict, panicked, unknown_action};
-use super::settled::Tracked;
+use super::tracked::Tracked;
 use crate::message::batch::{self, Item};
 use crate::message::{CODE_UNKNOWN_ACTION, Headers, Reply, ServiceMessage, Span};
 use crate::name::{check_action, check_short_string, shown};

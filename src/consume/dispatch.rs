@@ -8,7 +8,8 @@ use super::failure::{Failure, Reason};
 use super::mover::{DELIVERY_COUNT, Mover};
 use super::request::{Circumstances, Request};
 use super::run::{Runner, Verdict, unknown_action};
-use super::settled::{Settled, Tracked};
+use super::settled::Settled;
+use super::tracked::Tracked;
 use crate::message::batch::BATCH_ACTION;
 use crate::message::{CODE_TOO_LARGE, CODE_UNKNOWN_ACTION, ServiceMessage};
 use crate::name::{check_action, check_short_string, shown};
@@ -253,7 +254,8 @@ impl Dispatch {
             check_short_string(what, text).map_err(|error| error.to_string())?;
         }
         check_action(&envelope.action).map_err(|error| error.to_string())?;
-        match Answer::queue(envelope, &message.properties) {
+        let queue = Answer::queue(envelope, &message.properties);
+        match queue.filter(|_| self.runner.handlers.answer()) {
             Some(queue) if !topology::may_take_replies(queue, self.any_reply_queue) => {
                 Err(format!(
                     "reply_to names {:?}; replies go to queues that the broker has named \

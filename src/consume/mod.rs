@@ -22,6 +22,7 @@ mod reply_store;
 mod request;
 mod run;
 mod settled;
+mod tracked;
 mod workers;
 
 pub(crate) use self::batch::Batch;
@@ -43,5 +44,6 @@ pub(crate) use self::options::Options;
 pub(crate) use self::pool::Job;
 pub use self::reply_store::{Claim, ReplyStore, StoreError};
 pub(crate) use self::run::{Handlers, Runner};
-pub(crate) use self::settled::{Settled, Tracked};
+pub(crate) use self::settled::Settled;
+pub(crate) use self::tracked::Tracked;
 pub(crate) use self::workers::{Crew, Workers};

@@ -10,7 +10,7 @@ use crossbeam_channel::Sender;
 
 use super::failure::{Failure, Reason, describe};
 use super::moves::{MOVE_TIMEOUT, Move};
-use super::settled::Tracked;
+use super::tracked::Tracked;
 use super::{Again, Attempt, HandlerError, Inbox};
 use crate::deadline;
 use crate::message::Body;

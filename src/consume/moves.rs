@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
-use super::settled::{Settled, Tracked};
+use super::settled::Settled;
+use super::tracked::Tracked;
 use crate::deadline;
 use crate::error::Result;
 use crate::running::Running;

@@ -15,6 +15,9 @@ pub(crate) trait Job: Send + Sized + 'static {
     fn share(&self) -> Option<Self> {
         None
     }
+
+    /// Begins with nothing more that is in it.
+    fn stop(&self) {}
 }
 
 /// A fixed set of named worker threads.
@@ -40,6 +43,7 @@ struct Queue<J> {
     backlog: VecDeque<J>,
     running: usize,
     stopped: bool,
+    given_up: bool,
 }
 
 impl<J: Job> Queue<J> {
@@ -88,6 +92,7 @@ impl<J: Job> Pool<J> {
             backlog: VecDeque::new(),
             running: 0,
             stopped: false,
+            given_up: false,
         }));
         let (alive, ended) = bounded::<()>(0);
         let pool = Self {
@@ -156,6 +161,15 @@ impl<J: Job> Pool<J> {
         left
     }
 
+    /// Begins with nothing more, not even with the rest of jobs that have been begun and can
+    /// be shared. Returns those.
+    pub(super) fn give_up(&self) -> Vec<J> {
+        let mut queue = self.queue.lock();
+        queue.stopped = true;
+        queue.given_up = true;
+        std::mem::take(&mut queue.backlog).into()
+    }
+
     /// Is this called by one of the workers?
     pub(super) fn is_worker(&self) -> bool {
         let me = thread::current().id();
@@ -214,7 +228,7 @@ impl<J: Job, F: Fn(J) -> Option<J>> Worker<J, F> {
                 if queue.stopped && next.is_none() && queue.backlog.is_empty() {
                     return;
                 }
-                if let Some(next) = next.take() {
+                if let Some(next) = next.take().filter(|_| !queue.given_up) {
                     queue.backlog.push_front(next);
                 }
                 let job = queue.take();

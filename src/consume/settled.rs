@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::tracked::Tracked;
 use crate::transport::x_death::{ATTEMPTS, COPIES, REDELIVERIES, REPLAYED};
 use crate::transport::{Delivery, Message, Publication};
 
@@ -60,16 +61,9 @@ struct Running {
 
 /// How a message ended.
 #[derive(Clone)]
-enum Finish {
+pub(super) enum Finish {
     Acked,
     Replied(Box<Publication>),
-}
-
-/// A delivery, tracked from the moment it is looked into until it is settled.
-pub(crate) struct Tracked {
-    delivery: Option<Delivery>,
-    key: Option<u64>,
-    table: Arc<Settled>,
 }
 
 impl Settled {
@@ -131,11 +125,13 @@ impl Settled {
     }
 
     fn tracked(self: &Arc<Self>, delivery: Delivery, key: Option<u64>) -> Tracked {
-        Tracked {
-            delivery: Some(delivery),
-            key,
-            table: Arc::clone(self),
-        }
+        Tracked::new(delivery, key, Arc::clone(self))
+    }
+
+    /// A message is no longer handled: returns the delivery that it came in again.
+    pub(super) fn give_up(&self, key: u64) -> Option<Delivery> {
+        let running = self.state.lock().running.remove(&key);
+        running.and_then(|running| running.adopted)
     }
 
     /// Tells a message from others. Its sender's id is not enough: between its attempts a
@@ -174,7 +170,7 @@ impl Settled {
     }
 
     /// Remembers how a message ended; returns the delivery that it came in again.
-    fn finish(&self, key: u64, finish: Finish) -> Option<Delivery> {
+    pub(super) fn finish(&self, key: u64, finish: Finish) -> Option<Delivery> {
         let mut state = self.state.lock();
         let adopted = state.running.remove(&key).and_then(|it| it.adopted);
         state.remember(key, finish, Instant::now());
@@ -218,83 +214,10 @@ impl Finish {
         }
     }
 
-    fn settle(self, delivery: Delivery) {
+    pub(super) fn settle(self, delivery: Delivery) {
         match self {
             Self::Acked => delivery.ack(),
             Self::Replied(reply) => delivery.ack_with(*reply),
-        }
-    }
-}
-
-impl Tracked {
-    pub(crate) fn delivery(&self) -> &Delivery {
-        // Taken only by those who consume `self`.
-        self.delivery.as_ref().unwrap_or_else(|| unreachable!())
-    }
-
-    pub(crate) fn message(&self) -> &Message {
-        self.delivery().message()
-    }
-
-    pub(super) fn share_message(&self) -> Arc<Message> {
-        self.delivery().share_message()
-    }
-
-    /// Acknowledges: the message is done with.
-    pub(super) fn ack(self) {
-        self.end(Finish::Acked);
-    }
-
-    /// Publishes the reply and acknowledges.
-    pub(super) fn ack_with(self, reply: Publication) {
-        self.end(Finish::Replied(Box::new(reply)));
-    }
-
-    /// Acknowledges, with the reply if there is one.
-    pub(super) fn done(self, reply: Option<Publication>) {
-        match reply {
-            Some(reply) => self.ack_with(reply),
-            None => self.ack(),
-        }
-    }
-
-    fn end(mut self, finish: Finish) {
-        let adopted = match self.key.take() {
-            Some(key) => self.table.finish(key, finish.clone()),
-            None => None,
-        };
-        let delivery = self.delivery.take();
-        // Where it came again, the session of the first has ended.
-        if let Some(delivery) = adopted.or(delivery) {
-            finish.settle(delivery);
-        }
-    }
-
-    /// The delivery, no longer tracked.
-    pub(crate) fn into_delivery(mut self) -> Delivery {
-        let adopted = match self.key.take() {
-            Some(key) => self.table.state.lock().running.remove(&key),
-            None => None,
-        };
-        let delivery = self.delivery.take();
-        let adopted = adopted.and_then(|running| running.adopted);
-        adopted.or(delivery).unwrap_or_else(|| unreachable!())
-    }
-
-    /// Gives up the duty to settle: the broker has taken the message back.
-    pub(crate) fn forget(mut self) {
-        if let Some(delivery) = self.delivery.take() {
-            delivery.forget();
-        }
-    }
-}
-
-impl Drop for Tracked {
-    /// Back into its queue, with whatever delivery of it came again.
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            let running = self.table.state.lock().running.remove(&key);
-            drop(running);
         }
     }
 }

@@ -172,6 +172,10 @@ impl<J: Job> Workers<J> {
             drop(running);
             moves.join(deadline);
         }
+        if finished.is_err() {
+            self.pool.give_up().iter().for_each(Job::stop);
+            self.suspects.give_up().iter().for_each(Job::stop);
+        }
         finished.map_err(|running| {
             Error::timed_out(
                 Phase::Shutdown,

@@ -117,14 +117,18 @@ impl EventSubscriber {
         drop(delays.stop(deadline));
         let finished = workers.finish(deadline, timeout);
         // The handlers are done; the broker must have their acknowledgements too.
+        let was_stopped = self.stopped.swap(true, Ordering::Relaxed);
         let finished = finished.and_then(|()| {
+            if was_stopped {
+                return Ok(());
+            }
             let wires = self.feeds.iter().flat_map(Running::wires);
             wires
                 .map(|wire| wire.flush(deadline))
                 .fold(Ok(()), Result::and)
         });
         self.close(deadline);
-        if !self.stopped.swap(true, Ordering::Relaxed) {
+        if !was_stopped {
             log::info!(target: "coney::events", "the subscriber of {} has stopped", self.service);
         }
         finished

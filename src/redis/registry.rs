@@ -208,7 +208,7 @@ impl RedisRegistry {
 impl ServiceRegistry for RedisRegistry {
     fn register(&self, instance: &Instance) -> Result<()> {
         let (service, id) = (instance.service(), instance.id());
-        let written = Written::of(&instance.clone().registered_at_time(self.unix_seconds()?));
+        let written = Written::of(&instance.clone().by_clock(self.unix_seconds()?));
         let mut script = self.script(REGISTER);
         script.arg(3).arg(hash(service)).arg(tombstone(service, id));
         script.arg(GENERATION).arg(self.expiry_millis());

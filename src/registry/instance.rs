@@ -230,11 +230,13 @@ impl Instance {
         self
     }
 
-    /// The same as it is registered by another clock than this machine's.
-    pub(crate) fn registered_at_time(mut self, seconds: u64) -> Self {
-        let age = self.last_heartbeat.saturating_sub(self.registered_at);
-        self.registered_at = seconds.saturating_sub(age);
-        self.beaten_at_time(seconds)
+    /// The same by another clock than this machine's, which says `seconds` now.
+    pub(crate) fn by_clock(mut self, seconds: u64) -> Self {
+        let now = unix_seconds();
+        let there = |here: u64| seconds.saturating_sub(now.saturating_sub(here));
+        self.registered_at = there(self.registered_at);
+        self.last_heartbeat = there(self.last_heartbeat);
+        self
     }
 
     /// True if this library registered it: its heartbeats are by the store's clock, and

@@ -59,6 +59,12 @@ impl consume::Job for Job {
             Self::Batch(_) | Self::Message(_) => None,
         }
     }
+
+    fn stop(&self) {
+        if let Self::Batch(batch) = self {
+            batch.stop();
+        }
+    }
 }
 
 impl Job {

@@ -168,9 +168,13 @@ impl ServiceServer {
         self.consumers.give_back_jobs(workers.stop());
         let finished = workers.finish(deadline, timeout);
         // The handlers are done; the broker must have what they have answered too.
-        let finished = finished.and_then(|()| self.consumers.flush(deadline));
+        let was_stopped = self.stopped.swap(true, Ordering::Relaxed);
+        let finished = finished.and_then(|()| match was_stopped {
+            false => self.consumers.flush(deadline),
+            true => Ok(()),
+        });
         self.consumers.close();
-        if !self.stopped.swap(true, Ordering::Relaxed) {
+        if !was_stopped {
             log::info!(target: "coney::server", "{} has stopped", self.service);
         }
         finished

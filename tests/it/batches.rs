@@ -38,6 +38,7 @@ on_both!(
 
 fn math(broker: &Broker, service: &str) -> ServiceServer {
     ServiceServer::builder(broker, service)
+        .any_reply_queue(true)
         .handler("double", |n: u64| Ok::<_, HandlerError>(n * 2))
         .handler("name", |n: u64| {
             Ok::<_, HandlerError>(format!("number {n}"))
@@ -130,6 +131,7 @@ fn the_workers_share_a_message(broker: &Broker) {
     let service = unique("meeting");
     let barrier = Arc::new(Barrier::new(5));
     let _server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
         .handler("meet", move |n: u64| {
             barrier.wait();
             Ok::<_, HandlerError>(n)
@@ -181,6 +183,7 @@ fn replies_that_do_not_fit_are_errors_of_their_own(broker: &Broker) {
     let service = unique("inflate");
     let most = broker.max_body();
     let _server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
         .handler("inflate", move |parts: usize| {
             Ok::<_, HandlerError>("x".repeat(parts * most / 32))
         })
@@ -201,6 +204,7 @@ fn replies_that_do_not_fit_are_errors_of_their_own(broker: &Broker) {
 fn many_replies_that_do_not_fit_leave_those_that_do(broker: &Broker) {
     let service = unique("inflate");
     let _server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
         .handler("inflate", |bytes: usize| {
             Ok::<_, HandlerError>("x".repeat(bytes))
         })
@@ -469,6 +473,7 @@ fn repeated_requests_run_once(broker: &Broker) {
     let (service, replies) = (unique("counter"), unique("replies"));
     let runs = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let _server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
         .handler("count", {
             let runs = Arc::clone(&runs);
             move |()| {
@@ -519,6 +524,7 @@ fn commands_in_batches(broker: &Broker) {
     let service = unique("orders");
     let (done, orders) = crossbeam_channel::unbounded();
     let _server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
         .handler("create", move |order: u64| done.send(order))
         .start()
         .unwrap();

@@ -257,13 +257,13 @@ fn payloads_over_the_limit_leave_the_connection_unharmed(broker: &Broker) {
     let error = client
         .call::<_, String>(&service, "echo", &too_large)
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Encode);
+    assert_eq!(error.kind(), ErrorKind::PayloadTooLarge);
     // So close to the limit that the name of the reply queue exceeds it.
     let nearly = "x".repeat(broker.max_body() - 400);
     let error = client
         .call::<_, String>(&service, "echo", &nearly)
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Encode);
+    assert_eq!(error.kind(), ErrorKind::PayloadTooLarge);
     // A map with keys that are not strings has no JSON.
     let no_json = std::collections::HashMap::from([((1, 2), 3)]);
     let error = client

@@ -193,7 +193,7 @@ fn a_command_that_does_not_decode_is_kept_at_once(broker: &Broker) {
         .send(&service, "work", "not a number")
         .unwrap();
     let letter = dead_letter(broker, &service);
-    assert_eq!(letter.reason(), "rejected");
+    assert_eq!(letter.reason(), "undecodable");
     assert!(letter.last_error().unwrap().contains("cannot decode"));
     assert!(runs.is_empty());
 }
@@ -321,8 +321,9 @@ fn quorum_queues_serve(broker: &Broker) {
     assert_eq!(dead_letter(broker, &service).reason(), "retries_exhausted");
     drop(server);
     client.send(&service, "work", &1).unwrap();
-    die_on_it(broker, &service, 2);
+    // Fetched and not begun, however often, does not count.
+    die_on_it(broker, &service, 3);
     let _server = start();
-    assert_eq!(dead_letter(broker, &service).reason(), "delivery_limit");
-    assert!(runs.is_empty());
+    run(&runs);
+    no_dead_letter(broker, &service);
 }

@@ -31,6 +31,7 @@ struct Filter {
 fn a_php_client_is_served(broker: &Broker) {
     let (service, replies) = (unique("user-service"), unique("replies"));
     let _server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
         .handler("find", |filter: Filter| Ok::<_, HandlerError>(filter.name))
         .start()
         .unwrap();
@@ -189,6 +190,7 @@ fn what_our_client_sends(broker: &Broker) {
 fn what_our_server_answers(broker: &Broker) {
     let (service, replies) = (unique("user-service"), unique("replies"));
     let _server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
         .handler("fail", |(): ()| Err::<(), _>("no \"luck\""))
         .start()
         .unwrap();
@@ -226,6 +228,7 @@ fn what_our_server_answers(broker: &Broker) {
 fn bodies_that_are_not_envelopes_are_answered_and_harm_nobody(broker: &Broker) {
     let (service, replies) = (unique("user-service"), unique("replies"));
     let server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
         .handler("get", |(): ()| Ok::<_, HandlerError>(1))
         .start()
         .unwrap();
@@ -269,6 +272,7 @@ fn one_way_requests_are_handled_without_a_reply(broker: &Broker) {
     let (service, replies) = (unique("user-service"), unique("replies"));
     let (ran, runs) = crossbeam_channel::unbounded();
     let _server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
         .handler("note", move |n: u64| {
             ran.send(n).unwrap();
             Ok::<_, HandlerError>(())

@@ -68,6 +68,7 @@ where
     let (ran, runs) = unbounded();
     let count = AtomicU32::new(0);
     let server = ServiceServer::builder(broker, service)
+        .any_reply_queue(true)
         .handler("work", move |_: u32| {
             let n = count.fetch_add(1, Ordering::SeqCst) + 1;
             ran.send(n).unwrap();

@@ -24,6 +24,7 @@ on_both!(
 
 fn echo_server(broker: &Broker, service: &str) -> ServiceServer {
     ServiceServer::builder(broker, service)
+        .any_reply_queue(true)
         .handler("echo", |value: serde_json::Value| {
             Ok::<_, HandlerError>(value)
         })

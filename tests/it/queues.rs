@@ -262,7 +262,7 @@ fn names_and_sizes_are_checked(broker: &Broker) {
     expiration.properties.expiration = Some(Duration::MAX);
     assert_eq!(refused(expiration), ErrorKind::InvalidConfig);
     let body = Publication::new("", queue.as_str(), vec![0; broker.max_body() + 1]);
-    assert_eq!(refused(body), ErrorKind::Encode);
+    assert_eq!(refused(body), ErrorKind::PayloadTooLarge);
     // A reply that cannot be sent is dropped; its request is acknowledged.
     publish(&link, &queue, 1);
     let delivery = link.recv_timeout(PATIENCE).unwrap();

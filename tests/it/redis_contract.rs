@@ -92,12 +92,23 @@ fn peers_of_other_languages_share_the_hashes() {
         redis.ctl(&["KEYS", "service:registry:*"]),
         "service:registry:user-service"
     );
-    // An operator's HDEL is a goodbye.
+    // One that another program deletes is lost, and comes back with its next beat.
     redis.ctl(&["HDEL", "service:registry:user-service", "coney-1"]);
-    eventually("it is noticed", || {
-        ours.state() == RegistrationState::Deregistered
+    assert_eq!(
+        ids(&registry.refresh("user-service").unwrap()),
+        ["coney-1", "php-1"]
+    );
+    eventually("it is registered again", || {
+        redis.ctl(&["HEXISTS", "service:registry:user-service", "coney-1"]) == "1"
     });
+    assert_eq!(ours.state(), RegistrationState::Registered);
+    // Deregistered it stays away, also for a reader that had known it.
+    ours.deregister(SECOND).unwrap();
     assert_eq!(ids(&registry.refresh("user-service").unwrap()), ["php-1"]);
+    assert_eq!(
+        redis.ctl(&["EXISTS", "coney:left:user-service:coney-1"]),
+        "1"
+    );
 }
 
 #[test]

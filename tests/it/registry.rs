@@ -71,7 +71,10 @@ fn beaten(service: &str, id: &str, seconds_ago: u64) -> Instance {
         .elapsed()
         .unwrap()
         .as_secs();
-    let json = format!(r#"{{"last_heartbeat":{},"zone":"eu"}}"#, now - seconds_ago);
+    let json = format!(
+        r#"{{"last_heartbeat":{},"zone":"eu","coney":"0.1.0"}}"#,
+        now - seconds_ago
+    );
     Instance::from_json(service, id, &json).unwrap()
 }
 

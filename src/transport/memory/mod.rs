@@ -21,20 +21,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::queue::LinkId;
+use self::queue::{LinkId, QueueId};
 use self::state::State;
 use self::timer::Timer;
 use super::{
-    Delivery, Limits, LinkSpec, Outcome, PartialReply, Publication, Receipt, Room, Settle, Sink,
-    Transport, Wire,
+    Delivery, Fate, Limits, LinkSpec, Outcome, PartialReply, Publication, Receipt, Room, Settle,
+    Sink, Transport, Wire,
 };
-use crate::error::{Error, ErrorKind, Phase, Result};
-
-/// How many messages a queue holds before publishers to it wait: enough for
-/// tens of thousands of calls in flight, little enough to notice a consumer
-/// that has stopped. Replies are let in beyond it; each stands for a delivery
-/// that a prefetch count has bounded already.
-const QUEUE_BOUND: usize = 65_536;
+use crate::error::{Error, ErrorKind, Result};
 
 /// The default of a RabbitMQ link too, so that moving there changes nothing.
 const MAX_BODY: usize = super::DEFAULT_MAX_BODY;
@@ -55,7 +49,6 @@ pub(crate) struct MemoryTransport {
 struct Shared {
     state: Mutex<Option<State>>,
     /// Signalled when a message leaves a queue that somebody waits to fill.
-    room: Condvar,
     /// Signalled when the timer may have to wake earlier, and at the end.
     tick: Condvar,
 }
@@ -84,7 +77,6 @@ impl MemoryTransport {
             limits: Arc::new(Limits::new(MAX_BODY, MAX_BODY, FRAME_MAX)),
             shared: Arc::new(Shared {
                 state: Mutex::new(Some(State::default())),
-                room: Condvar::new(),
                 tick: Condvar::new(),
             }),
             timer: Mutex::new(None),
@@ -119,7 +111,6 @@ impl Transport for MemoryTransport {
             state.open(wire.link, &spec, sink, settler, Instant::now())?;
             Ok(wire)
         });
-        self.shared.room.notify_all();
         Ok(opened.ok_or_else(closed)??)
     }
 
@@ -139,7 +130,6 @@ impl Transport for MemoryTransport {
 
     fn close(&self, _deadline: Instant) -> Result<()> {
         let state = self.shared.state.lock().take();
-        self.shared.room.notify_all();
         drop(self.timer.lock().take());
         for sink in state.iter().flat_map(State::sinks) {
             sink.closed("the broker was closed");
@@ -171,44 +161,44 @@ impl Wire for MemoryWire {
         &self,
         publication: Publication,
         receipt: Option<Receipt>,
-        deadline: Instant,
+        _deadline: Instant,
     ) -> Result<()> {
         publication.check(&self.limits)?;
         let mut guard = self.shared.state.lock();
-        loop {
-            let state = guard.as_mut().ok_or_else(closed)?;
-            let queues = state.route(&publication.exchange, &publication.routing_key)?;
-            let now = Instant::now();
-            for &queue in &queues {
-                state.expire(queue, now);
-            }
-            if queues.iter().all(|&q| state.queue_len(q) < QUEUE_BOUND) {
-                state.publish(self.link, publication, receipt, &queues, now);
-                self.shared.wake_timer(&mut guard);
-                return Ok(());
-            }
-            if self
-                .shared
-                .room
-                .wait_until(&mut guard, deadline)
-                .timed_out()
-            {
-                return Err(Error::timed_out(
-                    Phase::Send,
-                    format!(
-                        "timed out waiting for room: a queue for {:?} holds {QUEUE_BOUND} messages",
-                        publication.routing_key
-                    ),
-                ));
-            }
+        let state = guard.as_mut().ok_or_else(closed)?;
+        let queues = state.route(&publication.exchange, &publication.routing_key)?;
+        let now = Instant::now();
+        for &queue in &queues {
+            state.expire(queue, now);
         }
+        let (full, queues): (Vec<QueueId>, Vec<QueueId>) =
+            queues.into_iter().partition(|&queue| state.is_full(queue));
+        let Some(&first) = full.first() else {
+            state.publish(self.link, publication, receipt, &queues, now);
+            self.shared.wake_timer(&mut guard);
+            return Ok(());
+        };
+        // As RabbitMQ with `reject-publish`: the others get it all the same.
+        let fault = state.full_text(first);
+        if !queues.is_empty() {
+            state.publish(self.link, publication, None, &queues, now);
+        }
+        self.shared.wake_timer(&mut guard);
+        match receipt {
+            Some(receipt) => receipt.settle(Fate::Refused(fault)),
+            None if queues.is_empty() => {
+                let full = Error::new(ErrorKind::Broker, fault);
+                return Err(full.with_nothing_ran(true));
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     fn get(&self, queue: &str, _deadline: Instant) -> Result<Option<(Delivery, usize)>> {
         let got = self
             .shared
             .with(|state| state.get(self.link, queue, Instant::now()));
-        self.shared.room.notify_all();
         got.ok_or_else(closed)?
     }
 
@@ -238,13 +228,11 @@ impl Wire for MemoryWire {
         let resumed = self
             .shared
             .with(|state| state.start_consuming(self.link, Instant::now()));
-        self.shared.room.notify_all();
         resumed.ok_or_else(closed)?
     }
 
     fn delete_own_queue(&self, _deadline: Instant) -> Result<()> {
         self.shared.with(|state| state.delete_own_queues(self.link));
-        self.shared.room.notify_all();
         Ok(())
     }
 
@@ -253,7 +241,6 @@ impl Wire for MemoryWire {
             .shared
             .with(|state| state.close(self.link, Instant::now()));
         drop(sink); // outside the lock: its last reference may own anything
-        self.shared.room.notify_all();
     }
 }
 
@@ -262,7 +249,6 @@ impl Settle for MemoryWire {
         let outcome = outcome.checked(&self.limits);
         self.shared
             .with(|state| state.settle(self.link, tag, outcome, Instant::now()));
-        self.shared.room.notify_all();
     }
 
     /// Never blocks: replies are let in beyond the bound.

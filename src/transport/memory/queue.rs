@@ -19,7 +19,16 @@ pub(super) struct Queue {
     /// Whose turn is next comes first.
     consumers: VecDeque<LinkId>,
     arrivals: u64,
+    /// Of the bodies that wait.
+    bytes: usize,
+    /// How many were dropped to make room.
+    pub(super) dropped: u64,
 }
+
+/// How many messages a queue holds, and how many bytes of bodies: as many as a program
+/// that outgrows it should keep on RabbitMQ's disks.
+pub(super) const MOST_MESSAGES: usize = 262_144;
+pub(super) const MOST_BYTES: usize = 64 << 20;
 
 /// A message in a queue, or delivered from it and not settled yet.
 #[derive(Clone)]
@@ -41,6 +50,8 @@ impl Queue {
             ready: VecDeque::new(),
             consumers: VecDeque::new(),
             arrivals: 0,
+            bytes: 0,
+            dropped: 0,
         }
     }
 
@@ -48,10 +59,25 @@ impl Queue {
         self.ready.len()
     }
 
+    /// It takes no more.
+    pub(super) fn is_full(&self) -> bool {
+        self.ready.len() >= MOST_MESSAGES || self.bytes >= MOST_BYTES
+    }
+
+    /// Drops its oldest messages until it has room; true if it is the first time.
+    pub(super) fn make_room(&mut self) -> bool {
+        let before = self.dropped;
+        while self.is_full() && self.pop().is_some() {
+            self.dropped += 1;
+        }
+        before == 0 && self.dropped > 0
+    }
+
     pub(super) fn push(&mut self, message: Arc<Message>, now: Instant) {
         self.arrivals += 1;
         let ttl = [message.properties.expiration, self.options.message_ttl];
         let expires = ttl.into_iter().flatten().min().map(|after| now + after);
+        self.bytes += message.body.len();
         self.ready.push_back(Entry {
             message,
             redelivered: false,
@@ -73,6 +99,7 @@ impl Queue {
         let at = self
             .ready
             .partition_point(|other| other.arrival < entry.arrival);
+        self.bytes += entry.message.body.len();
         self.ready.insert(at, entry);
     }
 
@@ -80,7 +107,7 @@ impl Queue {
     /// expire when they come to the head of their queue.
     pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
         self.next_expiry().filter(|&at| at <= now)?;
-        self.ready.pop_front()
+        self.pop()
     }
 
     /// When the first message expires, if it does.
@@ -89,7 +116,9 @@ impl Queue {
     }
 
     pub(super) fn pop(&mut self) -> Option<Entry> {
-        self.ready.pop_front()
+        let entry = self.ready.pop_front()?;
+        self.bytes -= entry.message.body.len();
+        Some(entry)
     }
 
     pub(super) fn add_consumer(&mut self, link: LinkId) {
@@ -111,5 +140,35 @@ impl Queue {
         let link = *self.consumers.front()?;
         self.consumers.rotate_left(1);
         Some(link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: usize) -> Arc<Message> {
+        Arc::new(Message {
+            body: vec![0; bytes],
+            ..Message::default()
+        })
+    }
+
+    #[test]
+    fn is_bounded_in_bytes_and_gives_up_its_oldest() {
+        let mut queue = Queue::new("q".to_owned(), None, QueueOptions::new());
+        let now = Instant::now();
+        for _ in 0..64 {
+            assert!(!queue.is_full());
+            queue.push(message(1 << 20), now);
+        }
+        assert!(queue.is_full());
+        assert!(queue.make_room(), "the first time");
+        assert!(!queue.is_full());
+        queue.push(message(1 << 20), now);
+        assert!(!queue.make_room());
+        assert_eq!((queue.dropped, queue.len()), (2, 63));
+        while queue.pop().is_some() {}
+        assert_eq!(queue.bytes, 0);
     }
 }

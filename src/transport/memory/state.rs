@@ -4,8 +4,10 @@ use std::time::Instant;
 
 use super::exchange::Exchange;
 use super::link_state::LinkState;
-use super::queue::{Entry, LinkId, Queue, QueueId};
+use super::queue::{Entry, LinkId, MOST_BYTES, MOST_MESSAGES, Queue, QueueId};
 use crate::error::{Error, ErrorKind, Result};
+use crate::relay;
+use crate::topology::DEAD_QUEUE;
 use crate::transport::{Delivery, Fate, Message, Outcome, Publication, Receipt, Returned, Sink};
 
 /// Everything the broker holds, as one plain struct with no lock and no clock
@@ -51,6 +53,35 @@ impl State {
 
     pub(super) fn queue_len(&self, queue: QueueId) -> usize {
         self.queues.get(&queue).map_or(0, Queue::len)
+    }
+
+    /// A queue takes no more. The dead letters make room: their oldest are dropped, as none
+    /// of them holds up a publisher.
+    pub(super) fn is_full(&mut self, queue: QueueId) -> bool {
+        let Some(queue) = self.queues.get_mut(&queue).filter(|it| it.is_full()) else {
+            return false;
+        };
+        if queue.name != DEAD_QUEUE {
+            return true;
+        }
+        if queue.make_room() {
+            relay::log(
+                log::Level::Warn,
+                "coney::transport",
+                format_args!("the memory broker drops its oldest dead letters: there are too many"),
+            );
+        }
+        false
+    }
+
+    /// Says that a queue is full.
+    pub(super) fn full_text(&self, queue: QueueId) -> String {
+        let name = self.queues.get(&queue).map_or("", |queue| &queue.name);
+        format!(
+            "the queue {name:?} is full: the memory broker holds {MOST_MESSAGES} messages or {} \
+             MiB in each",
+            MOST_BYTES >> 20
+        )
     }
 
     /// Puts a message into `queues`, which [`route`](State::route) found.

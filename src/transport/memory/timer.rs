@@ -39,7 +39,6 @@ fn run(shared: &Shared) {
     let mut guard = shared.state.lock();
     while let Some(state) = guard.as_mut() {
         let next = state.expire_due(Instant::now());
-        shared.room.notify_all();
         match next {
             Some(next) => {
                 shared.tick.wait_until(&mut guard, next);
