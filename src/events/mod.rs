@@ -6,6 +6,7 @@ mod delays;
 mod feed;
 mod lanes;
 mod publisher;
+mod start;
 mod subscriber;
 mod subscription;
 

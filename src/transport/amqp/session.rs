@@ -17,6 +17,7 @@ use super::registry::Registry;
 use super::spare::Spare;
 use super::states::{ConnectionState, States};
 use super::transit::Transit;
+use super::wake::Wake;
 use super::watchdog::{Armed, Watchdog};
 use crate::relay;
 use crate::transport::{Limits, Outcome, is_large};
@@ -32,23 +33,23 @@ pub(super) struct Session<'c> {
     pub(super) number: u64,
     pub(super) channels: &'c Arena<Channel>,
     pub(super) connection: &'c mut Connection,
-    notices: Receiver<ConnectionBlockedNotification>,
+    pub(super) notices: Receiver<ConnectionBlockedNotification>,
     pub(super) lanes: BTreeMap<LinkId, Lane<'c>>,
     /// Channels of links that were closed, open and ready for reuse.
     pub(super) spare: Vec<Spare<'c>>,
     /// The broker asked us to publish nothing for now.
-    blocked: bool,
+    pub(super) blocked: bool,
     /// Commands that wait for the broker to unblock, in their order: it reads
     /// nothing meanwhile, so an operation would hang. Beside settlements it holds
     /// one or two for each attempt to open or close a link during the alarm.
-    held: VecDeque<Command>,
+    pub(super) held: VecDeque<Command>,
     pub(super) retry_refused_at: Option<Instant>,
     /// Messages with large bodies.
     pub(super) large: Large<'c>,
     /// How many channels are open, and whether one more is being opened.
     pub(super) open_channels: usize,
     pub(super) is_opening_channel: bool,
-    others_turn: Cell<bool>,
+    pub(super) others_turn: Cell<bool>,
     pub(super) io: Io<'c>,
 }
 
@@ -62,23 +63,6 @@ pub(super) struct Io<'c> {
     pub(super) transit: Arc<Transit>,
     pub(super) limits: &'c Limits,
     pub(super) operation_timeout: Duration,
-}
-
-/// Everything that can wake the event loop.
-enum Wake {
-    Command,
-    Outgoing,
-    Notice,
-    Deliveries(LinkId),
-    Returns(LinkId),
-    Confirms(LinkId),
-    LargeConfirms,
-    LargeReturns,
-    /// amiquip has written something, so there may be room for more.
-    Room,
-    RetryRefused,
-    /// Nothing can be sent: what is over leaves.
-    Sweep,
 }
 
 /// How often what is over leaves while nothing can be sent.
@@ -265,72 +249,6 @@ impl<'c> Session<'c> {
         }
     }
 
-    /// Sleeps until there is something to do.
-    fn wait(&self) -> Wake {
-        let retry_at = self.retry_refused_at.filter(|_| !self.blocked);
-        // However much there is to do, the retry comes.
-        if retry_at.is_some_and(|at| at <= Instant::now()) {
-            return Wake::RetryRefused;
-        }
-        let mut select = Select::new();
-        let mut wakes = Vec::with_capacity(4 + 3 * self.lanes.len());
-        select.recv(&self.io.inbox.commands);
-        wakes.push(Wake::Command);
-        select.recv(&self.notices);
-        wakes.push(Wake::Notice);
-        let may_publish = self.may_publish();
-        if may_publish && (!self.held.is_empty() || self.large.is_ready()) {
-            return Wake::Room;
-        }
-        if may_publish {
-            select.recv(&self.io.inbox.outgoing);
-            wakes.push(Wake::Outgoing);
-        } else {
-            select.recv(self.io.transit.woken());
-            wakes.push(Wake::Room);
-        }
-        if let Some(confirms) = self.large.confirms() {
-            select.recv(confirms);
-            wakes.push(Wake::LargeConfirms);
-        }
-        if let Some(returns) = self.large.returns() {
-            select.recv(returns);
-            wakes.push(Wake::LargeReturns);
-        }
-        for (&link, lane) in &self.lanes {
-            if let Some(deliveries) = lane.deliveries() {
-                select.recv(deliveries);
-                wakes.push(Wake::Deliveries(link));
-            }
-            if let Some(returns) = lane.returns() {
-                select.recv(returns);
-                wakes.push(Wake::Returns(link));
-            }
-            if let Some(confirms) = lane.confirms() {
-                select.recv(confirms);
-                wakes.push(Wake::Confirms(link));
-            }
-        }
-        // What is to be sent again goes first, but for every budget of it the
-        // broker and the other threads have their say.
-        if may_publish && !self.io.registry.again.is_empty() {
-            let turn = self.others_turn.replace(!self.others_turn.get());
-            let other = turn.then(|| select.try_ready().ok()).flatten();
-            return other.map_or(Wake::Outgoing, |index| wakes.swap_remove(index));
-        }
-        let sweep_at = self.blocked.then(|| Instant::now() + SWEEP_INTERVAL);
-        let until = [retry_at, sweep_at].into_iter().flatten().min();
-        let ready = match until {
-            None => Some(select.ready()),
-            Some(at) => select.ready_deadline(at).ok(),
-        };
-        match ready {
-            Some(index) => wakes.swap_remove(index),
-            None if self.blocked => Wake::Sweep,
-            None => Wake::RetryRefused,
-        }
-    }
-
     fn commands(&mut self) -> Result<(), End> {
         for _ in 0..BUDGET {
             match self.io.inbox.commands.try_recv() {
@@ -397,116 +315,10 @@ impl<'c> Session<'c> {
         }
     }
 
-    /// Settles a delivery. A large reply goes out first, and is confirmed.
-    pub(super) fn settle(&mut self, link: LinkId, tag: u64, outcome: Outcome) -> Result<(), End> {
-        let outcome = match outcome {
-            Outcome::Ack { reply: Some(reply) } if is_large(reply.body.len()) => {
-                self.large.add(LargeMessage {
-                    link,
-                    publication: *reply,
-                    receipt: None,
-                    answers: Some(tag),
-                });
-                return self.send_large();
-            }
-            outcome => outcome,
-        };
-        match self.lanes.get_mut(&link) {
-            Some(lane) => lane.settle(tag, outcome).map_err(lost),
-            None => Ok(()),
-        }
-    }
-
-    /// Something may be handed to amiquip: the broker reads it, or will soon.
-    pub(super) fn may_publish(&self) -> bool {
-        !self.blocked && !self.io.evidence.is_blocked() && self.io.transit.has_room()
-    }
-
-    /// Carries out the commands that had to wait.
-    fn deferred(&mut self) -> Result<(), End> {
-        while self.may_publish() {
-            let Some(command) = self.held.pop_front() else {
-                return Ok(());
-            };
-            self.command(command)?;
-        }
-        Ok(())
-    }
-
-    /// Sends what was accepted before, so that closing loses nothing.
-    pub(super) fn flush(&mut self) -> Result<(), End> {
-        let waiting = self.io.registry.again.len() + self.io.inbox.outgoing.len();
-        if self.blocked || waiting == 0 {
-            return Ok(());
-        }
-        self.send_all(waiting)
-    }
-
     /// Guards one operation on the connection: it takes no longer than the
     /// operation timeout, or the connection is cut.
     pub(super) fn arm(&self) -> Armed<'c> {
         self.io.watchdog.arm(self.io.operation_timeout)
-    }
-
-    /// Sends up to `budget` messages, while they can be sent.
-    fn outgoing(&mut self, budget: usize) -> Result<(), End> {
-        for _ in 0..budget {
-            // Before each: the broker may have said meanwhile that it reads no more.
-            if !self.may_publish() {
-                return Ok(());
-            }
-            self.send_all(1)?;
-        }
-        Ok(())
-    }
-
-    fn send_all(&mut self, count: usize) -> Result<(), End> {
-        for _ in 0..count {
-            let again = self.io.registry.again.pop_front();
-            let Some(next) = again.or_else(|| self.io.inbox.outgoing.try_recv().ok()) else {
-                return Ok(());
-            };
-            self.publish(next)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn publish(&mut self, outgoing: Outgoing) -> Result<(), End> {
-        let Outgoing {
-            link,
-            mut publication,
-            receipt,
-            ..
-        } = outgoing;
-        if is_large(publication.body.len()) {
-            self.large.add(LargeMessage {
-                link,
-                publication,
-                receipt,
-                answers: None,
-            });
-            return self.send_large();
-        }
-        let Some(lane) = self.lanes.get_mut(&link) else {
-            self.cannot_send(link);
-            return Ok(());
-        };
-        if publication.start_sending() {
-            let _armed = self.io.watchdog.arm(self.io.operation_timeout);
-            let published = lane.publish(publication, receipt);
-            return published.or_else(|failure| self.lane_failed(link, failure));
-        }
-        Ok(())
-    }
-
-    pub(super) fn cannot_send(&mut self, link: LinkId) {
-        if self.io.registry.get_mut(link).is_some() {
-            relay::log(
-                log::Level::Warn,
-                "coney::amqp",
-                format_args!("a message is dropped: the broker refuses to open its link"),
-            );
-        }
     }
 
     fn notices(&mut self) -> Result<(), End> {

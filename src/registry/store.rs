@@ -1,0 +1,186 @@
+//! What a store of instances must do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Instance;
+use super::snapshot::Clock;
+use crate::error::Result;
+
+/// What a store of instances must do.
+///
+/// Called by a [`Registry`]'s two threads, and by callers of [`Registry::services`]; a call
+/// may block for as long as the store's timeout says, and no longer.
+pub trait ServiceRegistry: Send + Sync {
+    /// Writes an instance, over one with the same id.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Registry`](crate::ErrorKind::Registry) if the store does not do it.
+    fn register(&self, instance: &Instance) -> Result<()>;
+
+    /// Removes an instance for good: its heartbeats do not bring it back. One that
+    /// is not there is no error.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](ServiceRegistry::register).
+    fn deregister(&self, service: &str, id: &str) -> Result<()>;
+
+    /// Renews the heartbeats of instances, at best in one round trip however many
+    /// there are, and says for each, in order, what came of it. Changes their
+    /// [`last_heartbeat`](Instance::last_heartbeat) and their health and nothing
+    /// else, as somebody else may have written the rest. Creates nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](ServiceRegistry::register).
+    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>>;
+
+    /// The instances of a service, dead ones too. What cannot be read
+    /// is left out.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](ServiceRegistry::register).
+    fn instances(&self, service: &str) -> Result<Found>;
+
+    /// Removes an instance that has died, unless it has been heard of since. True if
+    /// it is gone.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](ServiceRegistry::register).
+    fn remove_dead(&self, instance: &Instance) -> Result<bool>;
+
+    /// Which of these instances, which are not there any more, were deregistered; in order.
+    /// The others were lost, and are kept until they would be dead. By default all of them
+    /// were: right for a store that loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](ServiceRegistry::register).
+    fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
+        let _ = service;
+        Ok(vec![true; ids.len()])
+    }
+
+    /// Whether the store takes what is written: one that does not makes the living look
+    /// dead. Asked when somebody seems to have died. Default: yes.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](ServiceRegistry::register), if it does not.
+    fn check_writes(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The services that have instances, in order.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](ServiceRegistry::register).
+    fn services(&self) -> Result<Vec<String>>;
+
+    /// How old the last heartbeat of a living instance may be.
+    fn dead_after(&self) -> Duration;
+
+    /// One of the living and healthy instances at random, asked for at the store
+    /// itself. [`Registry::pick`] is a thousand times faster.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](ServiceRegistry::register).
+    fn healthy_instance(&self, service: &str) -> Result<Option<Instance>> {
+        let Found {
+            mut instances,
+            now_millis,
+            ..
+        } = self.instances(service)?;
+        let now = Clock::now(now_millis);
+        instances.retain(|one| one.is_healthy() && now.is_young(one, self.dead_after()));
+        if instances.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(
+            instances.swap_remove(fastrand::usize(..instances.len())),
+        ))
+    }
+}
+
+impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
+    fn register(&self, instance: &Instance) -> Result<()> {
+        (**self).register(instance)
+    }
+
+    fn deregister(&self, service: &str, id: &str) -> Result<()> {
+        (**self).deregister(service, id)
+    }
+
+    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>> {
+        (**self).heartbeat(instances)
+    }
+
+    fn instances(&self, service: &str) -> Result<Found> {
+        (**self).instances(service)
+    }
+
+    fn remove_dead(&self, instance: &Instance) -> Result<bool> {
+        (**self).remove_dead(instance)
+    }
+
+    fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
+        (**self).was_deregistered(service, ids)
+    }
+
+    fn check_writes(&self) -> Result<()> {
+        (**self).check_writes()
+    }
+
+    fn services(&self) -> Result<Vec<String>> {
+        (**self).services()
+    }
+
+    fn dead_after(&self) -> Duration {
+        (**self).dead_after()
+    }
+
+    fn healthy_instance(&self, service: &str) -> Result<Option<Instance>> {
+        (**self).healthy_instance(service)
+    }
+}
+
+/// What [`ServiceRegistry::instances`] finds.
+#[non_exhaustive]
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The instances, in any order.
+    pub instances: Vec<Instance>,
+    /// A number that is another once the store has lost what it knew; 0 for a store that
+    /// loses nothing.
+    pub generation: u64,
+    /// The time by the store's clock, in Unix milliseconds, if it has one that heartbeats are
+    /// written by.
+    pub now_millis: Option<u64>,
+}
+
+impl Found {
+    /// Instances of a store that has no clock and is never emptied.
+    pub fn new(instances: Vec<Instance>) -> Self {
+        Self {
+            instances,
+            ..Self::default()
+        }
+    }
+}
+
+/// What came of a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// The instance is there.
+    Renewed,
+    /// The store has lost it, or took it for dead: it is to be registered again.
+    Lost,
+    /// Somebody has deregistered it.
+    Deregistered,
+}
