@@ -3,21 +3,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::EventSubscriberBuilder;
-use super::begun::Begun;
-use super::delays::Delays;
-use super::feed::{Crew, Feed, Intake, Job, Order};
-use super::subscription::{Sharing, Untyped};
-use crate::consume::{
-    self, Clocks, Dispatch, Handlers, Inbox, Mover, Nested, Retries, Runner, Settled, Workers,
-    drain,
-};
+use super::feed::{Crew, Feed, Job};
+use crate::consume::drain;
 use crate::deadline;
 use crate::error::{ErrorKind, Result};
-use crate::topology::{self, EVENT_EXCHANGE, Topology};
-use crate::transport::{Broker, LinkSpec, QueueOptions, Wire};
+use crate::transport::{Broker, Wire};
 
 /// Running subscriptions: takes events from their queues, runs handlers on workers, and
 /// acknowledges after that.

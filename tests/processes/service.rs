@@ -2,14 +2,24 @@
 //!
 //!     test_service serve AMQP_URL SERVICE
 //!     test_service register REDIS_URL ID
+//!
+//! and for what a process has one of, such as a logger, or its memory:
+//!
+//!     test_service trace AMQP_URL SERVICE
+//!     test_service log AMQP_URL|memory SERVICE
+//!     test_service flood AMQP_URL SERVICE
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coney::{
-    Broker, Context, HandlerError, Instance, Redis, RedisRegistry, Registration, Registry,
-    ServiceServer,
+    Broker, CallOptions, Context, DeadLetters, ErrorKind, EventPublisher, HandlerError, Instance,
+    Redis, RedisRegistry, Registration, Registry, ServiceClient, ServiceServer,
 };
+use parking_lot::Mutex;
 
 fn main() -> coney::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -17,6 +27,9 @@ fn main() -> coney::Result<()> {
     match arguments[..] {
         ["serve", url, service] => until_it_is_killed(&serve(url, service)?),
         ["register", url, id] => until_it_is_killed(&register(url, id)?),
+        ["trace", url, service] => trace(url, service),
+        ["log", url, service] => log(url, service),
+        ["flood", url, service] => flood(url, service),
         _ => panic!("what {arguments:?} means is said at the top of this file"),
     }
 }
@@ -61,4 +74,191 @@ fn register(url: &str, id: &str) -> coney::Result<Registration> {
         .beat_every(Duration::from_millis(100))
         .build()?;
     registry.register("web", Instance::new().with_id(id))
+}
+
+/// A logger that keeps every line.
+struct Recorder(Mutex<Vec<(String, String)>>);
+
+impl log::Log for Recorder {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let line = (record.target().to_owned(), record.args().to_string());
+        self.0.lock().push(line);
+    }
+
+    fn flush(&self) {}
+}
+
+static RECORDER: Recorder = Recorder(Mutex::new(Vec::new()));
+
+/// Does everything with secrets in it, and then looks for them in what was logged.
+fn trace(url: &str, service: &str) -> coney::Result<()> {
+    const SECRETS: [&str; 2] = ["payload-secret", "header-secret"];
+    log::set_logger(&RECORDER).expect("there is no other");
+    log::set_max_level(log::LevelFilter::Trace);
+    println!("ready");
+    let broker = Broker::connect(url)?;
+    let server = ServiceServer::builder(&broker, service)
+        .retry_delays([Duration::from_millis(10)])
+        .handler("echo", |text: String| Ok::<_, HandlerError>(text))
+        .handler("fail", |_: String| Err::<(), _>("it fails"))
+        .handler("panic", |_: String| -> Result<(), HandlerError> {
+            panic!("it panics")
+        })
+        .start()?;
+    let client = ServiceClient::new(&broker, "trace")?;
+    let options = CallOptions::new().header("token", SECRETS[1]);
+    println!("{options:?}");
+    assert!(!format!("{options:?}").contains(SECRETS[1]));
+    let _: String = client.call_with(service, "echo", SECRETS[0], &options)?;
+    for action in ["fail", "panic", "unknown"] {
+        let error = client.call_with::<_, ()>(service, action, SECRETS[0], &options);
+        let error = error.expect_err("it does");
+        assert!(!format!("{error} {error:?}").contains(SECRETS[0]));
+        client.send_with(service, action, SECRETS[0], &options)?;
+    }
+    client
+        .call_with::<_, u64>(service, "echo", SECRETS[0], &options)
+        .expect_err("no number");
+    EventPublisher::new(&broker, "trace")?.publish_with("trace.test", SECRETS[0], &options)?;
+    server.drain(Duration::from_secs(10))?;
+    for letter in DeadLetters::open(&broker)?.list(10)? {
+        assert!(!format!("{letter:?} {:?}", letter.properties()).contains(SECRETS[1]));
+    }
+    broker.close(Duration::from_secs(5))?;
+    let lines = RECORDER.0.lock();
+    assert!(
+        lines
+            .iter()
+            .any(|(target, _)| target.starts_with("amiquip"))
+    );
+    for (target, line) in lines.iter() {
+        assert!(
+            !line.contains("hunter2-secret"),
+            "{target}: the password: {line}"
+        );
+        let is_ours = target.starts_with("coney");
+        assert!(
+            !is_ours || !SECRETS.iter().any(|it| line.contains(it)),
+            "{target}: {line}"
+        );
+    }
+    println!("no secret in {} lines", lines.len());
+    until_it_is_killed(&())
+}
+
+/// A logger that makes a call for each line.
+struct Publisher;
+
+static CLIENT: OnceLock<(ServiceClient, String)> = OnceLock::new();
+
+thread_local! {
+    static IS_LOGGING: Cell<bool> = const { Cell::new(false) };
+}
+
+impl log::Log for Publisher {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let Some((client, service)) = CLIENT.get() else {
+            return;
+        };
+        // What a call logs itself is not logged again.
+        if IS_LOGGING.replace(true) {
+            return;
+        }
+        let options = CallOptions::new().timeout(Duration::from_secs(2));
+        let begin = Instant::now();
+        let line = record.args().to_string();
+        let result = client.call_with::<_, usize>(service, "log", &line, &options);
+        IS_LOGGING.set(false);
+        match result {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Misuse => {}
+            Err(error) => panic!("{}: {error}", record.target()),
+        }
+        assert!(begin.elapsed() < Duration::from_secs(2));
+    }
+
+    fn flush(&self) {}
+}
+
+fn log(url: &str, service: &str) -> coney::Result<()> {
+    let broker = match url {
+        "memory" => Broker::memory(),
+        url => Broker::connect(url)?,
+    };
+    println!("ready");
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    let server = ServiceServer::builder(&broker, service)
+        .handler("log", move |line: String| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, HandlerError>(line.len())
+        })
+        .start()?;
+    let client = ServiceClient::new(&broker, "log")?;
+    let _ = CLIENT.set((client.clone(), service.to_owned()));
+    log::set_logger(&Publisher).expect("there is no other");
+    // At `trace` amiquip logs each frame, on its own thread: there a call fails at once.
+    log::set_max_level(log::LevelFilter::Trace);
+    for n in 0..20 {
+        let options = CallOptions::new().timeout(Duration::from_secs(5));
+        let length: usize = client.call_with(service, "log", &format!("call {n}"), &options)?;
+        assert_eq!(length, format!("call {n}").len());
+        // A reply that is not waited for any more is logged where it arrives.
+        drop(client.call_async::<_, usize>(service, "log", "late")?);
+    }
+    server.drain(Duration::from_secs(10))?;
+    println!("logged {}", count.load(Ordering::SeqCst));
+    until_it_is_killed(&())
+}
+
+/// A thousand callers with large requests.
+fn flood(url: &str, service: &str) -> coney::Result<()> {
+    const CALLERS: usize = 1_000;
+    let broker = Broker::connect(url)?;
+    let client = ServiceClient::new(&broker, "flood")?;
+    let body = "x".repeat(200 << 10);
+    let before = resident_mib();
+    println!("ready");
+    thread::sleep(Duration::from_millis(500));
+    thread::scope(|scope| {
+        for _ in 0..CALLERS {
+            let (client, body) = (client.clone(), &body);
+            let call = move || {
+                let options = CallOptions::new().timeout(Duration::from_secs(8));
+                let error = client.call_with::<_, ()>(service, "x", body, &options);
+                let error = error.expect_err("nothing listens");
+                assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+            };
+            let builder = thread::Builder::new().stack_size(256 << 10);
+            builder.spawn_scoped(scope, call).expect("a thread");
+        }
+    });
+    // The largest it ever was: the budget of 32 MiB, and what a thousand threads take.
+    let peak = peak_mib() - before;
+    assert!(peak <= 160, "{peak} MiB");
+    println!("bounded: {peak} MiB");
+    until_it_is_killed(&())
+}
+
+fn resident_mib() -> u64 {
+    status_mib("VmRSS:")
+}
+
+fn peak_mib() -> u64 {
+    status_mib("VmHWM:")
+}
+
+fn status_mib(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with(field));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1_024
 }

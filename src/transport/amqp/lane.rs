@@ -1,23 +1,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use amiquip::{
-    Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, FieldTable,
-    QueueDeleteOptions, Return,
-};
+use amiquip::{Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, Return};
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::command::Registered;
 use super::convert::{self, Failure};
-use super::declare::{consume, declare, declare_exclusive};
+use super::declare::{declare, declare_exclusive};
 use super::evidence::Evidence;
 use super::large;
 use super::spare::{Confirming, Spare};
 use super::transit::Transit;
 use crate::message::CorrelationId;
-use crate::transport::{
-    Delivery, LinkSpec, Outcome, Parcel, Publication, Receipt, Settle, Sink, Source, Token,
-};
+use crate::transport::{Delivery, Outcome, Parcel, Publication, Receipt, Settle, Sink, Token};
 
 /// A link in one session: its AMQP channel, its consumer, and the deliveries
 /// it has not settled. What it publishes and what it acknowledges go through

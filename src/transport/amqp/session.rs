@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amiquip::{Channel, Connection, ConnectionBlockedNotification};
-use crossbeam_channel::{Receiver, Select, TryRecvError};
+use crossbeam_channel::{Receiver, TryRecvError};
 use typed_arena::Arena;
 
 use super::command::{Command, Inbox, LinkId, Outgoing};
 use super::convert::Failure;
 use super::evidence::Evidence;
 use super::lane::Lane;
-use super::large::{Large, LargeMessage};
+use super::large::Large;
 use super::registry::Registry;
 use super::spare::Spare;
 use super::states::{ConnectionState, States};
@@ -20,7 +20,7 @@ use super::transit::Transit;
 use super::wake::Wake;
 use super::watchdog::{Armed, Watchdog};
 use crate::relay;
-use crate::transport::{Limits, Outcome, is_large};
+use crate::transport::Limits;
 
 /// How much is taken from one source before the others are looked at again.
 const BUDGET: usize = 64;
@@ -267,7 +267,7 @@ impl<'c> Session<'c> {
         Ok(())
     }
 
-    fn command(&mut self, command: Command) -> Result<(), End> {
+    pub(super) fn command(&mut self, command: Command) -> Result<(), End> {
         let _armed = self.arm();
         match command {
             Command::Open { link, registered } => {

@@ -28,12 +28,27 @@ pub struct Process {
 impl Process {
     /// Starts one, and waits until it is ready.
     pub fn start(arguments: &[&str]) -> Self {
-        let mut process = Command::new(example("test_service"))
-            .args(arguments)
+        Self::spawn(Command::new(example("test_service")).args(arguments))
+    }
+
+    /// The same with a wall clock that is off, as `+3600s`.
+    pub fn start_at(offset: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new("faketime");
+        command.args(["--exclude-monotonic", "-f", offset]);
+        Self::spawn(command.arg(example("test_service")).args(arguments))
+    }
+
+    /// Another program that says when it is ready.
+    pub fn run(program: &str, arguments: &[&str]) -> Self {
+        Self::spawn(Command::new(program).args(arguments))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut process = command
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .expect("cargo test builds it with the examples");
+            .expect("cargo test builds it with the examples, tests/run installs the rest");
         let out = BufReader::new(process.stdout.take().unwrap());
         let (line, lines) = unbounded();
         thread::spawn(move || {
@@ -54,6 +69,16 @@ impl Process {
             }
         }
         panic!("the process did not say {wanted:?}");
+    }
+
+    /// Its output has ended, and so has it.
+    pub fn has_ended(&self) -> bool {
+        let mut lines = self.lines.try_iter();
+        while lines.next().is_some() {}
+        matches!(
+            self.lines.try_recv(),
+            Err(crossbeam_channel::TryRecvError::Disconnected)
+        )
     }
 
     pub fn is_alive(&mut self) -> bool {

@@ -11,19 +11,25 @@ pub struct Server {
     process: Option<Child>,
     url: String,
     dir: PathBuf,
+    settings: Vec<String>,
 }
 
 #[allow(dead_code, reason = "the benchmarks share this file and only start it")]
 impl Server {
     pub fn rabbitmq() -> Self {
-        Self::start("rabbitmq")
+        Self::start("rabbitmq", &[])
+    }
+
+    /// With lines of its configuration, `key = value`.
+    pub fn rabbitmq_with(settings: &[&str]) -> Self {
+        Self::start("rabbitmq", settings)
     }
 
     pub fn redis() -> Self {
-        Self::start("redis")
+        Self::start("redis", &[])
     }
 
-    fn start(script: &'static str) -> Self {
+    fn start(script: &'static str, settings: &[&str]) -> Self {
         let process = std::process::id();
         let unique = format!("coney-{script}-{process}-{}", fastrand::u32(..));
         let mut server = Self {
@@ -31,6 +37,7 @@ impl Server {
             process: None,
             url: String::new(),
             dir: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(unique),
+            settings: settings.iter().map(|&it| it.to_owned()).collect(),
         };
         server.start_again();
         server
@@ -45,6 +52,9 @@ impl Server {
         let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers");
         let mut command = Command::new(format!("{scripts}/{}", self.script));
         command.arg("--dir").arg(&self.dir);
+        for setting in &self.settings {
+            command.args(["--set", setting]);
+        }
         if let Some((_, port)) = self.url.rsplit_once(':') {
             command.args(["--port", port]);
         }
@@ -80,6 +90,12 @@ impl Server {
             self.script
         );
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The same for what may fail.
+    pub fn try_ctl(&self, arguments: &[&str]) -> bool {
+        let output = Command::new(self.dir.join("ctl")).args(arguments).output();
+        output.expect("the script made it").status.success()
     }
 
     /// Stops its processes in their tracks: connections stay, nobody answers.

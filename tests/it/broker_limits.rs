@@ -1,0 +1,208 @@
+//! What a broker's settings, limits and permissions refuse: the operation fails with the
+//! broker's reason, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use coney::transport::{ExchangeKind, Link, LinkSpec, Publication, Topology};
+use coney::{
+    Broker, CallOptions, ConnectionState, Context, ErrorKind, HandlerError, ServiceServer,
+};
+use crossbeam_channel::{Receiver, unbounded};
+
+use crate::support::dead::{dead_letter, letters_of};
+use crate::support::server::Server;
+use crate::support::{PATIENCE, client, eventually, unique};
+
+const MS: Duration = Duration::from_millis(1);
+
+fn watched(url: &str) -> (Broker, Receiver<ConnectionState>) {
+    let (told, states) = unbounded();
+    let broker = Broker::builder(url)
+        .reconnect_delays(20 * MS, 100 * MS)
+        .on_state_change(move |state| drop(told.send(state.clone())))
+        .connect()
+        .unwrap();
+    (broker, states)
+}
+
+fn losses(states: &Receiver<ConnectionState>) -> Vec<String> {
+    let lost = states.try_iter().filter_map(|state| match state {
+        ConnectionState::Lost(cause) => Some(cause),
+        _ => None,
+    });
+    lost.collect()
+}
+
+/// The URL of a user that was added, with all permissions on the default virtual host.
+fn user(rabbit: &Server, name: &str) -> String {
+    rabbit.ctl(&["add_user", name, "pw"]);
+    rabbit.ctl(&["set_permissions", name, ".*", ".*", ".*"]);
+    rabbit.url().replace("guest:guest", &format!("{name}:pw"))
+}
+
+#[test]
+fn small_frames_hold_what_a_retry_adds() {
+    let rabbit = Server::rabbitmq_with(&["frame_max = 8192"]);
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("work");
+    let _server = ServiceServer::builder(&broker, &service)
+        .handler("work", |(): ()| Err::<(), _>("no luck ".repeat(1_000)))
+        .retry_delays([20 * MS; 3])
+        .start()
+        .unwrap();
+    let spec = Topology::default().exchange("service.exchange", ExchangeKind::Direct);
+    let link = Link::open(&broker, LinkSpec::new(spec)).unwrap();
+    let command = coney::message::ServiceMessage::new("peer", service.as_str(), "work", ());
+    let publish = |bytes: usize| {
+        let key = format!("request.{service}");
+        let mut message = Publication::new("service.exchange", key, command.encode().unwrap());
+        let header = "h".repeat(bytes);
+        message.properties.headers.insert("big", header.as_str());
+        link.publish(message, PATIENCE)
+    };
+    publish(1_000).unwrap();
+    publish(5_000).unwrap();
+    let error = publish(9_000).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PayloadTooLarge, "{error}");
+    let broker = Broker::connect(rabbit.url()).unwrap();
+    eventually("both have failed for good", || {
+        letters_of(&broker, &service).len() == 2
+    });
+    for letter in letters_of(&broker, &service) {
+        assert_eq!(
+            (letter.reason(), letter.attempts()),
+            ("retries_exhausted", 4)
+        );
+        assert!(letter.last_error().unwrap().starts_with("no luck"));
+        let has_header = letter.properties().headers.get("big").is_some();
+        assert_eq!(
+            has_header,
+            letter.left_out().is_none(),
+            "what is left out is said"
+        );
+    }
+    assert_eq!(losses(&states), [] as [String; 0]);
+}
+
+#[test]
+fn a_user_without_a_channel_for_it_does_without_dead_letters() {
+    let rabbit = Server::rabbitmq();
+    let service = unique("work");
+    // What the service needs is there before the user is limited.
+    let all = Broker::connect(rabbit.url()).unwrap();
+    let serve = |broker: &Broker| {
+        ServiceServer::builder(broker, &service)
+            .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+            .start()
+            .unwrap()
+    };
+    drop(serve(&all));
+    let url = user(&rabbit, "narrow");
+    rabbit.ctl(&["set_user_limits", "narrow", r#"{"max-channels": 1}"#]);
+    let (broker, states) = watched(&url);
+    let _server = serve(&broker);
+    let caller = client(&all);
+    assert_eq!(caller.call::<_, u64>(&service, "work", &1).unwrap(), 1);
+    let begin = losses(&states).len();
+    assert!(begin <= 2, "the limit is learnt once");
+    // A dead letter needs another channel, and does not get it: nothing else suffers.
+    let unknown = CallOptions::new().timeout(300 * MS);
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        let _ = caller.call_with::<_, u64>(&service, "unknown", &1, &unknown);
+        assert_eq!(caller.call::<_, u64>(&service, "work", &1).unwrap(), 1);
+    }
+    let lost = losses(&states);
+    assert!(lost.len() <= 1, "{lost:?}");
+    let error = client_error(&broker);
+    assert!(error.contains("maximum allowed user limit"), "{error}");
+}
+
+/// What a client is told that finds no channel.
+fn client_error(broker: &Broker) -> String {
+    let error = coney::ServiceClient::new(broker, "narrow").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Broker, "{error}");
+    error.to_string()
+}
+
+#[test]
+fn a_refused_permission_is_the_operations_error() {
+    let rabbit = Server::rabbitmq();
+    let service = unique("work");
+    let all = Broker::connect(rabbit.url()).unwrap();
+    let server = ServiceServer::builder(&all, &service)
+        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .start()
+        .unwrap();
+    let url = user(&rabbit, "clerk");
+    // It may not write to the dead letters' exchange, nor to events.
+    let writes = format!("^(amq\\.default|service\\.exchange|amq\\.gen.*|{service}.*)$");
+    rabbit.ctl(&["set_permissions", "clerk", ".*", &writes, ".*"]);
+    let (broker, states) = watched(&url);
+    let caller = client(&broker);
+    let publisher = coney::EventPublisher::new(&broker, "clerk").unwrap();
+    for _ in 0..3 {
+        let error = publisher.publish("order.created", &1).unwrap_err();
+        assert!(error.to_string().contains("ACCESS_REFUSED"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Broker, "{error}");
+        assert_eq!(caller.call::<_, u64>(&service, "work", &1).unwrap(), 1);
+    }
+    assert_eq!(losses(&states), [] as [String; 0]);
+    drop(server);
+}
+
+#[test]
+fn a_limit_on_queues_is_told_as_what_it_is() {
+    let rabbit = Server::rabbitmq();
+    rabbit.ctl(&["set_vhost_limits", "-p", "/", r#"{"max-queues": 0}"#]);
+    let broker = Broker::connect(rabbit.url()).unwrap();
+    let spec = LinkSpec::new(Topology::default().queue("one"));
+    let error = Link::open(&broker, spec).unwrap_err();
+    assert!(error.to_string().contains("queue limit"), "{error}");
+    assert!(!error.to_string().contains("delete it first"), "{error}");
+    let url = user(&rabbit, "once");
+    rabbit.ctl(&["set_user_limits", "once", r#"{"max-connections": 0}"#]);
+    let error = Broker::connect(&url).unwrap_err();
+    assert!(error.to_string().contains("connection limit"), "{error}");
+}
+
+#[test]
+fn full_dead_letters_hold_nothing_up() {
+    let rabbit = Server::rabbitmq();
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("work");
+    let server = ServiceServer::builder(&broker, &service)
+        .handler_with("work", |_: &Context<'_>, n: u64| Ok::<_, HandlerError>(n))
+        .prefetch(3)
+        .retry_delays([300 * MS])
+        .start()
+        .unwrap();
+    let caller = client(&Broker::connect(rabbit.url()).unwrap());
+    let limit = r#"{"max-length": 0, "overflow": "reject-publish"}"#;
+    rabbit.ctl(&["set_policy", "full", "^dead\\.letter$", limit]);
+    eventually("the policy holds", || {
+        // More than it fetches ahead, each of which nobody can handle.
+        for n in 0..5 {
+            let _ = caller.call::<_, u64>(&service, "unknown", &n);
+        }
+        server.state().dead_letters_refused.is_some()
+    });
+    for n in 0..20 {
+        let error = caller.call::<_, u64>(&service, "unknown", &n).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnknownAction, "{error}");
+        assert_eq!(caller.call::<_, u64>(&service, "work", &n).unwrap(), n);
+    }
+    let state = server.state();
+    assert!(!state.is_well() && state.unhealthy.is_none(), "{state:?}");
+    rabbit.ctl(&["clear_policy", "full"]);
+    let letter = dead_letter(&broker, &service);
+    assert_eq!(
+        (letter.reason(), letter.action()),
+        ("no_handler", Some("unknown"))
+    );
+    eventually("all of them come", || {
+        letters_of(&broker, &service).len() >= 19
+    });
+    eventually("and that shows", || server.state().is_well());
+    assert_eq!(losses(&states), [] as [String; 0]);
+}

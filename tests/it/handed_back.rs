@@ -1,0 +1,217 @@
+//! Messages that come back: only what had begun counts, what is finished does not run
+//! again, and copies do not multiply.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::{
+    Broker, Context, EventPublisher, EventSubscriber, HandlerError, ServiceServer, Subscription,
+};
+use crossbeam_channel::unbounded;
+use parking_lot::Mutex;
+
+use crate::support::dead::{dead_letter, letters_of, no_dead_letter};
+use crate::support::process::Process;
+use crate::support::proxy::Proxy;
+use crate::support::server::Server;
+use crate::support::{PATIENCE, amqp_url, client, eventually, on_both, quick, rabbitmq, unique};
+
+on_both!(
+    work_handed_back_gracefully_is_new,
+    ordered_events_survive_restarts
+);
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Nine orderly restarts of a worker that is busy, with more fetched than it can begin.
+fn work_handed_back_gracefully_is_new(broker: &Broker) {
+    let service = unique("work");
+    let (ran, runs) = unbounded();
+    let start = |nap: Duration| {
+        let ran = ran.clone();
+        ServiceServer::builder(broker, &service)
+            .workers(1)
+            .handler_with("work", move |context: &Context<'_>, n: u64| {
+                ran.send((n, context.is_redelivered())).unwrap();
+                thread::sleep(nap);
+                Ok::<_, HandlerError>(())
+            })
+            .start()
+            .unwrap()
+    };
+    let client = client(broker);
+    let first = start(50 * MS);
+    for n in 0..12u64 {
+        client.send(&service, "work", &n).unwrap();
+    }
+    first.shutdown(PATIENCE).unwrap();
+    for _ in 0..8 {
+        let server = start(20 * MS);
+        thread::sleep(5 * MS);
+        server.shutdown(PATIENCE).unwrap();
+    }
+    let last = start(Duration::ZERO);
+    last.drain(PATIENCE).unwrap();
+    let mut all: Vec<(u64, bool)> = runs.try_iter().collect();
+    all.sort_unstable();
+    let once: Vec<_> = (0..12).map(|n| (n, false)).collect();
+    assert_eq!(all, once, "each once, and new");
+    no_dead_letter(broker, &service);
+}
+
+fn ordered_events_survive_restarts(broker: &Broker) {
+    let (name, service) = (unique("kept").replace('-', "."), unique("one"));
+    let (ran, runs) = unbounded();
+    let start = || {
+        let ran = ran.clone();
+        let handler = move |n: u64| {
+            ran.send(n).unwrap();
+            thread::sleep(10 * MS);
+            Ok::<_, HandlerError>(())
+        };
+        EventSubscriber::builder(broker, &service)
+            .redelivery_limit(2)
+            .subscribe(Subscription::to(&name, handler).ordered_by(|_: &u64| "one"))
+            .start()
+            .unwrap()
+    };
+    let publisher = EventPublisher::new(broker, "tests").unwrap();
+    let first = start();
+    for n in 0..40u64 {
+        publisher.publish(&name, &n).unwrap();
+    }
+    first.shutdown(PATIENCE).unwrap();
+    for _ in 0..7 {
+        let subscriber = start();
+        thread::sleep(15 * MS);
+        subscriber.shutdown(PATIENCE).unwrap();
+    }
+    let last = start();
+    let mut all = Vec::new();
+    while all.iter().max() != Some(&39) {
+        all.push(runs.recv_timeout(PATIENCE).expect("the rest comes"));
+    }
+    last.shutdown(PATIENCE).unwrap();
+    assert!(all.is_sorted(), "{all:?}");
+    all.dedup();
+    assert_eq!(all, (0..40).collect::<Vec<_>>());
+    assert!(letters_of(broker, &service).is_empty());
+}
+
+/// Beside a message that kills its workers, others are fetched again and again.
+#[test]
+fn the_neighbours_of_poison_live() {
+    let service = unique("work");
+    let broker = rabbitmq();
+    let client = client(&broker);
+    let first = Process::start(&["serve", &amqp_url(), &service]);
+    // Two workers: one kills, the other and what waits are innocent.
+    for n in 0..8u64 {
+        client.send(&service, "work", &n).unwrap();
+    }
+    client.send(&service, "abort", &()).unwrap();
+    for n in 8..12u64 {
+        client.send(&service, "work", &n).unwrap();
+    }
+    eventually("the first has died", || {
+        let mut first = vec![&first];
+        first.retain(|it| it.has_ended());
+        !first.is_empty()
+    });
+    let mut workers: Vec<Process> = Vec::new();
+    let mut letters = Vec::new();
+    eventually("the poison is found", || {
+        workers.retain_mut(Process::is_alive);
+        if workers.is_empty() {
+            workers.push(Process::start(&["serve", &amqp_url(), &service]));
+        }
+        letters = letters_of(&broker, &service);
+        !letters.is_empty()
+    });
+    let worker = &workers[0];
+    client.send(&service, "work", &99).unwrap();
+    worker.wait_for("work 99");
+    let letters = letters_of(&broker, &service);
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert_eq!(letters[0].action(), Some("abort"));
+    assert_eq!(letters[0].reason(), "delivery_limit");
+    dead_letter(&broker, &service);
+}
+
+/// A connection that is lost all the time.
+#[test]
+fn copies_do_not_multiply() {
+    let proxy = Proxy::start(&amqp_url());
+    let broker = quick(&proxy.url);
+    let service = unique("work");
+    let ran: Arc<Mutex<HashMap<u64, u32>>> = Arc::default();
+    let count = Arc::clone(&ran);
+    let _server = ServiceServer::builder(&broker, &service)
+        .workers(2)
+        .retry_delays([50 * MS; 5])
+        .handler_with("work", move |context: &Context<'_>, n: u64| {
+            *count.lock().entry(n).or_default() += 1;
+            thread::sleep(100 * MS);
+            match n % 4 == 0 && context.attempt() < 3 {
+                true => Err(HandlerError::new("not yet")),
+                false => Ok(()),
+            }
+        })
+        .start()
+        .unwrap();
+    let sender = client(&rabbitmq());
+    for n in 0..20u64 {
+        sender.send(&service, "work", &n).unwrap();
+    }
+    let start = Instant::now();
+    let mut cuts = 0;
+    while start.elapsed() < Duration::from_secs(6) {
+        thread::sleep(250 * MS);
+        proxy.cut();
+        cuts += 1;
+    }
+    // What is left is done in peace; then nothing comes any more.
+    let total = || ran.lock().values().sum::<u32>();
+    let mut before = 0;
+    eventually("it comes to an end", || {
+        let now = total();
+        let is_over = now == before && ran.lock().len() == 20;
+        before = now;
+        thread::sleep(1_000 * MS);
+        is_over
+    });
+    // 15 run once and 5 three times.
+    let needed = 30;
+    assert!(total() <= needed + cuts, "{} for {cuts} cuts", total());
+    no_dead_letter(&rabbitmq(), &service);
+}
+
+/// The broker takes a message back that is handled for too long, and delivers it again.
+#[test]
+fn a_handler_longer_than_the_brokers_timeout_runs_once() {
+    let rabbit = Server::rabbitmq();
+    rabbit.ctl(&[
+        "eval",
+        "application:set_env(rabbit, consumer_timeout, 1000), \
+         application:set_env(rabbit, channel_tick_interval, 200).",
+    ]);
+    let broker = quick(rabbit.url());
+    let service = unique("work");
+    let (ran, runs) = unbounded();
+    let _server = ServiceServer::builder(&broker, &service)
+        .consumer_timeout(Duration::from_secs(1))
+        .handler("work", move |n: u64| {
+            ran.send(n).unwrap();
+            thread::sleep(4_000 * MS);
+            Ok::<_, HandlerError>(n)
+        })
+        .start()
+        .unwrap();
+    let other = Broker::connect(rabbit.url()).unwrap();
+    let answer: u64 = client(&other).call(&service, "work", &7).unwrap();
+    assert_eq!(answer, 7);
+    assert_eq!(runs.try_iter().collect::<Vec<_>>(), [7]);
+    no_dead_letter(&other, &service);
+}

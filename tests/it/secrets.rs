@@ -1,0 +1,36 @@
+//! Secrets appear nowhere, and loggers may do what they like: each in a process of its own,
+//! as there is one logger for each.
+
+use crate::support::process::Process;
+use crate::support::server::Server;
+use crate::support::unique;
+
+/// Everything is logged at `trace`, amiquip's lines too.
+#[test]
+fn no_line_of_any_level_holds_a_secret() {
+    let rabbit = Server::rabbitmq();
+    rabbit.ctl(&["add_user", "tester", "hunter2-secret"]);
+    rabbit.ctl(&["set_permissions", "tester", ".*", ".*", ".*"]);
+    let url = rabbit.url().replace("guest:guest", "tester:hunter2-secret");
+    let process = Process::start(&["trace", &url, &unique("work")]);
+    process.wait_for("no secret in");
+}
+
+/// A logger that calls coney for each line it gets.
+#[test]
+fn a_logger_may_publish() {
+    for url in ["memory", &*crate::support::amqp_url()] {
+        let process = Process::start(&["log", url, &unique("work")]);
+        process.wait_for("logged");
+    }
+}
+
+/// A thousand callers with 200 KiB each while the connection is down.
+#[test]
+fn what_waits_to_be_sent_is_bounded_in_bytes() {
+    let proxy = crate::support::proxy::Proxy::start(&crate::support::amqp_url());
+    let process = Process::start(&["flood", &proxy.url, &unique("work")]);
+    proxy.both(crate::support::proxy::Mode::Swallow);
+    proxy.cut();
+    process.wait_for("bounded");
+}
