@@ -1,3 +1,4 @@
+use std::fmt;
 use std::time::Duration;
 
 use crate::deadline;
@@ -26,7 +27,7 @@ pub(super) enum Kind {
 ///     .header("trace-id", "4bf92f35");
 /// # let _ = options;
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct CallOptions {
     pub(crate) timeout: Option<Duration>,
     pub(crate) persistent: Option<bool>,
@@ -35,6 +36,22 @@ pub struct CallOptions {
     pub(super) instance: Option<String>,
     pub(super) balance_key: Option<String>,
     headers: Vec<(String, String)>,
+}
+
+impl fmt::Debug for CallOptions {
+    /// Shows the names of the headers only: headers may hold tokens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.headers.iter().map(|(name, _)| &**name).collect();
+        f.debug_struct("CallOptions")
+            .field("timeout", &self.timeout)
+            .field("persistent", &self.persistent)
+            .field("idempotent", &self.idempotent)
+            .field("message_id", &self.message_id)
+            .field("instance", &self.instance)
+            .field("balance_key", &self.balance_key)
+            .field("headers", &names)
+            .finish()
+    }
 }
 
 impl CallOptions {

@@ -21,8 +21,8 @@ pub(super) struct AmqpWire {
     pub(super) process: u32,
 }
 
-/// The thread on which amiquip runs, and with it a logger of the program's.
-const AMIQUIP_THREAD: &str = "amiquip-io";
+/// The threads on which amiquip runs, and with it a logger of the program's.
+const AMIQUIP_THREADS: [&str; 2] = ["amiquip-io", "coney-io-"];
 
 pub(super) fn no_room(peer: &str) -> Error {
     Error::timed_out(
@@ -51,10 +51,12 @@ impl AmqpWire {
                 self.peer, self.process
             ));
         }
-        if std::thread::current().name() == Some(AMIQUIP_THREAD) {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or_default();
+        if AMIQUIP_THREADS.iter().any(|it| name.starts_with(it)) {
             return misuse(format!(
-                "a logger must not use the connection to {} from the thread {AMIQUIP_THREAD}: it \
-                 would wait for itself; log amiquip at info",
+                "a logger must not use the connection to {} from the thread {name}: it would wait \
+                 for itself; log amiquip at info",
                 self.peer
             ));
         }

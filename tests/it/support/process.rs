@@ -33,9 +33,13 @@ impl Process {
 
     /// The same with a wall clock that is off, as `+3600s`.
     pub fn start_at(offset: &str, arguments: &[&str]) -> Self {
-        let mut command = Command::new("faketime");
-        command.args(["--exclude-monotonic", "-f", offset]);
-        Self::spawn(command.arg(example("test_service")).args(arguments))
+        let mut command = Command::new(example("test_service"));
+        // The program `faketime` would start it as a child, which outlives a kill.
+        command
+            .env("LD_PRELOAD", "/usr/$LIB/faketime/libfaketimeMT.so.1")
+            .env("FAKETIME", offset)
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        Self::spawn(command.args(arguments))
     }
 
     /// Another program that says when it is ready.
