@@ -1,5 +1,5 @@
 //! The shortest hand-written programs that do the same job, without envelope,
-//! error handling or anything else that coney is for.
+//! error handling or anything else that coney is for: `shared.rs` has more of them.
 
 use std::thread::{self, JoinHandle};
 
@@ -58,27 +58,55 @@ impl Drop for BareMemory {
     }
 }
 
-/// amiquip: one thread that echoes; each caller has a channel and a reply
-/// queue of its own on one connection, so that nobody has to route replies.
-pub struct BareAmqp {
-    client: Mutex<Option<Connection>>,
-    stop: Channel,
-    server: Mutex<Option<Connection>>,
-    echo: Option<JoinHandle<()>>,
+/// One thread that echoes, on a connection of its own.
+pub struct Echo {
+    stop: Mutex<Channel>,
+    server: Option<Connection>,
+    thread: Option<JoinHandle<()>>,
 }
 
-impl BareAmqp {
+impl Echo {
     pub fn start(url: &str) -> Self {
         let mut server = connect(url);
         let channel = server.open_channel(None).expect("a channel");
         let stop = server.open_channel(None).expect("a channel");
         declare(&channel);
-        let echo = thread::spawn(move || serve(&channel));
+        let thread = thread::spawn(move || serve(&channel));
+        Self {
+            stop: Mutex::new(stop),
+            server: Some(server),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        // A message without reply_to ends its thread.
+        let stop = Publish::new(b"stop", routing_key());
+        let _ = self.stop.lock().basic_publish("service.exchange", stop);
+        let _ = self.thread.take().map(JoinHandle::join);
+        let _ = self.server.take().map(Connection::close);
+    }
+}
+
+pub fn routing_key() -> String {
+    format!("request.{SERVICE}")
+}
+
+/// amiquip: each caller has a channel and a reply queue of its own on one
+/// connection, so that no reply has to be routed.
+pub struct BareAmqp {
+    client: Mutex<Option<Connection>>,
+    _echo: Echo,
+}
+
+impl BareAmqp {
+    pub fn start(url: &str) -> Self {
+        let _echo = Echo::start(url);
         Self {
             client: Mutex::new(Some(connect(url))),
-            stop,
-            server: Mutex::new(Some(server)),
-            echo: Some(echo),
+            _echo,
         }
     }
 }
@@ -120,7 +148,7 @@ impl Setup for BareAmqp {
                     "service.exchange",
                     Publish::with_properties(
                         &payload,
-                        format!("request.{SERVICE}"),
+                        routing_key(),
                         AmqpProperties::default()
                             .with_content_type("application/json".to_owned())
                             .with_delivery_mode(2)
@@ -141,17 +169,7 @@ impl Setup for BareAmqp {
 
 impl Drop for BareAmqp {
     fn drop(&mut self) {
-        // A message without reply_to ends the echo thread.
-        let _ = self.stop.basic_publish(
-            "service.exchange",
-            Publish::new(b"stop", format!("request.{SERVICE}")),
-        );
-        let _ = self.echo.take().map(JoinHandle::join);
-        for connection in [&self.client, &self.server] {
-            if let Some(connection) = connection.lock().take() {
-                let _ = connection.close();
-            }
-        }
+        let _ = self.client.lock().take().map(Connection::close);
     }
 }
 
@@ -211,7 +229,7 @@ fn declare(channel: &Channel) {
         .queue_bind(
             &queue,
             "service.exchange",
-            format!("request.{SERVICE}"),
+            routing_key(),
             FieldTable::default(),
         )
         .expect("the binding");

@@ -45,7 +45,7 @@ impl Figure {
     pub fn rate(&self) -> f64 {
         let calls = match self.shape.scenario {
             Scenario::Batch => self.shape.batch,
-            Scenario::Bare | Scenario::Call | Scenario::Coalesced => 1,
+            _ => 1,
         };
         self.all.latencies.len() as f64 * calls as f64 / self.all.seconds
     }
@@ -95,14 +95,16 @@ impl Figure {
         figure.to_string()
     }
 
-    pub fn ratio_to(&self, bare: &Self) -> String {
+    /// Against the fastest program by hand.
+    pub fn ratio_to(&self, best: &Self) -> String {
         format!(
-            "{:?} {} with {} callers: rate {:.2} of bare, p50 {:.2} of bare",
+            "{:?} {} with {} callers: rate {:.2} of {}, p50 {:.2} of it",
             self.shape.transport,
             self.shape.scenario.name(),
             self.shape.callers,
-            self.rate() / bare.rate(),
-            self.micros(0.5) / bare.micros(0.5),
+            self.rate() / best.rate(),
+            best.shape.scenario.name(),
+            self.micros(0.5) / best.micros(0.5),
         )
     }
 }

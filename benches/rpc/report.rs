@@ -80,6 +80,8 @@ pub fn write(path: &Path, compared: &[Figure], sweeps: &[Sweep]) -> Drawn {
 fn color(scenario: Scenario) -> RGBColor {
     match scenario {
         Scenario::Bare => RGBColor(130, 130, 130),
+        Scenario::Shared => RGBColor(165, 165, 165),
+        Scenario::Direct => RGBColor(200, 200, 200),
         Scenario::Call => RGBColor(31, 119, 180),
         Scenario::Coalesced => RGBColor(214, 95, 14),
         Scenario::Batch => RGBColor(44, 140, 60),

@@ -2,6 +2,7 @@ use coney::{BatchLimits, Broker, ServiceClient, ServiceServer};
 
 use crate::bare::{BareAmqp, BareMemory};
 use crate::measure::{Call, Setup};
+use crate::shared::SharedAmqp;
 use crate::{Scenario, Transport};
 
 /// What is measured.
@@ -21,6 +22,8 @@ pub fn set_up(shape: &Shape, url: &str) -> Box<dyn Setup> {
     match (shape.scenario, shape.transport) {
         (Scenario::Bare, Transport::Memory) => Box::new(BareMemory::start()),
         (Scenario::Bare, Transport::Amqp) => Box::new(BareAmqp::start(url)),
+        (Scenario::Shared, _) => Box::new(SharedAmqp::start(url, false)),
+        (Scenario::Direct, _) => Box::new(SharedAmqp::start(url, true)),
         (Scenario::Call | Scenario::Coalesced | Scenario::Batch, _) => {
             Box::new(Coney::start(shape, url))
         }
@@ -57,7 +60,7 @@ impl Coney {
             let client = ServiceClient::builder(&of_clients, "bench");
             let client = match shape.scenario {
                 Scenario::Coalesced => client.coalesce(BatchLimits::new()),
-                Scenario::Bare | Scenario::Call | Scenario::Batch => client,
+                _ => client,
             };
             client.build().expect("the client starts")
         };
@@ -87,7 +90,7 @@ impl Setup for Coney {
                 let is_right = |text: coney::Result<String>| text.is_ok_and(|it| it == payload);
                 replies.into_iter().all(is_right)
             }),
-            Scenario::Bare | Scenario::Call | Scenario::Coalesced => Box::new(move || {
+            _ => Box::new(move || {
                 let reply: coney::Result<String> = client.call(&service, "echo", &payload);
                 reply.is_ok_and(|text| text == payload)
             }),

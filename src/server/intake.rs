@@ -209,8 +209,11 @@ impl Consumers {
     /// acknowledgements.
     pub(super) fn flush(&self, deadline: Instant) -> Result<()> {
         let own = self.own.as_ref().map(|own| &own.wire);
-        let wires = self.suspects.iter().chain(own).chain([&self.shared]);
-        wires.fold(Ok(()), |result, wire| result.and(wire.flush(deadline)))
+        let mut result = Ok(());
+        for wire in self.suspects.iter().chain(own).chain([&self.shared]) {
+            result = result.and(wire.flush(deadline)); // each, whatever becomes of another
+        }
+        result
     }
 
     pub(super) fn close(&self) {

@@ -154,7 +154,7 @@ fn copies_do_not_multiply() {
         .handler_with("work", move |context: &Context<'_>, n: u64| {
             *count.lock().entry(n).or_default() += 1;
             thread::sleep(100 * MS);
-            match n % 4 == 0 && context.attempt() < 3 {
+            match n.is_multiple_of(4) && context.attempt() < 3 {
                 true => Err(HandlerError::new("not yet")),
                 false => Ok(()),
             }

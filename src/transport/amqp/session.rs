@@ -251,15 +251,12 @@ impl<'c> Session<'c> {
 
     fn commands(&mut self) -> Result<(), End> {
         for _ in 0..BUDGET {
+            let may_act = self.held.is_empty() && self.may_publish();
             match self.io.inbox.commands.try_recv() {
+                Ok(Command::Close) => self.command(Command::Close)?,
+                Ok(command) if may_act => self.command(command)?,
                 // In their order: behind those that wait already.
-                Ok(command)
-                    if !matches!(command, Command::Close)
-                        && !(self.held.is_empty() && self.may_publish()) =>
-                {
-                    self.held.push_back(command);
-                }
-                Ok(command) => self.command(command)?,
+                Ok(command) => self.held.push_back(command),
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(End::Closed),
             }
