@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// What a store of instances must do.
 ///
-/// Called by a [`Registry`]'s two threads, and by callers of [`Registry::services`]; a call
+/// Called by a [`Registry`](super::Registry)'s two threads, and by callers of [`Registry::services`](super::Registry::services); a call
 /// may block for as long as the store's timeout says, and no longer.
 pub trait ServiceRegistry: Send + Sync {
     /// Writes an instance, over one with the same id.
@@ -86,7 +86,7 @@ pub trait ServiceRegistry: Send + Sync {
     fn dead_after(&self) -> Duration;
 
     /// One of the living and healthy instances at random, asked for at the store
-    /// itself. [`Registry::pick`] is a thousand times faster.
+    /// itself. [`Registry::pick`](super::Registry::pick) is a thousand times faster.
     ///
     /// # Errors
     ///
