@@ -27,6 +27,9 @@ struct Options {
 enum Command {
     /// One line for each letter, the oldest first
     List {
+        /// Those of this service only
+        #[arg(long)]
+        service: Option<String>,
         /// How many at most
         #[arg(long, default_value_t = 100)]
         limit: usize,
@@ -64,15 +67,9 @@ struct Which {
 
 impl Which {
     fn picks(&self, letter: &DeadLetter) -> bool {
-        let queue = self
-            .service
-            .as_ref()
-            .map(|name| format!("service.{name}.request"));
-        queue.is_none_or(|queue| letter.queue() == queue)
-            && self
-                .id
-                .as_deref()
-                .is_none_or(|id| letter.message_id() == Some(id))
+        let (service, id) = (self.service.as_deref(), self.id.as_deref());
+        service.is_none_or(|service| letter.is_of(service))
+            && id.is_none_or(|id| letter.message_id() == Some(id))
     }
 }
 
@@ -90,7 +87,13 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> coney::Result<ExitCode> {
     let dead = DeadLetters::open(&Broker::connect(&options.amqp_url)?)?;
     match &options.command {
-        Command::List { limit } => dead.list(*limit)?.iter().for_each(print_line),
+        Command::List { service, limit } => {
+            let is_wanted = |letter: &DeadLetter| {
+                let service = service.as_deref();
+                service.is_none_or(|service| letter.is_of(service))
+            };
+            dead.find(is_wanted, *limit)?.iter().for_each(print_line);
+        }
         Command::Show { message_id } => match dead.show(message_id)? {
             Some(letter) => print_all(&letter),
             None => {
@@ -135,6 +138,9 @@ fn print_all(letter: &DeadLetter) {
         letter.reason(),
         attempts(letter)
     );
+    if let Some(left_out) = letter.left_out() {
+        println!("left out     {left_out}");
+    }
     println!("died at      {} (Unix seconds)", letter.died_at());
     println!("first error  {}", text(letter.first_error()));
     println!("last error   {}", text(letter.last_error()));

@@ -104,7 +104,7 @@
 //!     )
 //!     .start()?;
 //! EventPublisher::new(&broker, "order-service")?.publish("order.created", &4711)?;
-//! # Ok(())
+//! billing.drain(std::time::Duration::from_secs(10)) // handles what is queued, then stops
 //! # }
 //! ```
 //!
@@ -114,15 +114,15 @@
 //!
 //! # Finding services
 //!
-//! A call needs no registry: it goes into the service's queue, and whoever is free takes
-//! it. A [`Registry`] adds what a queue cannot tell. Servers
+//! A call needs no registry: it goes into the service's queue, and the first that is free
+//! takes it. A [`Registry`] adds what a queue cannot tell. Servers
 //! [register](ServiceServerBuilder::registry) their instances with what they say of
 //! themselves, and are heard of every 15 s; one that has not been for 60 s is dead. Clients
 //! that [look services up](ServiceClientBuilder::registry) fail at once where
-//! nobody is alive, and may send a call to [one instance](CallOptions::instance), or let a
+//! none is alive, and may send a call to [one instance](CallOptions::instance), or let a
 //! [balancer](ServiceClientBuilder::balancer) pick. A server with a
-//! [health check](ServiceServerBuilder::health_check) that fails is left out until it is
-//! well.
+//! [health check](ServiceServerBuilder::health_check) that fails three times in a row is left
+//! out until it is well.
 //!
 //! Look-ups are answered from a cache, in under a microsecond. A registry that is down
 //! stops nobody: what was last known is used, and [says that it is old](Lookup::stale_because).
@@ -144,7 +144,8 @@
 //! | `coney-io-N` | one per connection (a subscriber with an order has another) | owns the connection: publishes, takes deliveries, routes replies, reconnects. Never user code |
 //! | `coney-watch-N` | one per connection | cuts the socket when an operation takes too long; sleeps otherwise |
 //! | `amiquip-io` | one per connection | amiquip's: reads and writes the socket |
-//! | `coney-worker-SERVICE-N` | 10 per server or subscriber | handlers |
+//! | `coney-worker-SERVICE-N` | 10 per server or subscriber, and one that handles what came back from workers that died | handlers |
+//! | `coney-lease-SCOPE` | one per server, or subscription, that deduplicates | renews the claims of handlers that run for long |
 //! | `coney-mover-SERVICE` | one per server or subscriber | acknowledges what was moved on to another attempt or the dead letters, once that is confirmed |
 //! | `coney-delay-SERVICE` | one per subscriber | waits for what is tried again in its place |
 //! | `coney-health-SERVICE` | one per server with health checks | the checks |
@@ -153,6 +154,8 @@
 //! | `coney-redis-N` | two per [`Redis`] | make its connections |
 //! | `coney-state-N` | one per connection with an [`on_state_change`](BrokerBuilder::on_state_change) listener | the listener |
 //! | `coney-callback-NAME` | one per client, from its first callback on | callbacks and their timeouts |
+//! | `coney-log` | one per process, from the first line on | hands the log lines of the I/O threads and of the memory broker to the logger |
+//! | `coney-zone` | for a moment, once | reads the time zone, which takes more stack than a small thread has |
 //! | `coney-resolve` | for the moment of a name resolution | the system's resolver, which knows no deadline |
 //!
 //! In the memory broker, who publishes delivers. It has one thread,
@@ -163,8 +166,20 @@
 //!
 //! Through the [`log`](https://docs.rs/log) facade, with the targets
 //! `coney::amqp`, `coney::client`, `coney::server`, `coney::events`, `coney::worker`,
-//! `coney::registry`, `coney::transport` and `coney::dead_letters`. Payloads and passwords are
-//! never logged. Leave `amiquip` at `info`: at `debug` it logs the password.
+//! `coney::registry`, `coney::transport` and `coney::dead_letters`. Passwords are in no line of
+//! any level, payloads and the values of headers in none of these targets. At `debug` and
+//! `trace` amiquip logs every frame, with what is in it, on the thread that sends: filter it
+//! (`RUST_LOG=debug,amiquip=info`).
+//!
+//! A logger may itself use coney. Only on amiquip's and the I/O threads' own lines, those of the
+//! target `amiquip`, such a call fails at once ([`ErrorKind::Misuse`]), since it would wait for
+//! itself.
+//!
+//! # After a fork
+//!
+//! A child process has none of its parent's threads. What it has of a [`Broker`] fails
+//! at once with [`ErrorKind::Misuse`], and dropping it there leaves the parent's
+//! connection alone: connect after the fork.
 
 mod client;
 mod consume;

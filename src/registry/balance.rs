@@ -229,6 +229,27 @@ mod tests {
     }
 
     #[test]
+    fn an_instance_that_failed_gets_another_chance() {
+        const MS: Duration = Duration::from_millis(1);
+        let two = candidates(&[1; 2]);
+        for _ in 0..20 {
+            two[0].answered(MS, true);
+            two[1].answered(2 * MS, false);
+        }
+        assert!(two[0].failure_rate() > 0.5);
+        assert_eq!(counts(&LowestLatency, &two, 100), [0, 100]);
+        // Nothing has been heard of it for two minutes, as it is not picked.
+        two[0].age(120 * 1_000 * MS);
+        assert!(two[0].failure_rate() < 0.001);
+        assert_eq!(counts(&LowestLatency, &two, 100), [100, 0]);
+        // It answers, and stays.
+        for _ in 0..20 {
+            two[0].answered(MS, false);
+        }
+        assert_eq!(counts(&LowestLatency, &two, 100), [100, 0]);
+    }
+
+    #[test]
     fn everybody_gets_a_share() {
         let four = candidates(&[1; 4]);
         for count in counts(&RoundRobin::default(), &four, 400) {

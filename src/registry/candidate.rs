@@ -43,10 +43,11 @@ const HALF_LIFE: Duration = Duration::from_secs(10);
 /// How long an instance is passed over that could not be reached.
 const AVOIDED_FOR: Duration = Duration::from_secs(10);
 
-/// Milliseconds since some moment before the first use.
+/// Milliseconds since a moment an hour before the first use.
 fn millis() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
+    const HOUR: u64 = 3_600_000;
+    u64::try_from(START.elapsed().as_millis()).map_or(u64::MAX, |since| since + HOUR)
 }
 
 impl Candidate {
@@ -64,15 +65,15 @@ impl Candidate {
         }
     }
 
-    /// The same, kept for so long from `now` on in which the store may hear of it again;
-    /// `None` if it has been for as long.
-    /// The same as one that has vanished without being deregistered: until it would have
-    /// died anyhow.
+    /// Kept as one that has vanished without being deregistered: until it would have died
+    /// anyhow.
     pub(super) fn kept_until_death(&self, now: Instant) -> Option<Arc<Self>> {
         let left = self.dies_at.checked_duration_since(now)?;
         self.kept(now, left)
     }
 
+    /// Kept for so long from `now` on, in which the store may hear of it again; `None` if it
+    /// has been kept for as long.
     pub(super) fn kept(&self, now: Instant, time: Duration) -> Option<Arc<Self>> {
         if self.is_kept && self.dies_at <= now {
             return None;
@@ -124,6 +125,13 @@ impl Candidate {
     /// A number for its id and a key's hash that every process agrees on.
     pub(super) fn rank(&self, key: u64) -> u64 {
         mix(self.hash ^ mix(key))
+    }
+
+    /// Lets so much time have passed since its last answer.
+    #[cfg(test)]
+    pub(super) fn age(&self, time: Duration) {
+        let back = time.as_millis() as u64;
+        self.load.measured_at.fetch_sub(back, Ordering::Relaxed);
     }
 
     pub(super) fn is_avoided(&self) -> bool {

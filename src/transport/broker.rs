@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::amqp::{AmqpTransport, BrokerBuilder};
-use super::confirmed::ConfirmedLink;
+use super::confirmed::ConfirmedLinks;
 use super::memory::MemoryTransport;
 use super::{Confirmation, Fate, LinkSpec, Publication, Room, Sink, Ticket, Transport, Wire};
 use crate::deadline;
@@ -48,7 +48,7 @@ pub struct Broker {
 
 struct Inner {
     transport: Box<dyn Transport>,
-    confirmed: ConfirmedLink,
+    confirmed: ConfirmedLinks,
     /// Connections that end with this one.
     others: Mutex<Vec<Weak<Inner>>>,
     /// Held by the one that looks through the dead letters.
@@ -238,7 +238,7 @@ impl Broker {
         Self {
             inner: Arc::new(Inner {
                 transport,
-                confirmed: ConfirmedLink::new(),
+                confirmed: ConfirmedLinks::new(),
                 others: Mutex::default(),
                 turn: Mutex::default(),
             }),

@@ -6,26 +6,33 @@ use parking_lot::Mutex;
 use super::confirmation::{self, Confirmation, Window};
 use super::{LinkSpec, NoSink, Publication, Transport, Wire};
 use crate::error::{Error, Phase, Result};
-use crate::topology;
+use crate::topology::{self, Topology};
 
 /// How many messages may be under way without a confirmation. A sender waits
 /// for room beyond it. At some 200 bytes each it is 3 MiB; idempotent ones keep
 /// their bodies until then.
 const WINDOW: usize = 16_384;
 
-/// A connection's link for everything that must be confirmed: commands, events, retries
-/// and dead letters. It is apart from the links of clients and servers, because
-/// a channel confirms all it publishes or nothing, and confirming requests and
-/// replies too would cost a tenth of the calls. It opens when it is first used.
-pub(super) struct ConfirmedLink {
-    wire: Mutex<Option<Arc<dyn Wire>>>,
+/// A connection's links for everything that must be confirmed: commands, events, and what is
+/// moved, as retries and dead letters are. They are apart from the links of clients and
+/// servers, because a channel confirms all it publishes or nothing, and confirming requests
+/// and replies too would cost a tenth of the calls. Each opens when it is first used, and
+/// declares no more than what is published over it: a user may be allowed nothing else.
+pub(super) struct ConfirmedLinks {
+    commands: Opened,
+    events: Opened,
+    moves: Opened,
     window: Arc<Window>,
 }
 
-impl ConfirmedLink {
+type Opened = Mutex<Option<Arc<dyn Wire>>>;
+
+impl ConfirmedLinks {
     pub(super) fn new() -> Self {
         Self {
-            wire: Mutex::new(None),
+            commands: Opened::default(),
+            events: Opened::default(),
+            moves: Opened::default(),
             window: Arc::new(Window::new(WINDOW)),
         }
     }
@@ -38,7 +45,7 @@ impl ConfirmedLink {
         publication: Publication,
         deadline: Instant,
     ) -> Result<Confirmation> {
-        let wire = self.wire(transport, deadline)?;
+        let wire = self.wire(&publication.exchange, transport, deadline)?;
         let Some(permit) = self.window.enter(deadline) else {
             return Err(Error::timed_out(
                 Phase::Send,
@@ -53,7 +60,18 @@ impl ConfirmedLink {
         Ok(confirmation)
     }
 
-    fn wire(&self, transport: &dyn Transport, deadline: Instant) -> Result<Arc<dyn Wire>> {
+    fn wire(
+        &self,
+        exchange: &str,
+        transport: &dyn Transport,
+        deadline: Instant,
+    ) -> Result<Arc<dyn Wire>> {
+        let (opened, topology) = match exchange {
+            topology::SERVICE_EXCHANGE => (&self.commands, topology::for_requests()),
+            topology::EVENT_EXCHANGE => (&self.events, topology::for_events()),
+            // Those whose messages are moved have declared where to.
+            _ => (&self.moves, Topology::default()),
+        };
         let not_yet = || {
             let peer = transport.peer();
             Error::timed_out(
@@ -61,11 +79,11 @@ impl ConfirmedLink {
                 format!("timed out waiting for {peer} to take messages"),
             )
         };
-        let mut wire = self.wire.try_lock_until(deadline).ok_or_else(not_yet)?;
+        let mut wire = opened.try_lock_until(deadline).ok_or_else(not_yet)?;
         if let Some(wire) = &*wire {
             return Ok(Arc::clone(wire));
         }
-        let mut spec = LinkSpec::new(topology::for_requests().and(topology::for_events()));
+        let mut spec = LinkSpec::new(topology);
         spec.confirms = true;
         let opened =
             transport

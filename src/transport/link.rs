@@ -81,6 +81,11 @@ impl Link {
     /// Hands a message over for sending; `Ok` means accepted, not yet sent.
     /// Blocks while too much waits to be sent, at most `timeout`.
     ///
+    /// Messages leave in the order they were accepted, but for those with bodies over 1 MiB,
+    /// which take a channel of their own. A settlement ([`Delivery::ack`]) may leave before a
+    /// message that was accepted before it, as settlements never wait: to acknowledge only
+    /// with a reply, let the delivery send it ([`Delivery::ack_with`]).
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for names

@@ -33,13 +33,6 @@ fn losses(states: &Receiver<ConnectionState>) -> Vec<String> {
     lost.collect()
 }
 
-/// The URL of a user that was added, with all permissions on the default virtual host.
-fn user(rabbit: &Server, name: &str) -> String {
-    rabbit.ctl(&["add_user", name, "pw"]);
-    rabbit.ctl(&["set_permissions", name, ".*", ".*", ".*"]);
-    rabbit.url().replace("guest:guest", &format!("{name}:pw"))
-}
-
 #[test]
 fn small_frames_hold_what_a_retry_adds() {
     let rabbit = Server::rabbitmq_with(&["frame_max = 8192"]);
@@ -97,7 +90,7 @@ fn a_user_without_a_channel_for_it_does_without_dead_letters() {
             .unwrap()
     };
     drop(serve(&all));
-    let url = user(&rabbit, "narrow");
+    let url = rabbit.add_user("narrow");
     rabbit.ctl(&["set_user_limits", "narrow", r#"{"max-channels": 1}"#]);
     let (broker, states) = watched(&url);
     let _server = serve(&broker);
@@ -134,7 +127,7 @@ fn a_refused_permission_is_the_operations_error() {
         .handler("work", |n: u64| Ok::<_, HandlerError>(n))
         .start()
         .unwrap();
-    let url = user(&rabbit, "clerk");
+    let url = rabbit.add_user("clerk");
     // It may not write to the dead letters' exchange, nor to events.
     let writes = format!("^(amq\\.default|service\\.exchange|amq\\.gen.*|{service}.*)$");
     rabbit.ctl(&["set_permissions", "clerk", ".*", &writes, ".*"]);
@@ -160,7 +153,7 @@ fn a_limit_on_queues_is_told_as_what_it_is() {
     let error = Link::open(&broker, spec).unwrap_err();
     assert!(error.to_string().contains("queue limit"), "{error}");
     assert!(!error.to_string().contains("delete it first"), "{error}");
-    let url = user(&rabbit, "once");
+    let url = rabbit.add_user("once");
     rabbit.ctl(&["set_user_limits", "once", r#"{"max-connections": 0}"#]);
     let error = Broker::connect(&url).unwrap_err();
     assert!(error.to_string().contains("connection limit"), "{error}");

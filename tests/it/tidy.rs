@@ -10,7 +10,9 @@ fn sources() -> Vec<(String, String)> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 walk(&path, root, out);
-            } else if path.extension().is_some_and(|ending| ending == "rs") {
+            } else if path.extension().is_some_and(|ending| ending == "rs")
+                && !path.ends_with("tests.rs")
+            {
                 let name = path.strip_prefix(root).unwrap().to_str().unwrap();
                 out.push((name.to_owned(), fs::read_to_string(&path).unwrap()));
             }

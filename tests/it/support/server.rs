@@ -92,7 +92,14 @@ impl Server {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// The same for what may fail.
+    /// Adds a user of RabbitMQ who may do everything, and returns the URL with its login.
+    pub fn add_user(&self, name: &str) -> String {
+        self.ctl(&["add_user", name, "pw"]);
+        self.ctl(&["set_permissions", name, ".*", ".*", ".*"]);
+        self.url().replace("guest:guest", &format!("{name}:pw"))
+    }
+
+    /// Does what `rabbitmqctl` or `redis-cli` can do, where that may fail.
     pub fn try_ctl(&self, arguments: &[&str]) -> bool {
         let output = Command::new(self.dir.join("ctl")).args(arguments).output();
         output.expect("the script made it").status.success()
