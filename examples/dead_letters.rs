@@ -118,10 +118,10 @@ fn run(options: &Options) -> coney::Result<ExitCode> {
 fn print_line(letter: &DeadLetter) {
     println!(
         "{}  {}  {}  {} after {}  {}",
-        letter.message_id().unwrap_or("(no id)"),
-        letter.queue(),
-        letter.action().unwrap_or("(no action)"),
-        letter.reason(),
+        letter.message_id().unwrap_or("(no id)").escape_debug(),
+        letter.queue().escape_debug(),
+        letter.action().unwrap_or("(no action)").escape_debug(),
+        letter.reason().escape_debug(),
         attempts(letter),
         letter.last_error().unwrap_or_default().escape_debug(),
     );
@@ -130,7 +130,7 @@ fn print_line(letter: &DeadLetter) {
 fn print_all(letter: &DeadLetter) {
     let text = |text: Option<&str>| text.unwrap_or("unknown").escape_debug().to_string();
     println!("message id   {}", text(letter.message_id()));
-    println!("taken from   {}", letter.queue());
+    println!("taken from   {}", letter.queue().escape_debug());
     println!("sent by      {}", text(letter.source_service()));
     println!("action       {}", text(letter.action()));
     println!(

@@ -62,15 +62,17 @@ fn write(lines: &Receiver<Line>) {
     for line in lines {
         match line {
             Line::Log(level, target, text) => {
-                // A logger that panics must not end this.
-                let _ = std::panic::catch_unwind(|| log::log!(target: target, level, "{text}"));
                 let dropped = DROPPED.swap(0, Ordering::Relaxed);
-                if dropped > 0 {
-                    log::warn!(
-                        target: "coney::log",
-                        "{dropped} lines were dropped: the logger is too slow"
-                    );
-                }
+                // A logger that panics must not end this.
+                let _ = std::panic::catch_unwind(|| {
+                    log::log!(target: target, level, "{text}");
+                    if dropped > 0 {
+                        log::warn!(
+                            target: "coney::log",
+                            "{dropped} lines were dropped: the logger is too slow"
+                        );
+                    }
+                });
             }
             Line::Flush(done) => drop(done.send(())),
         }

@@ -38,14 +38,17 @@ impl<'a> Answer<'a> {
 
     /// The queue that a request names for its reply. The body's word counts before the
     /// property's, except where it asks for RabbitMQ's direct reply-to: the name to reply to
-    /// is then one that the broker has put into the property.
+    /// is then one that the broker has put into the property. Such a name counts nowhere else:
+    /// the broker checks what a client puts there, and a forged one in a body would end the
+    /// connection that replies to it.
     pub(super) fn queue<'q>(
         request: &'q ServiceMessage<'_>,
         properties: &'q Properties,
     ) -> Option<&'q str> {
         let property = properties.reply_to.as_deref();
         match request.reply_to.as_deref() {
-            Some(topology::DIRECT_REPLY_TO) | None => property,
+            None => property,
+            Some(queue) if queue.starts_with(topology::DIRECT_REPLY_TO) => property,
             queue => queue,
         }
     }

@@ -29,12 +29,14 @@ pub(crate) struct Clocks {
 impl Clocks {
     /// When the caller of a request with these headers stops waiting, if it says.
     ///
-    /// `source` names the caller's connection, `arrived` is when the request came here.
+    /// `source` names the caller's connection, `arrived` is when the request came here. A copy,
+    /// which does not expire in its queue, may have waited for longer than its timeout.
     pub(super) fn deadline(
         &self,
         headers: &Headers<'_>,
         source: &str,
         arrived: Instant,
+        is_copy: bool,
     ) -> Option<Instant> {
         let timeout = headers.get::<u64>(TIMEOUT_HEADER);
         let at = headers.get::<u64>(DEADLINE_HEADER);
@@ -66,6 +68,11 @@ impl Clocks {
                     offset.waited(raw, timeout_ms, now)
                 }
             }
+        };
+        let waited = match waited {
+            Some(waited) => waited,
+            None if is_copy => timeout_ms,
+            None => 0,
         };
         let left = timeout.saturating_sub(u64::try_from(waited).unwrap_or(0));
         Some(after(arrived, left))
@@ -114,9 +121,10 @@ impl Offset {
         }
     }
 
-    /// How long a message had waited that took `raw` by the two clocks. More than its
-    /// timeout means that a clock has jumped: measuring starts over.
-    fn waited(&mut self, raw: i64, timeout: i64, now: i64) -> i64 {
+    /// How long a message had waited that took `raw` by the two clocks; `None` if by them it
+    /// was longer than its timeout. As it would have expired, a clock has jumped: measuring
+    /// starts over.
+    fn waited(&mut self, raw: i64, timeout: i64, now: i64) -> Option<i64> {
         self.latest = now;
         if now - self.half_began >= WINDOW_MS / 2 {
             let skipped = now - self.half_began >= WINDOW_MS;
@@ -135,9 +143,9 @@ impl Offset {
         if waited > timeout {
             self.halves = [Some(raw), None];
             self.half_began = now;
-            return 0;
+            return None;
         }
-        waited.max(0)
+        Some(waited.max(0))
     }
 }
 
@@ -152,27 +160,35 @@ mod tests {
     #[test]
     fn clocks_that_agree_tell_how_long_a_message_waited() {
         let mut offset = Offset::new(0);
-        assert_eq!(offset.waited(4_000, TIMEOUT, 0), 4_000, "the first too");
+        assert_eq!(
+            offset.waited(4_000, TIMEOUT, 0),
+            Some(4_000),
+            "the first too"
+        );
         assert_eq!(
             offset.waited(3_900, TIMEOUT, 10),
-            3_900,
+            Some(3_900),
             "and its successors"
         );
-        assert_eq!(offset.waited(1, TIMEOUT, 3_000), 0);
-        assert_eq!(offset.waited(3_001, TIMEOUT, 10_000), 3_000);
+        assert_eq!(offset.waited(1, TIMEOUT, 3_000), Some(0));
+        assert_eq!(offset.waited(3_001, TIMEOUT, 10_000), Some(3_000));
     }
 
     #[test]
     fn a_skewed_clock_changes_nothing() {
         for skew in [-HOUR, -8_000, 8_000, HOUR] {
             let mut offset = Offset::new(0);
-            assert_eq!(offset.waited(skew, TIMEOUT, 0), 0, "{skew}");
-            assert_eq!(offset.waited(skew + 2_000, TIMEOUT, 3_000), 2_000, "{skew}");
-            assert_eq!(offset.waited(skew, TIMEOUT, 4_000), 0, "{skew}");
+            assert_eq!(offset.waited(skew, TIMEOUT, 0), Some(0), "{skew}");
+            assert_eq!(
+                offset.waited(skew + 2_000, TIMEOUT, 3_000),
+                Some(2_000),
+                "{skew}"
+            );
+            assert_eq!(offset.waited(skew, TIMEOUT, 4_000), Some(0), "{skew}");
         }
         let mut offset = Offset::new(0);
         offset.waited(3_000, TIMEOUT, 0); // less than the timeout: learnt after a moment
-        assert_eq!(offset.waited(3_000, TIMEOUT, 2_500), 0);
+        assert_eq!(offset.waited(3_000, TIMEOUT, 2_500), Some(0));
     }
 
     #[test]
@@ -181,8 +197,13 @@ mod tests {
         offset.waited(5, TIMEOUT, 0);
         for (n, jump) in [HOUR, -HOUR, 2 * HOUR, 5].into_iter().enumerate() {
             let now = 10_000 * (1 + n as i64);
-            assert_eq!(offset.waited(jump, TIMEOUT, now), 0, "{jump}");
-            assert_eq!(offset.waited(jump + 100, TIMEOUT, now + 1), 100, "{jump}");
+            let waited = offset.waited(jump, TIMEOUT, now);
+            assert_eq!(waited.unwrap_or(0), 0, "{jump}");
+            assert_eq!(
+                offset.waited(jump + 100, TIMEOUT, now + 1),
+                Some(100),
+                "{jump}"
+            );
         }
     }
 
@@ -191,7 +212,11 @@ mod tests {
         let mut offset = Offset::new(0);
         offset.waited(0, TIMEOUT, 0);
         let later = 2 * WINDOW_MS;
-        assert_eq!(offset.waited(1_000, TIMEOUT, later), 0, "its clock drifts");
+        assert_eq!(
+            offset.waited(1_000, TIMEOUT, later),
+            Some(0),
+            "its clock drifts"
+        );
     }
 
     #[test]
@@ -204,15 +229,15 @@ mod tests {
             headers
         };
         let behind = local_millis(arrived) - 8_000;
-        let deadline = clocks.deadline(&headers(5_000, behind), "amq.gen-a", arrived);
+        let deadline = clocks.deadline(&headers(5_000, behind), "amq.gen-a", arrived, false);
         assert_eq!(deadline, Some(arrived + Duration::from_secs(5)));
-        let none = clocks.deadline(&Headers::new(), "amq.gen-a", arrived);
+        let none = clocks.deadline(&Headers::new(), "amq.gen-a", arrived, false);
         assert_eq!(none, None);
         let mut only = Headers::new();
         only.insert(TIMEOUT_HEADER, &u64::MAX);
-        assert!(clocks.deadline(&only, "", arrived).is_some());
+        assert!(clocks.deadline(&only, "", arrived, false).is_some());
         for n in 0..3 * MOST_SOURCES {
-            clocks.deadline(&headers(5, behind), &n.to_string(), arrived);
+            clocks.deadline(&headers(5, behind), &n.to_string(), arrived, false);
         }
         assert!(clocks.sources.lock().len() <= MOST_SOURCES);
     }
@@ -225,7 +250,7 @@ mod tests {
             let (mut offset, mut now) = (Offset::new(0), 0);
             for (raw, timeout, pause) in messages {
                 now += pause;
-                let waited = offset.waited(raw, timeout, now);
+                let waited = offset.waited(raw, timeout, now).unwrap_or(0);
                 prop_assert!((0..=timeout).contains(&waited));
             }
         }

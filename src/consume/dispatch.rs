@@ -1,20 +1,22 @@
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::answer::Answer;
 use super::batch::Batch;
 use super::failure::{Failure, Reason};
-use super::mover::{DELIVERY_COUNT, Mover};
+use super::mover::{DELIVERY_COUNT, Mover, POSTPONE_FOR};
 use super::request::{Circumstances, Request};
 use super::run::{Runner, Verdict, unknown_action};
 use super::settled::Settled;
 use super::tracked::Tracked;
+use crate::error::Result;
 use crate::message::batch::BATCH_ACTION;
 use crate::message::{CODE_TOO_LARGE, CODE_UNKNOWN_ACTION, ServiceMessage};
 use crate::name::{check_action, check_short_string, shown};
 use crate::topology;
-use crate::transport::{Delivery, Message, Oversized, Publication};
+use crate::transport::x_death::COPIES;
+use crate::transport::{Delivery, Message, Oversized, Publication, Wire};
 
 /// How long a message waits that has to come again, as its body was not kept.
 const COMES_AGAIN: Duration = Duration::from_millis(100);
@@ -98,6 +100,7 @@ impl Dispatch {
             redelivered: self.mover.was_redelivered(delivery.delivery()),
             failed: self.mover.failed_attempts(delivery.delivery(), &attempt),
             arrived: delivery.delivery().arrived(),
+            is_copy: message.properties.headers.get(COPIES).is_some(),
         };
         if !runner.handlers.answer() {
             answer = answer.unwanted();
@@ -136,10 +139,34 @@ impl Dispatch {
     }
 
     /// Puts back what was fetched and not begun: as new, so that nothing counts against it.
-    pub(crate) fn give_back(&self, delivery: Delivery) {
-        if let Some(tracked) = self.settled.track(delivery) {
-            self.mover.give_back(tracked);
+    /// Blocks at most until `deadline`.
+    pub(crate) fn give_back(&self, delivery: Delivery, deadline: Instant) {
+        // A copy would lack a body that was too large: it goes back by itself.
+        if delivery.message().oversized().is_none()
+            && Instant::now() < deadline
+            && let Some(tracked) = self.settled.track(delivery)
+        {
+            self.mover.give_back(tracked, deadline);
         }
+    }
+
+    /// How many messages are being handled or moved.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.settled.running()
+    }
+
+    /// How many messages wait for another attempt in queues of the broker's. Blocks at most
+    /// until `deadline`.
+    pub(crate) fn waiting(&self, wire: &dyn Wire, deadline: Instant) -> Result<usize> {
+        let mut queues = self.mover.queues_of_waiting();
+        if !queues.is_empty() && self.runner.deduplication.is_some() {
+            queues.push(self.mover.inbox.retry_queue(POSTPONE_FOR));
+        }
+        let mut count = 0;
+        for queue in queues {
+            count += wire.backlog(&queue, deadline)?;
+        }
+        Ok(count)
     }
 
     /// Lets a message pass unless it may be what its worker died of.

@@ -8,31 +8,54 @@ use crate::error::{Error, Phase, Result};
 /// How long it waits before it looks again: the broker is asked each time.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Waits until nothing is queued and no handler runs, at most `timeout`. `look` gives both
-/// numbers. `owner` is whose they are.
-pub(crate) fn drain(
-    owner: &str,
-    timeout: Duration,
-    mut look: impl FnMut() -> Result<(usize, usize)>,
-) -> Result<()> {
+/// The same while all that is left waits for another attempt.
+const LATER_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What is left to be handled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    pub(crate) queued: usize,
+    pub(crate) running: usize,
+    /// What waits for another attempt; not looked at before the others are done.
+    pub(crate) later: usize,
+}
+
+impl Left {
+    fn is_nothing(self) -> bool {
+        self.queued + self.running + self.later == 0
+    }
+
+    /// What is told after a shutdown: an error if something is left in a queue. What ran at
+    /// the end of `drain` has ended with the shutdown, or that has failed.
+    pub(crate) fn told(self, owner: &str, timeout: Duration) -> Result<()> {
+        let Self { queued, later, .. } = self;
+        if queued + later == 0 {
+            return Ok(());
+        }
+        Err(Error::timed_out(
+            Phase::Shutdown,
+            format!(
+                "{owner} is not drained after {timeout:?}: {queued} messages are queued, and \
+                 {later} wait for another attempt"
+            ),
+        ))
+    }
+}
+
+/// Waits until nothing is left, at most `timeout`; returns what is.
+pub(crate) fn drain(timeout: Duration, mut look: impl FnMut() -> Result<Left>) -> Result<Left> {
     let end = Instant::now() + timeout.min(Duration::from_secs(60 * 60 * 24 * 365));
     // A message may be on its way between the queue and a worker: seen in neither.
     let mut empty = 0;
     loop {
-        let (queued, running) = look()?;
-        empty = if queued + running == 0 { empty + 1 } else { 0 };
-        if empty == 2 {
-            return Ok(());
+        let left = look()?;
+        empty = if left.is_nothing() { empty + 1 } else { 0 };
+        if empty == 2 || Instant::now() >= end {
+            return Ok(left);
         }
-        if Instant::now() >= end {
-            return Err(Error::timed_out(
-                Phase::Shutdown,
-                format!(
-                    "{owner} is not drained after {timeout:?}: {queued} messages are queued and \
-                     {running} fetched"
-                ),
-            ));
-        }
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(match left.later {
+            0 => LOOK_INTERVAL,
+            _ => LATER_INTERVAL,
+        });
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
@@ -16,15 +16,15 @@ use crate::deadline;
 use crate::message::Body;
 use crate::topology::DEAD_EXCHANGE;
 use crate::transport::x_death::{
-    ATTEMPTS, COPIES, Death, FIRST_ERROR, GIVEN_UP, LAST_ERROR, LEFT_OUT, REDELIVERIES,
+    ATTEMPTS, Death, FIRST_ERROR, GIVEN_UP, LAST_ERROR, LEFT_OUT, REDELIVERIES,
 };
-use crate::transport::{Broker, Delivery, Fate, HeaderTable, Properties, Publication, Ticket};
+use crate::transport::{Broker, Delivery, Fate, Publication, Ticket};
 
 /// What a quorum queue counts itself.
 pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// How much of an error a header holds, in bytes.
-const LONGEST_ERROR: usize = 1_000;
+pub(super) const LONGEST_ERROR: usize = 1_000;
 
 /// How long a worker waits after it could not dead-letter a message with a large body.
 const OVERSIZED_AGAIN: Duration = Duration::from_secs(1);
@@ -74,6 +74,20 @@ impl Retries {
 }
 
 impl Mover {
+    /// The queues in which messages wait for another attempt; none if they wait here.
+    pub(super) fn queues_of_waiting(&self) -> Vec<String> {
+        match &self.retries {
+            Retries::Held { .. } => Vec::new(),
+            Retries::Queued { delays, parking } => {
+                let delays = delays.iter().chain([parking]);
+                let mut queues: Vec<_> = delays.map(|it| self.inbox.retry_queue(*it)).collect();
+                queues.push(self.inbox.suspect_queue());
+                queues.dedup();
+                queues
+            }
+        }
+    }
+
     /// Was it delivered before, by the queue's mark or by our count?
     pub(super) fn was_redelivered(&self, delivery: &Delivery) -> bool {
         let headers = &delivery.message().properties.headers;
@@ -100,10 +114,20 @@ impl Mover {
 
     /// Puts a message that was fetched and not begun back into its queue, as new: it goes
     /// to another worker, and nothing counts against it.
-    pub(crate) fn give_back(&self, delivery: Tracked) {
+    ///
+    /// Blocks at most until `deadline`; what is too late goes back by itself, and counts as
+    /// delivered.
+    pub(crate) fn give_back(&self, delivery: Tracked, deadline: Instant) {
         let mut copy = self.copy(delivery.delivery(), "", self.inbox.queue.clone());
         copy.properties.expiration = delivery.message().properties.expiration;
-        self.move_to(delivery, copy, None, None);
+        if delivery.delivery().is_redelivered() {
+            // Another worker may have begun with it.
+            let headers = &mut copy.properties.headers;
+            let before = headers.int(REDELIVERIES).unwrap_or(0);
+            headers.insert(REDELIVERIES, before.max(1));
+        }
+        let soon = deadline::after(MOVE_TIMEOUT);
+        self.move_until(deadline.min(soon), delivery, copy, None, None);
     }
 
     /// After a one-way message's handler has failed: another attempt later, or
@@ -308,68 +332,28 @@ impl Mover {
         Some(Failure::new(reason, error))
     }
 
-    /// The message as it is, but kept on disk and without an expiry of its own.
-    fn copy(&self, delivery: &Delivery, exchange: &'static str, key: String) -> Publication {
-        let message = delivery.message();
-        let mut properties = Properties {
-            persistent: true,
-            expiration: None,
-            ..message.properties.clone()
-        };
-        let headers = &mut properties.headers;
-        // A quorum queue's count is of one queue alone.
-        headers.remove(DELIVERY_COUNT);
-        let copies = headers.int(COPIES).unwrap_or(0).saturating_add(1);
-        if headers.size() > self.broker.max_headers().saturating_sub(self.our_headers()) {
-            log::warn!(
-                target: "coney::worker",
-                "{}: the headers of {} are too large to be copied, and are left out",
-                self.inbox.owner, describe(message)
-            );
-            let kept = [ATTEMPTS, GIVEN_UP, REDELIVERIES];
-            let kept = kept.map(|name| (name, headers.get(name).cloned()));
-            *headers = HeaderTable::new();
-            headers.insert(
-                LEFT_OUT,
-                "the message's own headers, too large to be copied",
-            );
-            for (name, value) in kept {
-                if let Some(value) = value {
-                    headers.insert(name, value);
-                }
-            }
-        }
-        headers.insert(COPIES, copies);
-        let mut copy = Publication {
-            properties,
-            mandatory: true,
-            ..Publication::new(exchange, key, message.body.clone())
-        };
-        copy.drop_unsendable();
-        copy
-    }
-
-    /// Room for the headers that a move adds: two errors, and what is of fixed size.
-    fn our_headers(&self) -> usize {
-        2 * self.longest_error() + 1_500
-    }
-
-    /// How much of an error fits beside a message's own headers, in bytes.
-    fn longest_error(&self) -> usize {
-        LONGEST_ERROR.min(self.broker.max_headers() / 8)
-    }
-
     /// Publishes the copy. Once the broker has it, another thread replies and
     /// acknowledges the original.
     fn move_to(
         &self,
+        delivery: Tracked,
+        copy: Publication,
+        reply: Option<Publication>,
+        parked: Option<Publication>,
+    ) {
+        let deadline = deadline::after(MOVE_TIMEOUT);
+        self.move_until(deadline, delivery, copy, reply, parked);
+    }
+
+    fn move_until(
+        &self,
+        deadline: Instant,
         delivery: Tracked,
         mut copy: Publication,
         reply: Option<Publication>,
         parked: Option<Publication>,
     ) {
         let to = copy.routing_key.clone();
-        let deadline = deadline::after(MOVE_TIMEOUT);
         copy.ticket = Some(Ticket::until(deadline).into());
         let confirmation = self.broker.publish_confirmed(copy, deadline);
         // Fails when the server has given up waiting for its workers; then the

@@ -34,4 +34,6 @@ pub(super) struct Circumstances {
     pub(super) failed: usize,
     /// When it arrived in this process.
     pub(super) arrived: Instant,
+    /// It was moved from queue to queue.
+    pub(super) is_copy: bool,
 }

@@ -83,7 +83,12 @@ impl Runner {
         answer: &Answer<'_>,
     ) -> Option<Instant> {
         let source = answer.reply_to?;
-        self.clocks.deadline(headers, source, circumstances.arrived)
+        self.clocks.deadline(
+            headers,
+            source,
+            circumstances.arrived,
+            circumstances.is_copy,
+        )
     }
 
     /// Runs the handler if the request is still wanted and not a repetition.

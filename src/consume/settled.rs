@@ -48,6 +48,8 @@ struct State {
 
 struct Finished {
     finish: Finish,
+    /// It has been settled again, after the first time.
+    is_settled_again: bool,
     /// Of the latest finish, where a message was finished more than once.
     number: u64,
 }
@@ -95,8 +97,12 @@ impl Settled {
         let finish = {
             let mut state = self.state.lock();
             state.forget_old(Instant::now());
-            if came_back && let Some(finished) = state.finished.get(&key) {
-                finished.finish.clone()
+            if came_back && let Some(finished) = state.finished.get_mut(&key) {
+                // Once more: it may be the reply that the connection is lost of.
+                match std::mem::replace(&mut finished.is_settled_again, true) {
+                    false => finished.finish.clone(),
+                    true => Finish::Acked,
+                }
             } else {
                 match state.running.entry(key) {
                     Entry::Vacant(vacant) => {
@@ -156,6 +162,11 @@ impl Settled {
         Some(hasher.finish())
     }
 
+    /// How many messages are being handled.
+    pub(crate) fn running(&self) -> usize {
+        self.state.lock().running.len()
+    }
+
     /// Those that have been handled for longer than `limit` and were not reported before:
     /// for how long.
     pub(super) fn running_longer_than(&self, limit: Duration) -> Vec<Duration> {
@@ -183,7 +194,12 @@ impl State {
         self.bytes += finish.bytes();
         self.last += 1;
         let number = self.last;
-        if let Some(before) = self.finished.insert(key, Finished { finish, number }) {
+        let finished = Finished {
+            finish,
+            is_settled_again: false,
+            number,
+        };
+        if let Some(before) = self.finished.insert(key, finished) {
             self.bytes -= before.finish.bytes();
         }
         self.order.push_back((key, number, now));

@@ -162,7 +162,7 @@ impl DeadLetters {
             if letter.message_id() != Some(message_id) {
                 return Ok((Step::Keep, Some(delivery)));
             }
-            found = Some(letter);
+            found = Some(letter.without_large_body());
             Ok((Step::Stop, Some(delivery)))
         })?;
         Ok(found)
@@ -297,7 +297,7 @@ impl DeadLetters {
             ticket: Some(Ticket::until(deadline).into()),
             ..Publication::new("", letter.queue(), letter.body().to_vec())
         };
-        publication.drop_unsendable();
+        publication.properties.drop_unsendable();
         if letter.body_is_missing() {
             log::warn!(
                 target: "coney::dead_letters",

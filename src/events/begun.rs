@@ -7,7 +7,7 @@
 //! worker dies, the mark goes back, and the next worker finds it: there are as many marks of
 //! an event as workers have died of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,17 +36,13 @@ pub(super) struct Begun {
     limit: u32,
     /// Changes when the connection is lost: then what was held has gone back.
     session: AtomicU64,
-    /// Locked while a marked event is handled: one at a time, so that no other is
-    /// suspected of what it does.
-    marks: Mutex<Marks>,
+    /// The events handled lately whose marks went back with a lost connection. Locked while a
+    /// marked event is handled: one at a time, so that no other is suspected of what it does.
+    handled: Mutex<VecDeque<String>>,
 }
 
-#[derive(Default)]
-struct Marks {
-    session: Option<u64>,
-    /// By the id of the event.
-    held: HashMap<String, Vec<Delivery>>,
-}
+/// How many of these are remembered. A mark that is forgotten stays until its time is over.
+const MOST_HANDLED: usize = 1_024;
 
 /// What to do with an event that has come back.
 pub(super) enum Verdict<R> {
@@ -72,7 +68,7 @@ impl Begun {
             queue: topology::suspect_queue(queue),
             limit,
             session: AtomicU64::new(0),
-            marks: Mutex::default(),
+            handled: Mutex::default(),
         })
     }
 
@@ -87,38 +83,47 @@ impl Begun {
     ///
     /// If it cannot be marked; it was not handled then.
     pub(super) fn handle<R>(&self, id: &str, handle: impl FnOnce() -> R) -> Result<Verdict<R>> {
-        let mut marks = self.marks.lock();
+        let mut handled = self.handled.lock();
         let session = self.session.load(Ordering::SeqCst);
-        if marks.session != Some(session) {
-            marks.held = self.read()?;
-            marks.session = Some(session);
-        }
+        // Those of other events go back when this ends.
+        let mut held = self.read(&mut handled)?;
+        let mut own = held.remove(id).unwrap_or_default();
         // Before the first marked one it had been begun unmarked.
-        let deaths = match marks.held.get(id) {
-            Some(marks) => i64::try_from(marks.len()).unwrap_or(i64::MAX - 1) + 1,
-            None => 0,
+        let deaths = match own.len() {
+            0 => 0,
+            marks => i64::try_from(marks).unwrap_or(i64::MAX - 1) + 1,
         };
         let is_poison = deaths > i64::from(self.limit);
         if !is_poison {
-            let mark = self.mark(id)?;
-            marks.held.entry(id.to_owned()).or_default().push(mark);
+            own.push(self.mark(id)?);
         }
-        let handled = (!is_poison).then(handle);
-        for mark in marks.held.remove(id).into_iter().flatten() {
-            mark.ack();
+        let result = (!is_poison).then(handle);
+        own.into_iter().for_each(Delivery::ack);
+        if self.session.load(Ordering::SeqCst) != session {
+            handled.push_back(id.to_owned());
+            if handled.len() > MOST_HANDLED {
+                handled.pop_front();
+            }
         }
-        Ok(match handled {
+        Ok(match result {
             Some(result) => Verdict::Handled(result),
             None => Verdict::Poison(deaths),
         })
     }
 
-    /// Takes all marks there are, and holds them.
-    fn read(&self) -> Result<HashMap<String, Vec<Delivery>>> {
+    /// Takes all marks there are: by the id of their event. Those that are over it removes.
+    fn read(&self, handled: &mut VecDeque<String>) -> Result<HashMap<String, Vec<Delivery>>> {
         let mut held: HashMap<String, Vec<Delivery>> = HashMap::new();
         while let Some((mark, _)) = self.wire.get(&self.queue, deadline::after(STEP_TIMEOUT))? {
             let id = mark.message().properties.message_id.clone();
-            held.entry(id.unwrap_or_default()).or_default().push(mark);
+            let id = id.unwrap_or_default();
+            match handled.iter().position(|it| *it == id) {
+                Some(at) => {
+                    handled.remove(at);
+                    mark.ack();
+                }
+                None => held.entry(id).or_default().push(mark),
+            }
         }
         Ok(held)
     }
@@ -151,15 +156,11 @@ impl Begun {
             Some(Fate::Confirmed) => {}
             other => return Err(failed(&format!("{other:?}"))),
         }
-        loop {
-            let Some((mark, _)) = self.wire.get(&self.queue, deadline)? else {
-                return Err(failed("it is not there"));
-            };
-            if mark.message().properties.message_id.as_deref() == Some(id) {
-                return Ok(mark);
-            }
-            // One of an instance that has died since: it is held with the next reading.
-        }
+        // All others are held.
+        let mark = self.wire.get(&self.queue, deadline)?;
+        let mark = mark.map(|(mark, _)| mark);
+        mark.filter(|mark| mark.message().properties.message_id.as_deref() == Some(id))
+            .ok_or_else(|| failed("it is not there"))
     }
 }
 
@@ -178,7 +179,7 @@ mod tests {
         let broker = Broker::memory();
         let open = || Begun::open(&broker, "event.s.ordered", 1).unwrap();
         let marks = |of: &Begun| {
-            let found = of.read().unwrap();
+            let found = of.read(&mut VecDeque::new()).unwrap();
             found.values().map(Vec::len).sum::<usize>()
         };
         let handled = |begun: &Begun| matches!(begun.handle("e", || ()), Ok(Verdict::Handled(())));
@@ -210,5 +211,21 @@ mod tests {
         ));
         assert!(matches!(open().handle("e", || ()), Ok(Verdict::Poison(2))));
         assert!(handled(&open()), "its mark is gone");
+    }
+
+    /// The mark of an event went back when the connection was lost, and the event was handled.
+    #[test]
+    fn a_mark_whose_event_was_handled_is_removed() {
+        let broker = Broker::memory();
+        let begun = Begun::open(&broker, "event.s.ordered", 1).unwrap();
+        let again = Begun::open(&broker, "event.s.ordered", 1).unwrap();
+        let lost = || begun.lost();
+        assert!(matches!(begun.handle("e", lost), Ok(Verdict::Handled(()))));
+        // As the broker would have it: here the acknowledgement arrived.
+        let held = [begun.mark("e").unwrap(), begun.mark("other").unwrap()];
+        drop(held);
+        assert!(matches!(begun.handle("f", || ()), Ok(Verdict::Handled(()))));
+        let left = again.read(&mut VecDeque::new()).unwrap();
+        assert_eq!(left.keys().collect::<Vec<_>>(), ["other"]);
     }
 }

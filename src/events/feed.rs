@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -116,13 +116,13 @@ impl Job {
         matches!(self, Self::Event { feed: its, .. } if Arc::ptr_eq(its, feed))
     }
 
-    /// Puts back an event that no worker has begun with.
-    pub(super) fn give_back(self) {
+    /// Puts back an event that no worker has begun with. Blocks at most until `deadline`.
+    pub(super) fn give_back(self, deadline: Instant) {
         if let Self::Event { feed, event } = self
             && !feed.is_broadcast
             && let Some(delivery) = event.into_fresh()
         {
-            feed.dispatch.give_back(delivery);
+            feed.dispatch.give_back(delivery, deadline);
         }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::EventSubscriberBuilder;
-use super::feed::{Crew, Feed, Job};
-use crate::consume::drain;
+use super::feed::{Crew, Feed};
+use crate::consume::{Left, drain};
 use crate::deadline;
 use crate::error::{ErrorKind, Result};
 use crate::transport::{Broker, Wire};
@@ -103,7 +103,9 @@ impl EventSubscriber {
                 log::warn!(target: "coney::events", "{}: {error}", self.service);
             }
         }
-        workers.stop().into_iter().for_each(Job::give_back);
+        for job in workers.stop() {
+            job.give_back(soon);
+        }
         // Dropped deliveries go back.
         drop(delays.stop(deadline));
         let finished = workers.finish(deadline, timeout);
@@ -151,7 +153,7 @@ impl EventSubscriber {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TimedOut`] with how many events are left, and those of
+    /// [`ErrorKind::TimedOut`] with how many events are left or wait for another attempt, and those of
     /// [`shutdown`](EventSubscriber::shutdown).
     ///
     /// ```
@@ -169,16 +171,29 @@ impl EventSubscriber {
         let deadline = deadline::after(timeout);
         let workers = &self.crew.workers;
         workers.check_not_one_of_them()?;
-        let drained = drain(&self.service, timeout / 2, || {
-            let mut left = 0;
-            for running in self.feeds.iter().filter(|it| !it.feed.is_broadcast) {
-                left += running.wire.backlog(&running.queue, deadline)?;
+        let shared = || self.feeds.iter().filter(|it| !it.feed.is_broadcast);
+        let drained = drain(timeout / 2, || {
+            let mut left = Left {
+                queued: self.feeds.iter().map(|it| it.feed.waiting()).sum(),
+                running: workers.busy(),
+                later: 0,
+            };
+            for running in shared() {
+                left.queued += running.wire.backlog(&running.queue, deadline)?;
+                left.running += running.feed.dispatch.unsettled();
             }
-            let waiting: usize = self.feeds.iter().map(|it| it.feed.waiting()).sum();
-            Ok((left, workers.busy() + waiting))
+            if left.queued + left.running == 0 {
+                for Running { feed, wire, .. } in shared() {
+                    left.later += feed.dispatch.waiting(&**wire, deadline)?;
+                }
+            }
+            Ok(left)
         });
         let rest = deadline.saturating_duration_since(Instant::now());
-        drained.and(self.shutdown(rest))
+        let stopped = self.shutdown(rest);
+        let left = drained?;
+        stopped?;
+        left.told(&self.service, timeout)
     }
 }
 

@@ -210,6 +210,10 @@ impl Beating {
                     self.next = self.next_beat();
                 }
                 let service = member.instance.service().to_owned();
+                // It is here again.
+                let id = member.instance.id();
+                self.leaving
+                    .retain(|(other, gone, _)| *other != service || gone != id);
                 let result = member.write(&*self.store);
                 self.members.insert(number, member);
                 self.cache.nudge(&service);

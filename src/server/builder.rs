@@ -196,8 +196,9 @@ impl ServiceServerBuilder {
     /// Sets how long the broker lets a delivery be unacknowledged: its `consumer_timeout`. A
     /// warning is logged when a handler has run for 80 % of it. Past it the broker closes
     /// the channel (`delivery acknowledgement on channel N timed out`) and delivers the
-    /// message again; a handler that is still at it then settles it when it returns, and is
-    /// not run again. Defaults to 30 min, as RabbitMQ's does.
+    /// message again; where it comes back to this process, a handler that is still at it
+    /// settles it when it returns, and is not run again; another server of the service may
+    /// run it meanwhile. Defaults to 30 min, as RabbitMQ's does.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.options.consumer_timeout = timeout;
         self

@@ -164,11 +164,11 @@ impl Consumers {
         {
             // From now on callers are told at once that it is not there.
             self.attempt(own.wire.stop_consuming(deadline));
-            self.give_back_jobs(self.intake.take_messages());
+            self.give_back_jobs(self.intake.take_messages(), deadline);
             self.attempt(self.hand_over(own, deadline));
             self.attempt(own.wire.delete_own_queue(deadline));
         }
-        self.give_back_jobs(self.intake.take_messages());
+        self.give_back_jobs(self.intake.take_messages(), deadline);
     }
 
     /// Takes requests again, unless it is closed.
@@ -193,16 +193,20 @@ impl Consumers {
     /// Gives what waits in the instance's own queue to the others.
     fn hand_over(&self, own: &OwnQueue, deadline: Instant) -> Result<()> {
         while let Some((delivery, _)) = own.wire.get_own(deadline)? {
-            self.dispatch.give_back(delivery);
+            match delivery.message().oversized() {
+                // It cannot stay here, and is answered by anyone.
+                Some(_) => drop(self.dispatch.process(delivery)),
+                None => self.dispatch.give_back(delivery, deadline),
+            }
         }
         Ok(())
     }
 
     /// Puts back the messages that no worker has begun with: into the queue of the
-    /// service, wherever they come from.
-    pub(super) fn give_back_jobs(&self, jobs: Vec<Job>) {
+    /// service, wherever they come from. Blocks at most until `deadline`.
+    pub(super) fn give_back_jobs(&self, jobs: Vec<Job>, deadline: Instant) {
         let deliveries = jobs.into_iter().filter_map(Job::into_delivery);
-        deliveries.for_each(|delivery| self.dispatch.give_back(delivery));
+        deliveries.for_each(|delivery| self.dispatch.give_back(delivery, deadline));
     }
 
     /// Waits until the broker has all that was sent: the last replies and

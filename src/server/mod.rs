@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 pub use self::builder::ServiceServerBuilder;
 use self::health::Health;
 use self::intake::Consumers;
-use crate::consume::drain;
+use crate::consume::{Left, drain};
 use crate::deadline;
 use crate::error::Result;
 use crate::registry::{Registration, RegistrationState};
@@ -98,16 +98,17 @@ impl ServiceServer {
     }
 
     /// Handles what is in the service's queue, and then shuts down: for programs that end
-    /// when their work is done. Goes on until the queue is empty and no handler runs, or
-    /// half of `timeout` is over; the shutdown has the rest. What waits between two attempts
-    /// is not waited for.
+    /// when their work is done. Goes on until the queue is empty, no handler runs and nothing
+    /// waits for another attempt, or half of `timeout` is over; the shutdown has the rest.
     ///
-    /// Blocks at most `timeout`. Other servers of the service go on.
+    /// Blocks at most `timeout`. Other servers of the service go on, and may take what this
+    /// one waits for. What is left at the end stays in its queue: with [`Broker::memory`] it
+    /// is gone with the process.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) with how many requests are left in
-    /// the queue, and those of [`shutdown`](ServiceServer::shutdown).
+    /// the queue or wait for another attempt, and those of [`shutdown`](ServiceServer::shutdown).
     ///
     /// ```
     /// # use std::time::{Duration, Instant};
@@ -125,12 +126,27 @@ impl ServiceServer {
         let workers = &self.consumers.intake.workers;
         workers.check_not_one_of_them()?;
         let queue = topology::request_queue(&self.service);
-        let drained = drain(&self.service, timeout / 2, || {
-            let left = self.consumers.shared.backlog(&queue, deadline)?;
-            Ok((left, workers.busy()))
+        let Consumers {
+            shared, dispatch, ..
+        } = &*self.consumers;
+        let drained = drain(timeout / 2, || {
+            let queued = shared.backlog(&queue, deadline)?;
+            let running = workers.busy() + dispatch.unsettled();
+            let later = match queued + running {
+                0 => dispatch.waiting(&**shared, deadline)?,
+                _ => 0,
+            };
+            Ok(Left {
+                queued,
+                running,
+                later,
+            })
         });
         let rest = deadline.saturating_duration_since(Instant::now());
-        drained.and(self.shutdown(rest))
+        let stopped = self.shutdown(rest);
+        let left = drained?;
+        stopped?;
+        left.told(&self.service, timeout)
     }
 
     /// Deregisters, stops consuming, lets running handlers finish, reply and acknowledge,
@@ -164,8 +180,9 @@ impl ServiceServer {
         if let Some(health) = self.health.lock().take() {
             health.stop(deadline::after(timeout / 8));
         }
-        self.consumers.pause(deadline::after(timeout / 4));
-        self.consumers.give_back_jobs(workers.stop());
+        let soon = deadline::after(timeout / 4);
+        self.consumers.pause(soon);
+        self.consumers.give_back_jobs(workers.stop(), soon);
         let finished = workers.finish(deadline, timeout);
         // The handlers are done; the broker must have what they have answered too.
         let was_stopped = self.stopped.swap(true, Ordering::Relaxed);

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::direct::{self, DIRECT_REPLY_TO};
 use super::{ExchangeKind, QueueOptions, Topology};
 
 /// The exchange that every request goes through.
@@ -84,19 +85,13 @@ pub(crate) fn is_queue_of(queue: &str, service: &str) -> bool {
 /// The queue that keeps all dead letters.
 pub(crate) const DEAD_QUEUE: &str = "dead.letter";
 
-/// The name by which a client asks for RabbitMQ's direct reply-to. The broker puts another
-/// into the property `reply_to`, which begins with it.
-pub(crate) const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
-
 /// Whether a reply may go to a queue: one that the broker has named, or stands for a client
 /// itself. Replies to other queues would be written with the server's rights, wherever a
 /// sender points, so they go there only where the server allows `any`, and never where they
 /// would be taken for a request or a dead letter.
 pub(crate) fn may_take_replies(queue: &str, any: bool) -> bool {
-    if let Some(token) = queue.strip_prefix(DIRECT_REPLY_TO) {
-        // A forged one would end the channel that it is published on.
-        let is_token = |c: u8| c.is_ascii_alphanumeric() || b"+/=.-_".contains(&c);
-        return token.len() > 1 && token.starts_with('.') && token.bytes().all(is_token);
+    if queue.starts_with(DIRECT_REPLY_TO) {
+        return direct::is_direct(queue);
     }
     if queue.starts_with("amq.gen-") {
         return true;
@@ -221,10 +216,6 @@ mod tests {
             assert!(!may_take_replies(&ours, true), "{ours}");
         }
         assert!(may_take_replies("amq.gen-J7nq", false));
-        assert!(may_take_replies(
-            "amq.rabbitmq.reply-to.g2dkAA==.b8U=",
-            false
-        ));
         assert!(!may_take_replies("replies.of.the.order-service", false));
         assert!(may_take_replies("replies.of.the.order-service", true));
     }

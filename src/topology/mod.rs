@@ -1,16 +1,18 @@
 //! Exchanges, queues and bindings: what a link declares, and those of the wire contract.
 
 mod contract;
+mod direct;
 
 use std::time::Duration;
 
 pub(crate) use self::contract::{
-    DEAD_EXCHANGE, DEAD_QUEUE, DIRECT_REPLY_TO, EVENT_EXCHANGE, NO_DELIVERY_LIMIT,
-    SERVICE_EXCHANGE, for_dead_letters, for_events, for_requests, for_service, for_subscription,
-    for_suspects, group_queue, in_order, instance_queue, is_for_instance, is_queue_of,
-    may_take_replies, request_key, request_queue, retry_queue, service_stem, singleton_queue,
-    suspect_queue,
+    DEAD_EXCHANGE, DEAD_QUEUE, EVENT_EXCHANGE, NO_DELIVERY_LIMIT, SERVICE_EXCHANGE,
+    for_dead_letters, for_events, for_requests, for_service, for_subscription, for_suspects,
+    group_queue, in_order, instance_queue, is_for_instance, is_queue_of, may_take_replies,
+    request_key, request_queue, retry_queue, service_stem, singleton_queue, suspect_queue,
 };
+
+pub(crate) use self::direct::DIRECT_REPLY_TO;
 
 /// How an exchange picks the queues a message goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,7 +36,7 @@ pub(crate) use limits::Limits;
 pub use link::Link;
 pub(crate) use publication::{LONGEST_EXPIRATION, LargeBody, Oversized, Parcel, Sharing, is_large};
 pub use publication::{Message, Properties, Publication, RareProperties, Returned};
-pub(crate) use room::{Budget, Place, Room};
+pub(crate) use room::{Budget, Room};
 pub(crate) use ticket::Ticket;
 
 use crate::error::{Error, ErrorKind, Result};

@@ -54,6 +54,37 @@ impl Properties {
             ..Self::default()
         }
     }
+
+    /// Drops what a peer has put beside the body and we could not send on.
+    pub(crate) fn drop_unsendable(&mut self) {
+        let unfit = |text: &mut Option<String>| {
+            if check_short_string("property", text.as_deref().unwrap_or_default()).is_err() {
+                *text = None;
+            }
+        };
+        unfit(&mut self.message_id);
+        unfit(&mut self.correlation_id);
+        unfit(&mut self.reply_to);
+        if let Some(rare) = &mut self.rare {
+            unfit(&mut rare.content_encoding);
+            unfit(&mut rare.kind);
+            unfit(&mut rare.app_id);
+        }
+        let content_type = self.content_type.as_deref().unwrap_or_default();
+        if check_short_string("property", content_type).is_err() {
+            self.content_type = None;
+        }
+        if !self.has_sendable_headers() {
+            self.headers = HeaderTable::new();
+        }
+        // These name further queues to go to.
+        self.headers.remove("CC");
+        self.headers.remove("BCC");
+    }
+
+    pub(crate) fn has_sendable_headers(&self) -> bool {
+        self.headers.check().is_ok() && self.headers.values() <= MOST_VALUES
+    }
 }
 
 /// RabbitMQ takes 2³² − 1 milliseconds.
@@ -217,35 +248,6 @@ impl Publication {
             mandatory: true,
             ..Self::new(SERVICE_EXCHANGE, key, body)
         })
-    }
-
-    /// Drops what a peer has put beside the body and we could not send on.
-    pub(crate) fn drop_unsendable(&mut self) {
-        let unfit = |text: &mut Option<String>| {
-            if check_short_string("property", text.as_deref().unwrap_or_default()).is_err() {
-                *text = None;
-            }
-        };
-        let properties = &mut self.properties;
-        unfit(&mut properties.message_id);
-        unfit(&mut properties.correlation_id);
-        unfit(&mut properties.reply_to);
-        if let Some(rare) = &mut properties.rare {
-            unfit(&mut rare.content_encoding);
-            unfit(&mut rare.kind);
-            unfit(&mut rare.app_id);
-        }
-        let content_type = properties.content_type.as_deref().unwrap_or_default();
-        if check_short_string("property", content_type).is_err() {
-            properties.content_type = None;
-        }
-        let headers = &mut properties.headers;
-        if headers.check().is_err() || headers.values() > MOST_VALUES {
-            *headers = HeaderTable::new();
-        }
-        // These name further queues to go to.
-        properties.headers.remove("CC");
-        properties.headers.remove("BCC");
     }
 
     /// Its owner has given up on it, or will now.

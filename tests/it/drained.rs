@@ -15,6 +15,8 @@ on_both!(
     a_server_handles_what_is_queued_and_ends,
     a_subscriber_handles_what_is_queued_and_ends,
     what_cannot_be_handled_in_time_is_counted,
+    another_attempt_is_waited_for,
+    what_ends_with_the_shutdown_is_drained,
 );
 
 const MS: Duration = Duration::from_millis(1);
@@ -82,6 +84,48 @@ fn what_cannot_be_handled_in_time_is_counted(broker: &Broker) {
     let error = server.drain(Duration::from_secs(1)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(error.to_string().contains("messages are queued"), "{error}");
+}
+
+fn another_attempt_is_waited_for(broker: &Broker) {
+    let service = unique("work");
+    let server = ServiceServer::builder(broker, &service)
+        .retry_delays([300 * MS, 1_000 * PATIENCE])
+        .handler_with("work", |context: &coney::Context<'_>, last: u32| {
+            match context.attempt() >= last {
+                true => Ok(()),
+                false => Err(HandlerError::new("not yet")),
+            }
+        })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    client.send(&service, "work", &2).unwrap();
+    server.drain(PATIENCE).unwrap();
+    let again = ServiceServer::builder(broker, &service)
+        .retry_delays([300 * MS, 1_000 * PATIENCE])
+        .handler("work", |_: u32| Err::<(), _>("never"))
+        .start()
+        .unwrap();
+    client.send(&service, "work", &3).unwrap();
+    let error = again.drain(Duration::from_secs(3)).unwrap_err();
+    assert!(error.to_string().contains("1 wait for another"), "{error}");
+}
+
+/// It takes longer than half of the time.
+fn what_ends_with_the_shutdown_is_drained(broker: &Broker) {
+    let service = unique("work");
+    let (began, begins) = crossbeam_channel::unbounded();
+    let server = ServiceServer::builder(broker, &service)
+        .handler("work", move |(): ()| {
+            began.send(()).unwrap();
+            thread::sleep(1_300 * MS);
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    client(broker).send(&service, "work", &()).unwrap();
+    begins.recv_timeout(PATIENCE).unwrap();
+    server.drain(2_000 * MS).unwrap();
 }
 
 /// The last acknowledgements have reached the broker when `shutdown` returns: the process

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coney::message::ServiceMessage;
+use coney::transport::{Link, LinkSpec, Properties, Publication, Topology};
 use coney::{
     Broker, Context, EventPublisher, EventSubscriber, HandlerError, ServiceServer, Subscription,
 };
@@ -214,4 +216,49 @@ fn a_handler_longer_than_the_brokers_timeout_runs_once() {
     assert_eq!(answer, 7);
     assert_eq!(runs.try_iter().collect::<Vec<_>>(), [7]);
     no_dead_letter(&other, &service);
+}
+
+/// Its copies have none of its headers.
+#[test]
+fn a_message_with_too_many_headers_comes_back_and_runs() {
+    let proxy = Proxy::start(&amqp_url());
+    let broker = quick(&proxy.url);
+    let service = unique("work");
+    let (began, runs) = unbounded();
+    let (release, released) = unbounded::<()>();
+    let _server = ServiceServer::builder(&broker, &service)
+        .workers(1)
+        .handler("work", move |n: u64| {
+            began.send(n).unwrap();
+            if n == 0 {
+                let _ = released.recv_timeout(PATIENCE);
+            }
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    let link = Link::open(&rabbitmq(), LinkSpec::new(Topology::default())).unwrap();
+    for n in 0..3u64 {
+        let message = ServiceMessage::new("peer", service.as_str(), "work", n);
+        let key = format!("request.{service}");
+        let mut publication = Publication::new("service.exchange", key, message.encode().unwrap());
+        publication.properties = Properties {
+            message_id: Some(message.message_id.to_string()),
+            persistent: true,
+            ..Properties::json()
+        };
+        for header in 0..250i64 {
+            let headers = &mut publication.properties.headers;
+            headers.insert(format!("h{header}"), header);
+        }
+        link.publish(publication, PATIENCE).unwrap();
+    }
+    assert_eq!(runs.recv_timeout(PATIENCE), Ok(0));
+    proxy.cut();
+    drop(release);
+    let mut left: Vec<u64> = (0..2)
+        .map(|_| runs.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    left.sort_unstable();
+    assert_eq!(left, [1, 2]);
 }

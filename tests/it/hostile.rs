@@ -264,3 +264,36 @@ fn texts_that_are_not_utf8_lose_nothing_else() {
     let more = link.recv_timeout(Duration::from_millis(200));
     assert!(more.is_none(), "it is not delivered again: {more:?}");
 }
+
+/// RabbitMQ looks into the name of a direct reply queue when a reply goes there.
+#[test]
+fn forged_names_of_direct_replies_cost_nothing() {
+    let (told, states) = crossbeam_channel::unbounded();
+    let broker = Broker::builder(&support::amqp_url())
+        .on_state_change(move |state| drop(told.send(state.clone())))
+        .connect()
+        .unwrap();
+    let service = unique("echo");
+    let _server = echo_server(&broker, &service);
+    let peer = Peer::new(&support::rabbitmq());
+    for token in [
+        "AA.B",
+        "AAAA.BBBB",
+        "g1h2AA==.g1h2AA==",
+        "g2gCYQFhAg==.x",
+        ".",
+        "a",
+    ] {
+        let forged = format!("amq.rabbitmq.reply-to.{token}");
+        let mut message = ServiceMessage::new("peer", service.as_str(), "echo", ());
+        message.reply_to = Some(forged.as_str().into());
+        peer.send(&service, message.encode().unwrap(), "");
+        peer.send(&service, message.encode().unwrap(), &forged);
+        peer.send(&service, b"?".to_vec(), &forged);
+        serves(&broker, &service);
+    }
+    let lost = states
+        .try_iter()
+        .filter(|state| matches!(state, coney::ConnectionState::Lost(_)));
+    assert_eq!(lost.collect::<Vec<_>>(), []);
+}

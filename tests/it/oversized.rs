@@ -231,3 +231,41 @@ fn a_request_or_command_that_the_broker_refuses_is_told_so() {
         client.send(&service, "echo", "small").unwrap();
     }
 }
+
+/// It waits behind a handler when its server shuts down.
+#[test]
+fn one_that_was_not_begun_goes_back_whole() {
+    let (broker, _states) = small(&amqp_url());
+    let service = unique("mirror");
+    let (began, begins) = unbounded();
+    let (release, released) = unbounded::<()>();
+    let first = ServiceServer::builder(&broker, &service)
+        .workers(1)
+        .handler("wait", move |(): ()| {
+            began.send(()).unwrap();
+            let _ = released.recv_timeout(PATIENCE);
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    let sender = client(&crate::support::rabbitmq());
+    sender.send(&service, "wait", &()).unwrap();
+    begins.recv_timeout(PATIENCE).unwrap();
+    let large = "x".repeat(100 * KIB);
+    sender.send(&service, "echo", &large).unwrap();
+    sender.send(&service, "wait", &()).unwrap();
+    // It was fetched when a later one was.
+    let one = Duration::from_millis(300);
+    let error = first.shutdown(one).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    drop(release);
+    let (broker, _states) = small(&amqp_url());
+    let _second = mirror(&broker, &service);
+    let letter = dead_letter(&crate::support::rabbitmq(), &service);
+    let letter = match letter.reason() {
+        "no_handler" => dead_letter(&crate::support::rabbitmq(), &service),
+        _ => letter,
+    };
+    assert_eq!(letter.reason(), "too_large");
+    assert!(letter.body().len() > 100 * KIB, "it is kept whole");
+}

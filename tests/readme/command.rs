@@ -14,7 +14,7 @@ fn main() -> coney::Result<()> {
         })
         .start()?;
     let client = ServiceClient::new(&broker, "shop")?;
-    client.send("order-service", "create_order", &4711)?; // the broker has it, on disk
+    client.send("order-service", "create_order", &4711)?; // the broker has it (RabbitMQ: on disk)
     let pending = client.send_async("order-service", "create_order", &4712)?; // thousands at once
     pending.wait()?;
     server.drain(Duration::from_secs(10)) // handles what is queued, then stops

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::waiting::Waiting;
 use crate::error::Result;
 use crate::transport::{
-    Budget, Delivery, LinkSpec, Outcome, Place, Publication, Receipt, Room, Settle, Sink,
+    Budget, Delivery, LinkSpec, Outcome, Publication, Receipt, Room, Settle, Sink,
 };
 
 pub(super) type LinkId = u64;
@@ -86,7 +86,7 @@ pub(super) struct Outgoing {
     pub(super) publication: Publication,
     pub(super) receipt: Option<Receipt>,
     /// Its place among those that wait.
-    place: Option<Place>,
+    place: Option<Room>,
 }
 
 impl Outgoing {
@@ -115,7 +115,8 @@ pub(super) struct Outbox {
     pub(super) commands: Sender<Command>,
     /// Bounded by the budget.
     outgoing: Sender<Outgoing>,
-    budget: Arc<Budget>,
+    places: Arc<Budget>,
+    bytes: Arc<Budget>,
     /// Its other end, for what is put in when nobody takes it out any more.
     leftovers: Receiver<Outgoing>,
     closed: Arc<AtomicBool>,
@@ -136,7 +137,7 @@ impl Outbox {
 
     /// Room for so many bytes; without a deadline, if there is some now.
     pub(super) fn reserve(&self, bytes: usize, deadline: Option<Instant>) -> Option<Arc<Room>> {
-        self.budget.take_room(bytes, deadline).map(Arc::new)
+        self.bytes.take(bytes, deadline).map(Arc::new)
     }
 
     /// Hands a message over. Blocks while there is no room, at most until
@@ -145,7 +146,7 @@ impl Outbox {
         if !self.make_room(&mut outgoing.publication, deadline) {
             return false;
         }
-        outgoing.place = self.budget.take_place(deadline);
+        outgoing.place = self.places.take(1, Some(deadline));
         if outgoing.place.is_none() {
             return false;
         }
@@ -182,12 +183,12 @@ impl Inbox {
 pub(super) fn channels(bytes: usize) -> (Outbox, Inbox) {
     let (commands, commands_in) = crossbeam_channel::unbounded();
     let (outgoing, outgoing_in) = crossbeam_channel::unbounded();
-    let budget = Arc::new(Budget::new(MOST_OUTGOING, bytes));
     let closed = Arc::new(AtomicBool::new(false));
     let outbox = Outbox {
         commands,
         outgoing,
-        budget,
+        places: Arc::new(Budget::new(MOST_OUTGOING)),
+        bytes: Arc::new(Budget::new(bytes)),
         leftovers: outgoing_in.clone(),
         closed: Arc::clone(&closed),
     };
@@ -197,4 +198,35 @@ pub(super) fn channels(bytes: usize) -> (Outbox, Inbox) {
         closed,
     };
     (outbox, inbox)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use std::time::Duration;
+
+    /// Those who have room for their bytes wait for nothing that those need who do not.
+    #[test]
+    fn many_large_messages_get_through() {
+        let (outbox, inbox) = channels(4);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        thread::scope(|scope| {
+            let senders: Vec<_> = (0..40)
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..50).all(|_| {
+                            let publication = Publication::new("", "queue", b"x".to_vec());
+                            outbox.send(Outgoing::new(0, publication, None), deadline)
+                        })
+                    })
+                })
+                .collect();
+            for _ in 0..40 * 50 {
+                let sent = inbox.outgoing.recv_deadline(deadline);
+                assert!(sent.is_ok(), "they wait for each other");
+            }
+            assert!(senders.into_iter().all(|it| it.join().unwrap()));
+        });
+    }
 }

@@ -59,11 +59,6 @@ impl Evidence {
         self.channel_closes.lock().remove(&channel);
     }
 
-    /// The same for all channels.
-    pub(super) fn forget_channel_closes(&self) {
-        self.channel_closes.lock().clear();
-    }
-
     /// Why the guard refused what came in, if it did.
     pub(super) fn violation(&self) -> Option<String> {
         self.violation.lock().clone()

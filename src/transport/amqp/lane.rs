@@ -8,11 +8,13 @@ use super::command::Registered;
 use super::convert::{self, Failure};
 use super::declare::{declare, declare_exclusive};
 use super::evidence::Evidence;
-use super::large;
+use super::publish::publish;
 use super::spare::{Confirming, Spare};
 use super::transit::Transit;
 use crate::message::CorrelationId;
-use crate::transport::{Delivery, Outcome, Parcel, Publication, Receipt, Settle, Sink, Token};
+use crate::transport::{
+    Delivery, Outcome, Oversized, Parcel, Publication, Receipt, Settle, Sink, Token,
+};
 
 /// A link in one session: its AMQP channel, its consumer, and the deliveries
 /// it has not settled. What it publishes and what it acknowledges go through
@@ -154,7 +156,7 @@ impl<'c> Lane<'c> {
             true => self.reply_queue.clone(),
             false => None,
         };
-        large::publish(self.channel, publication, reply_queue, &self.shared.transit)
+        publish(self.channel, publication, reply_queue, &self.shared.transit)
     }
 
     /// Publishes requests with one routing key as one message.
@@ -241,10 +243,15 @@ impl<'c> Lane<'c> {
         Ok(self.channel.qos(0, self.prefetch, false)?)
     }
 
+    /// What is known of a body that was left out because of its size.
+    pub(super) fn take_oversized(&self, tag: u64) -> Option<Oversized> {
+        let evidence = &self.shared.evidence;
+        evidence.take_oversized(self.channel_id(), tag)
+    }
+
     fn hand_out(&mut self, mut from: AmqpDelivery, session: u64, acknowledge: bool) -> Delivery {
         let tag = from.delivery_tag();
-        let evidence = &self.shared.evidence;
-        let oversized = evidence.take_oversized(self.channel.channel_id(), tag);
+        let oversized = self.take_oversized(tag);
         let message = convert::take_message(&mut from, oversized);
         let redelivered = from.redelivered;
         let token = acknowledge.then(|| Token {
@@ -350,11 +357,11 @@ impl<'c> Lane<'c> {
                 if let Some(reply) = reply {
                     self.publish(*reply, None)?;
                 }
-                self.shared.transit.handing(0);
+                self.shared.transit.handing(self.channel_id(), 0);
                 delivery.ack(self.channel)?;
             }
             Outcome::Reject { requeue } => {
-                self.shared.transit.handing(0);
+                self.shared.transit.handing(self.channel_id(), 0);
                 delivery.reject(self.channel, requeue)?;
             }
             Outcome::Hold => self.holds = true,

@@ -28,7 +28,11 @@ impl<'c> Lane<'c> {
                 ConsumerMessage::Delivery(delivery) if self.acknowledges => {
                     self.pass_on(delivery, session)?;
                 }
-                ConsumerMessage::Delivery(_) => {}
+                ConsumerMessage::Delivery(delivery) => {
+                    // Its body must not be kept for it.
+                    let tag = delivery.delivery_tag();
+                    drop(self.take_oversized(tag));
+                }
                 _ => break,
             }
         }

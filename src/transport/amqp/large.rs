@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use amiquip::{Channel, Confirm, Return};
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Select, Sender, TryRecvError};
 
 use super::command::{LinkId, Outgoing};
 use super::convert::{self, Failure};
 use super::links::Opened;
+use super::publish::{Refusal, publish};
 use super::session::{End, Session, lost};
-use super::transit::Transit;
 use crate::transport::{Fate, Outcome, Parcel, Publication, Receipt, Refused, Returned};
 
 /// The channel for large messages, once there was one.
@@ -37,6 +37,8 @@ pub(super) struct LargeMessage {
     pub(super) link: LinkId,
     pub(super) publication: Publication,
     pub(super) receipt: Option<Receipt>,
+    /// Of its link, which may be closed before its turn.
+    pub(super) reply_queue: Option<String>,
     /// The delivery it answers, which is acknowledged when the broker has it.
     pub(super) answers: Option<u64>,
 }
@@ -52,26 +54,6 @@ struct UnderWay {
     again: Option<Publication>,
     bytes: usize,
     returned: Option<Returned>,
-}
-
-/// Why the broker did not take the message under way.
-enum Refusal {
-    /// With the limit, if the broker named it.
-    TooLarge(Option<usize>),
-    Other(String),
-}
-
-impl Refusal {
-    /// From RabbitMQ's reason for closing the channel.
-    fn parse(reason: &str) -> Self {
-        match reason.split_once("is larger than configured max size ") {
-            Some((_, limit)) => {
-                let digits = limit.split(|c: char| !c.is_ascii_digit()).next();
-                Self::TooLarge(digits.and_then(|digits| digits.parse().ok()))
-            }
-            None => Self::Other(reason.to_owned()),
-        }
-    }
 }
 
 impl<'c> Large<'c> {
@@ -131,11 +113,9 @@ impl<'c> Session<'c> {
             let Some(mut next) = self.large.waiting.pop_front() else {
                 return Ok(());
             };
-            let Some(reply_queue) = self.lanes.get(&next.link).map(|lane| lane.reply_queue())
-            else {
-                self.cannot_send(next.link);
-                continue;
-            };
+            if next.answers.is_some() && !self.lanes.contains_key(&next.link) {
+                continue; // the request has gone back to its queue
+            }
             if !next.publication.start_sending() {
                 continue;
             }
@@ -154,9 +134,35 @@ impl<'c> Session<'c> {
             };
             let _armed = self.arm();
             self.large.under_way = Some(UnderWay::of(&mut next));
-            publish(channel, next.publication, reply_queue, &self.io.transit).map_err(lost)?;
+            publish(
+                channel,
+                next.publication,
+                next.reply_queue,
+                &self.io.transit,
+            )
+            .map_err(lost)?;
         }
         Ok(())
+    }
+
+    /// Sends the large messages that wait, one after the other: each for at most the operation
+    /// timeout.
+    pub(super) fn finish_large(&mut self) -> Result<(), End> {
+        loop {
+            self.send_large()?;
+            if self.large.under_way.is_none() {
+                return Ok(());
+            }
+            let Some(confirms) = self.large.confirms().cloned() else {
+                return Ok(());
+            };
+            let mut ready = Select::new();
+            ready.recv(&confirms);
+            if ready.ready_timeout(self.io.operation_timeout).is_err() {
+                return Ok(());
+            }
+            self.large_confirms()?;
+        }
     }
 
     /// Answers those who wait until the broker has all, where it has.
@@ -178,7 +184,9 @@ impl<'c> Session<'c> {
 
     fn open_large(&mut self) -> Result<Opened<LargeChannel<'c>>, End> {
         let _armed = self.arm();
-        let opened = self.open_channel(true).and_then(|spare| {
+        let spare = self.open_channel(true);
+        let number = spare.as_ref().ok().map(|it| it.channel.channel_id());
+        let opened = spare.and_then(|spare| {
             let returns = spare.channel.listen_for_returns()?;
             let confirms = spare.confirm()?.confirms;
             Ok(LargeChannel {
@@ -189,14 +197,18 @@ impl<'c> Session<'c> {
         });
         match opened {
             Ok(channel) => Ok(Opened::Yes(channel)),
-            Err(Failure::Refused(error)) => Ok(Opened::Refused(error.to_string())),
+            Err(Failure::Refused(error)) => {
+                number.into_iter().for_each(|it| self.channel_gone(it));
+                Ok(Opened::Refused(error.to_string()))
+            }
             Err(Failure::Lost(cause)) => Err(End::Lost(cause)),
         }
     }
 
     /// Looks at what the broker says of the message under way.
     pub(super) fn large_confirms(&mut self) -> Result<(), End> {
-        self.large_returns()?;
+        // What was returned was returned before; that there will be no more shows below too.
+        let _ = self.large_returned();
         let Some(large) = &self.large.channel else {
             return Ok(());
         };
@@ -215,6 +227,15 @@ impl<'c> Session<'c> {
     }
 
     pub(super) fn large_returns(&mut self) -> Result<(), End> {
+        match self.large_returned() {
+            Ok(()) => Ok(()),
+            // What was confirmed before counts.
+            Err(_) => self.large_confirms(),
+        }
+    }
+
+    /// Notes what was returned, if anything; an error if the channel is closed.
+    fn large_returned(&mut self) -> Result<(), TryRecvError> {
         let Some(large) = &self.large.channel else {
             return Ok(());
         };
@@ -226,7 +247,7 @@ impl<'c> Session<'c> {
                 Ok(())
             }
             Err(TryRecvError::Empty) => Ok(()),
-            Err(TryRecvError::Disconnected) => self.large_closed(),
+            Err(closed) => Err(closed),
         }
     }
 
@@ -258,9 +279,9 @@ impl<'c> Session<'c> {
     fn large_closed(&mut self) -> Result<(), End> {
         let closed = self.large.channel.take().map(|it| it.channel.channel_id());
         let reason = closed.and_then(|channel| {
-            let reason = self.io.evidence.channel_close(channel);
-            self.io.evidence.forget_channel_close(channel);
-            reason
+            let reason = self.io.evidence.channel_close(channel)?;
+            self.channel_gone(channel);
+            Some(reason)
         });
         let Some(reason) = reason else {
             return Err(End::Lost(super::session::CONNECTION_ENDED.to_owned()));
@@ -344,51 +365,5 @@ impl UnderWay {
             bytes: publication.body.len(),
             returned: None,
         }
-    }
-}
-
-/// Publishes a message. `Ok` means that amiquip has queued it.
-pub(super) fn publish(
-    channel: &Channel,
-    publication: Publication,
-    reply_queue: Option<String>,
-    transit: &Transit,
-) -> Result<(), Failure> {
-    let mut properties = publication.properties;
-    let body = if publication.body.wants_reply_queue() {
-        let body = publication
-            .body
-            .fill(reply_queue.as_deref().unwrap_or_default());
-        properties.reply_to = reply_queue;
-        body
-    } else {
-        publication.body.fill("")
-    };
-    transit.handing(body.len());
-    Ok(channel.basic_publish(
-        publication.exchange,
-        amiquip::Publish {
-            body: &body,
-            routing_key: publication.routing_key,
-            mandatory: publication.mandatory,
-            immediate: false,
-            properties: convert::to_amqp(properties),
-        },
-    )?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_limit_is_read_off_the_brokers_reason() {
-        let reason = "PRECONDITION_FAILED - message size 2097152 is larger than configured max size 1048576 (406)";
-        assert!(matches!(
-            Refusal::parse(reason),
-            Refusal::TooLarge(Some(1_048_576))
-        ));
-        let reason = "NOT_FOUND - no exchange 'x' in vhost '/' (404)";
-        assert!(matches!(Refusal::parse(reason), Refusal::Other(_)));
     }
 }

@@ -41,6 +41,13 @@ impl<'c> Session<'c> {
         Ok(Spare::new(self.channels.alloc(channel), confirms))
     }
 
+    /// The broker has closed a channel, and that has been dealt with.
+    pub(super) fn channel_gone(&mut self, channel: u16) {
+        self.io.evidence.forget_channel_close(channel);
+        self.io.transit.forget(channel);
+        self.open_channels = self.open_channels.saturating_sub(1);
+    }
+
     /// Opens a link's lane. A broker that refuses is its owner's error the
     /// first time; after a reconnect it is logged and tried again later.
     pub(super) fn open_link(&mut self, link: LinkId) -> Result<(), End> {
@@ -55,6 +62,7 @@ impl<'c> Session<'c> {
         let _armed = self.io.watchdog.arm(limit);
         let confirms = registered.spec.confirms;
         let channel = self.open_channel(confirms);
+        let number = channel.as_ref().ok().map(|it| it.channel.channel_id());
         let Some(registered) = self.io.registry.get_mut(link) else {
             return Ok(());
         };
@@ -71,8 +79,9 @@ impl<'c> Session<'c> {
                 Ok(())
             }
             Err(Failure::Refused(error)) => {
-                self.io.evidence.forget_channel_closes();
-                if let Some(opening) = registered.opening.take() {
+                let opening = registered.opening.take();
+                number.into_iter().for_each(|it| self.channel_gone(it));
+                if let Some(opening) = opening {
                     let _ = opening.try_send(Err(error));
                     self.io.registry.remove(link);
                 } else {
@@ -120,10 +129,14 @@ impl<'c> Session<'c> {
     pub(super) fn close_link(&mut self, link: LinkId) -> Result<(), End> {
         self.io.registry.remove(link);
         self.flush()?;
-        match self.lanes.remove(&link).map(|lane| lane.close(self.number)) {
+        let lane = self.lanes.remove(&link);
+        let channel = lane.as_ref().map(Lane::channel_id);
+        match lane.map(|lane| lane.close(self.number)) {
             Some(Ok(spare)) => self.spare.push(spare),
             // The broker has closed the channel: no loss now.
-            Some(Err(Failure::Refused(_))) => self.io.evidence.forget_channel_closes(),
+            Some(Err(Failure::Refused(_))) => {
+                channel.into_iter().for_each(|it| self.channel_gone(it));
+            }
             None => {}
             Some(Err(failure)) => return Err(lost(failure)),
         }
@@ -176,8 +189,9 @@ impl<'c> Session<'c> {
                 if !lane.is_idle() {
                     return Err(End::Lost(cause));
                 }
+                let channel = lane.channel_id();
                 self.lanes.remove(&link);
-                self.io.evidence.forget_channel_closes();
+                self.channel_gone(channel);
                 self.open_link(link)
             }
             Err(Failure::Lost(cause)) => {
@@ -202,7 +216,6 @@ impl<'c> Session<'c> {
         let Some(reason) = self.io.evidence.channel_close(channel) else {
             return Err(lost(failure));
         };
-        self.io.evidence.forget_channel_close(channel);
         relay::log(
             log::Level::Warn,
             "coney::amqp",
@@ -212,7 +225,7 @@ impl<'c> Session<'c> {
         lane.refused(&reason.into());
         self.io.registry.send_instead(link, lane);
         self.lanes.remove(&link);
-        self.open_channels -= 1;
+        self.channel_gone(channel);
         self.open_link(link)
     }
 }

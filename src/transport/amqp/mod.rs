@@ -22,6 +22,7 @@ mod lane;
 mod lane_consumer;
 mod large;
 mod links;
+mod publish;
 mod registry;
 mod sanitize;
 mod sending;

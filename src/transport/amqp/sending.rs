@@ -15,6 +15,7 @@ impl Session<'_> {
                     link,
                     publication: *reply,
                     receipt: None,
+                    reply_queue: None,
                     answers: Some(tag),
                 });
                 return self.send_large();
@@ -52,6 +53,22 @@ impl Session<'_> {
         self.send_all(waiting)
     }
 
+    /// Carries out and sends all that was accepted before the end of the connection, as far as
+    /// the broker takes it: each operation for at most the operation timeout.
+    pub(super) fn finish(&mut self) -> Result<(), End> {
+        if self.blocked {
+            return Ok(());
+        }
+        for command in std::mem::take(&mut self.held) {
+            self.command(command)?;
+        }
+        for link in self.io.registry.ids() {
+            self.send_waiting(link)?;
+        }
+        self.flush()?;
+        self.finish_large()
+    }
+
     /// Sends up to `budget` messages, while they can be sent.
     pub(super) fn outgoing(&mut self, budget: usize) -> Result<(), End> {
         for _ in 0..budget {
@@ -82,11 +99,14 @@ impl Session<'_> {
             receipt,
             ..
         } = outgoing;
-        if is_large(publication.body.len()) {
+        if is_large(publication.body.len())
+            && let Some(lane) = self.lanes.get(&link)
+        {
             self.large.add(LargeMessage {
                 link,
                 publication,
                 receipt,
+                reply_queue: lane.reply_queue(),
                 answers: None,
             });
             return self.send_large();

@@ -306,7 +306,7 @@ impl<'c> Session<'c> {
             }
             Command::CloseLink { link } => self.close_link(link),
             Command::Close => {
-                let _ = self.flush(); // lost or not, it is the end
+                let _ = self.finish(); // lost or not, it is the end
                 Err(End::Closed)
             }
         }

@@ -6,7 +6,7 @@
 //! budget, and the stream, which sees every frame on its way out, counts what has left.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
@@ -21,8 +21,6 @@ const OVERHEAD: usize = 512;
 
 /// What is under way, seen by the I/O thread and by the stream.
 pub(super) struct Transit {
-    /// How many messages and acknowledgements have been written.
-    written: AtomicU64,
     handed: Mutex<Handed>,
     /// The I/O thread waits for room.
     is_waited_for: AtomicBool,
@@ -32,19 +30,16 @@ pub(super) struct Transit {
 
 #[derive(Default)]
 struct Handed {
-    /// The sizes of those under way. amiquip may write those of two channels in another
-    /// order; the sum is right again when they are out.
-    sizes: VecDeque<usize>,
+    /// The sizes of those under way on each channel, in their order.
+    sizes: HashMap<u16, VecDeque<usize>>,
     bytes: usize,
-    /// How many have been taken off as written.
-    seen: u64,
+    count: usize,
 }
 
 impl Transit {
     pub(super) fn new() -> Self {
         let (wake, woken) = bounded(1);
         Self {
-            written: AtomicU64::new(0),
             handed: Mutex::default(),
             is_waited_for: AtomicBool::new(false),
             wake,
@@ -53,11 +48,22 @@ impl Transit {
     }
 
     /// A message with a body of so many bytes is handed over, or an acknowledgement.
-    pub(super) fn handing(&self, bytes: usize) {
+    pub(super) fn handing(&self, channel: u16, bytes: usize) {
         let mut handed = self.handed.lock();
         let size = bytes + OVERHEAD;
-        handed.sizes.push_back(size);
+        handed.sizes.entry(channel).or_default().push_back(size);
         handed.bytes += size;
+        handed.count += 1;
+    }
+
+    /// A channel is closed: what was under way on it may never be written.
+    pub(super) fn forget(&self, channel: u16) {
+        let mut handed = self.handed.lock();
+        let sizes = handed.sizes.remove(&channel).unwrap_or_default();
+        handed.bytes -= sizes.iter().sum::<usize>();
+        handed.count -= sizes.len();
+        drop(handed);
+        self.tell_of_room();
     }
 
     /// May another be handed over? If not, [`woken`](Transit::woken) is ready when it may.
@@ -71,14 +77,8 @@ impl Transit {
     }
 
     fn is_below(&self, bytes: usize, frames: usize) -> bool {
-        let mut handed = self.handed.lock();
-        let written = self.written.load(Ordering::SeqCst);
-        while handed.seen < written {
-            handed.seen += 1;
-            let size = handed.sizes.pop_front().unwrap_or(0);
-            handed.bytes -= size;
-        }
-        handed.bytes < bytes && handed.sizes.len() < frames
+        let handed = self.handed.lock();
+        handed.bytes < bytes && handed.count < frames
     }
 
     /// Becomes ready when there may be room again.
@@ -86,11 +86,25 @@ impl Transit {
         &self.woken
     }
 
-    fn wrote(&self, count: u64) {
-        if count == 0 {
+    /// A message or an acknowledgement has been written on each of these channels.
+    fn wrote(&self, channels: &[u16]) {
+        if channels.is_empty() {
             return;
         }
-        self.written.fetch_add(count, Ordering::SeqCst);
+        let mut handed = self.handed.lock();
+        for channel in channels {
+            let sizes = handed.sizes.get_mut(channel);
+            // None if the channel has been closed meanwhile.
+            if let Some(size) = sizes.and_then(VecDeque::pop_front) {
+                handed.bytes -= size;
+                handed.count -= 1;
+            }
+        }
+        drop(handed);
+        self.tell_of_room();
+    }
+
+    fn tell_of_room(&self) {
         if self.is_waited_for.swap(false, Ordering::SeqCst) {
             let _ = self.wake.try_send(());
         }
@@ -117,6 +131,8 @@ pub(super) struct Meter {
     contents: HashMap<u16, u64>,
     /// The protocol header has been passed over.
     began: bool,
+    /// On which channels something has been written in one go.
+    complete: Vec<u16>,
 }
 
 /// What comes before the first frame.
@@ -130,12 +146,12 @@ impl Meter {
             left: PROTOCOL_HEADER,
             contents: HashMap::new(),
             began: false,
+            complete: Vec::new(),
         }
     }
 
     /// Bytes have been written.
     pub(super) fn wrote(&mut self, mut bytes: &[u8], transit: &Transit) {
-        let mut complete = 0;
         while !bytes.is_empty() {
             if !self.began {
                 let count = self.left.min(bytes.len());
@@ -163,20 +179,21 @@ impl Meter {
             self.left -= count;
             bytes = &bytes[count..];
             if self.left == 0 {
-                complete += u64::from(self.is_complete());
+                self.note_if_complete();
                 self.known = 0;
                 self.start = [0; LOOKED_AT];
             }
         }
-        transit.wrote(complete);
+        transit.wrote(&self.complete);
+        self.complete.clear();
     }
 
     /// A frame is out: is with it a message, or an acknowledgement?
-    fn is_complete(&mut self) -> bool {
+    fn note_if_complete(&mut self) {
         let [kind, high, low, a, b, c, d, payload @ ..] = self.start;
         let channel = u16::from_be_bytes([high, low]);
         let size = u64::from(u32::from_be_bytes([a, b, c, d]));
-        match kind {
+        let is_complete = match kind {
             // basic.ack, reject and nack.
             METHOD => matches!(payload[..4], [0, 60, 0, 80 | 90 | 120]),
             CONTENT_HEADER => {
@@ -193,6 +210,9 @@ impl Meter {
                 })
             }
             _ => false,
+        };
+        if is_complete {
+            self.complete.push(channel);
         }
     }
 }
@@ -228,7 +248,7 @@ mod tests {
         let transit = Transit::new();
         let mut handed = 0;
         while transit.has_room() {
-            transit.handing(100_000);
+            transit.handing(1, 100_000);
             handed += 1;
         }
         assert_eq!(handed, 3);
@@ -245,7 +265,7 @@ mod tests {
         let transit = Transit::new();
         for _ in 0..MOST_FRAMES {
             assert!(transit.has_room());
-            transit.handing(0);
+            transit.handing(1, 0);
         }
         assert!(!transit.has_room());
         let mut meter = Meter::new();
@@ -259,6 +279,23 @@ mod tests {
         assert!(transit.has_room());
     }
 
+    /// What amiquip drops with a channel is never written.
+    #[test]
+    fn a_closed_channel_takes_nothing_with_it() {
+        let transit = Transit::new();
+        for channel in [7, 8] {
+            transit.handing(channel, MOST_BYTES);
+        }
+        transit.forget(7);
+        assert!(!transit.has_room());
+        let mut meter = Meter::new();
+        meter.wrote(b"AMQP\0\0\x09\x01", &transit);
+        meter.wrote(&message(7, &[10]), &transit); // it was on its way
+        assert!(!transit.has_room());
+        meter.wrote(&message(8, &[MOST_BYTES]), &transit);
+        assert!(transit.has_room());
+    }
+
     proptest! {
         #[test]
         fn counts_right_however_the_bytes_are_cut(
@@ -266,6 +303,9 @@ mod tests {
             cut in 1..40usize,
         ) {
             let transit = Transit::new();
+            for (channel, body) in &bodies {
+                transit.handing((*channel).into(), body.iter().sum());
+            }
             let mut bytes = b"AMQP\0\0\x09\x01".to_vec();
             for (channel, body) in &bodies {
                 bytes.extend(message(*channel, body));
@@ -275,7 +315,8 @@ mod tests {
             for part in bytes.chunks(cut) {
                 meter.wrote(part, &transit);
             }
-            prop_assert_eq!(transit.written.load(Ordering::SeqCst), bodies.len() as u64);
+            let handed = transit.handed.lock();
+            prop_assert_eq!((handed.bytes, handed.count), (0, 0));
         }
     }
 }
