@@ -6,7 +6,23 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
+/// The process in which something was made. A forked child has its memory, and none of its
+/// threads: to wait for one there would be for ever.
+#[derive(Clone, Copy)]
+pub(crate) struct Home(u32);
+
+impl Home {
+    pub(crate) fn here() -> Self {
+        Self(std::process::id())
+    }
+
+    pub(crate) fn is_elsewhere(self) -> bool {
+        std::process::id() != self.0
+    }
+}
+
 pub(crate) struct Running {
+    home: Home,
     thread: JoinHandle<()>,
     /// Disconnects when it ends.
     ended: Receiver<()>,
@@ -20,13 +36,17 @@ impl Running {
             let _alive: Sender<()> = alive;
             run();
         })?;
-        Ok(Self { thread, ended })
+        Ok(Self {
+            home: Home::here(),
+            thread,
+            ended,
+        })
     }
 
     /// Waits for it to end; hands it back if it has not by `deadline`. Does not
     /// wait for the thread it is called on.
     pub(crate) fn join(self, deadline: Instant) -> Result<(), Self> {
-        if self.thread.thread().id() == thread::current().id() {
+        if self.home.is_elsewhere() || self.thread.thread().id() == thread::current().id() {
             return Ok(());
         }
         if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {

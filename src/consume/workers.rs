@@ -9,6 +9,7 @@ use super::moves::{Move, Moves, Settling, Trouble};
 use super::pool::{Job, Pool};
 use super::settled::Settled;
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::running::Home;
 use crate::topology::Topology;
 use crate::transport::Broker;
 
@@ -17,6 +18,7 @@ use crate::transport::Broker;
 pub(crate) struct Workers<J: Job> {
     /// Whose they are.
     owner: String,
+    home: Home,
     pool: Pool<J>,
     /// One thread, so that what it is given is begun at once, and alone.
     suspects: Pool<J>,
@@ -90,6 +92,7 @@ impl<J: Job> Workers<J> {
         let suspects = Pool::start(&suspects, 1, Duration::ZERO, move |job| alone(job));
         Ok(Self {
             owner: owner.to_owned(),
+            home: Home::here(),
             pool: pool.map_err(no_thread)?,
             suspects: suspects.map_err(no_thread)?,
             moves: Mutex::new(Some((running, moves))),
@@ -147,8 +150,18 @@ impl<J: Job> Workers<J> {
         self.pool.is_worker() || self.suspects.is_worker()
     }
 
-    /// An error for a handler that shuts down what runs it.
+    /// An error for a handler that shuts down what runs it, and for a forked child, which has
+    /// no workers.
     pub(crate) fn check_not_one_of_them(&self) -> Result<()> {
+        if self.home.is_elsewhere() {
+            return Err(Error::new(
+                ErrorKind::Misuse,
+                format!(
+                    "{} runs in the process from which this one was forked",
+                    self.owner
+                ),
+            ));
+        }
         if !self.is_one_of_them() {
             return Ok(());
         }

@@ -9,6 +9,7 @@ use super::beats::{Member, Order, Told};
 use super::{Instance, Registry};
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::running::Home;
 
 /// How long registering waits to be written, and dropping to be deregistered.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -37,6 +38,7 @@ pub struct Registration {
     service: String,
     id: String,
     told: Arc<Told>,
+    home: Home,
 }
 
 /// Whether an instance is in the registry.
@@ -61,6 +63,7 @@ impl Registration {
             service: instance.service().to_owned(),
             id: instance.id().to_owned(),
             told: Arc::default(),
+            home: Home::here(),
         };
         let (done, written) = bounded(1);
         let _ = registration.orders.send(Order::Register {
@@ -119,7 +122,7 @@ impl Registration {
     }
 
     /// Deregisters the instance, for good. Blocks until it is, at most `timeout`; a second
-    /// time it has nothing to do.
+    /// time it has nothing to do, and in a forked child neither: the instance is its parent's.
     ///
     /// # Errors
     ///
@@ -127,7 +130,7 @@ impl Registration {
     /// answer in time. The instance then counts as dead when it has not been heard of
     /// for long enough.
     pub fn deregister(&self, timeout: Duration) -> Result<()> {
-        if self.state() == RegistrationState::Deregistered {
+        if self.home.is_elsewhere() || self.state() == RegistrationState::Deregistered {
             return Ok(());
         }
         let (done, left) = bounded(1);

@@ -34,8 +34,9 @@ mod readme;
 mod redis_contract;
 mod redis_faults;
 mod registry;
-mod secrets;
+
 mod servers;
 mod store_outages;
 mod support;
 mod tidy;
+mod whole_process;

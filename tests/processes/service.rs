@@ -8,6 +8,7 @@
 //!     test_service trace AMQP_URL SERVICE
 //!     test_service log AMQP_URL|memory SERVICE
 //!     test_service flood AMQP_URL SERVICE
+//!     test_service fork AMQP_URL SERVICE
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,8 +17,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::{
-    Broker, CallOptions, Context, DeadLetters, ErrorKind, EventPublisher, HandlerError, Instance,
-    Redis, RedisRegistry, Registration, Registry, ServiceClient, ServiceServer,
+    Broker, CallOptions, ConnectionState, Context, DeadLetters, ErrorKind, EventPublisher,
+    HandlerError, Instance, Redis, RedisRegistry, Registration, Registry, ServiceClient,
+    ServiceServer,
 };
 use parking_lot::Mutex;
 
@@ -30,6 +32,7 @@ fn main() -> coney::Result<()> {
         ["trace", url, service] => trace(url, service),
         ["log", url, service] => log(url, service),
         ["flood", url, service] => flood(url, service),
+        ["fork", url, service] => forked(url, service),
         _ => panic!("what {arguments:?} means is said at the top of this file"),
     }
 }
@@ -247,6 +250,44 @@ fn flood(url: &str, service: &str) -> coney::Result<()> {
     let peak = peak_mib() - before;
     assert!(peak <= 160, "{peak} MiB");
     println!("bounded: {peak} MiB");
+    until_it_is_killed(&())
+}
+
+/// What a child has of its parent's connection fails at once, and does nothing when dropped.
+fn forked(url: &str, service: &str) -> coney::Result<()> {
+    let losses = Arc::new(AtomicUsize::new(0));
+    let lost = Arc::clone(&losses);
+    let broker = Broker::builder(url)
+        .on_state_change(move |state| {
+            let is_loss = matches!(state, ConnectionState::Lost(_));
+            lost.fetch_add(usize::from(is_loss), Ordering::SeqCst);
+        })
+        .connect()?;
+    let server = ServiceServer::builder(&broker, service)
+        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .start()?;
+    let client = ServiceClient::new(&broker, "fork")?;
+    println!("ready");
+    let child = match fork::fork().expect("a child") {
+        fork::Fork::Parent(child) => child,
+        fork::Fork::Child => {
+            let begin = Instant::now();
+            let error = client.call::<_, u64>(service, "work", &1);
+            let error = error.expect_err("it has no threads");
+            assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
+            drop((client, server, broker));
+            assert!(begin.elapsed() < Duration::from_secs(2));
+            std::process::exit(0)
+        }
+    };
+    let status = fork::waitpid(child).expect("it ends");
+    assert!(fork::WIFEXITED(status) && fork::WEXITSTATUS(status) == 0);
+    for n in 0..10 {
+        assert_eq!(client.call::<_, u64>(service, "work", &n)?, n);
+    }
+    assert_eq!(losses.load(Ordering::SeqCst), 0);
+    drop(server);
+    println!("apart");
     until_it_is_killed(&())
 }
 

@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use super::Shared;
 use crate::error::{Error, ErrorKind, Result};
+use crate::running::Home;
 
 /// The thread that moves on what expires in queues nobody consumes from, such
 /// as the ones between two attempts. Ends with the broker; dropping this after
 /// the state is gone waits for it.
-pub(super) struct Timer(Option<JoinHandle<()>>, Arc<Shared>);
+pub(super) struct Timer(Option<JoinHandle<()>>, Arc<Shared>, Home);
 
 impl Timer {
     pub(super) fn start(shared: &Arc<Shared>) -> Result<Self> {
@@ -22,14 +23,16 @@ impl Timer {
                 Error::new(ErrorKind::Broker, "cannot start the memory broker's timer")
                     .with_source(error)
             })?;
-        Ok(Self(Some(thread), Arc::clone(shared)))
+        Ok(Self(Some(thread), Arc::clone(shared), Home::here()))
     }
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
         self.1.tick.notify_one();
-        if let Some(thread) = self.0.take() {
+        if let Some(thread) = self.0.take()
+            && !self.2.is_elsewhere()
+        {
             let _ = thread.join();
         }
     }

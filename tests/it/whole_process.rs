@@ -1,5 +1,5 @@
-//! Secrets appear nowhere, and loggers may do what they like: each in a process of its own,
-//! as there is one logger for each.
+//! What a process has one of: its logger, its memory and its children. So each of these runs
+//! in a process of its own.
 
 use crate::support::process::Process;
 use crate::support::server::Server;
@@ -23,6 +23,13 @@ fn a_logger_may_publish() {
         let process = Process::start(&["log", url, &unique("work")]);
         process.wait_for("logged");
     }
+}
+
+/// Both have the connection's socket, and one has its threads.
+#[test]
+fn a_forked_child_leaves_its_parents_connection_alone() {
+    let process = Process::start(&["fork", &crate::support::amqp_url(), &unique("work")]);
+    process.wait_for("apart");
 }
 
 /// A thousand callers with 200 KiB each while the connection is down.
