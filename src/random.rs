@@ -1,6 +1,7 @@
 //! Random numbers for ids: unpredictable, and different after a fork or in a copy of the
 //! machine.
 
+use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,9 +39,13 @@ fn key() -> [u8; 16] {
 }
 
 impl Source {
-    fn next(&self, process: u32) -> u128 {
+    /// Nanoseconds by the monotonic clock.
+    fn nanos(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    fn next(&self, process: u32, monotonic: u64) -> u128 {
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
-        let monotonic = self.start.elapsed().as_nanos() as u64;
         let wall = SystemTime::now().duration_since(UNIX_EPOCH);
         let wall = wall.map_or(0, |since| since.as_nanos() as u64);
         let mut input = [0; 28];
@@ -53,7 +58,26 @@ impl Source {
 }
 
 pub(crate) fn random_u128() -> u128 {
-    SOURCE.next(std::process::id())
+    let monotonic = SOURCE.nanos();
+    SOURCE.next(process(monotonic), monotonic)
+}
+
+/// A fork takes longer than this, in nanoseconds: it copies the tables of all memory.
+const SHORTER_THAN_A_FORK: u64 = 10_000;
+
+/// The id of this process. Asking the system for it takes as long as all the rest, and ids are
+/// made in pairs; so it is not asked for again within a time in which no fork fits.
+fn process(now: u64) -> u32 {
+    thread_local! {
+        static ASKED: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
+    }
+    let (at, id) = ASKED.get();
+    if id != 0 && now.saturating_sub(at) < SHORTER_THAN_A_FORK {
+        return id;
+    }
+    let id = std::process::id();
+    ASKED.set((now, id));
+    id
 }
 
 /// A random number that no other process can predict.
@@ -78,8 +102,10 @@ mod tests {
     #[test]
     fn another_process_has_other_numbers() {
         let (parent, child) = (source([7; 16], 5), source([7; 16], 5));
-        let parents: HashSet<u128> = (0..1_000).map(|_| parent.next(100)).collect();
-        let children: HashSet<u128> = (0..1_000).map(|_| child.next(101)).collect();
+        let parents: HashSet<u128> = (0..1_000)
+            .map(|_| parent.next(100, parent.nanos()))
+            .collect();
+        let children: HashSet<u128> = (0..1_000).map(|_| child.next(101, child.nanos())).collect();
         assert_eq!(parents.len() + children.len(), 2_000);
         assert!(parents.is_disjoint(&children));
     }
@@ -88,9 +114,9 @@ mod tests {
     #[test]
     fn a_copy_of_the_machine_has_other_numbers() {
         let (one, other) = (source([7; 16], 5), source([7; 16], 5));
-        let first = one.next(100);
+        let first = one.next(100, one.nanos());
         std::thread::sleep(std::time::Duration::from_millis(1));
-        assert_ne!(first, other.next(100));
+        assert_ne!(first, other.next(100, other.nanos()));
     }
 
     #[test]
