@@ -133,7 +133,8 @@
 //! number of threads. All clones of a broker share one connection, all clones
 //! of a client one reply queue. Things close when their last handle is dropped:
 //! a server after its running handlers have finished (see
-//! [`ServiceServer::shutdown`]), a client when no
+//! [`ServiceServer::shutdown`]; one that its own handler drops does not wait for that handler,
+//! whose result is lost), a client when no
 //! [`PendingReply`] and no callback is waiting for it either, a connection when
 //! nothing uses it any more.
 //!
@@ -178,9 +179,11 @@
 //! # After a fork
 //!
 //! A child process has none of its parent's threads. What it has of a [`Broker`] fails
-//! at once with [`ErrorKind::Misuse`], and dropping it there leaves the parent's
-//! connection alone: connect after the fork.
+//! at once with [`ErrorKind::Misuse`], also a call that was made before, which is the parent's
+//! to wait for. Dropping things there leaves the parent's connection alone. Connect after the
+//! fork.
 
+mod caught;
 mod client;
 mod consume;
 mod dead_letters;

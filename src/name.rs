@@ -12,12 +12,17 @@ const SHORT_STRING_MAX: usize = 255;
 const SERVICE_MAX: usize = SHORT_STRING_MAX - "service..retry.4294967295".len();
 
 pub(crate) fn check_service(name: &str) -> Result<()> {
-    check("service name", name, SERVICE_MAX)?;
+    check_of_queue("service name", name)
+}
+
+/// Checks a name that becomes part of a queue's.
+fn check_of_queue(what: &str, name: &str) -> Result<()> {
+    check(what, name, SERVICE_MAX)?;
     // RabbitMQ drops some of them, and the queue has another name then.
     if name.contains(char::is_control) {
         return Err(Error::new(
             ErrorKind::InvalidConfig,
-            format!("the service name {name:?} contains a control character"),
+            format!("the {what} {name:?} contains a control character"),
         ));
     }
     Ok(())
@@ -41,7 +46,7 @@ pub(crate) fn check_event(name: &str) -> Result<()> {
 
 /// A pattern of event names, or a name that goes into one of a queue.
 pub(crate) fn check_subscription(what: &str, name: &str) -> Result<()> {
-    check(what, name, SERVICE_MAX)
+    check_of_queue(what, name)
 }
 
 /// Checks anything that becomes an AMQP short string and may be empty, such

@@ -13,6 +13,8 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use log::Level;
 
+use crate::caught::catch;
+
 /// How many lines wait while the logger blocks; later ones are dropped, and counted.
 const WAITING: usize = 1_024;
 
@@ -64,7 +66,7 @@ fn write(lines: &Receiver<Line>) {
             Line::Log(level, target, text) => {
                 let dropped = DROPPED.swap(0, Ordering::Relaxed);
                 // A logger that panics must not end this.
-                let _ = std::panic::catch_unwind(|| {
+                let _ = catch(|| {
                     log::log!(target: target, level, "{text}");
                     if dropped > 0 {
                         log::warn!(

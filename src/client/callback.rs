@@ -1,5 +1,4 @@
 use std::collections::{BTreeSet, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +7,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::decided;
 use super::event::{Callback, Event};
 use super::router::Router;
+use crate::caught::catch;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::CorrelationId;
@@ -108,7 +108,7 @@ fn run(inbox: &Receiver<Event>, events: &Sender<Event>, router: &Router) {
         };
         if let Some((deadline, callback)) = callbacks.remove(&id) {
             deadlines.remove(&(deadline, id));
-            if catch_unwind(AssertUnwindSafe(|| callback(outcome))).is_err() {
+            if catch(|| callback(outcome)).is_err() {
                 log::error!(target: "coney::client", "a callback panicked");
             }
             router.callback_done();

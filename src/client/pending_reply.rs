@@ -129,6 +129,9 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if self.taken {
             return Some(Err(self.already_taken()));
         }
+        if let Err(error) = self.client.broker.check_home(&self.target()) {
+            return Some(Err(error));
+        }
         let outcome = self.sent.wait(until, self.client.broker.awake())?;
         self.taken = true;
         Some(self.client.result(self.target(), outcome))

@@ -95,6 +95,9 @@ impl PendingSend {
     }
 
     fn wait_until(&self, until: Instant) -> Option<Result<()>> {
+        if let Err(error) = self.broker.check_home(&self.what) {
+            return Some(Err(error));
+        }
         let fate = self.confirmation.wait(until)?;
         // Let go of because it is too late to send it.
         if fate == Fate::Dropped && Instant::now() >= self.ticket.deadline() {

@@ -1,6 +1,5 @@
 //! A message that holds many requests, and the workers that share it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -12,6 +11,7 @@ use super::answer::{Answer, TOO_LARGE};
 use super::request::{Circumstances, Request};
 use super::run::{Runner, Verdict, panicked, unknown_action};
 use super::tracked::Tracked;
+use crate::caught::catch;
 use crate::message::batch::{self, Item};
 use crate::message::{CODE_UNKNOWN_ACTION, Headers, Reply, ServiceMessage, Span};
 use crate::name::{check_action, check_short_string, shown};
@@ -158,7 +158,7 @@ impl Batch {
         while let Some((at, item)) = self.take() {
             let answer = self.answer(item, runner);
             // A reply store is the user's code too, and an item must be answered.
-            let body = catch_unwind(AssertUnwindSafe(|| self.handle(item, runner, &answer)));
+            let body = catch(|| self.handle(item, runner, &answer));
             let body = body.unwrap_or_else(|_| {
                 let error = panicked(&shown(item.action.get(&self.message.body)));
                 answer.failure(error.message(), error.code())

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Phase, Result};
+use crate::error::{Error, ErrorKind, Phase, Result};
 
 /// How long it waits before it looks again: the broker is asked each time.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -21,6 +21,12 @@ pub(crate) struct Left {
 }
 
 impl Left {
+    pub(crate) const NOTHING: Self = Self {
+        queued: 0,
+        running: 0,
+        later: 0,
+    };
+
     fn is_nothing(self) -> bool {
         self.queued + self.running + self.later == 0
     }
@@ -42,15 +48,26 @@ impl Left {
     }
 }
 
-/// Waits until nothing is left, at most `timeout`; returns what is.
+/// Waits until nothing is left, at most `timeout`; returns what is. What cannot be found out
+/// while the connection is lost is asked again.
 pub(crate) fn drain(timeout: Duration, mut look: impl FnMut() -> Result<Left>) -> Result<Left> {
     let end = Instant::now() + timeout.min(Duration::from_secs(60 * 60 * 24 * 365));
     // A message may be on its way between the queue and a worker: seen in neither.
     let mut empty = 0;
     loop {
-        let left = look()?;
+        let looked = look();
+        let is_over = Instant::now() >= end;
+        let left = match looked {
+            Ok(left) => left,
+            Err(error) if !is_over && error.kind() == ErrorKind::ConnectionLost => {
+                empty = 0;
+                thread::sleep(LATER_INTERVAL);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         empty = if left.is_nothing() { empty + 1 } else { 0 };
-        if empty == 2 || Instant::now() >= end {
+        if empty == 2 || is_over {
             return Ok(left);
         }
         thread::sleep(match left.later {

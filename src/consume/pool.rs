@@ -87,7 +87,7 @@ impl<J: Job> Pool<J> {
     {
         let run = Arc::new(run);
         let queue = Arc::new(Mutex::new(Queue {
-            idle: Vec::with_capacity(workers),
+            idle: Vec::new(),
             waking: false,
             backlog: VecDeque::new(),
             running: 0,
@@ -97,7 +97,7 @@ impl<J: Job> Pool<J> {
         let (alive, ended) = bounded::<()>(0);
         let pool = Self {
             queue,
-            threads: Mutex::new(Vec::with_capacity(workers)),
+            threads: Mutex::default(),
             ended,
         };
         for number in 0..workers {

@@ -1,9 +1,7 @@
 //! From a request to how it ended: is it still wanted, has it been run, and if not, its
 //! handler.
 
-use std::any::Any;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +12,7 @@ use super::context::Nested;
 use super::deduplication::{Admission, Deduplication};
 use super::handler::{Handler, HandlerError};
 use super::request::{Circumstances, Request};
+use crate::caught::catch;
 use crate::message::{Headers, Reply};
 use crate::name::shown;
 
@@ -141,8 +140,8 @@ impl Runner {
         };
         // A handler that panics may leave its own state half-changed; coney's
         // is not reachable from it.
-        let run = AssertUnwindSafe(|| handler(&context, request.payload));
-        match catch_unwind(run) {
+        let run = || handler(&context, request.payload);
+        match catch(run) {
             Ok(Ok(body)) => {
                 if let Some(claim) = claim {
                     claim.complete(&body);
@@ -165,7 +164,7 @@ impl Runner {
                 log::error!(
                     target: "coney::worker",
                     "{}.{action} panicked over the message {}: {}",
-                    self.owner, shown(request.message_id), shown(text_of(&*panic))
+                    self.owner, shown(request.message_id), shown(&panic)
                 );
                 Verdict::Failed(panicked(&action))
             }
@@ -191,13 +190,6 @@ impl Runner {
 /// The contract's own words, which peers look for.
 pub(super) fn unknown_action(action: &str) -> String {
     format!("Unknown action: {action}")
-}
-
-/// The text that a panic came with.
-fn text_of(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no text")
 }
 
 pub(super) fn panicked(action: &str) -> HandlerError {

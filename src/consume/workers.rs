@@ -1,4 +1,3 @@
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +7,7 @@ use parking_lot::Mutex;
 use super::moves::{Move, Moves, Settling, Trouble};
 use super::pool::{Job, Pool};
 use super::settled::Settled;
+use crate::caught::catch;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::running::Home;
 use crate::topology::Topology;
@@ -80,7 +80,7 @@ impl<J: Job> Workers<J> {
         let run = move |job| {
             // A reply store is the user's code too. The delivery goes back into its
             // queue, and to the suspects.
-            catch_unwind(AssertUnwindSafe(|| run(job))).unwrap_or_else(|_| {
+            catch(|| run(job)).unwrap_or_else(|_| {
                 log::error!(target: "coney::worker", "{for_log}: a worker panicked over a message");
                 None
             })

@@ -1,6 +1,5 @@
 //! One subscription at work: from the deliveries of its queue to the workers.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use super::begun::{Begun, Verdict};
 use super::delays::Delays;
 use super::lanes::Lanes;
 use super::subscription::KeyOf;
+use crate::caught::catch;
 use crate::consume::{self, Attempt, Dispatch, Processed, Tracked, Workers};
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
@@ -132,14 +132,14 @@ impl Feed {
     /// again.
     fn process(&self, event: Event) -> Option<(Event, Duration)> {
         // A reply store is the user's code too, and a lane must go on.
-        let process = AssertUnwindSafe(|| match event {
+        let process = || match event {
             Event::Fresh(delivery) => match self.dispatch.settled.track(delivery) {
                 Some(tracked) => self.begin(tracked),
                 None => None,
             },
             Event::Again(tracked, attempt) => self.attempt(tracked, attempt),
-        });
-        catch_unwind(process).unwrap_or_else(|_| {
+        };
+        catch(process).unwrap_or_else(|_| {
             log::error!(target: "coney::worker", "a worker panicked over an event");
             None
         })
@@ -207,7 +207,7 @@ impl Feed {
         let Ok(message) = ServiceMessage::decode(&delivery.message().body) else {
             return String::new();
         };
-        let key = catch_unwind(AssertUnwindSafe(|| (order.key)(message.payload)));
+        let key = catch(|| (order.key)(message.payload));
         key.ok().flatten().unwrap_or_default()
     }
 

@@ -66,6 +66,7 @@ impl EventSubscriber {
             feeds: Vec::new(),
             in_order,
             shutdown_timeout: builder.options.shutdown_timeout,
+            closing: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             broker: broker.clone(),
         };

@@ -41,6 +41,8 @@ pub struct EventSubscriber {
     /// first.
     pub(super) in_order: Option<Broker>,
     pub(super) shutdown_timeout: Duration,
+    /// It is being shut down, or has been.
+    pub(super) closing: AtomicBool,
     pub(super) stopped: AtomicBool,
     /// Keeps the connection open as long as the subscriber runs.
     pub(super) broker: Broker,
@@ -93,6 +95,7 @@ impl EventSubscriber {
         let Crew { workers, delays } = &*self.crew;
         workers.check_not_one_of_them()?;
         let deadline = deadline::after(timeout);
+        self.closing.store(true, Ordering::SeqCst);
         // A broker that does not answer must not use up the handlers' time.
         let soon = deadline::after(timeout / 2);
         let unordered = || self.feeds.iter().filter(|running| !running.is_ordered());
@@ -173,6 +176,9 @@ impl EventSubscriber {
         workers.check_not_one_of_them()?;
         let shared = || self.feeds.iter().filter(|it| !it.feed.is_broadcast);
         let drained = drain(timeout / 2, || {
+            if self.closing.load(Ordering::SeqCst) {
+                return Ok(Left::NOTHING); // another thread shuts it down
+            }
             let mut left = Left {
                 queued: self.feeds.iter().map(|it| it.feed.waiting()).sum(),
                 running: workers.busy(),

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::request::write_json;
 use super::{AtMost, Body, CorrelationId, Headers, Json, ServiceMessage};
-use crate::error::Result;
+use crate::caught::catch;
+use crate::error::{Error, ErrorKind, Result};
 
 /// The action of a batch.
 pub(crate) const BATCH_ACTION: &str = "$batch";
@@ -72,11 +73,17 @@ impl Items {
         payload: &P,
     ) -> Result<(usize, Range<usize>)> {
         let start = self.json.len();
-        match self.write(action, message_id, payload) {
-            Ok(payload) => Ok((start, payload)),
-            Err(error) => {
+        // The payload's `Serialize` may panic as well as fail.
+        match catch(|| self.write(action, message_id, payload)) {
+            Ok(Ok(payload)) => Ok((start, payload)),
+            Ok(Err(error)) => {
                 self.json.truncate(start);
                 Err(error)
+            }
+            Err(panic) => {
+                self.json.truncate(start);
+                let fault = format!("a payload for {action:?} panicked as it was encoded: {panic}");
+                Err(Error::new(ErrorKind::Encode, fault))
             }
         }
     }

@@ -1,6 +1,5 @@
 use std::error::Error as StdError;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use r2d2::ManageConnection;
@@ -10,6 +9,7 @@ use r2d2_redis::redis::{
 };
 
 use super::url::Address;
+use crate::caught::catch;
 use crate::deadline;
 use crate::resolve::{dial, resolve};
 
@@ -171,7 +171,7 @@ impl ManageConnection for Manager {
 
     fn connect(&self) -> Result<Conn, NoConnection> {
         // A panic would end one of the pool's threads, and count as a connection for good.
-        let opened = catch_unwind(AssertUnwindSafe(|| self.open()));
+        let opened = catch(|| self.open());
         let opened = opened.unwrap_or_else(|_| Err("connecting panicked".to_owned()));
         opened.map_err(NoConnection)
     }

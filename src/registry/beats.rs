@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::cache::Cache;
 use super::{Beat, Instance, RegistrationState, ServiceRegistry};
+use crate::caught::catch;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::running::Running;
@@ -183,12 +183,12 @@ impl Beating {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             // The store may be the user's.
-            let act = AssertUnwindSafe(|| match order {
+            let act = || match order {
                 Some(order) => self.carry_out(order),
                 None if self.next <= Instant::now() => self.beat(),
                 None => self.write_missing(),
-            });
-            if catch_unwind(act).is_err() {
+            };
+            if catch(act).is_err() {
                 log::error!(target: "coney::registry", "the registry's store panicked");
                 self.next = self.soon();
             }

@@ -1,5 +1,4 @@
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use super::entry::{Entry, Times};
 use super::liveness::{self, Before, Ghost, Life};
 use super::snapshot::{Clock, Snapshot};
 use super::{Candidate, Found, Instance, ServiceRegistry};
+use crate::caught::catch;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::running::Running;
@@ -118,8 +118,8 @@ impl Asking {
     /// Asks the store about one service. Returns whom it found dead.
     fn round(&self, entry: &Entry, number: u64, before: Option<&Snapshot>) -> Vec<Instance> {
         let service = &entry.service;
-        let loaded = AssertUnwindSafe(|| self.load(service, before));
-        let loaded = catch_unwind(loaded).unwrap_or_else(|_| {
+        let loaded = || self.load(service, before);
+        let loaded = catch(loaded).unwrap_or_else(|_| {
             let fault = format!("the registry's store panicked over {service}");
             Err(Error::new(ErrorKind::Registry, fault))
         });
@@ -242,8 +242,8 @@ impl Asking {
     fn remove(&self, dead: &[Instance]) {
         for instance in dead.iter().take(MOST_REMOVED) {
             let (service, id) = (instance.service(), instance.id());
-            let remove = AssertUnwindSafe(|| self.store.remove_dead(instance));
-            match catch_unwind(remove) {
+            let remove = || self.store.remove_dead(instance);
+            match catch(remove) {
                 Ok(Ok(true)) => log::info!(
                     target: "coney::registry",
                     "the instance {id:?} of {service} is dead, and removed"

@@ -1,12 +1,12 @@
 //! Whether a server is healthy, and what follows if it is not.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::intake::Consumers;
+use crate::caught::catch;
 use crate::deadline;
 use crate::registry::Registration;
 use crate::running::Running;
@@ -130,7 +130,7 @@ impl Checking {
     fn check(&mut self, failures: u32) -> Verdict {
         let mut checks = self.checks.iter().zip(&mut self.failed);
         checks.find_map(|(check, failed)| {
-            let result = catch_unwind(AssertUnwindSafe(&check.run));
+            let result = catch(&check.run);
             let fault = match result {
                 Ok(Ok(())) => {
                     *failed = 0;

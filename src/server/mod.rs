@@ -130,6 +130,9 @@ impl ServiceServer {
             shared, dispatch, ..
         } = &*self.consumers;
         let drained = drain(timeout / 2, || {
+            if self.consumers.closed.load(Ordering::SeqCst) {
+                return Ok(Left::NOTHING); // another thread shuts it down
+            }
             let queued = shared.backlog(&queue, deadline)?;
             let running = workers.busy() + dispatch.unsettled();
             let later = match queued + running {

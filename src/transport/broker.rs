@@ -9,8 +9,9 @@ use super::confirmed::ConfirmedLinks;
 use super::memory::MemoryTransport;
 use super::{Confirmation, Fate, LinkSpec, Publication, Room, Sink, Ticket, Transport, Wire};
 use crate::deadline;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::relay;
+use crate::running::Home;
 
 /// How long declaring what a link needs may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +48,7 @@ pub struct Broker {
 }
 
 struct Inner {
+    home: Home,
     transport: Box<dyn Transport>,
     confirmed: ConfirmedLinks,
     /// Connections that end with this one.
@@ -226,6 +228,19 @@ impl Broker {
         Ok(another)
     }
 
+    /// An error in a forked child, for what was begun in its parent: only that hears how it
+    /// ends.
+    pub(crate) fn check_home(&self, begun: &dyn fmt::Display) -> Result<()> {
+        if !self.inner.home.is_elsewhere() {
+            return Ok(());
+        }
+        let fault = format!(
+            "{begun} was sent by the process from which this one was forked: whether it ran is \
+             not known here"
+        );
+        Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(false))
+    }
+
     pub(crate) fn is_another(&self, than: &Self) -> bool {
         !Arc::ptr_eq(&self.inner, &than.inner)
     }
@@ -237,6 +252,7 @@ impl Broker {
     fn over_box(transport: Box<dyn Transport>) -> Self {
         Self {
             inner: Arc::new(Inner {
+                home: Home::here(),
                 transport,
                 confirmed: ConfirmedLinks::new(),
                 others: Mutex::default(),

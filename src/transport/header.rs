@@ -153,6 +153,11 @@ impl HeaderValue {
             )),
             Self::List(values) => values.iter().try_for_each(|v| v.check_within(depth - 1)),
             Self::Table(table) => table.check_within(depth - 1),
+            // RabbitMQ ends the connection over one.
+            Self::Float(number) if !number.is_finite() => Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("a header cannot be {number}"),
+            )),
             _ => Ok(()),
         }
     }
@@ -196,6 +201,17 @@ impl fmt::Debug for HeaderTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_without_a_value_are_refused() {
+        for (number, is_right) in [(1.5, true), (f64::NAN, false), (f64::NEG_INFINITY, false)] {
+            let mut inner = HeaderTable::new();
+            inner.insert("n", HeaderValue::Float(number));
+            let mut table = HeaderTable::new();
+            table.insert("inner", HeaderValue::Table(inner));
+            assert_eq!(table.check().is_ok(), is_right, "{number}");
+        }
+    }
 
     #[test]
     fn empty_again_is_empty() {

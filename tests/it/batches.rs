@@ -17,6 +17,7 @@ use crate::support::timing::in_time;
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
+    a_payload_that_panics_is_its_own_error,
     each_call_has_a_type_and_an_error_of_its_own,
     replies_come_in_the_order_asked_over_many_messages,
     the_workers_share_a_message,
@@ -540,4 +541,27 @@ fn commands_in_batches(broker: &Broker) {
     let sent = client.send_batch(&unique("nobody"), "create", &[1, 2]);
     let kinds = sent.into_iter().map(|sent| sent.unwrap_err().kind());
     assert_eq!(kinds.collect::<Vec<_>>(), [ErrorKind::NoRoute; 2]);
+}
+
+struct Panics;
+
+impl serde::Serialize for Panics {
+    fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        panic!("no payload")
+    }
+}
+
+fn a_payload_that_panics_is_its_own_error(broker: &Broker) {
+    let service = unique("math");
+    let _server = math(broker, &service);
+    let client = client(broker);
+    let mut batch = client.batch(&service);
+    let first = batch.add::<_, u64>("double", &1);
+    let second = batch.add::<_, u64>("double", &Panics);
+    let third = batch.add::<_, u64>("double", &3);
+    let mut replies = batch.call();
+    assert_eq!(replies.take(first).unwrap(), 2);
+    let error = replies.take(second).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Encode, "{error}");
+    assert_eq!(replies.take(third).unwrap(), 6);
 }

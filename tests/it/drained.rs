@@ -180,3 +180,34 @@ fn shutdown_says_so_if_the_broker_has_not() {
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
 }
+
+#[test]
+fn a_lost_connection_does_not_end_it() {
+    let proxy = Proxy::start(&amqp_url());
+    let broker = quick(&proxy.url);
+    let (service, ran) = (unique("work"), Arc::new(AtomicU64::new(0)));
+    let count = Arc::clone(&ran);
+    let server = ServiceServer::builder(&broker, &service)
+        .workers(2)
+        .handler("work", move |_: u64| {
+            thread::sleep(10 * MS);
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, HandlerError>(())
+        })
+        .start()
+        .unwrap();
+    let client = client(&rabbitmq());
+    for n in 0..100u64 {
+        client.send(&service, "work", &n).unwrap();
+    }
+    thread::scope(|scope| {
+        let drained = scope.spawn(|| server.drain(4 * PATIENCE));
+        while ran.load(Ordering::SeqCst) < 20 {
+            thread::yield_now();
+        }
+        proxy.cut();
+        drained.join().unwrap().unwrap();
+    });
+    assert!(ran.load(Ordering::SeqCst) >= 100);
+    server.drain(PATIENCE).unwrap(); // nothing is left to do
+}

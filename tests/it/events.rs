@@ -351,6 +351,9 @@ fn names_are_checked(broker: &Broker) {
         .on(&"x".repeat(250), nothing)
         .start();
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidConfig);
+    // RabbitMQ drops line breaks from the names of queues.
+    let error = subscriber(broker, "s").on("a\nb", nothing).start();
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidConfig);
     let error = subscriber(broker, "s")
         .workers(0)
         .on("a.b", nothing)

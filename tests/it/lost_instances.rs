@@ -78,7 +78,7 @@ fn eviction() {
 }
 
 #[test]
-fn a_goodbye_that_failed_is_tried_again() {
+fn a_deregistration_that_failed_is_tried_again() {
     let redis = Server::redis();
     let here = registry(redis.url(), 60 * SECOND);
     let one = here.register("web", Instance::new().with_id("1")).unwrap();

@@ -155,7 +155,7 @@ fn a_reply_over_the_limit_is_its_callers_error_alone() {
 }
 
 #[test]
-fn the_brokers_own_limit_is_learnt_and_costs_nobody_else() {
+fn the_brokers_own_limit_is_learnt_and_costs_nothing_else() {
     let rabbit = Server::rabbitmq_with(&["max_message_size = 2097152"]);
     let (told, states) = unbounded();
     let broker = Broker::builder(rabbit.url())

@@ -7,10 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::{Broker, CallOptions, Context, ErrorKind, HandlerError, Phase, ServiceServer};
+use crossbeam_channel::unbounded;
 
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
+    odd_panics_stop_no_thread,
     the_context_knows_the_request,
     raw_handlers_pass_json_through,
     handlers_run_in_parallel_up_to_the_workers,
@@ -296,6 +298,46 @@ fn a_handler_cannot_shut_its_own_server_down(broker: &Broker) {
     for _ in 0..2 {
         let error = client.call::<_, ()>(&service, "quit", &()).unwrap_err();
         assert!(error.to_string().contains("wait for itself"), "{error}");
+    }
+    server.shutdown(PATIENCE).unwrap();
+}
+
+/// What a panic comes with may panic itself when it is dropped.
+struct Grenade;
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        assert!(thread::panicking(), "dropped");
+    }
+}
+
+fn odd_panics_stop_no_thread(broker: &Broker) {
+    let service = unique("odd");
+    let server = ServiceServer::builder(broker, &service)
+        .handler("odd", |(): ()| -> Result<(), HandlerError> {
+            std::panic::panic_any(Grenade)
+        })
+        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .health_check("odd", || -> Result<(), String> { Ok(()) })
+        .start()
+        .unwrap();
+    let client = client(broker);
+    for n in 0..30 {
+        let error = client.call::<_, ()>(&service, "odd", &()).unwrap_err();
+        assert_eq!(error.remote_code(), Some("panic"), "{error}");
+        assert_eq!(client.call::<_, u64>(&service, "work", &n).unwrap(), n);
+    }
+    let (told, tells) = unbounded();
+    for n in 0..3u64 {
+        let pending = client.call_async::<_, u64>(&service, "work", &n).unwrap();
+        let told = told.clone();
+        pending
+            .then(move |_| {
+                told.send(n).unwrap();
+                std::panic::panic_any(Grenade)
+            })
+            .unwrap();
+        assert_eq!(tells.recv_timeout(PATIENCE), Ok(n));
     }
     server.shutdown(PATIENCE).unwrap();
 }

@@ -69,6 +69,7 @@ fn only_src_redis_knows_redis() {
 
 const CLIENT: &[&str] = &[
     "error",
+    "caught",
     "name",
     "message",
     "topology",
@@ -83,6 +84,7 @@ const CLIENT: &[&str] = &[
 /// A server gives its handlers a client.
 const SERVER: &[&str] = &[
     "error",
+    "caught",
     "name",
     "message",
     "topology",
@@ -98,28 +100,29 @@ const SERVER: &[&str] = &[
 ];
 
 /// What each part of the crate may import from the others.
-const LAYERS: [(&str, &[&str]); 21] = [
+const LAYERS: [(&str, &[&str]); 22] = [
     ("error", &[]),
+    ("caught", &[]),
     ("deadline", &[]),
     ("random", &[]),
-    ("relay", &[]),
+    ("relay", &["caught"]),
     ("wait", &[]),
     ("running", &[]),
     ("secret", &[]),
     ("resolve", &[]),
     ("name", &["error"]),
-    ("message", &["error", "random"]),
+    ("message", &["error", "random", "caught"]),
     ("topology", &[]),
     (
         "transport",
         &[
             "error", "name", "message", "topology", "deadline", "running", "resolve", "secret",
-            "relay",
+            "relay", "caught",
         ],
     ),
     (
         "registry",
-        &["error", "name", "deadline", "running", "random"],
+        &["error", "name", "deadline", "running", "random", "caught"],
     ),
     ("client", CLIENT),
     ("consume", SERVER),
@@ -128,7 +131,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     (
         "redis",
         &[
-            "error", "deadline", "resolve", "secret", "registry", "consume",
+            "error", "deadline", "resolve", "secret", "registry", "consume", "caught",
         ],
     ),
     ("dead_letters", SERVER),

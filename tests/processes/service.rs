@@ -257,16 +257,20 @@ fn flood(url: &str, service: &str) -> coney::Result<()> {
 fn forked(url: &str, service: &str) -> coney::Result<()> {
     let losses = Arc::new(AtomicUsize::new(0));
     let lost = Arc::clone(&losses);
-    let broker = Broker::builder(url)
-        .on_state_change(move |state| {
-            let is_loss = matches!(state, ConnectionState::Lost(_));
-            lost.fetch_add(usize::from(is_loss), Ordering::SeqCst);
-        })
-        .connect()?;
+    let broker = match url {
+        "memory" => Ok(Broker::memory()),
+        url => Broker::builder(url)
+            .on_state_change(move |state| {
+                let is_loss = matches!(state, ConnectionState::Lost(_));
+                lost.fetch_add(usize::from(is_loss), Ordering::SeqCst);
+            })
+            .connect(),
+    }?;
     let server = ServiceServer::builder(&broker, service)
         .handler("work", |n: u64| Ok::<_, HandlerError>(n))
         .start()?;
     let client = ServiceClient::new(&broker, "fork")?;
+    let before = client.call_async::<_, u64>(service, "work", &0)?;
     println!("ready");
     let child = match fork::fork().expect("a child") {
         fork::Fork::Parent(child) => child,
@@ -275,6 +279,9 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
             let error = client.call::<_, u64>(service, "work", &1);
             let error = error.expect_err("it has no threads");
             assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
+            let error = before.wait().expect_err("it is the parent's");
+            assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
+            assert!(!error.is_safe_to_retry(), "the parent has sent it");
             drop((client, server, broker));
             assert!(begin.elapsed() < Duration::from_secs(2));
             std::process::exit(0)
@@ -282,6 +289,7 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
     };
     let status = fork::waitpid(child).expect("it ends");
     assert!(fork::WIFEXITED(status) && fork::WEXITSTATUS(status) == 0);
+    assert_eq!(before.wait()?, 0);
     for n in 0..10 {
         assert_eq!(client.call::<_, u64>(service, "work", &n)?, n);
     }

@@ -1,5 +1,3 @@
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +14,7 @@ use super::registry::Registry;
 use super::session::{CONNECTION_ENDED, End, Io, SWEEP_INTERVAL, Session};
 use super::states::{ConnectionState, Listener, States};
 use super::watchdog::Watchdog;
+use crate::caught::catch;
 use crate::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::relay;
@@ -71,9 +70,9 @@ impl IoHandle {
         };
         let run = move || {
             // Nothing in there should panic; if it does, no caller must wait for ever.
-            let run = AssertUnwindSafe(|| io.run(&started));
-            if let Err(panic) = catch_unwind(run) {
-                let cause = format!("the I/O thread panicked: {}", text_of(&*panic));
+            let run = || io.run(&started);
+            if let Err(panic) = catch(run) {
+                let cause = format!("the I/O thread panicked: {}", panic);
                 let line = format_args!("{}: {cause}", io.peer);
                 relay::log(log::Level::Error, "coney::amqp", line);
                 io.closed(&cause);
@@ -295,13 +294,6 @@ impl IoThread {
             .without_max_times()
             .build()
     }
-}
-
-/// The text that a panic came with.
-fn text_of(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no text")
 }
 
 fn was_closed() -> Error {

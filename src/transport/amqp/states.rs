@@ -1,7 +1,6 @@
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::caught::catch;
 use crate::relay;
 use crate::running::Running;
 
@@ -68,7 +67,7 @@ impl States {
 
 fn listen(inbox: &Receiver<ConnectionState>, listener: &Listener) {
     for state in inbox {
-        if catch_unwind(AssertUnwindSafe(|| listener(&state))).is_err() {
+        if catch(|| listener(&state)).is_err() {
             log::error!(target: "coney::amqp", "the state listener panicked");
         }
     }

@@ -29,6 +29,7 @@ use super::{
     Sink, Transport, Wire,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::running::Home;
 
 /// The default of a RabbitMQ link too, so that moving there changes nothing.
 const MAX_BODY: usize = super::DEFAULT_MAX_BODY;
@@ -47,6 +48,7 @@ pub(crate) struct MemoryTransport {
 }
 
 struct Shared {
+    home: Home,
     state: Mutex<Option<State>>,
     /// Signalled when a message leaves a queue that somebody waits to fill.
     /// Signalled when the timer may have to wake earlier, and at the end.
@@ -76,6 +78,7 @@ impl MemoryTransport {
         Self {
             limits: Arc::new(Limits::new(MAX_BODY, MAX_BODY, FRAME_MAX)),
             shared: Arc::new(Shared {
+                home: Home::here(),
                 state: Mutex::new(Some(State::default())),
                 tick: Condvar::new(),
             }),
@@ -164,6 +167,10 @@ impl Wire for MemoryWire {
         _deadline: Instant,
     ) -> Result<()> {
         publication.check(&self.limits)?;
+        if self.shared.home.is_elsewhere() {
+            let fault = "the memory broker is in the process from which this one was forked";
+            return Err(Error::new(ErrorKind::Misuse, fault));
+        }
         let mut guard = self.shared.state.lock();
         let state = guard.as_mut().ok_or_else(closed)?;
         let queues = state.route(&publication.exchange, &publication.routing_key)?;
