@@ -16,6 +16,7 @@ on_both!(
     a_replayed_call_is_carried_out_however_late,
     a_letter_whose_queue_is_gone_stays,
     a_rate_of_zero_is_refused,
+    others_letters_hide_none,
 );
 
 /// A server that rejects everything until it is told to work.
@@ -199,4 +200,46 @@ fn a_rate_of_zero_is_refused(broker: &Broker) {
     let dead = DeadLetters::open(broker).unwrap();
     let error = dead.replay(|_| true, 0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+}
+
+/// Each holds what it looks at, so the others would see a part of it.
+#[test]
+fn those_who_look_take_turns() {
+    let service = unique("work");
+    let broker = crate::support::rabbitmq();
+    let (_server, ..) = broken(&broker, &service);
+    send(&broker, &service, 5);
+    let queue = format!("service.{service}.request");
+    let dead = DeadLetters::open(&broker).unwrap();
+    eventually("five letters", || numbers(&dead, &queue).len() == 5);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let dead = DeadLetters::open(&crate::support::rabbitmq()).unwrap();
+                for _ in 0..5 {
+                    assert_eq!(numbers(&dead, &queue), [0, 1, 2, 3, 4]);
+                }
+            });
+        }
+    });
+    assert_eq!(dead.purge(|letter| letter.is_of(&service)).unwrap(), 5);
+}
+
+fn others_letters_hide_none(broker: &Broker) {
+    let (many, one) = (unique("many"), unique("one"));
+    let (_first, _second) = (broken(broker, &many), broken(broker, &one));
+    send(broker, &many, 200);
+    let dead = DeadLetters::open(broker).unwrap();
+    eventually("they are there", || {
+        dead.find(|letter| letter.is_of(&many), usize::MAX)
+            .unwrap()
+            .len()
+            == 200
+    });
+    send(broker, &one, 1);
+    eventually("and so is it", || {
+        dead.find(|letter| letter.is_of(&one), 1).unwrap().len() == 1
+    });
+    let theirs = |letter: &coney::DeadLetter| letter.is_of(&many) || letter.is_of(&one);
+    assert_eq!(dead.purge(theirs).unwrap(), 201);
 }
