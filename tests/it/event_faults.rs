@@ -7,7 +7,8 @@ use crossbeam_channel::{bounded, unbounded};
 
 use crate::support::events::{is_all, publisher, sorted, subscriber, take, tell, unique_event};
 use crate::support::proxy::Proxy;
-use crate::support::{PATIENCE, amqp_url, quick, unique};
+use crate::support::server::Server;
+use crate::support::{PATIENCE, amqp_url, eventually, quick, unique};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -82,5 +83,37 @@ fn a_broadcast_is_tried_again_over_a_reconnect() {
     proxy.cut();
     assert_eq!(take(&attempts, 1), [(7, 2)]);
     is_all(&attempts);
+    subscriber.shutdown(PATIENCE).unwrap();
+}
+
+/// A name that the broker has not let go of yet would be refused (405).
+#[test]
+fn a_queue_of_ones_own_has_another_name_in_each_session() {
+    let rabbit = Server::rabbitmq();
+    let proxy = Proxy::start(rabbit.url());
+    let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(rabbit.url()));
+    let (name, service) = (unique_event(), unique("all"));
+    let (told, events) = unbounded();
+    let subscriber = subscriber(&of_subscriber, &service)
+        .subscribe(Subscription::to(&name, tell::<u64>(&told)).broadcast())
+        .start()
+        .unwrap();
+    let publisher = publisher(&of_publisher);
+    let queues = || {
+        let all = rabbit.ctl(&["list_queues", "name", "--quiet"]);
+        let own = all.lines().filter(|line| line.contains(&service));
+        own.map(str::to_owned).collect::<Vec<_>>()
+    };
+    publisher.publish(&name, &1u64).unwrap();
+    assert_eq!(take(&events, 1), [1]);
+    let before = queues();
+    assert_eq!(before.len(), 1, "{before:?}");
+    proxy.cut();
+    eventually("it is bound again", || {
+        publisher.publish(&name, &2u64).unwrap();
+        events.recv_timeout(20 * MS).is_ok()
+    });
+    let now = queues();
+    assert!(!now.is_empty() && !now.contains(&before[0]), "{now:?}");
     subscriber.shutdown(PATIENCE).unwrap();
 }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, ErrorKind, Phase};
+use coney::{Broker, CallOptions, ErrorKind, Phase, Registry, ServiceServer};
 
 use crate::support::nap::nap_server;
 use crate::support::proxy::{Mode, Proxy};
@@ -248,5 +248,33 @@ fn giving_up_closes_everything() {
         let options = CallOptions::new().timeout(Duration::from_millis(50));
         let result = client.call_with::<_, ()>("s", "a", &(), &options);
         result.unwrap_err().kind() == ErrorKind::Closed
+    });
+}
+
+/// It could serve nothing any more, and would be picked all the same.
+#[test]
+fn a_server_without_a_broker_is_not_well() {
+    let proxy = Proxy::start(&amqp_url());
+    let broker = Broker::builder(&proxy.url)
+        .reconnect_delays(Duration::from_millis(10), Duration::from_millis(20))
+        .connect_timeout(Duration::from_millis(100))
+        .reconnect_limit(2)
+        .connect()
+        .unwrap();
+    let (registry, service) = (Registry::memory(), unique("lost"));
+    let server = ServiceServer::builder(&broker, &service)
+        .registry(&registry)
+        .handler("work", |n: u64| Ok::<_, String>(n))
+        .start()
+        .unwrap();
+    assert_eq!(registry.lookup(&service).unwrap().iter().count(), 1);
+    assert!(server.state().is_well());
+    proxy.both(Mode::Swallow);
+    proxy.cut();
+    eventually("it says so itself", || {
+        server.state().disconnected.is_some()
+    });
+    eventually("it is left out", || {
+        registry.refresh(&service).unwrap().is_empty()
     });
 }

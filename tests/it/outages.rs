@@ -392,3 +392,47 @@ fn a_declaration_refused_after_a_reconnect_is_tried_again() {
             .is_ok()
     });
 }
+
+/// Far more than the sockets and all queues on the way take, through an alarm of ten
+/// operation timeouts.
+#[test]
+fn an_alarm_outlasts_no_connection() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("nap");
+    let (_server, _starts) = nap_server(&quick(rabbit.url()), &service);
+    let client = client(&broker);
+    client.send(&service, "nap", &0).unwrap();
+    let body = "x".repeat(1_000_000);
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    thread::scope(|scope| {
+        let senders: Vec<_> = (0..20)
+            .map(|_| {
+                scope.spawn(|| {
+                    let patient = within(6 * PATIENCE);
+                    (0..10).all(|_| client.send_with(&service, "nap", &body, &patient).is_ok())
+                })
+            })
+            .collect();
+        wait_for(&states, |state| {
+            matches!(state, ConnectionState::Blocked(_))
+        });
+        let end = Instant::now() + 5_000 * MS;
+        while Instant::now() < end {
+            let timeout = 200 * MS;
+            let call = in_time(timeout, "a call in an alarm", || {
+                client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+            });
+            assert_eq!(call.unwrap_err().kind(), ErrorKind::TimedOut);
+        }
+        rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+        for sender in senders {
+            assert!(sender.join().unwrap(), "each is delivered");
+        }
+    });
+    let lost = states
+        .try_iter()
+        .filter(|state| matches!(state, ConnectionState::Lost(_)));
+    assert_eq!(lost.collect::<Vec<_>>(), []);
+}
