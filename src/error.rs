@@ -167,7 +167,7 @@ impl Error {
         })
     }
 
-    /// How long to wait before another attempt, where the service has said so:
+    /// The time to wait before another attempt, where the service has said so:
     /// with [`ErrorKind::Busy`].
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after

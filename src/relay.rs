@@ -15,7 +15,7 @@ use log::Level;
 
 use crate::caught::catch;
 
-/// How many lines wait while the logger blocks; later ones are dropped, and counted.
+/// The number of lines that wait while the logger blocks; later ones are dropped, and counted.
 const WAITING: usize = 1_024;
 
 enum Line {

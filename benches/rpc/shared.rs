@@ -20,7 +20,7 @@ use crate::measure::{Call, Setup};
 /// RabbitMQ's reply queue that is none: its replies go straight to the channel.
 const DIRECT: &str = "amq.rabbitmq.reply-to";
 
-/// Who waits for which correlation id.
+/// The waiting callers, by correlation id.
 type Waiting = Arc<Mutex<HashMap<String, Sender<Vec<u8>>>>>;
 
 pub struct SharedAmqp {

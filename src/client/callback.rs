@@ -24,7 +24,7 @@ pub(super) struct CallbackThread {
     client: String,
 }
 
-/// How long dropping the last client waits for the callbacks that are due.
+/// The time for which dropping the last client waits for the callbacks that are due.
 const CALLBACKS_DUE: Duration = Duration::from_secs(10);
 
 impl CallbackThread {

@@ -36,7 +36,7 @@ pub(crate) enum Outcome {
     Untold,
 }
 
-/// What was too large.
+/// The message that was too large.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TooLarge {
     /// The request, for the broker.

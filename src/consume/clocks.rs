@@ -1,4 +1,4 @@
-//! How much of a caller's time is left, whatever its clock says.
+//! The part of a caller's time that is left, whatever its clock says.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::deadline;
 use crate::message::{DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
 
-/// How long a measurement of an offset counts.
+/// The time for which a measurement of an offset counts.
 const WINDOW_MS: i64 = 5 * 60 * 1_000;
 
 /// A source that has just become known is taken to have the right time for so long, if
@@ -17,7 +17,7 @@ const WINDOW_MS: i64 = 5 * 60 * 1_000;
 /// look fresh.
 const PROBATION_MS: i64 = 2_000;
 
-/// How many sources are remembered: each is a connection of another process.
+/// The number of sources that are remembered: each is a connection of another process.
 const MOST_SOURCES: usize = 4_096;
 
 /// The offsets of the clocks of those who send requests.
@@ -27,7 +27,7 @@ pub(crate) struct Clocks {
 }
 
 impl Clocks {
-    /// When the caller of a request with these headers stops waiting, if it says.
+    /// The moment when the caller of a request with these headers stops waiting, if it says.
     ///
     /// `source` names the caller's connection, `arrived` is when the request came here. A copy,
     /// which does not expire in its queue, may have waited for longer than its timeout.
@@ -99,7 +99,7 @@ fn local_millis(at: Instant) -> i64 {
     wall.saturating_add(later).saturating_sub(earlier)
 }
 
-/// How far one source's clock is behind ours: the smallest difference between arriving
+/// The offset of one source's clock from ours: the smallest difference between arriving
 /// and being sent of the last five minutes, since no message arrives before it is sent.
 /// A plain struct that is told the time, in milliseconds.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ impl Offset {
         }
     }
 
-    /// How long a message had waited that took `raw` by the two clocks; `None` if by them it
+    /// The waiting time of a message that took `raw` by the two clocks; `None` if by them it
     /// was longer than its timeout. As it would have expired, a clock has jumped: measuring
     /// starts over.
     fn waited(&mut self, raw: i64, timeout: i64, now: i64) -> Option<i64> {

@@ -49,7 +49,7 @@ pub(crate) struct Nested {
 /// and no more than this.
 const LONGEST_RESERVE: Duration = Duration::from_millis(50);
 
-/// When nested calls end, so that a handler whose nested call has timed out can still
+/// The moment when nested calls end, so that a handler whose nested call has timed out can still
 /// answer in time.
 fn nested_deadline(deadline: Instant) -> Instant {
     let left = deadline.saturating_duration_since(Instant::now());

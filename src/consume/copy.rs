@@ -58,7 +58,7 @@ impl Mover {
         2 * self.longest_error() + 1_500
     }
 
-    /// How much of an error fits beside a message's own headers, in bytes.
+    /// The part of an error that fits beside a message's own headers, in bytes.
     pub(super) fn longest_error(&self) -> usize {
         LONGEST_ERROR.min(self.broker.max_headers() / 8)
     }

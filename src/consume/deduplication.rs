@@ -20,7 +20,7 @@ pub(crate) struct Deduplication {
     lease: Duration,
     leases: Leases,
     outage: Mutex<Outage>,
-    /// How long the store may be away before consumption pauses.
+    /// The time for which the store may be away before consumption pauses.
     patience: Duration,
 }
 

@@ -18,7 +18,7 @@ use crate::topology;
 use crate::transport::x_death::COPIES;
 use crate::transport::{Delivery, Message, Oversized, Publication, Wire};
 
-/// How long a message waits that has to come again, as its body was not kept.
+/// The time for which a message waits that has to come again, as its body was not kept.
 const COMES_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a worker does with a delivery, whatever is in it: decode, run the
@@ -27,7 +27,7 @@ pub(crate) struct Dispatch {
     pub(crate) runner: Runner,
     pub(crate) mover: Mover,
     pub(crate) settled: Arc<Settled>,
-    /// How often a message may come back because its worker died of it.
+    /// The number of times that a message may come back because its worker died of it.
     pub(crate) redelivery_limit: u32,
     /// Replies may go to queues of any name.
     pub(crate) any_reply_queue: bool,
@@ -150,13 +150,13 @@ impl Dispatch {
         }
     }
 
-    /// How many messages are being handled or moved.
+    /// The number of messages that are being handled or moved.
     pub(crate) fn unsettled(&self) -> usize {
         self.settled.running()
     }
 
-    /// How many messages wait for another attempt in queues of the broker's. Blocks at most
-    /// until `deadline`.
+    /// The number of messages that wait for another attempt in queues of the broker's.
+    /// Blocks at most until `deadline`.
     pub(crate) fn waiting(&self, wire: &dyn Wire, deadline: Instant) -> Result<usize> {
         let mut queues = self.mover.queues_of_waiting();
         if !queues.is_empty() && self.runner.deduplication.is_some() {

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Phase, Result};
 
-/// How long it waits before it looks again: the broker is asked each time.
+/// The time for which it waits before it looks again: the broker is asked each time.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The same while all that is left waits for another attempt.
 const LATER_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What is left to be handled.
+/// The messages that are left to be handled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Left {
     pub(crate) queued: usize,

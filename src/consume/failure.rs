@@ -1,4 +1,4 @@
-//! Why a message is dead-lettered.
+//! The reason why a message is dead-lettered.
 
 use crate::message::ServiceMessage;
 use crate::name::shown;
@@ -38,7 +38,7 @@ impl Reason {
     }
 }
 
-/// Why a message is given up, and what there is to say about it.
+/// The reason why a message is given up, and what there is to say about it.
 pub(super) struct Failure {
     pub(super) reason: Reason,
     pub(super) error: String,

@@ -21,7 +21,7 @@ impl Inbox {
         topology::retry_queue(&self.stem, delay)
     }
 
-    /// Where messages are handled one at a time that a worker may have died of.
+    /// The place where messages are handled one at a time that a worker may have died of.
     pub(crate) fn suspect_queue(&self) -> String {
         topology::suspect_queue(&self.stem)
     }

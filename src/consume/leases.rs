@@ -10,7 +10,7 @@ use super::ReplyStore;
 use crate::deadline;
 use crate::running::Running;
 
-/// How long stopping waits for the thread, which may wait for the store.
+/// The time for which stopping waits for the thread, which may wait for the store.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A shorter third of a lease would keep the store busy with renewals alone.

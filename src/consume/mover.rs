@@ -26,7 +26,7 @@ pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 /// How much of an error a header holds, in bytes.
 pub(super) const LONGEST_ERROR: usize = 1_000;
 
-/// How long a worker waits after it could not dead-letter a message with a large body.
+/// The time for which a worker waits after it could not dead-letter a message with a large body.
 const OVERSIZED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a repeated request waits for the first to end; what deduplicates has a
@@ -324,7 +324,7 @@ impl Mover {
         Some(parked)
     }
 
-    /// Why a message was given up that the dead letters did not take then.
+    /// The reason why a message was given up that the dead letters did not take then.
     pub(super) fn was_given_up(&self, delivery: &Delivery) -> Option<Failure> {
         let headers = &delivery.message().properties.headers;
         let reason = Reason::parse(headers.text(GIVEN_UP)?)?;

@@ -20,7 +20,7 @@ pub(super) const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// into its queue, from which it would return at once.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often at most it looks for handlers that run for long.
+/// The longest time between two looks for handlers that run for long.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
 
 /// A message whose copy is on its way elsewhere.
@@ -36,7 +36,7 @@ pub(crate) struct Move {
     pub(super) deadline: Instant,
 }
 
-/// Why messages cannot be dead-lettered now, if so; shared with who shows it.
+/// The reason why messages cannot be dead-lettered now, if so; shared with who shows it.
 #[derive(Default)]
 pub(crate) struct Trouble(Mutex<Option<String>>);
 
@@ -70,7 +70,7 @@ pub(super) struct Settling {
     /// the broker's settings.
     pub(super) settled: Vec<Arc<Settled>>,
     pub(super) consumer_timeout: Duration,
-    /// When it disconnects, pauses end, and with the moves that there are the thread.
+    /// Disconnects at the end: then pauses end, and with the moves that there are the thread.
     pub(super) stopping: Receiver<()>,
 }
 

@@ -43,7 +43,7 @@ impl Default for Options {
     }
 }
 
-/// Where messages wait that cannot be processed now, if no retry delays are given.
+/// The place where messages wait that cannot be processed now, if no retry delays are given.
 const PARKING_DELAY: Duration = Duration::from_secs(60);
 
 impl Options {

@@ -145,7 +145,7 @@ impl<J: Job> Pool<J> {
         taken
     }
 
-    /// How many jobs wait or run.
+    /// The number of jobs that wait or run.
     pub(super) fn busy(&self) -> usize {
         let queue = self.queue.lock();
         queue.backlog.len() + queue.running

@@ -32,7 +32,7 @@ pub(super) struct Circumstances {
     pub(super) redelivered: bool,
     /// How many attempts have failed.
     pub(super) failed: usize,
-    /// When it arrived in this process.
+    /// The moment when it arrived in this process.
     pub(super) arrived: Instant,
     /// It was moved from queue to queue.
     pub(super) is_copy: bool,

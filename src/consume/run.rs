@@ -74,7 +74,7 @@ impl Runner {
         self.busy_retry_after
     }
 
-    /// When the caller of a request stops waiting, if it says, and if it does.
+    /// The moment when the caller of a request stops waiting, if it says, and if it does.
     pub(super) fn deadline(
         &self,
         headers: &Headers<'_>,

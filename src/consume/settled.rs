@@ -13,14 +13,14 @@ use super::tracked::Tracked;
 use crate::transport::x_death::{ATTEMPTS, COPIES, REDELIVERIES, REPLAYED};
 use crate::transport::{Delivery, Message, Publication};
 
-/// How many finished messages are remembered, how many bytes of their replies, and for
+/// The number of finished messages that are remembered, the bytes of their replies, and for
 /// how long. Unsettled at a loss are no more than the prefetch count; the rest is room for
 /// several losses in a row.
 const MOST_FINISHED: usize = 1_024;
 const MOST_BYTES: usize = 4 << 20;
 const REMEMBERED: Duration = Duration::from_secs(300);
 
-/// How much of a body tells it from others, from either end.
+/// The part of a body that tells it from others, from either end.
 const LOOKED_AT: usize = 512;
 
 /// The messages of one queue: those that are being handled, and those that were finished
@@ -61,7 +61,7 @@ struct Running {
     is_reported: bool,
 }
 
-/// How a message ended.
+/// The end of a message.
 #[derive(Clone)]
 pub(super) enum Finish {
     Acked,
@@ -162,7 +162,7 @@ impl Settled {
         Some(hasher.finish())
     }
 
-    /// How many messages are being handled.
+    /// The number of messages that are being handled.
     pub(crate) fn running(&self) -> usize {
         self.state.lock().running.len()
     }

@@ -106,7 +106,7 @@ impl<J: Job> Workers<J> {
         &self.way
     }
 
-    /// Why messages cannot be dead-lettered now, if so.
+    /// The reason why messages cannot be dead-lettered now, if so.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.trouble.get()
     }
@@ -122,7 +122,7 @@ impl<J: Job> Workers<J> {
         self.suspects.submit(job)
     }
 
-    /// How many jobs wait or run.
+    /// The number of jobs that wait or run.
     pub(crate) fn busy(&self) -> usize {
         self.pool.busy() + self.suspects.busy()
     }

@@ -17,10 +17,10 @@ use crate::transport::{Broker, Delivery, Fate, LinkSpec, NoSink, Publication, Ti
 /// How long the broker may take over one message.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long one look waits for its turn.
+/// The time for which one look waits for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long it waits before it tries again whether another process has finished.
+/// The time for which it waits before it tries again whether another process has finished.
 const TURN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A queue that one connection at a time can have.

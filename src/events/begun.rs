@@ -21,7 +21,7 @@ use crate::transport::{
     Broker, Delivery, Fate, LinkSpec, NoSink, Properties, Publication, Ticket, Wire,
 };
 
-/// How long the broker may take over a step.
+/// The time for which the broker may take over a step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A mark whose event is gone stays no longer.
@@ -32,7 +32,7 @@ pub(super) struct Begun {
     broker: Broker,
     wire: Arc<dyn Wire>,
     queue: String,
-    /// How often a marked event may come back.
+    /// The number of times that a marked event may come back.
     limit: u32,
     /// Changes when the connection is lost: then what was held has gone back.
     session: AtomicU64,
@@ -41,7 +41,7 @@ pub(super) struct Begun {
     handled: Mutex<VecDeque<String>>,
 }
 
-/// How many of these are remembered. A mark that is forgotten stays until its time is over.
+/// The number of these that are remembered. A mark that is forgotten stays until its time is over.
 const MOST_HANDLED: usize = 1_024;
 
 /// What to do with an event that has come back.

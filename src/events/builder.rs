@@ -126,7 +126,7 @@ impl EventSubscriberBuilder {
         self
     }
 
-    /// How often an event may come back because the worker that had begun it died. One more
+    /// The number of times that an event may come back because its worker died. One more
     /// goes to the dead letters unopened. Default: 5.
     ///
     /// Only what had begun counts. An event that comes back is moved to the queue

@@ -14,7 +14,7 @@ use crate::consume::{self, Attempt, Dispatch, Processed, Tracked, Workers};
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
 
-/// How long an ordered event waits that cannot be begun now.
+/// The time for which an ordered event waits that cannot be begun now.
 const BEGIN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Those who work for all subscriptions of a subscriber.
@@ -239,7 +239,7 @@ impl Feed {
         waiting.collect()
     }
 
-    /// How many events wait their turn.
+    /// The number of events that wait their turn.
     pub(super) fn waiting(&self) -> usize {
         let order = self.order.as_ref();
         order.map_or(0, |order| order.lanes.lock().len())

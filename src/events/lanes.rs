@@ -77,7 +77,7 @@ impl<T> Lanes<T> {
         more
     }
 
-    /// How many items wait.
+    /// The number of items that wait.
     pub(super) fn len(&self) -> usize {
         self.arrivals.len() + self.lanes.values().map(VecDeque::len).sum::<usize>()
     }

@@ -34,7 +34,7 @@ pub struct Reply<'a> {
     pub message_id: Cow<'a, str>,
     /// The instance that answered, where the server has a registry. An extension too.
     pub instance_id: Option<Cow<'a, str>>,
-    /// How long to wait before another attempt, in a refusal. An extension too.
+    /// The time to wait before another attempt, in a refusal. An extension too.
     pub retry_after: Option<Duration>,
 }
 

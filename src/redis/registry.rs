@@ -46,10 +46,10 @@ pub struct RedisRegistry {
     clock: Mutex<Option<(Instant, u64)>>,
 }
 
-/// How long Redis's clock is reckoned on from here before it is asked for again.
+/// The time for which Redis's clock is reckoned on from here before it is asked for again.
 const CLOCK_FOR: Duration = Duration::from_secs(30);
 
-/// How long a tombstone stays.
+/// The time for which a tombstone stays.
 const TOMBSTONE_TTL: Duration = Duration::from_secs(300);
 
 /// A field of a hash, and its value.

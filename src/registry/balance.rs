@@ -76,11 +76,11 @@ impl Balancer for Random {
 /// One after the other; made by `RoundRobin::default()`.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
-    /// Whose turn is next, by service.
+    /// The turn that is next, by service.
     turns: RwLock<HashMap<Box<str>, AtomicUsize>>,
 }
 
-/// How many services it remembers: more than a program calls.
+/// The number of services it remembers: more than a program calls.
 const MOST_SERVICES: usize = 10_000;
 
 impl RoundRobin {

@@ -44,7 +44,7 @@ pub(super) struct Told {
     pub(super) state: Mutex<RegistrationState>,
     /// What the instance is not well of.
     pub(super) fault: Mutex<Option<String>>,
-    /// Why it cannot be well any more.
+    /// The reason why it cannot be well any more.
     pub(super) lost: Mutex<Option<String>>,
     /// That has changed, and an order is on its way.
     pub(super) has_changed: AtomicBool,
@@ -158,7 +158,7 @@ struct Beating {
     /// By the numbers of their registrations.
     members: BTreeMap<u64, Member>,
     next: Instant,
-    /// When those are tried again that the store does not have, or has still.
+    /// The moment when those are tried again that the store does not have, or has still.
     next_write: Option<Instant>,
     /// Those that are to be deregistered still, by service and id, and until when it is
     /// tried: then they count as dead anyhow.

@@ -116,7 +116,7 @@ impl Candidate {
         rate * self.fading()
     }
 
-    /// How much of what was measured still counts, from 0 to 1.
+    /// The part of what was measured that still counts, from 0 to 1.
     fn fading(&self) -> f64 {
         let idle = millis().saturating_sub(self.load.measured_at.load(Ordering::Relaxed));
         0.5f64.powf(idle as f64 / HALF_LIFE.as_millis() as f64)

@@ -43,7 +43,7 @@ pub struct Instance {
 
 /// What it can do beside the wire contract.
 pub(crate) const CAPABILITIES: &str = "capabilities";
-/// Where the version of this library is, in an instance that it registered.
+/// The place where the version of this library is, in an instance that it registered.
 const LIBRARY: &str = "coney";
 
 /// It takes calls from a queue of its own too.

@@ -16,7 +16,7 @@ pub(super) struct Ghost {
     pub(super) since: Instant,
 }
 
-/// What is known of an instance from before.
+/// The record of an instance from before.
 #[derive(Clone, Copy)]
 pub(super) enum Before<'a> {
     Unknown,

@@ -25,7 +25,7 @@ impl Clock {
         Self { at, unix_millis }
     }
 
-    /// How long ago an instance was last heard of, by this clock; nothing for one of the
+    /// The time since an instance was last heard of, by this clock; nothing for one of the
     /// near future, as a clock that is fast writes it.
     pub(super) fn age(&self, instance: &Instance) -> Duration {
         let beat = instance.last_heartbeat.saturating_mul(1_000);

@@ -1,4 +1,4 @@
-//! What a store of instances must do.
+//! The duties of a store of instances.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::Instance;
 use super::snapshot::Clock;
 use crate::error::Result;
 
-/// What a store of instances must do.
+/// The duties of a store of instances.
 ///
 /// Called by a [`Registry`](super::Registry)'s two threads, and by callers of [`Registry::services`](super::Registry::services); a call
 /// may block for as long as the store's timeout says, and no longer.
@@ -30,7 +30,7 @@ pub trait ServiceRegistry: Send + Sync {
     /// Renews the heartbeats of instances, at best in one round trip however many
     /// there are, and says for each, in order, what came of it. Changes their
     /// [`last_heartbeat`](Instance::last_heartbeat) and their health and nothing
-    /// else, as somebody else may have written the rest. Creates nothing.
+    /// else, as another program may have written the rest. Creates nothing.
     ///
     /// # Errors
     ///
@@ -66,7 +66,7 @@ pub trait ServiceRegistry: Send + Sync {
     }
 
     /// Whether the store takes what is written: one that does not makes the living look
-    /// dead. Asked when somebody seems to have died. Default: yes.
+    /// dead. Asked when an instance seems to have died. Default: yes.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ pub trait ServiceRegistry: Send + Sync {
     /// As [`register`](ServiceRegistry::register).
     fn services(&self) -> Result<Vec<String>>;
 
-    /// How old the last heartbeat of a living instance may be.
+    /// The greatest age of the last heartbeat of a living instance.
     fn dead_after(&self) -> Duration;
 
     /// One of the living and healthy instances at random, asked for at the store
@@ -174,13 +174,13 @@ impl Found {
     }
 }
 
-/// What came of a heartbeat.
+/// The outcome of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beat {
     /// The instance is there.
     Renewed,
     /// The store has lost it, or took it for dead: it is to be registered again.
     Lost,
-    /// Somebody has deregistered it.
+    /// It has been deregistered.
     Deregistered,
 }

@@ -150,7 +150,7 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// How often a message may come back because the worker that had begun it died. One
+    /// The number of times that a message may come back because its worker died. One
     /// more goes to the dead letters unopened, for it may be what kills the workers.
     /// Default: 5.
     ///

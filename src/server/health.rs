@@ -95,10 +95,10 @@ impl Health {
 struct Checking {
     service: String,
     checks: Vec<Check>,
-    /// How often each has failed in a row.
+    /// The number of times that each has failed in a row.
     failed: Vec<u32>,
     interval: Duration,
-    /// How many failures in a row make the server unhealthy.
+    /// The number of failures in a row that make the server unhealthy.
     failures: u32,
 }
 

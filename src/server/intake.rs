@@ -14,7 +14,7 @@ pub(super) struct Intake {
     pub(super) workers: Workers<Job>,
     /// To be told when there is no more broker.
     pub(super) registration: OnceLock<Weak<Registration>>,
-    /// Why there is no more broker, if so.
+    /// The reason why there is no more broker, if so.
     pub(super) lost_for_good: Mutex<Option<String>>,
 }
 
@@ -212,17 +212,20 @@ impl Consumers {
     /// Waits until the broker has all that was sent: the last replies and
     /// acknowledgements.
     pub(super) fn flush(&self, deadline: Instant) -> Result<()> {
-        let own = self.own.as_ref().map(|own| &own.wire);
         let mut result = Ok(());
-        for wire in self.suspects.iter().chain(own).chain([&self.shared]) {
+        for wire in self.wires() {
             result = result.and(wire.flush(deadline)); // each, whatever becomes of another
         }
         result
     }
 
-    pub(super) fn close(&self) {
+    fn wires(&self) -> impl Iterator<Item = &Arc<dyn Wire>> {
         let own = self.own.as_ref().map(|own| &own.wire);
-        for wire in self.suspects.iter().chain(own).chain([&self.shared]) {
+        self.suspects.iter().chain(own).chain([&self.shared])
+    }
+
+    pub(super) fn close(&self) {
+        for wire in self.wires() {
             wire.close();
         }
     }

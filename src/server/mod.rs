@@ -78,7 +78,7 @@ impl ServiceServer {
         self.registration.as_deref().map(Registration::state)
     }
 
-    /// What keeps the server from working as it should, if anything does. Does not block.
+    /// The faults that keep the server from working as it should, if any. Does not block.
     ///
     /// ```
     /// # use coney::{Broker, ServiceServer};
@@ -201,16 +201,16 @@ impl ServiceServer {
     }
 }
 
-/// What keeps a server from working as it should; from [`ServiceServer::state`].
+/// The faults that keep a server from working as it should; from [`ServiceServer::state`].
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerState {
     /// The health check that fails, and how: the server consumes nothing.
     pub unhealthy: Option<String>,
-    /// Why the last message that was to be dead-lettered was refused, until one is taken
+    /// The reason why the last message that was to be dead-lettered was refused, until one is taken
     /// again. Such messages wait in a retry queue meanwhile, and hold nothing up.
     pub dead_letters_refused: Option<String>,
-    /// Why there is no broker any more: it was closed, or given up for good.
+    /// The reason why there is no broker any more: it was closed, or given up for good.
     pub disconnected: Option<String>,
 }
 

@@ -277,7 +277,7 @@ impl ServiceServerBuilder {
     }
 }
 
-/// How long a caller that was refused, as something is away that the server needs, should
+/// The time for which a caller that was refused, as something is away that the server needs, should
 /// wait before it asks again.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 

@@ -37,7 +37,7 @@ pub(crate) fn service_stem(service: &str) -> String {
     format!("service.{service}")
 }
 
-/// Where messages are handled one at a time that a worker may have died of.
+/// The place where messages are handled one at a time that a worker may have died of.
 pub(crate) fn suspect_queue(stem: &str) -> String {
     format!("{stem}.suspect")
 }

@@ -14,7 +14,7 @@ pub(crate) use self::contract::{
 
 pub(crate) use self::direct::DIRECT_REPLY_TO;
 
-/// How an exchange picks the queues a message goes to.
+/// The way in which an exchange picks the queues a message goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExchangeKind {
     /// To the queues bound with exactly the message's routing key.
@@ -73,14 +73,14 @@ impl QueueOptions {
         Self::default()
     }
 
-    /// How long a message may wait before it is dropped, or dead-lettered; in
+    /// The time for which a message may wait before it is dropped, or dead-lettered; in
     /// whole milliseconds, at most 49 days. Default: for ever.
     pub fn message_ttl(mut self, ttl: Duration) -> Self {
         self.message_ttl = Some(ttl);
         self
     }
 
-    /// Where messages go that expire here or are rejected without requeueing:
+    /// The place where messages go that expire here or are rejected without requeueing:
     /// an exchange, empty for the default one, and a routing key. Default: they
     /// are dropped.
     pub fn dead_letter_to(
@@ -166,12 +166,12 @@ impl Topology {
         &self.bindings
     }
 
-    /// How many there are in all.
+    /// Their number in all.
     pub(crate) fn declarations(&self) -> usize {
         self.exchanges.len() + self.queues.len() + self.bindings.len()
     }
 
-    /// What both declare.
+    /// The declarations of both.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.exchanges.extend(other.exchanges);
         self.queues.extend(other.queues);

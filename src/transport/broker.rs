@@ -16,13 +16,13 @@ use crate::running::Home;
 /// How long declaring what a link needs may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a large message of its own connection may take, and again for every 4 MiB.
+/// The time for which a large message of its own connection may take, and again for every 4 MiB.
 const LARGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long dropping the last handle may wait for the broker to close the connection.
+/// The time for which dropping the last handle may wait for the broker to close the connection.
 const CLOSE_ON_DROP: Duration = Duration::from_secs(2);
 
-/// How long it may wait for the log lines of its threads.
+/// The longest time to wait for the log lines of its threads.
 const FLUSH_ON_DROP: Duration = Duration::from_millis(100);
 
 /// A handle on a message broker: the one thing that clients and servers need.

@@ -112,7 +112,7 @@ impl Delivery {
         }
     }
 
-    /// When it arrived in this process.
+    /// The moment when it arrived in this process.
     pub(crate) fn arrived(&self) -> Instant {
         self.arrived
     }

@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// The limits on what is sent over a connection. Those of the broker are learnt from it.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// What the user allows.
+    /// The sizes that the user allows.
     max_body: usize,
     /// The largest that is dead-lettered all the same.
     max_dead_letter: u64,

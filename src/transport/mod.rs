@@ -80,7 +80,7 @@ pub(crate) enum Source {
     /// for, or with the link. Each session has a queue of another name, since one that was
     /// lost may still be locked by the broker; messages find it by its binding.
     OwnQueue {
-        /// What the names begin with.
+        /// The beginning of the names.
         name: String,
         /// An exchange and a routing key to bind it with.
         bind: (String, String),
@@ -267,8 +267,8 @@ pub(crate) trait Wire: Send + Sync {
     /// The same for the queue of the link's own.
     fn get_own(&self, deadline: Instant) -> Result<Option<(Delivery, usize)>>;
 
-    /// How many messages are in `queue` that no consumer has fetched. Blocks at most until
-    /// `deadline`.
+    /// The number of messages in `queue` that no consumer has fetched. Blocks at most
+    /// until `deadline`.
     fn backlog(&self, queue: &str, deadline: Instant) -> Result<usize>;
 
     /// Waits until the broker has all that the link has published and settled. Blocks at

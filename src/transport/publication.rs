@@ -318,7 +318,7 @@ impl Oversized {
         Self { bytes, body }
     }
 
-    /// How long it is.
+    /// Its length.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -1,4 +1,4 @@
-//! How much may wait to be sent.
+//! A bound on what may wait to be sent.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -8,11 +8,11 @@ use super::{HeaderTable, HeaderValue};
 pub(crate) const ATTEMPTS: &str = "x-attempts";
 /// How often the message came back because its worker had gone.
 pub(crate) const REDELIVERIES: &str = "x-redeliveries";
-/// When it was replayed, in Unix milliseconds: it was a dead letter, and is not answered.
+/// The moment of its replay, in Unix milliseconds: it was a dead letter, and is not answered.
 pub(crate) const REPLAYED: &str = "x-replayed";
-/// How many copies between queues it has behind it.
+/// The number of copies between queues that it has behind it.
 pub(crate) const COPIES: &str = "x-copies";
-/// Why it is to be dead-lettered, if the dead letters did not take it.
+/// The reason why it is to be dead-lettered, if the dead letters did not take it.
 pub(crate) const GIVEN_UP: &str = "x-given-up";
 pub(crate) const FIRST_ERROR: &str = "x-first-error";
 pub(crate) const LAST_ERROR: &str = "x-last-error";

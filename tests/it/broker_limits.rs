@@ -174,7 +174,7 @@ fn full_dead_letters_hold_nothing_up() {
     let limit = r#"{"max-length": 0, "overflow": "reject-publish"}"#;
     rabbit.ctl(&["set_policy", "full", "^dead\\.letter$", limit]);
     eventually("the policy holds", || {
-        // More than it fetches ahead, each of which nobody can handle.
+        // More than it fetches ahead, none of which can be handled.
         for n in 0..5 {
             let _ = caller.call::<_, u64>(&service, "unknown", &n);
         }

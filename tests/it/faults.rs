@@ -232,15 +232,20 @@ fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
     assert_eq!(client.in_flight(), 0);
 }
 
-#[test]
-fn giving_up_closes_everything() {
-    let proxy = Proxy::start(&amqp_url());
-    let broker = Broker::builder(&proxy.url)
+/// A connection that is given up soon after it is lost.
+fn hopeless(url: &str) -> Broker {
+    Broker::builder(url)
         .reconnect_delays(Duration::from_millis(10), Duration::from_millis(20))
         .connect_timeout(Duration::from_millis(100))
         .reconnect_limit(2)
         .connect()
-        .unwrap();
+        .unwrap()
+}
+
+#[test]
+fn giving_up_closes_everything() {
+    let proxy = Proxy::start(&amqp_url());
+    let broker = hopeless(&proxy.url);
     let client = client(&broker);
     proxy.both(Mode::Swallow);
     proxy.cut();
@@ -255,12 +260,7 @@ fn giving_up_closes_everything() {
 #[test]
 fn a_server_without_a_broker_is_not_well() {
     let proxy = Proxy::start(&amqp_url());
-    let broker = Broker::builder(&proxy.url)
-        .reconnect_delays(Duration::from_millis(10), Duration::from_millis(20))
-        .connect_timeout(Duration::from_millis(100))
-        .reconnect_limit(2)
-        .connect()
-        .unwrap();
+    let broker = hopeless(&proxy.url);
     let (registry, service) = (Registry::memory(), unique("lost"));
     let server = ServiceServer::builder(&broker, &service)
         .registry(&registry)

@@ -24,7 +24,7 @@ pub(super) struct Config {
     pub(super) max_body: usize,
     /// The largest message over `max_body` that is dead-lettered whole.
     pub(super) max_dead_letter: usize,
-    /// How many bytes may wait to be sent.
+    /// The bytes that may wait to be sent.
     pub(super) outgoing_bytes: usize,
 }
 

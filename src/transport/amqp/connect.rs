@@ -31,7 +31,7 @@ pub(super) struct Connected {
     pub(super) transit: Arc<Transit>,
 }
 
-/// Why there is no connection.
+/// The reason why there is no connection.
 pub(super) struct NotConnected {
     pub(super) error: Error,
     /// Nothing listens there: another attempt costs next to nothing.

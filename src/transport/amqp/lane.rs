@@ -229,7 +229,7 @@ impl<'c> Lane<'c> {
         }
     }
 
-    /// How many messages are in a queue that were not fetched.
+    /// The number of messages in a queue that were not fetched.
     pub(super) fn backlog(&mut self, queue: &str) -> Result<usize, Failure> {
         let queue = self.channel.queue_declare_passive(queue)?;
         Ok(queue
@@ -243,7 +243,7 @@ impl<'c> Lane<'c> {
         Ok(self.channel.qos(0, self.prefetch, false)?)
     }
 
-    /// What is known of a body that was left out because of its size.
+    /// The record of a body that was left out because of its size.
     pub(super) fn take_oversized(&self, tag: u64) -> Option<Oversized> {
         let evidence = &self.shared.evidence;
         evidence.take_oversized(self.channel_id(), tag)

@@ -36,7 +36,7 @@ pub(super) fn publish(
     )?)
 }
 
-/// Why the broker did not take the message under way.
+/// The reason why the broker did not take the message under way.
 pub(super) enum Refusal {
     /// With the limit, if the broker named it.
     TooLarge(Option<usize>),

@@ -17,11 +17,11 @@ pub(super) struct Registry {
     /// The link whose channel the broker closed in the last session. What it had
     /// sent may be why, and sent again would close the next one.
     pub(super) guilty: Option<LinkId>,
-    /// How many channels the broker lets this user open, its words, and when it was learnt.
+    /// The number of channels that this user may open, the broker's words, and the time of these.
     channel_limit: Option<(usize, String, Instant)>,
 }
 
-/// How long it is believed that no more channels can be opened: trying costs the
+/// The time for which it is believed that no more channels can be opened: trying costs the
 /// connection.
 const CHANNEL_LIMIT_FOR: Duration = Duration::from_secs(600);
 
@@ -35,7 +35,7 @@ impl Registry {
         self.channel_limit = Some((open, reason.to_owned(), Instant::now()));
     }
 
-    /// Why a channel more than `open` cannot be opened, if that is known.
+    /// The reason why a channel more than `open` cannot be opened, if that is known.
     pub(super) fn no_more_channels(&self, open: usize) -> Option<Error> {
         let (limit, reason, at) = self.channel_limit.as_ref()?;
         if open < *limit || at.elapsed() >= CHANNEL_LIMIT_FOR {

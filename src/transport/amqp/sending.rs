@@ -1,4 +1,4 @@
-//! What a session sends: messages and settlements, while they can be sent.
+//! The sending side of a session: messages and settlements, while they can be sent.
 
 use super::command::{LinkId, Outgoing};
 use super::large::LargeMessage;

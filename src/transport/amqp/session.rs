@@ -46,7 +46,7 @@ pub(super) struct Session<'c> {
     pub(super) retry_refused_at: Option<Instant>,
     /// Messages with large bodies.
     pub(super) large: Large<'c>,
-    /// How many channels are open, and whether one more is being opened.
+    /// The number of open channels, and whether one more is being opened.
     pub(super) open_channels: usize,
     pub(super) is_opening_channel: bool,
     pub(super) others_turn: Cell<bool>,
@@ -65,7 +65,7 @@ pub(super) struct Io<'c> {
     pub(super) operation_timeout: Duration,
 }
 
-/// How often what is over leaves while nothing can be sent.
+/// The interval at which what is over leaves while nothing can be sent.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// AMQP's code for what a user may not do.

@@ -30,7 +30,7 @@ struct Swallow {
     kept: Option<(Vec<u8>, Arc<()>)>,
 }
 
-/// How much of a body has been swallowed.
+/// The part of a body that has been swallowed.
 pub(super) enum Swallowed {
     Some,
     AnotherMebibyte,

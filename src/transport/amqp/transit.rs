@@ -1,7 +1,7 @@
-//! How much has been handed to amiquip and not been written to the socket yet.
+//! The bytes that have been handed to amiquip and not been written to the socket yet.
 //!
-//! amiquip takes what it is given into queues of a bounded number of frames, and whoever
-//! finds one full is blocked. While the broker reads nothing that would be the I/O thread,
+//! amiquip takes what it is given into queues of a bounded number of frames, and the thread
+//! that finds one full is blocked. While the broker reads nothing that would be the I/O thread,
 //! which then does not learn that the broker has said so. So it hands over no more than a
 //! budget, and the stream, which sees every frame on its way out, counts what has left.
 
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-/// How many bytes may be under way, and how many messages and acknowledgements. One message
+/// The bytes that may be under way, and the number of messages and acknowledgements. One message
 /// more is let through, so that there is progress with large ones.
 const MOST_BYTES: usize = 256 << 10;
 const MOST_FRAMES: usize = 128;
@@ -72,7 +72,7 @@ impl Transit {
             return true;
         }
         self.is_waited_for.store(true, Ordering::SeqCst);
-        // Written meanwhile: nobody wakes for that.
+        // Written meanwhile: no wake-up comes for that.
         self.is_below(MOST_BYTES, MOST_FRAMES)
     }
 
@@ -125,7 +125,7 @@ pub(super) struct Meter {
     /// The beginning of the present frame.
     start: [u8; LOOKED_AT],
     known: usize,
-    /// How much of the present frame is still to come, once its header is known.
+    /// The part of the present frame that is still to come, once its header is known.
     left: usize,
     /// What is still to come of the contents of channels.
     contents: HashMap<u16, u64>,
@@ -135,7 +135,7 @@ pub(super) struct Meter {
     complete: Vec<u16>,
 }
 
-/// What comes before the first frame.
+/// The bytes before the first frame.
 const PROTOCOL_HEADER: usize = 8;
 
 impl Meter {

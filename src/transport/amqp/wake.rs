@@ -1,4 +1,4 @@
-//! What wakes the event loop of a session.
+//! The things that wake the event loop of a session.
 
 use std::time::Instant;
 

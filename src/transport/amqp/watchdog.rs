@@ -10,7 +10,7 @@ use socket2::SockRef;
 use super::evidence::Evidence;
 use crate::deadline;
 
-/// How soon an operation that the broker is too short of memory for is looked at again.
+/// The time after which an operation that the broker is too short of memory for is looked at again.
 const BLOCKED_LOOK: Duration = Duration::from_secs(1);
 
 /// Ends operations that the broker does not: amiquip's calls know no timeout,

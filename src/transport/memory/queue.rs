@@ -21,11 +21,11 @@ pub(super) struct Queue {
     arrivals: u64,
     /// Of the bodies that wait.
     bytes: usize,
-    /// How many were dropped to make room.
+    /// The number of those that were dropped to make room.
     pub(super) dropped: u64,
 }
 
-/// How many messages a queue holds, and how many bytes of bodies: as many as a program
+/// The number of messages that a queue holds, and the bytes of bodies: as many as a program
 /// that outgrows it should keep on RabbitMQ's disks.
 pub(super) const MOST_MESSAGES: usize = 262_144;
 pub(super) const MOST_BYTES: usize = 64 << 20;

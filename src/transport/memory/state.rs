@@ -188,7 +188,7 @@ impl State {
         }
     }
 
-    /// How many messages are in a queue that no consumer has fetched.
+    /// The number of messages in a queue that no consumer has fetched.
     pub(super) fn backlog(&self, queue: &str) -> Result<usize> {
         let found = self.queue_names.get(queue);
         found
