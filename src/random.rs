@@ -1,13 +1,14 @@
 //! Random numbers for ids: unpredictable, and different after a fork or in a copy of the
 //! machine.
 
-use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use siphasher::sip128::SipHasher24;
+
+use crate::running::process_id;
 
 /// A keyed pseudo-random function, with a key from the operating system's entropy.
 ///
@@ -39,13 +40,9 @@ fn key() -> [u8; 16] {
 }
 
 impl Source {
-    /// Nanoseconds by the monotonic clock.
-    fn nanos(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
-    }
-
-    fn next(&self, process: u32, monotonic: u64) -> u128 {
+    fn next(&self, process: u32, now: Instant) -> u128 {
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
+        let monotonic = now.saturating_duration_since(self.start).as_nanos() as u64;
         let wall = SystemTime::now().duration_since(UNIX_EPOCH);
         let wall = wall.map_or(0, |since| since.as_nanos() as u64);
         let mut input = [0; 28];
@@ -58,26 +55,8 @@ impl Source {
 }
 
 pub(crate) fn random_u128() -> u128 {
-    let monotonic = SOURCE.nanos();
-    SOURCE.next(process(monotonic), monotonic)
-}
-
-/// A fork takes longer than this, in nanoseconds: it copies the tables of all memory.
-const SHORTER_THAN_A_FORK: u64 = 10_000;
-
-/// The id of this process. Asking the system for it takes as long as all the rest, and ids are
-/// made in pairs; so it is not asked for again within a time in which no fork fits.
-fn process(now: u64) -> u32 {
-    thread_local! {
-        static ASKED: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
-    }
-    let (at, id) = ASKED.get();
-    if id != 0 && now.saturating_sub(at) < SHORTER_THAN_A_FORK {
-        return id;
-    }
-    let id = std::process::id();
-    ASKED.set((now, id));
-    id
+    let now = Instant::now();
+    SOURCE.next(process_id(now), now)
 }
 
 /// A random number that no other process can predict.
@@ -103,9 +82,11 @@ mod tests {
     fn another_process_has_other_numbers() {
         let (parent, child) = (source([7; 16], 5), source([7; 16], 5));
         let parents: HashSet<u128> = (0..1_000)
-            .map(|_| parent.next(100, parent.nanos()))
+            .map(|_| parent.next(100, Instant::now()))
             .collect();
-        let children: HashSet<u128> = (0..1_000).map(|_| child.next(101, child.nanos())).collect();
+        let children: HashSet<u128> = (0..1_000)
+            .map(|_| child.next(101, Instant::now()))
+            .collect();
         assert_eq!(parents.len() + children.len(), 2_000);
         assert!(parents.is_disjoint(&children));
     }
@@ -114,9 +95,9 @@ mod tests {
     #[test]
     fn a_copy_of_the_machine_has_other_numbers() {
         let (one, other) = (source([7; 16], 5), source([7; 16], 5));
-        let first = one.next(100, one.nanos());
+        let first = one.next(100, Instant::now());
         std::thread::sleep(std::time::Duration::from_millis(1));
-        assert_ne!(first, other.next(100, other.nanos()));
+        assert_ne!(first, other.next(100, Instant::now()));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! A thread that can be waited for with a deadline.
 
+use std::cell::Cell;
 use std::io;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -17,8 +18,33 @@ impl Home {
     }
 
     pub(crate) fn is_elsewhere(self) -> bool {
-        std::process::id() != self.0
+        process_id(Instant::now()) != self.0
     }
+
+    /// The process's number.
+    pub(crate) fn id(self) -> u32 {
+        self.0
+    }
+}
+
+/// A fork takes longer than this: it copies the tables of all memory.
+const SHORTER_THAN_A_FORK: Duration = Duration::from_micros(10);
+
+/// The id of this process. Asking the system for it takes as long as making an id, and each
+/// call needs it several times; so it is not asked for again within a time in which no fork
+/// fits.
+pub(crate) fn process_id(now: Instant) -> u32 {
+    thread_local! {
+        static ASKED: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
+    }
+    if let Some((at, id)) = ASKED.get()
+        && now.saturating_duration_since(at) < SHORTER_THAN_A_FORK
+    {
+        return id;
+    }
+    let id = std::process::id();
+    ASKED.set(Some((now, id)));
+    id
 }
 
 pub(crate) struct Running {
@@ -60,7 +86,6 @@ impl Running {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn is_waited_for_no_longer_than_asked() {

@@ -1,7 +1,9 @@
 //! All behaviour tests, in one binary. What both brokers must do is written
 //! once and run on each (see `on_both!`); `tests/run` provides the servers.
 
+mod alarms;
 mod async_calls;
+mod batch_contract;
 mod batches;
 mod broker_limits;
 mod calls;

@@ -104,7 +104,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
     ("error", &[]),
     ("caught", &[]),
     ("deadline", &[]),
-    ("random", &[]),
+    ("random", &["running"]),
     ("relay", &["caught"]),
     ("wait", &[]),
     ("running", &[]),

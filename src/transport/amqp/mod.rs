@@ -56,6 +56,7 @@ use self::waiting::Waiting;
 use self::wire::{AmqpWire, closed, no_room};
 use super::{Limits, LinkSpec, Room, Settle, Sink, Transport, Wire};
 use crate::error::{Error, Phase, Result};
+use crate::running::Home;
 
 pub(crate) struct AmqpTransport {
     outbox: Outbox,
@@ -66,7 +67,7 @@ pub(crate) struct AmqpTransport {
     config: Config,
     /// The process that has made the connection. In one that was forked from it there are
     /// no threads to serve it, and its socket is the parent's.
-    process: u32,
+    home: Home,
 }
 
 impl AmqpTransport {
@@ -87,7 +88,7 @@ impl AmqpTransport {
             peer,
             limits,
             config,
-            process: std::process::id(),
+            home: Home::here(),
         })
     }
 }
@@ -105,7 +106,7 @@ impl Transport for AmqpTransport {
             peer: Arc::clone(&self.peer),
             limits: Arc::clone(&self.limits),
             waiting: Arc::new(Waiting::new(self.config.max_body)),
-            process: self.process,
+            home: self.home,
         });
         wire.check_thread()?;
         let (done, opened) = bounded(1);
@@ -156,7 +157,7 @@ impl Transport for AmqpTransport {
 
     /// In a forked process it does nothing: there the connection is another's.
     fn close(&self, deadline: Instant) -> Result<()> {
-        if self.process != std::process::id() {
+        if self.home.is_elsewhere() {
             return Ok(());
         }
         let _ = self.outbox.commands.send(Command::Close);

@@ -7,6 +7,7 @@ use super::command::{Command, Got, LinkId, Outbox, Outgoing};
 use super::waiting::{Added, Waiting};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::relay;
+use crate::running::Home;
 use crate::transport::{
     Limits, Outcome, PartialReply, Publication, Receipt, Settle, Wire, is_large,
 };
@@ -18,7 +19,7 @@ pub(super) struct AmqpWire {
     pub(super) peer: Arc<str>,
     pub(super) limits: Arc<Limits>,
     pub(super) waiting: Arc<Waiting>,
-    pub(super) process: u32,
+    pub(super) home: Home,
 }
 
 /// The threads on which amiquip runs, and with it a logger of the program's.
@@ -44,11 +45,12 @@ impl AmqpWire {
     /// there.
     pub(super) fn check_thread(&self) -> Result<()> {
         let misuse = |fault: String| Err(Error::new(ErrorKind::Misuse, fault));
-        if std::process::id() != self.process {
+        if self.home.is_elsewhere() {
             return misuse(format!(
                 "the connection to {} belongs to the process {}, from which this one was forked; \
                  connect after the fork",
-                self.peer, self.process
+                self.peer,
+                self.home.id()
             ));
         }
         let thread = std::thread::current();

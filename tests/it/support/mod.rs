@@ -1,6 +1,8 @@
 pub mod dead;
 pub mod events;
+pub mod math;
 pub mod nap;
+pub mod outage;
 pub mod peer;
 pub mod process;
 pub mod proxy;

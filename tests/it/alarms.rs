@@ -1,0 +1,123 @@
+//! A broker that is short of memory: it blocks those who publish, and nothing else.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::transport::{Link, LinkSpec, Publication, QueueOptions, Topology};
+use coney::{ConnectionState, ErrorKind, Phase};
+
+use crate::support::nap::nap_server;
+use crate::support::outage::{rabbit, wait_for, watched, within};
+use crate::support::timing::in_time;
+use crate::support::{PATIENCE, client, quick, unique};
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn an_alarm_holds_up_publishing_and_nothing_else() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("nap");
+    let (_server, _starts) = nap_server(&broker, &service);
+    let client = client(&broker);
+    client.send(&service, "nap", &1).unwrap();
+    // Consumes on the same connection what the broker itself moves there later.
+    let (wait, done) = (unique("wait"), unique("done"));
+    let delay = QueueOptions::new()
+        .message_ttl(Duration::from_secs(4))
+        .dead_letter_to("", &done);
+    let topology = Topology::default().queue(&done).queue_with(&wait, delay);
+    let link = Link::open(&broker, LinkSpec::new(topology).consume(&done, 1)).unwrap();
+    link.publish(Publication::new("", &*wait, b"x".to_vec()), PATIENCE)
+        .unwrap();
+    let other = quick(rabbit.url());
+    let (other_server, _other_starts) = nap_server(&other, &unique("nap"));
+
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    // More than the sockets take, so that TCP too waits for longer than it likes.
+    let large = "x".repeat(1 << 20);
+    let large: Vec<_> = (0..20)
+        .map(|_| {
+            client
+                .send_async_with(&service, "nap", &large, &within(PATIENCE))
+                .unwrap()
+        })
+        .collect();
+    let timeout = 200 * MS;
+    let call = in_time(timeout, "the first call in an alarm", || {
+        client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+    });
+    call.unwrap_err();
+    wait_for(&states, |state| {
+        matches!(state, ConnectionState::Blocked(_))
+    });
+    let send = in_time(timeout, "a command in an alarm", || {
+        client.send_with(&service, "nap", &1, &within(timeout))
+    });
+    let error = send.unwrap_err();
+    assert_eq!(error.phase(), Some(Phase::Send), "{error}");
+    let waiting = client
+        .send_async_with(&service, "nap", &2, &within(PATIENCE))
+        .unwrap();
+    assert!(
+        link.recv_timeout(PATIENCE).is_some(),
+        "deliveries still arrive"
+    );
+    assert!(waiting.try_wait().is_none());
+    let _ = in_time(timeout, "shutdown of a server", || {
+        other_server.shutdown(timeout)
+    });
+    let _ = in_time(timeout, "closing", || other.close(timeout));
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    waiting.wait().unwrap();
+    for send in large {
+        send.wait().expect("the connection has outlasted the alarm");
+    }
+    wait_for(&states, |state| *state == ConnectionState::Unblocked);
+    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+}
+
+/// Far more than the sockets and all queues on the way take, through an alarm of ten
+/// operation timeouts.
+#[test]
+fn an_alarm_outlasts_no_connection() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("nap");
+    let (_server, _starts) = nap_server(&quick(rabbit.url()), &service);
+    let client = client(&broker);
+    client.send(&service, "nap", &0).unwrap();
+    let body = "x".repeat(1_000_000);
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    thread::scope(|scope| {
+        let senders: Vec<_> = (0..20)
+            .map(|_| {
+                scope.spawn(|| {
+                    let patient = within(6 * PATIENCE);
+                    (0..10).all(|_| client.send_with(&service, "nap", &body, &patient).is_ok())
+                })
+            })
+            .collect();
+        wait_for(&states, |state| {
+            matches!(state, ConnectionState::Blocked(_))
+        });
+        let end = Instant::now() + 5_000 * MS;
+        while Instant::now() < end {
+            let timeout = 200 * MS;
+            let call = in_time(timeout, "a call in an alarm", || {
+                client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+            });
+            assert_eq!(call.unwrap_err().kind(), ErrorKind::TimedOut);
+        }
+        rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+        for sender in senders {
+            assert!(sender.join().unwrap(), "each is delivered");
+        }
+    });
+    let lost = states
+        .try_iter()
+        .filter(|state| matches!(state, ConnectionState::Lost(_)));
+    assert_eq!(lost.collect::<Vec<_>>(), []);
+}

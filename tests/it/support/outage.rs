@@ -1,0 +1,47 @@
+//! A broker of the tests' own that is broken on purpose, and connections to it that tell.
+
+use std::time::{Duration, Instant};
+
+use coney::{Broker, CallOptions, ConnectionState};
+use crossbeam_channel::{Receiver, unbounded};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::PATIENCE;
+use super::server::Server;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// The broker, in working order. Starting one takes ten seconds.
+pub fn rabbit() -> MutexGuard<'static, Option<Server>> {
+    static BROKER: Mutex<Option<Server>> = Mutex::new(None);
+    let mut broker = BROKER.lock();
+    match &mut *broker {
+        Some(broker) => broker.heal(),
+        none => *none = Some(Server::rabbitmq()),
+    }
+    broker
+}
+
+pub fn within(timeout: Duration) -> CallOptions {
+    CallOptions::new().timeout(timeout)
+}
+
+/// Like `quick`, and tells what becomes of the connection.
+pub fn watched(url: &str) -> (Broker, Receiver<ConnectionState>) {
+    let (told, states) = unbounded();
+    let broker = Broker::builder(url)
+        .reconnect_delays(20 * MS, 200 * MS)
+        .operation_timeout(500 * MS)
+        .heartbeat(Duration::from_secs(1))
+        .on_state_change(move |state| drop(told.send(state.clone())))
+        .connect()
+        .unwrap();
+    (broker, states)
+}
+
+pub fn wait_for(states: &Receiver<ConnectionState>, wanted: fn(&ConnectionState) -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !states.recv_deadline(end).is_ok_and(|state| wanted(&state)) {
+        assert!(Instant::now() < end, "the state never came");
+    }
+}
