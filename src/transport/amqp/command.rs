@@ -109,8 +109,8 @@ impl Outgoing {
 #[derive(Clone)]
 pub(super) struct Outbox {
     /// Never full: it holds at most one command for each unsettled delivery,
-    /// whose number the prefetch counts bound (and [`DeadLetters`](crate::DeadLetters)
-    /// at 100,000), one for each link that has messages waiting, and one or two for each
+    /// whose number the prefetch counts bound (those that a look at the dead letters holds are
+    /// settled as one), one for each link that has messages waiting, and one or two for each
     /// thread that opens or closes a link or takes a message off a queue.
     pub(super) commands: Sender<Command>,
     /// Bounded by the budget.
