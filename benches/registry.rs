@@ -24,7 +24,7 @@ use clap::Parser;
 use coney::balance::{
     ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin, Weighted,
 };
-use coney::{Balancer, Instance, Redis, RedisRegistry, Registry, ServiceRegistry};
+use coney::{Balancer, Instance, Redis, RedisRegistryStore, Registry, RegistryStore};
 use hdrhistogram::Histogram;
 use r2d2_redis::redis;
 
@@ -58,7 +58,7 @@ fn main() {
             own_redis.url().to_owned()
         }
     };
-    let store = RedisRegistry::new(&Redis::new(&url).expect("a usable URL"));
+    let store = RedisRegistryStore::new(&Redis::new(&url).expect("a usable URL"));
     let names: Vec<String> = (0..SERVICES)
         .map(|n| format!("bench-registry-{n}"))
         .collect();

@@ -66,7 +66,7 @@ fn main() -> Result<(), coney::Error> {
         Ok(url) => Registry::connect(&url)?,
         Err(_) => Registry::memory(),
     };
-    println!("broker: {}\n", broker.peer());
+    println!("broker: {}\n", broker.address());
 
     // user-service: handlers, run by 10 worker threads.
     let server = ServiceServer::builder(&broker, "user-service")

@@ -64,10 +64,10 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// A service and its instances, if they can be read.
-type Found = (String, coney::Result<Lookup>);
+type StoredInstances = (String, coney::Result<Lookup>);
 
 /// Every service and what is registered for it, read afresh.
-fn look(registry: &Registry, options: &Options) -> coney::Result<Vec<Found>> {
+fn look(registry: &Registry, options: &Options) -> coney::Result<Vec<StoredInstances>> {
     let services = match &options.service {
         Some(service) => vec![service.clone()],
         None => registry.services()?,
@@ -79,7 +79,7 @@ fn look(registry: &Registry, options: &Options) -> coney::Result<Vec<Found>> {
     Ok(found.collect())
 }
 
-fn lines(services: &[Found]) -> String {
+fn lines(services: &[StoredInstances]) -> String {
     let mut text = String::new();
     for (service, found) in services {
         for instance in found.iter().flat_map(Lookup::all) {
@@ -94,7 +94,7 @@ fn lines(services: &[Found]) -> String {
     text
 }
 
-fn table(services: &[Found], options: &Options) -> String {
+fn table(services: &[StoredInstances], options: &Options) -> String {
     let titles = [
         "SERVICE", "INSTANCE", "BEAT", "HEALTH", "VERSION", "WEIGHT", "ADDRESS",
     ];
@@ -131,7 +131,7 @@ fn table(services: &[Found], options: &Options) -> String {
 }
 
 fn row(service: &str, instance: &Instance) -> [String; 7] {
-    let health = match (instance.is_healthy(), instance.unhealthy_because()) {
+    let health = match (instance.is_healthy(), instance.unhealthy_reason()) {
         (true, _) => "well",
         (false, Some(because)) => because,
         (false, None) => "not well",

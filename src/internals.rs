@@ -5,18 +5,18 @@ use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
-use crate::client::pending::{self, PendingCall, Waiter};
+use crate::client::pending_table::{self, PendingCall, Waiter};
 use crate::message::CorrelationId;
-use crate::transport::Ticket;
+use crate::transport::SendState;
 
 /// A client's pending table, alone.
 #[derive(Debug)]
-pub struct PendingTable(pending::PendingTable);
+pub struct PendingTable(pending_table::PendingTable);
 
 impl PendingTable {
     /// One with so many calls in flight.
     pub fn with_calls(calls: usize) -> Self {
-        let mut table = Self(pending::PendingTable::new(calls + 1));
+        let mut table = Self(pending_table::PendingTable::new(calls + 1));
         for _ in 0..calls {
             table.call_in();
         }
@@ -32,9 +32,9 @@ impl PendingTable {
     fn call_in(&mut self) -> CorrelationId {
         let id = CorrelationId::random();
         let call = PendingCall {
-            ticket: Arc::new(Ticket::until(Instant::now())),
+            send_state: Arc::new(SendState::until(Instant::now())),
             waiter: Waiter::Thread(bounded(1).0, Some(std::thread::current())),
-            kept: None,
+            resend_copy: None,
             sent_in: None,
             balanced: None,
         };

@@ -33,7 +33,7 @@
 //! | [`ServiceProxy`] | one service seen from outside, with `camelCase` methods |
 //! | [`DeadLetters`] | the messages that failed for good: look, replay, purge |
 //! | [`Registry`] | which instances of a service there are: registering, looking up, [balancing](balance) |
-//! | [`Redis`] | a handle on a Redis server, for a [`RedisRegistry`] or a [`RedisReplyStore`] |
+//! | [`Redis`] | a handle on a Redis server, for a [`RedisRegistryStore`] or a [`RedisReplyStore`] |
 //! | [`ReplyStore`] | remembers which requests have been handled, so that a repeated one is not |
 //! | [`Error`], [`ErrorKind`] | what went wrong, and whether it can have run |
 //! | [`message`] | the envelope on the wire, for tools and peers |
@@ -125,7 +125,7 @@
 //! out until it is well.
 //!
 //! Look-ups are answered from a cache, in under a microsecond. A registry that is down
-//! stops nobody: what was last known is used, and [says that it is old](Lookup::stale_because).
+//! stops nobody: what was last known is used, and [says that it is old](Lookup::stale_reason).
 //!
 //! # Sharing and closing
 //!
@@ -183,43 +183,33 @@
 //! to wait for. Dropping things there leaves the parent's connection alone. Connect after the
 //! fork.
 
-mod caught;
+mod base;
 mod client;
-mod consume;
+mod consumer;
 mod dead_letters;
-mod deadline;
 mod error;
 mod events;
 #[doc(hidden)]
 pub mod internals;
 pub mod message;
-mod name;
-mod proxy;
-mod random;
 mod redis;
 mod registry;
-mod relay;
-mod resolve;
-mod running;
-mod secret;
 mod server;
 mod topology;
 pub mod transport;
-mod wait;
 
-pub use client::{
-    Asked, Batch, BatchLimits, BatchReplies, CallOptions, PendingBatch, PendingReply, PendingSend,
-    ServiceClient, ServiceClientBuilder,
-};
-pub use consume::{Claim, Context, HandlerError, MemoryReplyStore, ReplyStore, StoreError};
-pub use dead_letters::{DeadLetter, DeadLetters, Replayed};
+pub use client::batch::{Batch, BatchLimits, BatchReplies, CallKey, PendingBatch};
+pub use client::proxy::{ServiceProxy, ServiceProxyFactory, action_name};
+pub use client::{CallOptions, PendingConfirm, PendingReply, ServiceClient, ServiceClientBuilder};
+pub use consumer::{ClaimOutcome, Context, HandlerError, MemoryReplyStore, ReplyStore, StoreError};
+pub use dead_letters::{DeadLetter, DeadLetters, ReplayReport};
 pub use error::{Error, ErrorKind, Phase, Result};
 pub use events::{EventPublisher, EventSubscriber, EventSubscriberBuilder, RawEvent, Subscription};
-pub use proxy::{ServiceProxy, ServiceProxyFactory, action_name};
-pub use redis::{Redis, RedisBuilder, RedisRegistry, RedisReplyStore};
+pub use redis::{Redis, RedisBuilder, RedisRegistryStore, RedisReplyStore};
 pub use registry::{
-    Balancer, Beat, Candidate, Found, Instance, Lookup, MemoryRegistry, Pick, Registration,
-    RegistrationState, Registry, RegistryBuilder, ServiceRegistry, balance,
+    Balancer, Candidate, HeartbeatResult, Instance, Lookup, MemoryRegistryStore, PickedInstance,
+    Registration, RegistrationState, Registry, RegistryBuilder, RegistryStore, StoredInstances,
+    balance,
 };
 pub use server::{ServerState, ServiceServer, ServiceServerBuilder};
 pub use transport::{Broker, BrokerBuilder, ConnectionState};

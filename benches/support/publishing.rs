@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, Channel, Confirm, Connection, Publish};
-use coney::PendingSend;
+use coney::PendingConfirm;
 
 /// How many are unconfirmed at a time.
 pub const WINDOW: usize = 4_000;
@@ -79,8 +79,8 @@ impl Bare {
 }
 
 /// The same with coney: `publish` sends one.
-pub fn flood(mut publish: impl FnMut() -> coney::Result<PendingSend>, end: Instant) -> u64 {
-    let mut pending: VecDeque<PendingSend> = VecDeque::with_capacity(WINDOW);
+pub fn flood(mut publish: impl FnMut() -> coney::Result<PendingConfirm>, end: Instant) -> u64 {
+    let mut pending: VecDeque<PendingConfirm> = VecDeque::with_capacity(WINDOW);
     let mut confirmed = 0;
     while Instant::now() < end {
         pending.push_back(publish().expect("the broker is there"));

@@ -24,7 +24,7 @@ pub fn run(platform: &Platform, orders: u64, customers: usize) -> coney::Result<
     let client = platform.client("gateway")?;
     println!(
         "{orders} orders by {customers} customers over {}, run {run}\n",
-        platform.broker.peer()
+        platform.broker.address()
     );
     let bar = ProgressBar::with_draw_target(Some(orders), ProgressDrawTarget::stderr());
     let style = "{bar:40} {pos}/{len} orders placed, {per_sec}";

@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::ServiceClient;
+use super::batch::BatchLimits;
+use super::core::ClientCore;
 use super::discovery::Discovery;
 use super::router::Router;
-use super::{BatchLimits, Inner, ServiceClient};
+use crate::base::name::check_service;
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::check_service;
 use crate::registry::{Balancer, Registry};
 use crate::topology;
 use crate::transport::{Broker, LinkSpec, Sink};
@@ -172,18 +174,18 @@ impl ServiceClientBuilder {
         let router = Arc::new(Router::new(self.max_in_flight));
         let sink = Arc::clone(&router) as Arc<dyn Sink>;
         let spec = LinkSpec::new(topology::for_requests()).reply_queue();
-        let wire = self.broker.open_until(spec, sink, deadline)?;
+        let handle = self.broker.open_until(spec, sink, deadline)?;
         let max_body = self.broker.max_body();
         let coalesce = self
             .coalesce
-            .map(|limits| limits.within(max_body).sharing());
+            .map(|limits| limits.within(max_body).coalesce());
         Ok(ServiceClient {
             until: None,
-            inner: Arc::new(Inner {
+            inner: Arc::new(ClientCore {
                 name: self.name,
                 timeout: self.timeout,
                 broker: self.broker,
-                wire,
+                handle,
                 router,
                 discovery,
                 coalesce,

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::decided;
-use super::event::{Callback, Event};
+use super::call_outcome::{Callback, CallbackEvent};
+use super::core::decided;
 use super::router::Router;
-use crate::caught::catch;
-use crate::deadline;
+use crate::base::catch::catch;
+use crate::base::deadline;
+use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::CorrelationId;
-use crate::running::Running;
 
 /// A client's callback thread: runs the callbacks of its calls, one after the
 /// other, and watches their deadlines. User code lives and dies here and never
@@ -19,8 +19,8 @@ use crate::running::Running;
 pub(super) struct CallbackThread {
     /// Holds at most two events for each call in flight, whose number the
     /// pending table bounds.
-    events: Sender<Event>,
-    thread: Option<Running>,
+    events: Sender<CallbackEvent>,
+    thread: Option<NamedThread>,
     client: String,
 }
 
@@ -32,10 +32,11 @@ impl CallbackThread {
         let (events, inbox) = crossbeam_channel::unbounded();
         let own = events.clone();
         let run = move || run(&inbox, &own, &router);
-        let thread = Running::start(format!("coney-callback-{client}"), run).map_err(|error| {
-            // Not a kind that is safe to retry: the request is on its way.
-            Error::new(ErrorKind::Closed, "cannot start the callback thread").with_source(error)
-        })?;
+        let thread =
+            NamedThread::spawn(format!("coney-callback-{client}"), run).map_err(|error| {
+                // Not a kind that is safe to retry: the request is on its way.
+                Error::new(ErrorKind::Closed, "cannot start the callback thread").with_source(error)
+            })?;
         Ok(Self {
             events,
             thread: Some(thread),
@@ -43,7 +44,7 @@ impl CallbackThread {
         })
     }
 
-    pub(super) fn events(&self) -> &Sender<Event> {
+    pub(super) fn events(&self) -> &Sender<CallbackEvent> {
         &self.events
     }
 }
@@ -52,9 +53,11 @@ impl Drop for CallbackThread {
     /// Waits for the callbacks that are due, at most 10 s; one that drops the client's last
     /// clone does not wait for itself.
     fn drop(&mut self) {
-        let _ = self.events.send(Event::Stop);
+        let _ = self.events.send(CallbackEvent::Stop);
         if let Some(thread) = self.thread.take()
-            && thread.join(deadline::after(CALLBACKS_DUE)).is_err()
+            && thread
+                .join_deadline(deadline::after(CALLBACKS_DUE))
+                .is_err()
         {
             log::warn!(
                 target: "coney::client",
@@ -65,9 +68,9 @@ impl Drop for CallbackThread {
     }
 }
 
-/// Ends with [`Event::Stop`]: it has a sender of its own, for the calls it
+/// Ends with [`CallbackEvent::Stop`]: it has a sender of its own, for the calls it
 /// watches.
-fn run(inbox: &Receiver<Event>, events: &Sender<Event>, router: &Router) {
+fn run(inbox: &Receiver<CallbackEvent>, events: &Sender<CallbackEvent>, router: &Router) {
     let mut callbacks: HashMap<CorrelationId, (Instant, Callback)> = HashMap::new();
     let mut deadlines: BTreeSet<(Instant, CorrelationId)> = BTreeSet::new();
     loop {
@@ -80,7 +83,7 @@ fn run(inbox: &Receiver<Event>, events: &Sender<Event>, router: &Router) {
         };
         let (id, outcome) = match (event, next) {
             (
-                Ok(Event::Watch {
+                Ok(CallbackEvent::Watch {
                     id,
                     deadline,
                     slot,
@@ -96,15 +99,15 @@ fn run(inbox: &Receiver<Event>, events: &Sender<Event>, router: &Router) {
                 }
                 (id, Some(decided(&slot)))
             }
-            (Ok(Event::Done { id, outcome }), _) => (id, Some(outcome)),
+            (Ok(CallbackEvent::Done { id, outcome }), _) => (id, Some(outcome)),
             (Err(RecvTimeoutError::Timeout), Some((deadline, id))) => {
                 deadlines.remove(&(deadline, id));
-                if !router.give_up(id) {
+                if !router.expire(id) {
                     continue; // its outcome is on its way
                 }
                 (id, None)
             }
-            (Ok(Event::Stop) | Err(_), _) => return,
+            (Ok(CallbackEvent::Stop) | Err(_), _) => return,
         };
         if let Some((deadline, callback)) = callbacks.remove(&id) {
             deadlines.remove(&(deadline, id));

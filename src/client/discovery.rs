@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::event::Outcome;
-use super::outcome::Target;
-use super::pending::Balanced;
-use super::{CallOptions, Inner};
+use super::CallOptions;
+use super::call_outcome::CallOutcome;
+use super::core::ClientCore;
+use super::decode::CallTarget;
+use super::pending_table::Balanced;
 use crate::error::Result;
 use crate::message::Reply;
-use crate::registry::{Balancer, Pick, Registry};
+use crate::registry::{Balancer, PickedInstance, Registry};
 use crate::topology;
 use crate::transport::Publication;
 
@@ -26,7 +27,7 @@ pub(super) enum Route {
     /// Into the queue of one that the caller has named.
     Named(String),
     /// Into the queue of one that the balancer has picked.
-    Picked(String, Pick),
+    Picked(String, PickedInstance),
 }
 
 /// What part of a call's time the registry may take, as one in so many.
@@ -35,12 +36,12 @@ const PATIENCE: u32 = 4;
 /// That nobody is there is believed for so long.
 const LATELY: Duration = Duration::from_secs(1);
 
-impl Inner {
+impl ClientCore {
     /// Finds a way. Blocks while the registry is asked, at most for a part of what is left
     /// until `deadline`.
     pub(super) fn route(
         &self,
-        target: Target<'_>,
+        target: CallTarget<'_>,
         options: &CallOptions,
         deadline: Instant,
     ) -> Result<Route> {
@@ -66,7 +67,7 @@ impl Inner {
                 }
             }
             if found.is_empty() && !found.is_stale() {
-                return Err(target.nobody(&found));
+                return Err(target.no_instance(&found));
             }
         }
         let Some(balancer) = discovery.balancer.as_ref().filter(|_| !found.is_empty()) else {
@@ -80,15 +81,15 @@ impl Inner {
     }
 
     /// Nobody answered, or one that was picked is not there: look again.
-    pub(super) fn doubt(&self, target: Target<'_>) {
+    pub(super) fn invalidate_lookup(&self, target: CallTarget<'_>) {
         if let Some(discovery) = &self.discovery {
-            discovery.registry.doubt(target.service);
+            discovery.registry.invalidate(target.service);
         }
     }
 
     /// Credits the instance that answered with how long it took, and whether it failed.
-    pub(super) fn credit(&self, target: Target<'_>, outcome: &Outcome) {
-        if let Outcome::Reply {
+    pub(super) fn record_latency(&self, target: CallTarget<'_>, outcome: &CallOutcome) {
+        if let CallOutcome::Reply {
             body,
             after: Some(after),
             ..
@@ -129,7 +130,7 @@ impl Route {
         };
         let balanced = pick.map(|pick| Balanced {
             pick: Some(pick),
-            instead: Some(publication.clone()),
+            fallback: Some(publication.clone()),
             at: Instant::now(),
         });
         publication.routing_key = queue;

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::deadline;
+use crate::base::deadline;
 use crate::message::{DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
 
 /// The header that marks an asynchronous call.

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
-use super::event::{Event, Outcome};
-use super::outcome::Target;
-use super::{Inner, Sent};
-use crate::deadline;
+use super::call_outcome::{CallOutcome, CallbackEvent};
+use super::core::{ClientCore, SentCall};
+use super::decode::CallTarget;
+use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The reply to an asynchronous call, still to come.
@@ -18,8 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// looks, still counts. Dropping this forgets the call, sent or not.
 #[must_use = "dropping a PendingReply forgets the call"]
 pub struct PendingReply<T> {
-    client: Arc<Inner>,
-    sent: Sent,
+    client: Arc<ClientCore>,
+    sent: SentCall,
     service: String,
     action: String,
     /// The outcome was given out, or a callback will be told.
@@ -28,7 +28,12 @@ pub struct PendingReply<T> {
 }
 
 impl<T: DeserializeOwned> PendingReply<T> {
-    pub(super) fn new(client: Arc<Inner>, sent: Sent, service: &str, action: &str) -> Self {
+    pub(super) fn new(
+        client: Arc<ClientCore>,
+        sent: SentCall,
+        service: &str,
+        action: &str,
+    ) -> Self {
         Self {
             client,
             sent,
@@ -45,7 +50,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
     ///
     /// As [`ServiceClient::call`](crate::ServiceClient::call).
     pub fn wait(mut self) -> Result<T> {
-        self.wait_until(self.sent.ticket.deadline())
+        self.wait_until(self.sent.send_state.deadline())
             .unwrap_or_else(|| self.end_at_deadline())
     }
 
@@ -57,9 +62,9 @@ impl<T: DeserializeOwned> PendingReply<T> {
     /// As [`ServiceClient::call`](crate::ServiceClient::call); and [`ErrorKind::Closed`] after the outcome
     /// has been taken.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<T>> {
-        self.wait_until(deadline::after(timeout).min(self.sent.ticket.deadline()))
+        self.wait_until(deadline::after(timeout).min(self.sent.send_state.deadline()))
             .or_else(|| {
-                (Instant::now() >= self.sent.ticket.deadline()).then(|| self.end_at_deadline())
+                (Instant::now() >= self.sent.send_state.deadline()).then(|| self.end_at_deadline())
             })
     }
 
@@ -110,15 +115,15 @@ impl<T: DeserializeOwned> PendingReply<T> {
         let events = self.client.callback_events()?;
         self.taken = true;
         let sent = self.sent.clone();
-        let callback = Box::new(move |outcome: Option<Outcome>| {
+        let callback = Box::new(move |outcome: Option<CallOutcome>| {
             callback(match outcome {
                 Some(outcome) => self.client.result(self.target(), outcome),
                 None => Err(self.timeout_error()),
             });
         });
-        let _ = events.send(Event::Watch {
+        let _ = events.send(CallbackEvent::Watch {
             id: sent.id,
-            deadline: sent.ticket.deadline(),
+            deadline: sent.send_state.deadline(),
             slot: sent.slot.outcome,
             callback,
         });
@@ -132,14 +137,14 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if let Err(error) = self.client.broker.check_home(&self.target()) {
             return Some(Err(error));
         }
-        let outcome = self.sent.wait(until, self.client.broker.awake())?;
+        let outcome = self.sent.wait(until, self.client.broker.spin_for())?;
         self.taken = true;
         Some(self.client.result(self.target(), outcome))
     }
 
     fn end_at_deadline(&mut self) -> Result<T> {
         self.taken = true;
-        match self.sent.give_up(&self.client.router) {
+        match self.sent.expire(&self.client.router) {
             Some(outcome) => self.client.result(self.target(), outcome),
             None => Err(self.timeout_error()),
         }
@@ -147,8 +152,8 @@ impl<T: DeserializeOwned> PendingReply<T> {
 }
 
 impl<T> PendingReply<T> {
-    fn target(&self) -> Target<'_> {
-        Target {
+    fn target(&self) -> CallTarget<'_> {
+        CallTarget {
             service: &self.service,
             action: &self.action,
         }

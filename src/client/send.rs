@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
+use super::call::PreparedCall;
+use super::decode::CallTarget;
 use super::options::Kind;
-use super::outcome::Target;
-use super::request::Request;
-use super::{CallOptions, PendingSend, ServiceClient, What};
-use crate::deadline;
+use super::{CallOptions, PendingConfirm, SendTarget, ServiceClient};
+use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Result};
 
 impl ServiceClient {
@@ -98,7 +98,7 @@ impl ServiceClient {
     }
 
     /// Sends a command and returns before it is confirmed, so that thousands can
-    /// be under way. The [`PendingSend`] tells what became of this one.
+    /// be under way. The [`PendingConfirm`] tells what became of this one.
     ///
     /// Blocks only while too many wait to be sent, or 16,384 of this connection
     /// to be confirmed, at most the timeout, which runs from now. Commands of one
@@ -123,7 +123,12 @@ impl ServiceClient {
     /// }
     /// # Ok::<(), coney::Error>(())
     /// ```
-    pub fn send_async<Req>(&self, service: &str, action: &str, request: &Req) -> Result<PendingSend>
+    pub fn send_async<Req>(
+        &self,
+        service: &str,
+        action: &str,
+        request: &Req,
+    ) -> Result<PendingConfirm>
     where
         Req: Serialize + ?Sized,
     {
@@ -141,11 +146,11 @@ impl ServiceClient {
         action: &str,
         request: &Req,
         options: &CallOptions,
-    ) -> Result<PendingSend>
+    ) -> Result<PendingConfirm>
     where
         Req: Serialize + ?Sized,
     {
-        let target = Target { service, action };
+        let target = CallTarget { service, action };
         if let Some(cause) = self.inner.router.closed_cause() {
             return Err(target.closed(&cause));
         }
@@ -159,23 +164,23 @@ impl ServiceClient {
             ));
         }
         target.check()?;
-        let limit = self.begin(options);
+        let limit = self.deadline_for(options);
         let request = self.request_with_room(target, request, options, Kind::Command, limit)?;
         let broker = &self.inner.broker;
         let bytes = request.publication.body.len();
         let confirmation = broker
             .publish_confirmed(request.publication, limit.deadline)
             .map_err(|error| target.not_sent(error))?;
-        let what = What::Command {
+        let what = SendTarget::Command {
             service: service.to_owned(),
             action: action.to_owned(),
         };
-        let Request { ticket, .. } = request;
-        Ok(PendingSend::new(
+        let PreparedCall { send_state, .. } = request;
+        Ok(PendingConfirm::new(
             broker,
             what,
             confirmation,
-            ticket,
+            send_state,
             limit.timeout,
             bytes,
         ))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::deadline;
+use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::ServiceMessage;
 use crate::topology;

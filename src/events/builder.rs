@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::subscription::Sharing;
+use super::subscription::DeliveryScope;
 use super::subscription::Untyped;
 use super::{EventSubscriber, Subscription};
+use crate::base::name::{check_service, check_subscription};
 use crate::client::ServiceClient;
-use crate::consume::{Context, HandlerError, Options, ReplyStore};
+use crate::consumer::{Context, HandlerError, Options, ReplyStore};
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::{check_service, check_subscription};
 use crate::topology;
 use crate::transport::Broker;
 
@@ -53,8 +53,8 @@ impl EventSubscriberBuilder {
     /// ```
     /// # use coney::{Broker, EventSubscriber};
     /// let subscriber = EventSubscriber::builder(&Broker::memory(), "notification-service")
-    ///     .on("order.created", |order: u64| {
-    ///         println!("thank you for order {order}");
+    ///     .on("ordering.created", |ordering: u64| {
+    ///         println!("thank you for ordering {ordering}");
     ///         Ok::<_, String>(())
     ///     })
     ///     .start()?;
@@ -196,7 +196,7 @@ impl EventSubscriberBuilder {
                 "a service that subscribes has no dot in its name, as its queues' names do",
             );
         }
-        let is_held = |it: &Untyped| it.key.is_some() || it.sharing == Sharing::Broadcast;
+        let is_held = |it: &Untyped| it.key.is_some() || it.scope == DeliveryScope::Broadcast;
         let too_long = self
             .options
             .retry_delays
@@ -230,10 +230,10 @@ impl EventSubscriberBuilder {
     /// The name of a subscription's queue.
     pub(super) fn queue(&self, subscription: &Untyped) -> String {
         let (service, name) = (&self.service, subscription.label());
-        match subscription.sharing {
-            Sharing::Group => topology::group_queue(service, name, None),
-            Sharing::Singleton => topology::singleton_queue(name),
-            Sharing::Broadcast => {
+        match subscription.scope {
+            DeliveryScope::Group => topology::group_queue(service, name, None),
+            DeliveryScope::Singleton => topology::singleton_queue(name),
+            DeliveryScope::Broadcast => {
                 let instance = format!("{:016x}", fastrand::u64(..));
                 topology::group_queue(service, name, Some(&instance))
             }

@@ -1,10 +1,10 @@
 //! Events: publishing, and subscriptions in groups, broadcast, or in order.
 
-mod begun;
+mod active_subscription;
+mod begin_marks;
 mod builder;
-mod delays;
-mod feed;
-mod lanes;
+mod delay_queue;
+mod key_queues;
 mod publisher;
 mod start;
 mod subscriber;

@@ -3,13 +3,13 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::client::{CallOptions, PendingSend, What};
-use crate::deadline;
+use crate::base::deadline;
+use crate::base::name::{check_event, check_service, check_short_string};
+use crate::client::{CallOptions, PendingConfirm, SendTarget};
 use crate::error::{Error, Result};
 use crate::message::ServiceMessage;
-use crate::name::{check_event, check_service, check_short_string};
 use crate::topology::EVENT_EXCHANGE;
-use crate::transport::{Broker, Properties, Publication, Ticket};
+use crate::transport::{Broker, Properties, Publication, SendState};
 
 /// Publishes events: what has happened, told to whoever has subscribed, now and, where
 /// a [group](crate::Subscription) shares a queue, later.
@@ -23,10 +23,10 @@ use crate::transport::{Broker, Properties, Publication, Ticket};
 /// let broker = Broker::memory();
 /// # let (told, mails) = std::sync::mpsc::channel();
 /// let subscriber = EventSubscriber::builder(&broker, "notification-service")
-///     .on("order.created", move |order: u64| told.send(order))
+///     .on("ordering.created", move |ordering: u64| told.send(ordering))
 ///     .start()?;
-/// let publisher = EventPublisher::new(&broker, "order-service")?;
-/// publisher.publish("order.created", &4711)?;
+/// let publisher = EventPublisher::new(&broker, "ordering-service")?;
+/// publisher.publish("ordering.created", &4711)?;
 /// # assert_eq!(mails.recv().unwrap(), 4711);
 /// # Ok::<(), coney::Error>(())
 /// ```
@@ -64,14 +64,14 @@ impl EventPublisher {
 
     /// Whether an event that nobody has subscribed to is an error,
     /// [`ErrorKind::NoRoute`](crate::ErrorKind::NoRoute). Default: no, it is dropped.
-    pub fn with_required_subscriber(mut self, required: bool) -> Self {
+    pub fn mandatory(mut self, required: bool) -> Self {
         self.require_subscriber = required;
         self
     }
 
     /// Publishes an event and blocks until the broker has confirmed it, that is, has
     /// it on disk in the queue of every group that has subscribed, at most the timeout.
-    /// `name` is dotted words, the source first: `order.created`.
+    /// `name` is dotted words, the source first: `ordering.created`.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl EventPublisher {
     }
 
     /// Publishes an event and returns before it is confirmed, so that thousands can be
-    /// under way. The [`PendingSend`] tells what became of this one.
+    /// under way. The [`PendingConfirm`] tells what became of this one.
     ///
     /// Blocks only while too many wait to be sent, or 16,384 of this connection to be
     /// confirmed, at most the timeout, which runs from now. Events of one thread are sent
@@ -114,7 +114,7 @@ impl EventPublisher {
         &self,
         name: &str,
         payload: &T,
-    ) -> Result<PendingSend> {
+    ) -> Result<PendingConfirm> {
         self.publish_async_with(name, payload, &CallOptions::new())
     }
 
@@ -128,7 +128,7 @@ impl EventPublisher {
         name: &str,
         payload: &T,
         options: &CallOptions,
-    ) -> Result<PendingSend> {
+    ) -> Result<PendingConfirm> {
         check_event(name)?;
         let not_sent = |error: Error| error.about(format!("cannot publish the event {name}"));
         let timeout = options.timeout.unwrap_or(self.timeout);
@@ -142,7 +142,7 @@ impl EventPublisher {
             message.message_id = id.as_str().into();
         }
         let body = message.encode().map_err(not_sent)?;
-        let ticket = Arc::new(Ticket::until(deadline));
+        let send_state = Arc::new(SendState::until(deadline));
         let publication = Publication {
             properties: Properties {
                 persistent: options.persistent.unwrap_or(true),
@@ -151,7 +151,7 @@ impl EventPublisher {
                 ..Properties::json()
             },
             mandatory: self.require_subscriber,
-            ticket: Some(Arc::clone(&ticket)),
+            send_state: Some(Arc::clone(&send_state)),
             idempotent: options.idempotent,
             ..Publication::new(EVENT_EXCHANGE, name, body)
         };
@@ -160,14 +160,14 @@ impl EventPublisher {
             .broker
             .publish_confirmed(publication, deadline)
             .map_err(not_sent)?;
-        let what = What::Event {
+        let what = SendTarget::Event {
             name: name.to_owned(),
         };
-        Ok(PendingSend::new(
+        Ok(PendingConfirm::new(
             &self.broker,
             what,
             confirmation,
-            ticket,
+            send_state,
             timeout,
             bytes,
         ))
@@ -178,9 +178,9 @@ impl EventPublisher {
     ///
     /// ```
     /// # use coney::{Broker, EventPublisher};
-    /// let publisher = EventPublisher::new(&Broker::memory(), "order-service")?;
+    /// let publisher = EventPublisher::new(&Broker::memory(), "ordering-service")?;
     /// let orders = [1, 2, 3];
-    /// for outcome in publisher.publish_batch("order.created", &orders) {
+    /// for outcome in publisher.publish_batch("ordering.created", &orders) {
     ///     outcome?;
     /// }
     /// # Ok::<(), coney::Error>(())

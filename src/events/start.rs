@@ -5,18 +5,19 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
-use super::begun::Begun;
-use super::delays::Delays;
-use super::feed::{Crew, Feed, Intake, Job, Order};
+use super::active_subscription::{ActiveSubscription, EventSink, Job, KeyOrdering, SharedThreads};
+use super::begin_marks::BeginMarks;
+use super::delay_queue::DelayQueue;
 use super::subscriber::Running;
-use super::subscription::{Sharing, Untyped};
+use super::subscription::{DeliveryScope, Untyped};
 use super::{EventSubscriber, EventSubscriberBuilder};
-use crate::consume::{
-    self, Clocks, Dispatch, Handlers, Inbox, Mover, Nested, Retries, Runner, Settled, Workers,
+use crate::consumer::{
+    self, ClockOffsets, ConsumedQueue, Dispatcher, Handlers, NestedClient, Republisher,
+    RequestExecutor, Retries, Settled, Workers,
 };
 use crate::error::Result;
 use crate::topology::{self, EVENT_EXCHANGE, Topology};
-use crate::transport::{Broker, LinkSpec, QueueOptions, Wire};
+use crate::transport::{Broker, LinkHandle, LinkSpec, QueueOptions};
 
 impl EventSubscriber {
     pub(super) fn start(mut builder: EventSubscriberBuilder) -> Result<Self> {
@@ -30,14 +31,14 @@ impl EventSubscriber {
         let (broker, service) = (&builder.broker, &builder.service);
         // Before any thread: it may fail.
         let in_order = subscriptions.iter().any(|it| it.key.is_some());
-        let in_order = in_order.then(|| broker.another()).transpose()?;
+        let in_order = in_order.then(|| broker.second_connection()).transpose()?;
         let everything = topologies.iter().cloned().reduce(Topology::and);
         let everything = everything.unwrap_or_default();
         let settled: Vec<Arc<Settled>> = subscriptions
             .iter()
             .map(|_| Arc::new(Settled::new(broker.has_sessions())))
             .collect();
-        let crew = consume::Crew {
+        let threads = consumer::WorkerSetup {
             owner: service,
             count: builder.options.workers,
             broker,
@@ -45,7 +46,7 @@ impl EventSubscriber {
             settled: settled.clone(),
             consumer_timeout: builder.options.consumer_timeout,
         };
-        let workers = Workers::start(crew, |_| {
+        let workers = Workers::start(threads, |_| {
             |job: Job| {
                 job.run();
                 None
@@ -56,21 +57,21 @@ impl EventSubscriber {
             let workers = Arc::clone(&workers);
             move |job| drop(workers.submit(job))
         };
-        let crew = Arc::new(Crew {
+        let threads = Arc::new(SharedThreads {
             workers,
-            delays: Delays::start(service, hand_over)?,
+            delay_queue: DelayQueue::start(service, hand_over)?,
         });
         let mut subscriber = Self {
             service: service.clone(),
-            crew,
-            feeds: Vec::new(),
+            threads,
+            subscriptions: Vec::new(),
             in_order,
             shutdown_timeout: builder.options.shutdown_timeout,
             closing: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             broker: broker.clone(),
         };
-        let nested = Arc::new(Nested {
+        let nested = Arc::new(NestedClient {
             broker: broker.clone(),
             service: service.clone(),
             client: Mutex::new(builder.options.client.take()),
@@ -86,28 +87,31 @@ impl EventSubscriber {
             let ordered = subscription.key.is_some();
             let of_its_own = subscriber.in_order.as_ref().filter(|_| ordered);
             let connection = of_its_own.unwrap_or(broker);
-            let is_singleton = subscription.sharing == Sharing::Singleton;
-            let feed = builder.feed(
+            let is_singleton = subscription.scope == DeliveryScope::Singleton;
+            let subscription = builder.subscription(
                 subscription,
                 &queue,
                 connection,
                 settled,
                 &nested,
-                &subscriber.crew,
+                &subscriber.threads,
             )?;
             let sink = |suspects| {
-                let feed = Arc::downgrade(&feed);
-                Arc::new(Intake { feed, suspects })
+                let subscription = Arc::downgrade(&subscription);
+                Arc::new(EventSink {
+                    subscription,
+                    suspects,
+                })
             };
-            let wire = connection.open(spec, sink(false))?;
-            let suspects = match ordered || feed.is_broadcast {
+            let handle = connection.open(spec, sink(false))?;
+            let suspects = match ordered || subscription.is_broadcast {
                 true => None,
                 false => builder.consume_suspects(&queue, is_singleton, sink(true)),
             };
-            subscriber.feeds.push(Running {
-                feed,
+            subscriber.subscriptions.push(Running {
+                subscription,
                 queue,
-                wire,
+                handle,
                 suspects,
             });
         }
@@ -122,13 +126,13 @@ impl EventSubscriberBuilder {
         &self,
         queue: &str,
         is_singleton: bool,
-        sink: Arc<Intake>,
-    ) -> Option<Arc<dyn Wire>> {
+        sink: Arc<EventSink>,
+    ) -> Option<Arc<dyn LinkHandle>> {
         let spec = LinkSpec::new(topology::for_suspects(queue, is_singleton))
             .consume(topology::suspect_queue(queue), 1)
             .only_answers();
         match self.broker.open(spec, sink) {
-            Ok(wire) => Some(wire),
+            Ok(handle) => Some(handle),
             Err(error) => {
                 log::warn!(
                     target: "coney::events",
@@ -142,14 +146,16 @@ impl EventSubscriberBuilder {
     fn topology(&self, subscription: &Untyped, queue: &str) -> Topology {
         let pattern = &subscription.pattern;
         let delays = self.options.queue_delays();
-        match (subscription.sharing, &subscription.key) {
-            (Sharing::Broadcast, _) => topology::for_events().and(topology::for_dead_letters()),
+        match (subscription.scope, &subscription.key) {
+            (DeliveryScope::Broadcast, _) => {
+                topology::for_events().and(topology::for_dead_letters())
+            }
             (_, Some(_)) => topology::for_subscription(queue, topology::in_order(), pattern, &[]),
-            (Sharing::Group, None) => {
+            (DeliveryScope::Group, None) => {
                 topology::for_subscription(queue, QueueOptions::new(), pattern, &delays)
                     .and(topology::for_suspects(queue, false))
             }
-            (Sharing::Singleton, None) => {
+            (DeliveryScope::Singleton, None) => {
                 let options = QueueOptions::new().single_active_consumer();
                 topology::for_subscription(queue, options, pattern, &delays)
                     .and(topology::for_suspects(queue, true))
@@ -162,75 +168,75 @@ impl EventSubscriberBuilder {
             LinkSpec::new(topology).only_answers(),
             self.options.prefetch,
         );
-        match subscription.sharing {
-            Sharing::Broadcast => {
+        match subscription.scope {
+            DeliveryScope::Broadcast => {
                 spec.consume_own(queue, (EVENT_EXCHANGE, &subscription.pattern), prefetch)
             }
-            Sharing::Group | Sharing::Singleton => spec
+            DeliveryScope::Group | DeliveryScope::Singleton => spec
                 .consume(queue, prefetch)
                 .ends_at_once(subscription.key.is_some()),
         }
     }
 
-    fn feed(
+    fn subscription(
         &self,
         subscription: Untyped,
         queue: &str,
         connection: &Broker,
         settled: Arc<Settled>,
-        nested: &Arc<Nested>,
-        crew: &Arc<Crew>,
-    ) -> Result<Arc<Feed>> {
+        nested: &Arc<NestedClient>,
+        threads: &Arc<SharedThreads>,
+    ) -> Result<Arc<ActiveSubscription>> {
         let options = &self.options;
         let delays = options.retry_delays.clone();
         let parking = options.parking_delay();
-        let is_broadcast = subscription.sharing == Sharing::Broadcast;
+        let is_broadcast = subscription.scope == DeliveryScope::Broadcast;
         let retries = match is_broadcast || subscription.key.is_some() {
             true => Retries::Held { delays, parking },
             false => Retries::Queued { delays, parking },
         };
         let limit = options.redelivery_limit;
-        let runner = Runner {
+        let executor = RequestExecutor {
             owner: self.service.clone(),
             instance_id: None,
             handlers: Handlers::One(subscription.handler),
             deduplication: options.start_deduplication(queue)?,
-            clocks: Clocks::default(),
+            clocks: ClockOffsets::default(),
             busy_retry_after: parking,
             nested: Arc::clone(nested),
         };
-        let dispatch = Dispatch {
-            runner,
-            mover: Mover {
+        let dispatcher = Dispatcher {
+            executor,
+            republisher: Republisher {
                 broker: self.broker.clone(),
-                inbox: Inbox {
+                queue: ConsumedQueue {
                     owner: self.service.clone(),
                     stem: queue.to_owned(),
                     queue: queue.to_owned(),
                     is_ordered: subscription.key.is_some() || is_broadcast,
                 },
                 retries,
-                moves: crew.workers.way().clone(),
+                republishes: threads.workers.way().clone(),
             },
             settled,
             redelivery_limit: limit,
             any_reply_queue: false,
         };
-        let order = match subscription.key {
+        let ordering = match subscription.key {
             Some(key) => {
-                let begun = match is_broadcast {
+                let marks = match is_broadcast {
                     true => None,
-                    false => Some(Begun::open(connection, queue, limit)?),
+                    false => Some(BeginMarks::open(connection, queue, limit)?),
                 };
-                Some(Order::by(key, begun))
+                Some(KeyOrdering::by(key, marks))
             }
             None => None,
         };
-        Ok(Arc::new(Feed {
-            dispatch,
-            order,
+        Ok(Arc::new(ActiveSubscription {
+            dispatcher,
+            ordering,
             is_broadcast,
-            crew: Arc::clone(crew),
+            threads: Arc::clone(threads),
         }))
     }
 }

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::EventSubscriberBuilder;
-use super::feed::{Crew, Feed};
-use crate::consume::{Left, drain};
-use crate::deadline;
+use super::active_subscription::{ActiveSubscription, SharedThreads};
+use crate::base::deadline;
+use crate::consumer::{Left, drain};
 use crate::error::{ErrorKind, Result};
-use crate::transport::{Broker, Wire};
+use crate::transport::{Broker, LinkHandle};
 
 /// Running subscriptions: takes events from their queues, runs handlers on workers, and
 /// acknowledges after that.
@@ -23,10 +23,10 @@ use crate::transport::{Broker, Wire};
 /// # let (told, seen) = std::sync::mpsc::channel();
 /// # let too = told.clone();
 /// let subscriber = EventSubscriber::builder(&broker, "analytics")
-///     .on("order.*", move |order: u64| told.send(order))
+///     .on("ordering.*", move |ordering: u64| told.send(ordering))
 ///     .subscribe(Subscription::to("config.changed", move |n: u64| too.send(n)).broadcast())
 ///     .start()?;
-/// EventPublisher::new(&broker, "order-service")?.publish("order.paid", &4711)?;
+/// EventPublisher::new(&broker, "ordering-service")?.publish("ordering.paid", &4711)?;
 /// # assert_eq!(seen.recv().unwrap(), 4711);
 /// subscriber.shutdown(Duration::from_secs(10))?;
 /// # Ok::<(), coney::Error>(())
@@ -34,8 +34,8 @@ use crate::transport::{Broker, Wire};
 #[must_use = "dropping the subscriber shuts it down"]
 pub struct EventSubscriber {
     pub(super) service: String,
-    pub(super) crew: Arc<Crew>,
-    pub(super) feeds: Vec<Running>,
+    pub(super) threads: Arc<SharedThreads>,
+    pub(super) subscriptions: Vec<Running>,
     /// A connection for those that are in order: only its end gives back everything that
     /// is unsettled in one step. With any other the next instance gets what comes later
     /// first.
@@ -50,20 +50,20 @@ pub struct EventSubscriber {
 
 /// A subscription and its links.
 pub(super) struct Running {
-    pub(super) feed: Arc<Feed>,
+    pub(super) subscription: Arc<ActiveSubscription>,
     pub(super) queue: String,
-    pub(super) wire: Arc<dyn Wire>,
+    pub(super) handle: Arc<dyn LinkHandle>,
     /// To the queue of suspects, where it has one that is consumed.
-    pub(super) suspects: Option<Arc<dyn Wire>>,
+    pub(super) suspects: Option<Arc<dyn LinkHandle>>,
 }
 
 impl Running {
     fn is_ordered(&self) -> bool {
-        self.feed.order.is_some()
+        self.subscription.ordering.is_some()
     }
 
-    fn wires(&self) -> impl Iterator<Item = &Arc<dyn Wire>> {
-        self.suspects.iter().chain([&self.wire])
+    fn handles(&self) -> impl Iterator<Item = &Arc<dyn LinkHandle>> {
+        self.suspects.iter().chain([&self.handle])
     }
 }
 
@@ -92,15 +92,22 @@ impl EventSubscriber {
     /// and their threads end when they do. [`ErrorKind::InvalidConfig`] if a handler of
     /// this subscriber calls it.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
-        let Crew { workers, delays } = &*self.crew;
-        workers.check_not_one_of_them()?;
+        let SharedThreads {
+            workers,
+            delay_queue,
+        } = &*self.threads;
+        workers.check_not_worker_thread()?;
         let deadline = deadline::after(timeout);
         self.closing.store(true, Ordering::SeqCst);
         // A broker that does not answer must not use up the handlers' time.
         let soon = deadline::after(timeout / 2);
-        let unordered = || self.feeds.iter().filter(|running| !running.is_ordered());
-        for wire in unordered().flat_map(Running::wires) {
-            if let Err(error) = wire.stop_consuming(soon)
+        let unordered = || {
+            self.subscriptions
+                .iter()
+                .filter(|running| !running.is_ordered())
+        };
+        for handle in unordered().flat_map(Running::handles) {
+            if let Err(error) = handle.stop_consuming(soon)
                 && error.kind() != ErrorKind::Closed
             {
                 log::warn!(target: "coney::events", "{}: {error}", self.service);
@@ -110,7 +117,7 @@ impl EventSubscriber {
             job.give_back(soon);
         }
         // Dropped deliveries go back.
-        drop(delays.stop(deadline));
+        drop(delay_queue.stop(deadline));
         let finished = workers.finish(deadline, timeout);
         // The handlers are done; the broker must have their acknowledgements too.
         let was_stopped = self.stopped.swap(true, Ordering::Relaxed);
@@ -118,9 +125,9 @@ impl EventSubscriber {
             if was_stopped {
                 return Ok(());
             }
-            let wires = self.feeds.iter().flat_map(Running::wires);
-            wires
-                .map(|wire| wire.flush(deadline))
+            let handles = self.subscriptions.iter().flat_map(Running::handles);
+            handles
+                .map(|handle| handle.flush(deadline))
                 .fold(Ok(()), Result::and)
         });
         self.close(deadline);
@@ -132,19 +139,26 @@ impl EventSubscriber {
 
     /// Ends the links. What waits its turn is dropped after that.
     fn close(&self, deadline: Instant) {
-        let unordered = self.feeds.iter().filter(|running| !running.is_ordered());
+        let unordered = self
+            .subscriptions
+            .iter()
+            .filter(|running| !running.is_ordered());
         unordered
-            .flat_map(Running::wires)
-            .for_each(|wire| wire.close());
+            .flat_map(Running::handles)
+            .for_each(|handle| handle.close());
         if let Some(broker) = &self.in_order
             && broker.is_another(&self.broker)
             && let Err(error) = broker.close(deadline.saturating_duration_since(Instant::now()))
         {
             log::warn!(target: "coney::events", "{}: {error}", self.service);
         }
-        for running in self.feeds.iter().filter(|running| running.is_ordered()) {
-            running.wire.close();
-            drop(running.feed.take_waiting());
+        for running in self
+            .subscriptions
+            .iter()
+            .filter(|running| running.is_ordered())
+        {
+            running.handle.close();
+            drop(running.subscription.take_waiting());
         }
     }
 
@@ -172,25 +186,38 @@ impl EventSubscriber {
     /// ```
     pub fn drain(&self, timeout: Duration) -> Result<()> {
         let deadline = deadline::after(timeout);
-        let workers = &self.crew.workers;
-        workers.check_not_one_of_them()?;
-        let shared = || self.feeds.iter().filter(|it| !it.feed.is_broadcast);
+        let workers = &self.threads.workers;
+        workers.check_not_worker_thread()?;
+        let shared = || {
+            self.subscriptions
+                .iter()
+                .filter(|it| !it.subscription.is_broadcast)
+        };
         let drained = drain(timeout / 2, || {
             if self.closing.load(Ordering::SeqCst) {
                 return Ok(Left::NOTHING); // another thread shuts it down
             }
             let mut left = Left {
-                queued: self.feeds.iter().map(|it| it.feed.waiting()).sum(),
+                queued: self
+                    .subscriptions
+                    .iter()
+                    .map(|it| it.subscription.waiting())
+                    .sum(),
                 running: workers.busy(),
                 later: 0,
             };
             for running in shared() {
-                left.queued += running.wire.backlog(&running.queue, deadline)?;
-                left.running += running.feed.dispatch.unsettled();
+                left.queued += running.handle.backlog(&running.queue, deadline)?;
+                left.running += running.subscription.dispatcher.unsettled();
             }
             if left.queued + left.running == 0 {
-                for Running { feed, wire, .. } in shared() {
-                    left.later += feed.dispatch.waiting(&**wire, deadline)?;
+                for Running {
+                    subscription,
+                    handle,
+                    ..
+                } in shared()
+                {
+                    left.later += subscription.dispatcher.waiting(&**handle, deadline)?;
                 }
             }
             Ok(left)
@@ -205,10 +232,13 @@ impl EventSubscriber {
 
 impl Drop for EventSubscriber {
     fn drop(&mut self) {
-        let Crew { workers, delays } = &*self.crew;
-        if workers.is_one_of_them() {
+        let SharedThreads {
+            workers,
+            delay_queue,
+        } = &*self.threads;
+        if workers.is_worker_thread() {
             drop(workers.stop());
-            drop(delays.stop(Instant::now()));
+            drop(delay_queue.stop(Instant::now()));
             return self.close(Instant::now());
         }
         if let Err(error) = self.shutdown(self.shutdown_timeout) {

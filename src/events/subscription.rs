@@ -3,7 +3,7 @@ use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 
-use crate::consume::{Context, Handler, HandlerError, of_event, of_raw_event};
+use crate::consumer::{Context, Handler, HandlerError, of_event, of_raw_event};
 use crate::message::Json;
 
 /// What to subscribe to, who handles it, and how it is shared; for
@@ -24,11 +24,11 @@ use crate::message::Json;
 ///
 /// let subscriber = EventSubscriber::builder(&Broker::memory(), "billing")
 ///     .subscribe(
-///         Subscription::to("order.*", |order: u64| {
-///             println!("order {order}");
+///         Subscription::to("ordering.*", |ordering: u64| {
+///             println!("ordering {ordering}");
 ///             Ok::<_, String>(())
 ///         })
-///         .ordered_by(|order: &u64| *order),
+///         .ordered_by(|ordering: &u64| *ordering),
 ///     )
 ///     .start()?;
 /// # Ok::<(), coney::Error>(())
@@ -50,13 +50,13 @@ pub(super) struct Untyped {
     pub(super) pattern: String,
     pub(super) name: Option<String>,
     pub(super) handler: Handler,
-    pub(super) sharing: Sharing,
+    pub(super) scope: DeliveryScope,
     pub(super) key: Option<KeyOf>,
 }
 
 /// Who gets an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sharing {
+pub(super) enum DeliveryScope {
     Group,
     Broadcast,
     Singleton,
@@ -106,8 +106,8 @@ impl<T: DeserializeOwned> Subscription<T> {
     /// ```compile_fail
     /// use coney::Subscription;
     ///
-    /// let _ = Subscription::to("order.*", |order: u64| Ok::<_, String>(drop(order)))
-    ///     .ordered_by(|order: &String| order.clone());
+    /// let _ = Subscription::to("ordering.*", |ordering: u64| Ok::<_, String>(drop(ordering)))
+    ///     .ordered_by(|ordering: &String| ordering.clone());
     /// ```
     pub fn ordered_by<K, F>(mut self, key: F) -> Self
     where
@@ -153,7 +153,7 @@ impl<T> Subscription<T> {
                 pattern: pattern.to_owned(),
                 name: None,
                 handler,
-                sharing: Sharing::Group,
+                scope: DeliveryScope::Group,
                 key: None,
             },
             event: PhantomData,
@@ -170,14 +170,14 @@ impl<T> Subscription<T> {
     /// Every instance gets every event that is published while it runs and is connected.
     /// What fails waits for its next attempt in this process.
     pub fn broadcast(mut self) -> Self {
-        self.untyped.sharing = Sharing::Broadcast;
+        self.untyped.scope = DeliveryScope::Broadcast;
         self
     }
 
     /// One subscriber in the whole system gets every event, whatever service it is of;
     /// when it goes, the next one does. All that give the same name are of one kind.
     pub fn singleton(mut self) -> Self {
-        self.untyped.sharing = Sharing::Singleton;
+        self.untyped.scope = DeliveryScope::Singleton;
         self
     }
 }
@@ -200,7 +200,7 @@ impl fmt::Debug for Untyped {
         f.debug_struct("Subscription")
             .field("pattern", &self.pattern)
             .field("name", &self.label())
-            .field("sharing", &self.sharing)
+            .field("sharing", &self.scope)
             .field("ordered", &self.key.is_some())
             .finish_non_exhaustive()
     }

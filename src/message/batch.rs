@@ -3,7 +3,7 @@
 //!
 //! An item without a `correlation_id` is answered in the batch's reply, whose `data` is
 //! the array of the items' replies in the order asked. One with its own is answered on
-//! its own, possibly in a [bundle](super::bundle), and leaves a `null` in that array.
+//! its own, possibly in a [bundle](super::reply_batch), and leaves a `null` in that array.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,8 +11,8 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::request::write_json;
-use super::{AtMost, Body, CorrelationId, Headers, Json, ServiceMessage};
-use crate::caught::catch;
+use super::{Body, BoundedSeq, CorrelationId, Headers, Json, ServiceMessage};
+use crate::base::catch::catch;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The action of a batch.
@@ -48,7 +48,7 @@ pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 ///
 /// What is wrong with it, as serde_json puts it.
 pub(crate) fn read(payload: &str) -> std::result::Result<Vec<Item<'_>>, serde_json::Error> {
-    let items: AtMost<Item<'_>, MOST_ITEMS> = serde_json::from_str(payload)?;
+    let items: BoundedSeq<Item<'_>, MOST_ITEMS> = serde_json::from_str(payload)?;
     Ok(items.0)
 }
 
@@ -146,7 +146,7 @@ impl Items {
 /// # Errors
 ///
 /// None that can happen: what goes in is encoded already.
-pub(crate) fn gather<'a>(
+pub(crate) fn write_coalesced<'a>(
     bodies: impl Iterator<Item = &'a Body> + Clone,
     id: CorrelationId,
     reply_queue: &str,
@@ -242,7 +242,7 @@ mod tests {
             message.message_id = new_message_id().into();
             message.encode_awaiting_reply_queue().unwrap()
         });
-        let (_, batch) = gather(bodies.iter(), CorrelationId::random(), "q").unwrap();
+        let (_, batch) = write_coalesced(bodies.iter(), CorrelationId::random(), "q").unwrap();
         let (services, read) = read(batch);
         assert_eq!(services, "fr\"om>to");
         let wanted = ids.map(|id| ("act".to_owned(), "[1,2]".to_owned(), Some(id.to_text())));

@@ -14,12 +14,12 @@ use super::request::Fields;
 #[derive(Clone, Default)]
 pub struct Body {
     bytes: Arc<Vec<u8>>,
-    hole: Option<Hole>,
+    placeholder: Option<Placeholder>,
 }
 
 /// Where the name of the reply queue goes, and what stands before it.
 #[derive(Clone, Copy)]
-struct Hole {
+struct Placeholder {
     at: usize,
     fields: Fields,
 }
@@ -39,19 +39,22 @@ impl Body {
         }
         Self {
             bytes: Arc::new(bytes),
-            hole: Some(Hole { at, fields }),
+            placeholder: Some(Placeholder { at, fields }),
         }
     }
 
     /// Bytes that are shared with others.
     pub(crate) fn from_shared(bytes: Arc<Vec<u8>>) -> Self {
-        Self { bytes, hole: None }
+        Self {
+            bytes,
+            placeholder: None,
+        }
     }
 
     /// Size in bytes; with the longest name a reply queue can have, if one is
     /// still to be filled in.
     pub fn len(&self) -> usize {
-        let name = self.hole.map_or(0, |_| LONGEST_NAME);
+        let name = self.placeholder.map_or(0, |_| LONGEST_NAME);
         self.bytes.len() + name
     }
 
@@ -62,12 +65,12 @@ impl Body {
 
     /// True if the sender waits for a reply on its link's reply queue.
     pub(crate) fn wants_reply_queue(&self) -> bool {
-        self.hole.is_some()
+        self.placeholder.is_some()
     }
 
     /// The fields of a request that waits for its reply: what a batch needs of them.
     pub(super) fn parts(&self) -> Option<Parts<'_>> {
-        let Hole { at, fields } = self.hole?;
+        let Placeholder { at, fields } = self.placeholder?;
         let bytes = &self.bytes;
         Some(Parts {
             message_id: &bytes[..fields.message_id],
@@ -81,7 +84,7 @@ impl Body {
     /// The finished bytes, the hole filled with `name` as a JSON string. Copies them only if
     /// they are shared and there is a hole.
     pub(crate) fn fill(self, name: &str) -> Arc<Vec<u8>> {
-        let Some(Hole { at, .. }) = self.hole else {
+        let Some(Placeholder { at, .. }) = self.placeholder else {
             return self.bytes;
         };
         let text = Json::quote(name);
@@ -118,7 +121,7 @@ impl From<Vec<u8>> for Body {
     fn from(bytes: Vec<u8>) -> Self {
         Self {
             bytes: Arc::new(bytes),
-            hole: None,
+            placeholder: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::tz::TimeZone;
 
-use crate::random;
+use crate::base::random;
 
 /// A new message id as the contract has it: `msg_`, the local time as
 /// `YYYYmmddHHMMSS`, `_`, and 16 lower-case hex digits.

@@ -40,7 +40,7 @@ pub struct Reply<'a> {
 
 /// What is read: every field may be missing.
 #[derive(Deserialize)]
-struct Wire<'a> {
+struct ReplyFields<'a> {
     success: Option<bool>,
     #[serde(borrow)]
     data: Option<Json<'a>>,
@@ -89,19 +89,19 @@ impl<'a> Reply<'a> {
             Error::new(ErrorKind::Decode, format!("not a reply: {fault}"))
                 .with_text(String::from_utf8_lossy(body))
         };
-        let wire: Wire<'a> = serde_json::from_slice(body)
+        let fields: ReplyFields<'a> = serde_json::from_slice(body)
             .map_err(|error| not_a_reply(&not_json::explain(body, &error)))?;
-        if wire.success.is_none() && wire.data.is_none() && wire.error.is_none() {
+        if fields.success.is_none() && fields.data.is_none() && fields.error.is_none() {
             return Err(not_a_reply(&"it has none of success, data and error"));
         }
         Ok(Self {
-            success: wire.success.unwrap_or(wire.error.is_none()),
-            data: wire.data.unwrap_or(Json::NULL),
-            error: wire.error.unwrap_or_default(),
-            error_code: wire.error_code,
-            message_id: wire.message_id.unwrap_or_default(),
-            instance_id: wire.instance_id,
-            retry_after: wire.retry_after_ms.map(Duration::from_millis),
+            success: fields.success.unwrap_or(fields.error.is_none()),
+            data: fields.data.unwrap_or(Json::NULL),
+            error: fields.error.unwrap_or_default(),
+            error_code: fields.error_code,
+            message_id: fields.message_id.unwrap_or_default(),
+            instance_id: fields.instance_id,
+            retry_after: fields.retry_after_ms.map(Duration::from_millis),
         })
     }
 

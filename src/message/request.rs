@@ -123,11 +123,11 @@ impl<P: Serialize> ServiceMessage<'_, P> {
     pub(crate) fn encode_awaiting_reply_queue(&self) -> Result<Body> {
         let mut out = Vec::with_capacity(TYPICAL_SIZE);
         let fields = self.write_head(&mut out)?;
-        let hole = out.len();
+        let placeholder = out.len();
         self.write_headers(&mut out);
         write_json(&self.payload, &mut out)?;
         out.push(b'}');
-        Ok(Body::with_reply_queue_at(out, hole, fields))
+        Ok(Body::with_reply_queue_at(out, placeholder, fields))
     }
 }
 
@@ -140,11 +140,11 @@ impl ServiceMessage<'_, ()> {
     ) -> Result<Body> {
         let mut out = Vec::with_capacity(TYPICAL_SIZE + size);
         let fields = self.write_head(&mut out)?;
-        let hole = out.len();
+        let placeholder = out.len();
         self.write_headers(&mut out);
         write(&mut out);
         out.push(b'}');
-        Ok(Body::with_reply_queue_at(out, hole, fields))
+        Ok(Body::with_reply_queue_at(out, placeholder, fields))
     }
 
     /// The same with the reply queue that it has.

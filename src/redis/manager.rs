@@ -9,9 +9,9 @@ use r2d2_redis::redis::{
 };
 
 use super::url::Address;
-use crate::caught::catch;
-use crate::deadline;
-use crate::resolve::{dial, resolve};
+use crate::base::catch::catch;
+use crate::base::deadline;
+use crate::base::resolve::{dial, resolve};
 
 /// A connection that was used so lately is not asked whether it is there.
 const SURELY_ALIVE: Duration = Duration::from_secs(1);

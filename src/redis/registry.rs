@@ -10,7 +10,7 @@ use super::scripts::{
     DEREGISTER, GENERATION, HEARTBEAT, KEYS, PROBE, REGISTER, REMOVE_DEAD, hash, tombstone,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::registry::{Beat, Found, Instance, Registry, ServiceRegistry};
+use crate::registry::{HeartbeatResult, Instance, Registry, RegistryStore, StoredInstances};
 
 /// Instances in Redis, in the form that services in other languages share: a hash
 /// `service:registry:SERVICE` with a JSON object for each instance.
@@ -26,17 +26,17 @@ use crate::registry::{Beat, Found, Instance, Registry, ServiceRegistry};
 ///
 /// ```
 /// use std::time::{Duration, Instant};
-/// use coney::{Redis, RedisRegistry, Registry};
+/// use coney::{Redis, RedisRegistryStore, Registry};
 ///
 /// let redis = Redis::new("redis://localhost")?;
-/// let store = RedisRegistry::new(&redis).with_dead_after(Duration::from_secs(10));
+/// let store = RedisRegistryStore::new(&redis).with_heartbeat_ttl(Duration::from_secs(10));
 /// let registry = Registry::builder(store).build()?;
 /// # let _ = registry;
 /// # Ok::<(), coney::Error>(())
 /// ```
-pub struct RedisRegistry {
+pub struct RedisRegistryStore {
     redis: Redis,
-    dead_after: Duration,
+    heartbeat_ttl: Duration,
     expiry: Duration,
     /// What this process wrote last, by service and id.
     written: Mutex<HashMap<(String, String), Written>>,
@@ -104,16 +104,16 @@ impl Registry {
     /// # Ok::<(), coney::Error>(())
     /// ```
     pub fn connect(url: &str) -> Result<Self> {
-        Self::builder(RedisRegistry::new(&Redis::new(url)?)).build()
+        Self::builder(RedisRegistryStore::new(&Redis::new(url)?)).build()
     }
 }
 
-impl RedisRegistry {
+impl RedisRegistryStore {
     /// Over a Redis, with the times of the wire contract.
     pub fn new(redis: &Redis) -> Self {
         Self {
             redis: redis.clone(),
-            dead_after: Duration::from_secs(60),
+            heartbeat_ttl: Duration::from_secs(60),
             expiry: Duration::from_secs(300),
             written: Mutex::default(),
             unreadable: Mutex::default(),
@@ -123,8 +123,8 @@ impl RedisRegistry {
 
     /// How old the last heartbeat of a living instance may be. Heartbeats are in
     /// whole seconds, so less than two make no sense. Default: 60 s.
-    pub fn with_dead_after(mut self, time: Duration) -> Self {
-        self.dead_after = time;
+    pub fn with_heartbeat_ttl(mut self, time: Duration) -> Self {
+        self.heartbeat_ttl = time;
         self
     }
 
@@ -164,7 +164,7 @@ impl RedisRegistry {
     }
 
     fn expiry_millis(&self) -> u64 {
-        let expiry = self.expiry.max(self.dead_after).min(LONGEST_EXPIRY);
+        let expiry = self.expiry.max(self.heartbeat_ttl).min(LONGEST_EXPIRY);
         u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
@@ -205,7 +205,7 @@ impl RedisRegistry {
     }
 }
 
-impl ServiceRegistry for RedisRegistry {
+impl RegistryStore for RedisRegistryStore {
     fn register(&self, instance: &Instance) -> Result<()> {
         let (service, id) = (instance.service(), instance.id());
         let written = Written::of(&instance.clone().by_clock(self.unix_seconds()?));
@@ -230,8 +230,8 @@ impl ServiceRegistry for RedisRegistry {
         self.redis.ask(&what, &script)
     }
 
-    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>> {
-        let mut beats = vec![Beat::Lost; instances.len()];
+    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<HeartbeatResult>> {
+        let mut beats = vec![HeartbeatResult::Lost; instances.len()];
         let now = self.unix_seconds()?;
         let instances: Vec<Instance> = instances
             .iter()
@@ -278,11 +278,11 @@ impl ServiceRegistry for RedisRegistry {
                         again.push((at, (old, new)));
                     }
                     None if outcome == b"renewed" => {
-                        beats[at] = Beat::Renewed;
+                        beats[at] = HeartbeatResult::Renewed;
                         written.insert((service, id), new);
                     }
                     None if outcome == b"left" => {
-                        beats[at] = Beat::Deregistered;
+                        beats[at] = HeartbeatResult::Deregistered;
                         written.remove(&(service, id));
                     }
                     None => {}
@@ -302,7 +302,7 @@ impl ServiceRegistry for RedisRegistry {
         ))
     }
 
-    fn instances(&self, service: &str) -> Result<Found> {
+    fn instances(&self, service: &str) -> Result<StoredInstances> {
         let what = format!("look up {service}");
         let (mut get, mut generation) = (redis::cmd("HGETALL"), redis::cmd("GET"));
         get.arg(hash(service));
@@ -326,7 +326,7 @@ impl ServiceRegistry for RedisRegistry {
             }
         }
         let generation = generation.and_then(|text| String::from_utf8(text).ok()?.parse().ok());
-        Ok(Found {
+        Ok(StoredInstances {
             instances,
             generation: generation.unwrap_or(0),
             now_millis: now,
@@ -338,7 +338,7 @@ impl ServiceRegistry for RedisRegistry {
         let mut script = self.script(REMOVE_DEAD);
         script.arg(1).arg(hash(service));
         script.arg(id).arg(instance.last_heartbeat());
-        script.arg(self.dead_after.as_secs());
+        script.arg(self.heartbeat_ttl.as_secs());
         let what = format!("remove a dead instance of {service}");
         self.redis.ask(&what, &script)
     }
@@ -379,16 +379,16 @@ impl ServiceRegistry for RedisRegistry {
         Ok(services)
     }
 
-    fn dead_after(&self) -> Duration {
-        self.dead_after
+    fn heartbeat_ttl(&self) -> Duration {
+        self.heartbeat_ttl
     }
 }
 
-impl fmt::Debug for RedisRegistry {
+impl fmt::Debug for RedisRegistryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisRegistry")
             .field("redis", &self.redis)
-            .field("dead_after", &self.dead_after)
+            .field("dead_after", &self.heartbeat_ttl)
             .finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use r2d2_redis::redis;
 
 use super::Redis;
-use crate::consume::{Claim, ReplyStore, StoreError};
+use crate::consumer::{ClaimOutcome, ReplyStore, StoreError};
 
 /// A [`ReplyStore`] in Redis, shared by all servers of a service: keys
 /// `coney:reply:SERVICE/ACTION/SOURCE/MESSAGE_ID`.
@@ -75,15 +75,17 @@ impl RedisReplyStore {
 }
 
 impl ReplyStore for RedisReplyStore {
-    fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<Claim, StoreError> {
+    fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<ClaimOutcome, StoreError> {
         let mut script = redis::cmd("EVAL");
         script.arg(TAKE).arg(1).arg(at(key));
         script.arg(format!("{CLAIM}{owner}")).arg(millis(lease));
         let there: Option<Vec<u8>> = self.redis.ask("claim a request", &script)?;
         Ok(match there.as_deref().map(<[u8]>::split_first) {
-            None => Claim::Granted,
-            Some(Some((&kind, reply))) if char::from(kind) == REPLY => Claim::Done(reply.to_vec()),
-            Some(_) => Claim::InProgress,
+            None => ClaimOutcome::Granted,
+            Some(Some((&kind, reply))) if char::from(kind) == REPLY => {
+                ClaimOutcome::Done(reply.to_vec())
+            }
+            Some(_) => ClaimOutcome::InProgress,
         })
     }
 

@@ -3,8 +3,8 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+use crate::base::secret::Secret;
 use crate::error::{Error, ErrorKind, Result};
-use crate::secret::Secret;
 
 const FORM: &str = "expected redis://user:password@host:port/database, with special characters of \
                     user and password percent-encoded";
@@ -70,7 +70,7 @@ impl Address {
     }
 
     /// Where it is, without credentials: for logs and errors.
-    pub(super) fn peer(&self) -> String {
+    pub(super) fn address(&self) -> String {
         format!("{}:{}/{}", self.host, self.port, self.database)
     }
 }
@@ -95,10 +95,10 @@ mod tests {
     #[test]
     fn every_part_is_read_and_what_is_left_out_has_a_default() {
         let plain = Address::parse("redis://").unwrap();
-        assert_eq!(plain.peer(), "localhost:6379/0");
+        assert_eq!(plain.address(), "localhost:6379/0");
         assert!(plain.user.is_none() && plain.password.is_none());
         let full = Address::parse("redis://us%40er:p%3Aw@[::1]:7000/3").unwrap();
-        assert_eq!(full.peer(), "::1:7000/3");
+        assert_eq!(full.address(), "::1:7000/3");
         assert_eq!(full.user.as_deref(), Some("us@er"));
         assert_eq!(full.password.as_ref().map(Secret::expose), Some("p:w"));
         let old = Address::parse("redis://:pw@h").unwrap();

@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn the_busy_and_the_slow_get_less() {
         let three = candidates(&[1; 3]);
-        let busy = super::super::Pick::new(&three[1]);
+        let busy = super::super::PickedInstance::new(&three[1]);
         assert_eq!(counts(&LeastOutstanding, &three, 100)[1], 0);
         drop(busy);
         assert_ne!(counts(&LeastOutstanding, &three, 1_000)[1], 0);

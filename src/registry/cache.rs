@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-use super::ServiceRegistry;
-use super::entry::{Entry, Judged, LONGEST, Times};
+use super::RegistryStore;
+use super::cached_service::{CachedService, Freshness, LONGEST, Times};
 use super::lookup::Lookup;
 use super::refresher::Refresher;
-use crate::deadline;
+use crate::base::deadline;
 use crate::error::Result;
 
 /// How many services are remembered at most; beyond it those go first that nobody
@@ -23,20 +23,20 @@ const DOUBT_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) struct Cache {
     times: Times,
-    entries: RwLock<HashMap<Arc<str>, Arc<Entry>>>,
+    entries: RwLock<HashMap<Arc<str>, Arc<CachedService>>>,
     refresher: Refresher,
 }
 
 impl Cache {
     pub(super) fn new(
-        store: Arc<dyn ServiceRegistry>,
-        cache_for: Duration,
+        store: Arc<dyn RegistryStore>,
+        cache_ttl: Duration,
         lookup_timeout: Duration,
     ) -> Self {
         let times = Times {
-            cache_for,
+            cache_ttl,
             lookup_timeout,
-            dead_after: store.dead_after().min(LONGEST),
+            heartbeat_ttl: store.heartbeat_ttl().min(LONGEST),
         };
         Self {
             times,
@@ -49,14 +49,14 @@ impl Cache {
     pub(super) fn lookup(&self, service: &str, deadline: Option<Instant>) -> Result<Lookup> {
         let entry = self.entry(service);
         let old = match entry.judge(self.times) {
-            Some(Judged::Fresh(snapshot)) => return Ok(Lookup::new(&entry.service, &snapshot)),
-            Some(Judged::Aging(snapshot)) => {
+            Some(Freshness::Fresh(snapshot)) => return Ok(Lookup::new(&entry.service, &snapshot)),
+            Some(Freshness::Aging(snapshot)) => {
                 if let Some(round) = entry.want(false) {
                     self.refresher.ask(&entry, round);
                 }
                 return Ok(Lookup::new(&entry.service, &snapshot));
             }
-            Some(Judged::Old(snapshot)) => Some(snapshot),
+            Some(Freshness::Old(snapshot)) => Some(snapshot),
             // One that has failed stops nobody: it is asked again meanwhile.
             None => match entry.failure() {
                 Some(because) => {
@@ -94,7 +94,7 @@ impl Cache {
     }
 
     /// Somebody had to find out that what is known is not so. Once a second is enough.
-    pub(super) fn doubt(&self, service: &str) {
+    pub(super) fn invalidate(&self, service: &str) {
         if let Some(entry) = self.entries.read().get(service)
             && let Some(snapshot) = entry.current()
             && snapshot.stale.is_none()
@@ -114,7 +114,7 @@ impl Cache {
     /// Waits for a round of asking, a new one if it must be.
     fn ask(
         &self,
-        entry: &Arc<Entry>,
+        entry: &Arc<CachedService>,
         anew: bool,
         deadline: Option<Instant>,
     ) -> Result<Lookup, Arc<str>> {
@@ -129,20 +129,20 @@ impl Cache {
         Ok(Lookup::new(&entry.service, &snapshot))
     }
 
-    fn entry(&self, service: &str) -> Arc<Entry> {
+    fn entry(&self, service: &str) -> Arc<CachedService> {
         if let Some(entry) = self.entries.read().get(service) {
             return Arc::clone(entry);
         }
         let mut entries = self.entries.write();
         if entries.len() >= MOST_SERVICES {
             let now = Instant::now();
-            entries.retain(|_, entry| entry.is_used(now, self.times.cache_for));
+            entries.retain(|_, entry| entry.is_used(now, self.times.cache_ttl));
         }
         if entries.len() >= MOST_SERVICES {
             entries.clear();
         }
         let service: Arc<str> = service.into();
         let entry = entries.entry(Arc::clone(&service));
-        Arc::clone(entry.or_insert_with(|| Arc::new(Entry::new(service))))
+        Arc::clone(entry.or_insert_with(|| Arc::new(CachedService::new(service))))
     }
 }

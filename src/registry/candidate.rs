@@ -208,7 +208,7 @@ fn mix(mut hash: u64) -> u64 {
 /// An instance that was picked. It counts as busy until this is dropped.
 ///
 /// Say what came of it, so that the balancers that go by latency know:
-/// [`answered`](Pick::answered) or [`failed`](Pick::failed). Dropping it says nothing.
+/// [`answered`](PickedInstance::answered) or [`failed`](PickedInstance::failed). Dropping it says nothing.
 ///
 /// ```
 /// use coney::{Instance, Registry, balance::LeastOutstanding};
@@ -220,12 +220,12 @@ fn mix(mut hash: u64) -> u64 {
 /// pick.answered();
 /// # Ok::<(), coney::Error>(())
 /// ```
-pub struct Pick {
+pub struct PickedInstance {
     candidate: Arc<Candidate>,
     at: Instant,
 }
 
-impl Pick {
+impl PickedInstance {
     pub(super) fn new(candidate: &Arc<Candidate>) -> Self {
         let outstanding = &candidate.load.outstanding;
         outstanding.fetch_add(1, Ordering::Relaxed);
@@ -254,7 +254,7 @@ impl Pick {
     }
 }
 
-impl Deref for Pick {
+impl Deref for PickedInstance {
     type Target = Instance;
 
     fn deref(&self) -> &Instance {
@@ -262,14 +262,14 @@ impl Deref for Pick {
     }
 }
 
-impl Drop for Pick {
+impl Drop for PickedInstance {
     fn drop(&mut self) {
         let outstanding = &self.candidate.load.outstanding;
         outstanding.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl fmt::Debug for Pick {
+impl fmt::Debug for PickedInstance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Pick").field(&self.candidate).finish()
     }

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::json::{OURS, UNHEALTHY_BECAUSE};
-use crate::deadline;
+use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Result};
 
 /// One running copy of a service, as the registry knows it.
@@ -65,7 +65,7 @@ impl Instance {
     /// An instance with a random id of 16 hex digits and nothing else.
     pub fn new() -> Self {
         Self {
-            id: format!("{:016x}", crate::random::random_u64()),
+            id: format!("{:016x}", crate::base::random::random_u64()),
             service: String::new(),
             registered_at: 0,
             last_heartbeat: 0,
@@ -183,7 +183,7 @@ impl Instance {
     }
 
     /// Which check fails, and how.
-    pub fn unhealthy_because(&self) -> Option<&str> {
+    pub fn unhealthy_reason(&self) -> Option<&str> {
         self.metadata.get(UNHEALTHY_BECAUSE)?.as_str()
     }
 
@@ -259,7 +259,7 @@ impl Instance {
     /// else may have written it.
     pub(crate) fn renew_from(&mut self, newer: &Self) {
         self.last_heartbeat = newer.last_heartbeat;
-        let reason = |one: &Self| one.unhealthy_because().map(str::to_owned);
+        let reason = |one: &Self| one.unhealthy_reason().map(str::to_owned);
         if (self.healthy, reason(self)) != (newer.healthy, reason(newer)) {
             let fault = reason(newer).unwrap_or_default();
             self.set_health((!newer.healthy).then_some(&*fault));

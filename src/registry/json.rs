@@ -199,10 +199,10 @@ mod tests {
         let json = instance.to_json();
         assert!(json.contains(r#""healthy":false"#), "{json}");
         let mut theirs = read(&json).unwrap();
-        assert_eq!(theirs.unhealthy_because(), Some("database: refused"));
+        assert_eq!(theirs.unhealthy_reason(), Some("database: refused"));
         theirs.renew_from(&Instance::new());
         assert!(theirs.is_healthy());
-        assert_eq!(theirs.unhealthy_because(), None);
+        assert_eq!(theirs.unhealthy_reason(), None);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn judge(
     instance: &Instance,
     before: Before<'_>,
     clock: &Clock,
-    dead_after: Duration,
+    heartbeat_ttl: Duration,
 ) -> Life {
     let heartbeat = instance.last_heartbeat();
     let dead = |since| Life::Dead(Ghost { heartbeat, since });
@@ -54,17 +54,17 @@ pub(super) fn judge(
             // It was heard of since we looked last; when exactly, only one tells whose
             // heartbeats are by the store's clock.
             let age = clock.age(instance);
-            let age = match instance.is_ours() && age < dead_after {
+            let age = match instance.is_ours() && age < heartbeat_ttl {
                 true => age,
                 false => Duration::ZERO,
             };
             Life::Alive {
-                dies_at: clock.at + (dead_after - age),
+                dies_at: clock.at + (heartbeat_ttl - age),
             }
         }
-        Before::Unknown => match clock.is_young(instance, dead_after) {
+        Before::Unknown => match clock.is_young(instance, heartbeat_ttl) {
             true => Life::Alive {
-                dies_at: clock.at + (dead_after - clock.age(instance)),
+                dies_at: clock.at + (heartbeat_ttl - clock.age(instance)),
             },
             false => dead(clock.at),
         },

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::snapshot::Snapshot;
-use super::{Balancer, Candidate, Instance, Pick};
+use super::{Balancer, Candidate, Instance, PickedInstance};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a look-up has found: the instances of a service, at one moment.
@@ -54,7 +54,7 @@ impl Lookup {
     }
 
     /// Why it is stale.
-    pub fn stale_because(&self) -> Option<&str> {
+    pub fn stale_reason(&self) -> Option<&str> {
         self.snapshot.stale.as_deref()
     }
 
@@ -68,21 +68,21 @@ impl Lookup {
     /// # Errors
     ///
     /// [`ErrorKind::NoInstance`] if there is none.
-    pub fn pick(&self, balancer: &dyn Balancer, key: Option<&str>) -> Result<Pick> {
+    pub fn pick(&self, balancer: &dyn Balancer, key: Option<&str>) -> Result<PickedInstance> {
         let ready = &self.snapshot.ready;
         if ready.is_empty() {
-            return Err(self.nobody());
+            return Err(self.no_instance());
         }
         let first = &ready[balancer.pick(ready, key) % ready.len()];
         if !first.is_avoided() {
-            return Ok(Pick::new(first));
+            return Ok(PickedInstance::new(first));
         }
         // From those that can be reached, if any can.
         let reachable = ready.iter().filter(|one| !one.is_avoided());
         let reachable: Vec<Arc<Candidate>> = reachable.cloned().collect();
         Ok(match reachable.len() {
-            0 => Pick::new(first),
-            some => Pick::new(&reachable[balancer.pick(&reachable, key) % some]),
+            0 => PickedInstance::new(first),
+            some => PickedInstance::new(&reachable[balancer.pick(&reachable, key) % some]),
         })
     }
 
@@ -94,7 +94,7 @@ impl Lookup {
     }
 
     /// The error for a service without a living and healthy instance.
-    pub(crate) fn nobody(&self) -> Error {
+    pub(crate) fn no_instance(&self) -> Error {
         let service = &self.service;
         let unwell: Vec<&Arc<Candidate>> = self.snapshot.living.iter().collect();
         let text = match unwell.first() {
@@ -103,7 +103,7 @@ impl Lookup {
                 "{service} has no healthy instance: {} unwell ({})",
                 unwell.len(),
                 one.instance()
-                    .unhealthy_because()
+                    .unhealthy_reason()
                     .unwrap_or("no reason given")
             ),
         };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{Beat, Found, Instance, ServiceRegistry};
+use super::{HeartbeatResult, Instance, RegistryStore, StoredInstances};
 use crate::error::Result;
 
 /// A store of instances in this process, for examples, tests and programs of one
@@ -13,17 +13,17 @@ use crate::error::Result;
 ///
 /// ```
 /// use std::time::Duration;
-/// use coney::{MemoryRegistry, Registry};
+/// use coney::{MemoryRegistryStore, Registry};
 ///
-/// let store = MemoryRegistry::new().with_dead_after(Duration::from_secs(2));
+/// let store = MemoryRegistryStore::new().with_heartbeat_ttl(Duration::from_secs(2));
 /// let registry = Registry::builder(store).build()?;
 /// # let _ = registry;
 /// # Ok::<(), coney::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct MemoryRegistry {
+pub struct MemoryRegistryStore {
     services: Arc<Mutex<Services>>,
-    dead_after: Duration,
+    heartbeat_ttl: Duration,
 }
 
 #[derive(Default)]
@@ -40,24 +40,24 @@ const REMEMBERED: Duration = Duration::from_secs(300);
 /// When goodbyes that are too old are looked for.
 const MANY_GOODBYES: usize = 1_000;
 
-impl Default for MemoryRegistry {
+impl Default for MemoryRegistryStore {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl MemoryRegistry {
+impl MemoryRegistryStore {
     /// An empty store.
     pub fn new() -> Self {
         Self {
             services: Arc::default(),
-            dead_after: Duration::from_secs(60),
+            heartbeat_ttl: Duration::from_secs(60),
         }
     }
 
     /// How old the last heartbeat of a living instance may be. Default: 60 s.
-    pub fn with_dead_after(mut self, time: Duration) -> Self {
-        self.dead_after = time;
+    pub fn with_heartbeat_ttl(mut self, time: Duration) -> Self {
+        self.heartbeat_ttl = time;
         self
     }
 }
@@ -73,7 +73,7 @@ impl Services {
     }
 }
 
-impl ServiceRegistry for MemoryRegistry {
+impl RegistryStore for MemoryRegistryStore {
     fn register(&self, instance: &Instance) -> Result<()> {
         let mut services = self.services.lock();
         let (service, id) = (instance.service().to_owned(), instance.id().to_owned());
@@ -94,20 +94,20 @@ impl ServiceRegistry for MemoryRegistry {
         Ok(())
     }
 
-    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>> {
+    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<HeartbeatResult>> {
         let mut services = self.services.lock();
         let beat = |newer: &Instance| {
             let known = services.instances.get_mut(newer.service());
             match known.and_then(|known| known.get_mut(newer.id())) {
                 Some(known) => {
                     known.renew_from(newer);
-                    Beat::Renewed
+                    HeartbeatResult::Renewed
                 }
                 None => {
                     let key = (newer.service().to_owned(), newer.id().to_owned());
                     match services.left.contains_key(&key) {
-                        true => Beat::Deregistered,
-                        false => Beat::Lost,
+                        true => HeartbeatResult::Deregistered,
+                        false => HeartbeatResult::Lost,
                     }
                 }
             }
@@ -115,11 +115,11 @@ impl ServiceRegistry for MemoryRegistry {
         Ok(instances.iter().map(beat).collect())
     }
 
-    fn instances(&self, service: &str) -> Result<Found> {
+    fn instances(&self, service: &str) -> Result<StoredInstances> {
         let services = self.services.lock();
         let instances = services.instances.get(service);
         let instances = instances.into_iter().flat_map(HashMap::values);
-        Ok(Found::new(instances.cloned().collect()))
+        Ok(StoredInstances::new(instances.cloned().collect()))
     }
 
     fn remove_dead(&self, instance: &Instance) -> Result<bool> {
@@ -147,15 +147,15 @@ impl ServiceRegistry for MemoryRegistry {
         Ok(self.services.lock().instances.keys().cloned().collect())
     }
 
-    fn dead_after(&self) -> Duration {
-        self.dead_after
+    fn heartbeat_ttl(&self) -> Duration {
+        self.heartbeat_ttl
     }
 }
 
-impl fmt::Debug for MemoryRegistry {
+impl fmt::Debug for MemoryRegistryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryRegistry")
-            .field("dead_after", &self.dead_after)
+            .field("dead_after", &self.heartbeat_ttl)
             .finish_non_exhaustive()
     }
 }

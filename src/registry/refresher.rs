@@ -6,14 +6,14 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
-use super::entry::{Entry, Times};
+use super::cached_service::{CachedService, Times};
 use super::liveness::{self, Before, Ghost, Life};
 use super::snapshot::{Clock, Snapshot};
-use super::{Candidate, Found, Instance, ServiceRegistry};
-use crate::caught::catch;
-use crate::deadline;
+use super::{Candidate, Instance, RegistryStore, StoredInstances};
+use crate::base::catch::catch;
+use crate::base::deadline;
+use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
-use crate::running::Running;
 
 /// How many dead instances are removed at a time.
 const MOST_REMOVED: usize = 100;
@@ -25,19 +25,19 @@ const LOST: &str = "it was away, or has lost its data; its instances will be hea
 
 /// The thread that asks the store, so that nobody else is held up by it.
 pub(super) struct Refresher {
-    store: Arc<dyn ServiceRegistry>,
+    store: Arc<dyn RegistryStore>,
     times: Times,
-    thread: Mutex<Option<(Sender<Round>, Running)>>,
+    thread: Mutex<Option<(Sender<Round>, NamedThread)>>,
 }
 
 /// One round of asking. There is at most one of each service in the queue.
 struct Round {
-    entry: Arc<Entry>,
+    entry: Arc<CachedService>,
     number: u64,
 }
 
 impl Refresher {
-    pub(super) fn new(store: Arc<dyn ServiceRegistry>, times: Times) -> Self {
+    pub(super) fn new(store: Arc<dyn RegistryStore>, times: Times) -> Self {
         Self {
             store,
             times,
@@ -46,7 +46,7 @@ impl Refresher {
     }
 
     /// Has a round run. Never blocks; starts the thread if it is the first.
-    pub(super) fn ask(&self, entry: &Arc<Entry>, number: u64) {
+    pub(super) fn ask(&self, entry: &Arc<CachedService>, number: u64) {
         let round = Round {
             entry: Arc::clone(entry),
             number,
@@ -67,15 +67,17 @@ impl Refresher {
         entry.end(number, None, Some(fault.into()));
     }
 
-    fn start(&self) -> std::io::Result<(Sender<Round>, Running)> {
+    fn start(&self) -> std::io::Result<(Sender<Round>, NamedThread)> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let (rounds, inbox) = unbounded();
-        let asking = Asking {
+        let (rounds, rounds_in) = unbounded();
+        let refresh = RefreshLoop {
             store: Arc::clone(&self.store),
             times: self.times,
         };
-        let thread = Running::start(format!("coney-lookup-{number}"), move || asking.run(&inbox))?;
+        let thread = NamedThread::spawn(format!("coney-lookup-{number}"), move || {
+            refresh.run(&rounds_in)
+        })?;
         Ok((rounds, thread))
     }
 }
@@ -84,19 +86,19 @@ impl Drop for Refresher {
     fn drop(&mut self) {
         if let Some((rounds, thread)) = self.thread.get_mut().take() {
             drop(rounds);
-            let _ = thread.join(deadline::after(JOIN_TIMEOUT));
+            let _ = thread.join_deadline(deadline::after(JOIN_TIMEOUT));
         }
     }
 }
 
-struct Asking {
-    store: Arc<dyn ServiceRegistry>,
+struct RefreshLoop {
+    store: Arc<dyn RegistryStore>,
     times: Times,
 }
 
 /// The instances of a service, by what is to be thought of each.
 #[derive(Default)]
-struct Judged {
+struct Freshness {
     living: Vec<Arc<Candidate>>,
     dead: Vec<Instance>,
     ghosts: HashMap<String, Ghost>,
@@ -104,7 +106,7 @@ struct Judged {
     missing: Vec<Arc<Candidate>>,
 }
 
-impl Asking {
+impl RefreshLoop {
     fn run(self, rounds: &Receiver<Round>) {
         for Round { entry, number } in rounds {
             entry.begin(number);
@@ -116,7 +118,12 @@ impl Asking {
     }
 
     /// Asks the store about one service. Returns whom it found dead.
-    fn round(&self, entry: &Entry, number: u64, before: Option<&Snapshot>) -> Vec<Instance> {
+    fn round(
+        &self,
+        entry: &CachedService,
+        number: u64,
+        before: Option<&Snapshot>,
+    ) -> Vec<Instance> {
         let service = &entry.service;
         let loaded = || self.load(service, before);
         let loaded = catch(loaded).unwrap_or_else(|_| {
@@ -149,13 +156,13 @@ impl Asking {
 
     /// What is known of a service now, and who is dead and to be removed.
     fn load(&self, service: &str, before: Option<&Snapshot>) -> Result<(Snapshot, Vec<Instance>)> {
-        let Found {
+        let StoredInstances {
             instances,
             generation,
             now_millis,
         } = self.store.instances(service)?;
         let clock = Clock::now(now_millis);
-        let Judged {
+        let Freshness {
             mut living,
             dead,
             ghosts,
@@ -169,7 +176,7 @@ impl Asking {
                 let since = ghosts.get(one.id()).map(|ghost| ghost.since);
                 let for_long = |since| clock.at.saturating_duration_since(since);
                 // Of ours the age is certain; another's clock may be wrong.
-                one.is_ours() || since.map(for_long) >= Some(self.times.dead_after)
+                one.is_ours() || since.map(for_long) >= Some(self.times.heartbeat_ttl)
             });
             removable.cloned().collect::<Vec<_>>()
         };
@@ -195,7 +202,7 @@ impl Asking {
         let left = self.store.was_deregistered(service, &ids)?;
         let doubtful = lost.into_iter().zip(left).filter(|(_, left)| !left);
         let kept = doubtful.filter_map(|(one, _)| match in_trouble {
-            true => one.kept(clock.at, self.times.dead_after / 2),
+            true => one.kept(clock.at, self.times.heartbeat_ttl / 2),
             false => one.kept_until_death(clock.at),
         });
         let here = living.len();
@@ -206,8 +213,13 @@ impl Asking {
     }
 
     /// Tells the living from the dead, and which of the living are not there any more.
-    fn judge(&self, instances: Vec<Instance>, before: Option<&Snapshot>, clock: &Clock) -> Judged {
-        let mut judged = Judged::default();
+    fn judge(
+        &self,
+        instances: Vec<Instance>,
+        before: Option<&Snapshot>,
+        clock: &Clock,
+    ) -> Freshness {
+        let mut judged = Freshness::default();
         for instance in instances {
             let known = before.and_then(|before| before.find(instance.id()));
             let ghost = before.and_then(|before| before.ghosts.get(instance.id()));
@@ -216,7 +228,7 @@ impl Asking {
                 (None, Some(ghost)) => Before::Dead(*ghost),
                 (None, None) => Before::Unknown,
             };
-            match liveness::judge(&instance, was, clock, self.times.dead_after) {
+            match liveness::judge(&instance, was, clock, self.times.heartbeat_ttl) {
                 Life::Alive { dies_at } => {
                     let known = known.map(Arc::as_ref);
                     judged

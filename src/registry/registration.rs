@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::beats::{Member, Order, Told};
+use super::heartbeat::{HeartbeatCommand, RegisteredInstance, RegistrationStatus};
 use super::{Instance, Registry};
-use crate::deadline;
+use crate::base::deadline;
+use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Phase, Result};
-use crate::running::Home;
 
 /// How long registering waits to be written, and dropping to be deregistered.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -32,13 +32,13 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[must_use = "dropping the registration deregisters the instance"]
 pub struct Registration {
     /// Before the registry, whose end waits for the thread to find nobody at these.
-    orders: Sender<Order>,
+    orders: Sender<HeartbeatCommand>,
     _registry: Registry,
     number: u64,
     service: String,
     id: String,
-    told: Arc<Told>,
-    home: Home,
+    status: Arc<RegistrationStatus>,
+    home: OwnerProcess,
 }
 
 /// Whether an instance is in the registry.
@@ -54,7 +54,11 @@ pub enum RegistrationState {
 }
 
 impl Registration {
-    pub(super) fn start(registry: Registry, orders: Sender<Order>, instance: Instance) -> Self {
+    pub(super) fn start(
+        registry: Registry,
+        orders: Sender<HeartbeatCommand>,
+        instance: Instance,
+    ) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let registration = Self {
             orders,
@@ -62,13 +66,13 @@ impl Registration {
             number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             service: instance.service().to_owned(),
             id: instance.id().to_owned(),
-            told: Arc::default(),
-            home: Home::here(),
+            status: Arc::default(),
+            home: OwnerProcess::current(),
         };
         let (done, written) = bounded(1);
-        let _ = registration.orders.send(Order::Register {
+        let _ = registration.orders.send(HeartbeatCommand::Register {
             number: registration.number,
-            member: Member::new(instance, Arc::clone(&registration.told)),
+            member: RegisteredInstance::new(instance, Arc::clone(&registration.status)),
             done,
         });
         let _ = written.recv_timeout(PATIENCE);
@@ -87,12 +91,12 @@ impl Registration {
 
     /// Whether it is in the registry, as far as is known.
     pub fn state(&self) -> RegistrationState {
-        self.told.state.lock().clone()
+        self.status.state.lock().clone()
     }
 
     /// Marks the instance as unhealthy for good: what it serves through is gone.
     pub(crate) fn set_disconnected(&self, cause: &str) {
-        *self.told.lost.lock() = Some(cause.to_owned());
+        *self.status.lost.lock() = Some(cause.to_owned());
         self.tell();
     }
 
@@ -109,15 +113,15 @@ impl Registration {
     /// # Ok::<(), coney::Error>(())
     /// ```
     pub fn set_unhealthy(&self, because: Option<&str>) {
-        *self.told.fault.lock() = because.map(str::to_owned);
+        *self.status.fault.lock() = because.map(str::to_owned);
         self.tell();
     }
 
     fn tell(&self) {
         // One order is enough for several changes.
-        if !self.told.has_changed.swap(true, Ordering::SeqCst) {
+        if !self.status.has_changed.swap(true, Ordering::SeqCst) {
             let number = self.number;
-            let _ = self.orders.send(Order::Health { number });
+            let _ = self.orders.send(HeartbeatCommand::Health { number });
         }
     }
 
@@ -130,11 +134,11 @@ impl Registration {
     /// answer in time. The instance then counts as dead when it has not been heard of
     /// for long enough.
     pub fn deregister(&self, timeout: Duration) -> Result<()> {
-        if self.home.is_elsewhere() || self.state() == RegistrationState::Deregistered {
+        if self.home.is_another() || self.state() == RegistrationState::Deregistered {
             return Ok(());
         }
         let (done, left) = bounded(1);
-        let _ = self.orders.send(Order::Deregister {
+        let _ = self.orders.send(HeartbeatCommand::Deregister {
             number: self.number,
             done,
         });

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::liveness::Ghost;
 use super::{Candidate, Instance};
-use crate::deadline;
+use crate::base::deadline;
 
 /// One moment by both clocks: heartbeats are told by the one, and waited for by the
 /// other.
@@ -32,11 +32,11 @@ impl Clock {
         Duration::from_millis(self.unix_millis.saturating_sub(beat))
     }
 
-    /// True if the heartbeat is of the time before or after now, as far as `dead_after`.
-    pub(super) fn is_young(&self, instance: &Instance, dead_after: Duration) -> bool {
+    /// True if the heartbeat is of the time before or after now, as far as `heartbeat_ttl`.
+    pub(super) fn is_young(&self, instance: &Instance, heartbeat_ttl: Duration) -> bool {
         let beat = instance.last_heartbeat.saturating_mul(1_000);
         let ahead = Duration::from_millis(beat.saturating_sub(self.unix_millis));
-        ahead <= dead_after && self.age(instance) < dead_after
+        ahead <= heartbeat_ttl && self.age(instance) < heartbeat_ttl
     }
 }
 

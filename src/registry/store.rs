@@ -11,7 +11,7 @@ use crate::error::Result;
 ///
 /// Called by a [`Registry`](super::Registry)'s two threads, and by callers of [`Registry::services`](super::Registry::services); a call
 /// may block for as long as the store's timeout says, and no longer.
-pub trait ServiceRegistry: Send + Sync {
+pub trait RegistryStore: Send + Sync {
     /// Writes an instance, over one with the same id.
     ///
     /// # Errors
@@ -24,7 +24,7 @@ pub trait ServiceRegistry: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`register`](ServiceRegistry::register).
+    /// As [`register`](RegistryStore::register).
     fn deregister(&self, service: &str, id: &str) -> Result<()>;
 
     /// Renews the heartbeats of instances, at best in one round trip however many
@@ -34,23 +34,23 @@ pub trait ServiceRegistry: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`register`](ServiceRegistry::register).
-    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>>;
+    /// As [`register`](RegistryStore::register).
+    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<HeartbeatResult>>;
 
     /// The instances of a service, dead ones too. What cannot be read
     /// is left out.
     ///
     /// # Errors
     ///
-    /// As [`register`](ServiceRegistry::register).
-    fn instances(&self, service: &str) -> Result<Found>;
+    /// As [`register`](RegistryStore::register).
+    fn instances(&self, service: &str) -> Result<StoredInstances>;
 
     /// Removes an instance that has died, unless it has been heard of since. True if
     /// it is gone.
     ///
     /// # Errors
     ///
-    /// As [`register`](ServiceRegistry::register).
+    /// As [`register`](RegistryStore::register).
     fn remove_dead(&self, instance: &Instance) -> Result<bool>;
 
     /// Which of these instances, which are not there any more, were deregistered; in order.
@@ -59,7 +59,7 @@ pub trait ServiceRegistry: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`register`](ServiceRegistry::register).
+    /// As [`register`](RegistryStore::register).
     fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
         let _ = service;
         Ok(vec![true; ids.len()])
@@ -70,7 +70,7 @@ pub trait ServiceRegistry: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`register`](ServiceRegistry::register), if it does not.
+    /// As [`register`](RegistryStore::register), if it does not.
     fn check_writes(&self) -> Result<()> {
         Ok(())
     }
@@ -79,26 +79,26 @@ pub trait ServiceRegistry: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`register`](ServiceRegistry::register).
+    /// As [`register`](RegistryStore::register).
     fn services(&self) -> Result<Vec<String>>;
 
     /// The greatest age of the last heartbeat of a living instance.
-    fn dead_after(&self) -> Duration;
+    fn heartbeat_ttl(&self) -> Duration;
 
     /// One of the living and healthy instances at random, asked for at the store
     /// itself. [`Registry::pick`](super::Registry::pick) is a thousand times faster.
     ///
     /// # Errors
     ///
-    /// As [`register`](ServiceRegistry::register).
+    /// As [`register`](RegistryStore::register).
     fn healthy_instance(&self, service: &str) -> Result<Option<Instance>> {
-        let Found {
+        let StoredInstances {
             mut instances,
             now_millis,
             ..
         } = self.instances(service)?;
         let now = Clock::now(now_millis);
-        instances.retain(|one| one.is_healthy() && now.is_young(one, self.dead_after()));
+        instances.retain(|one| one.is_healthy() && now.is_young(one, self.heartbeat_ttl()));
         if instances.is_empty() {
             return Ok(None);
         }
@@ -108,7 +108,7 @@ pub trait ServiceRegistry: Send + Sync {
     }
 }
 
-impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
+impl<S: RegistryStore + ?Sized> RegistryStore for Arc<S> {
     fn register(&self, instance: &Instance) -> Result<()> {
         (**self).register(instance)
     }
@@ -117,11 +117,11 @@ impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
         (**self).deregister(service, id)
     }
 
-    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>> {
+    fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<HeartbeatResult>> {
         (**self).heartbeat(instances)
     }
 
-    fn instances(&self, service: &str) -> Result<Found> {
+    fn instances(&self, service: &str) -> Result<StoredInstances> {
         (**self).instances(service)
     }
 
@@ -141,8 +141,8 @@ impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
         (**self).services()
     }
 
-    fn dead_after(&self) -> Duration {
-        (**self).dead_after()
+    fn heartbeat_ttl(&self) -> Duration {
+        (**self).heartbeat_ttl()
     }
 
     fn healthy_instance(&self, service: &str) -> Result<Option<Instance>> {
@@ -150,10 +150,10 @@ impl<S: ServiceRegistry + ?Sized> ServiceRegistry for Arc<S> {
     }
 }
 
-/// What [`ServiceRegistry::instances`] finds.
+/// What [`RegistryStore::instances`] finds.
 #[non_exhaustive]
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub struct StoredInstances {
     /// The instances, in any order.
     pub instances: Vec<Instance>,
     /// A number that is another once the store has lost what it knew; 0 for a store that
@@ -164,7 +164,7 @@ pub struct Found {
     pub now_millis: Option<u64>,
 }
 
-impl Found {
+impl StoredInstances {
     /// Instances of a store that has no clock and is never emptied.
     pub fn new(instances: Vec<Instance>) -> Self {
         Self {
@@ -176,7 +176,7 @@ impl Found {
 
 /// The outcome of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beat {
+pub enum HeartbeatResult {
     /// The instance is there.
     Renewed,
     /// The store has lost it, or took it for dead: it is to be registered again.

@@ -7,11 +7,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::health::Check;
+use crate::base::name::check_action;
 use crate::client::ServiceClient;
-use crate::consume::{Context, Handler, HandlerError, Options, ReplyStore, raw, typed};
+use crate::consumer::{Context, Handler, HandlerError, Options, ReplyStore, raw, typed};
 use crate::error::{Error, ErrorKind};
 use crate::message::batch::BATCH_ACTION;
-use crate::name::check_action;
 use crate::registry::{Instance, Registry};
 use crate::transport::Broker;
 
@@ -172,7 +172,7 @@ impl ServiceServerBuilder {
     ///
     /// While the store is away nothing is run: calls are answered with
     /// [`ErrorKind::Busy`], commands wait in the longest of the retry queues, at no attempt's
-    /// cost, and after [a while](ServiceServerBuilder::deduplication_patience) the server
+    /// cost, and after [a while](ServiceServerBuilder::reply_store_outage_limit) the server
     /// stops consuming until the store is back. Default: every request is run.
     pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
         self.options.deduplication = Some((store, ttl));
@@ -188,8 +188,8 @@ impl ServiceServerBuilder {
 
     /// Sets how long the reply store may be away before the server stops consuming.
     /// Defaults to 30 s.
-    pub fn deduplication_patience(mut self, patience: Duration) -> Self {
-        self.options.deduplication_patience = patience;
+    pub fn reply_store_outage_limit(mut self, patience: Duration) -> Self {
+        self.options.reply_store_outage_limit = patience;
         self
     }
 

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::intake::Consumers;
-use crate::caught::catch;
-use crate::deadline;
+use super::sources::Consumers;
+use crate::base::catch::catch;
+use crate::base::deadline;
+use crate::base::thread::NamedThread;
 use crate::registry::Registration;
-use crate::running::Running;
 
 /// How long starting waits for the first verdict.
 const FIRST_VERDICT: Duration = Duration::from_secs(10);
@@ -29,20 +29,20 @@ pub(super) struct Check {
 }
 
 /// What is wrong; nothing if all is well.
-pub(super) type Verdict = Option<String>;
+pub(super) type HealthVerdict = Option<String>;
 
 /// What changes with the verdict.
 pub(super) struct Watched {
     /// What the server has begun with.
-    pub(super) verdict: Verdict,
+    pub(super) verdict: HealthVerdict,
     pub(super) consumers: Arc<Consumers>,
     pub(super) registration: Option<Arc<Registration>>,
 }
 
 /// The thread that runs a server's checks.
 pub(super) struct Health {
-    thread: Running,
-    verdict: Receiver<Verdict>,
+    thread: NamedThread,
+    verdict: Receiver<HealthVerdict>,
     watched: Sender<Watched>,
 }
 
@@ -65,7 +65,7 @@ impl Health {
             interval: interval.max(SHORTEST_INTERVAL),
             failures: failures.max(1),
         };
-        let thread = Running::start(name, move || checking.run(&first, &inbox))?;
+        let thread = NamedThread::spawn(name, move || checking.run(&first, &inbox))?;
         Ok(Self {
             thread,
             verdict,
@@ -74,7 +74,7 @@ impl Health {
     }
 
     /// The first verdict. Blocks until all checks have run, at most 10 s.
-    pub(super) fn first_verdict(&self) -> Verdict {
+    pub(super) fn first_verdict(&self) -> HealthVerdict {
         self.verdict
             .recv_timeout(FIRST_VERDICT)
             .unwrap_or_else(|_| Some(format!("the checks take longer than {FIRST_VERDICT:?}")))
@@ -88,7 +88,7 @@ impl Health {
     /// Checks no more. Waits for a check that runs, at most until `deadline`.
     pub(super) fn stop(self, deadline: Instant) {
         drop(self.watched);
-        let _ = self.thread.join(deadline);
+        let _ = self.thread.join_deadline(deadline);
     }
 }
 
@@ -103,7 +103,7 @@ struct Checking {
 }
 
 impl Checking {
-    fn run(mut self, first: &Sender<Verdict>, inbox: &Receiver<Watched>) {
+    fn run(mut self, first: &Sender<HealthVerdict>, inbox: &Receiver<Watched>) {
         let mut now = self.check(1);
         let _ = first.try_send(now.clone());
         let Ok(watched) = inbox.recv() else { return };
@@ -127,7 +127,7 @@ impl Checking {
     }
 
     /// The first check that has failed so many times in a row, and how.
-    fn check(&mut self, failures: u32) -> Verdict {
+    fn check(&mut self, failures: u32) -> HealthVerdict {
         let mut checks = self.checks.iter().zip(&mut self.failed);
         checks.find_map(|(check, failed)| {
             let result = catch(&check.run);
@@ -152,7 +152,7 @@ impl Checking {
         })
     }
 
-    fn change(&self, watched: &Watched, verdict: &Verdict) {
+    fn change(&self, watched: &Watched, verdict: &HealthVerdict) {
         let service = &self.service;
         watched.consumers.unhealthy.lock().clone_from(verdict);
         let tell = || {

@@ -7,18 +7,18 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::health::{Check, Health, Verdict, Watched};
-use super::intake::{Consumers, Intake, Job, OwnQueue, Suspects};
+use super::health::{Check, Health, HealthVerdict, Watched};
+use super::sources::{Consumers, Job, OwnQueue, RequestSink, SuspectSink};
 use super::{ServiceServer, ServiceServerBuilder};
-use crate::consume::{
-    Clocks, Crew, Deduplication, Dispatch, Handlers, Inbox, Move, Mover, Nested, Processed,
-    Retries, Runner, Settled, Workers,
+use crate::base::name::check_service;
+use crate::consumer::{
+    AfterDelivery, ClockOffsets, ConsumedQueue, Deduplication, Dispatcher, Handlers, NestedClient,
+    PendingRepublish, Republisher, RequestExecutor, Retries, Settled, WorkerSetup, Workers,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::check_service;
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
 use crate::topology::{self, SERVICE_EXCHANGE, Topology};
-use crate::transport::{LinkSpec, Sink, Wire};
+use crate::transport::{LinkHandle, LinkSpec, Sink};
 
 impl ServiceServerBuilder {
     /// Starts the workers, declares the service's queue and consumes from it, and
@@ -60,7 +60,7 @@ impl ServiceServerBuilder {
             self.options.workers,
         );
         let settled = Arc::new(Settled::new(broker.has_sessions()));
-        let crew = Crew {
+        let setup = WorkerSetup {
             owner: &service,
             count,
             broker: &broker,
@@ -68,28 +68,32 @@ impl ServiceServerBuilder {
             settled: vec![Arc::clone(&settled)],
             consumer_timeout: self.options.consumer_timeout,
         };
-        let mut dispatch = None;
-        let workers = Workers::start(crew, |moves| {
-            let dispatch = dispatch.insert(Arc::new(self.dispatch(moves, settled, deduplication)));
-            let dispatch = Arc::clone(dispatch);
+        let mut dispatcher = None;
+        let workers = Workers::start(setup, |republishes| {
+            let dispatcher = dispatcher.insert(Arc::new(self.dispatcher(
+                republishes,
+                settled,
+                deduplication,
+            )));
+            let dispatcher = Arc::clone(dispatcher);
             move |job| match job {
-                Job::Message(delivery) => match dispatch.process(delivery) {
-                    Processed::Batch(batch) => Some(Job::Batch(batch)),
+                Job::Message(delivery) => match dispatcher.process(delivery) {
+                    AfterDelivery::Batch(batch) => Some(Job::Batch(batch)),
                     // What failed waits in a queue of the broker and never here.
-                    Processed::Done | Processed::Again(_) => None,
+                    AfterDelivery::Done | AfterDelivery::LocalRetry(_) => None,
                 },
                 Job::Batch(batch) => {
-                    batch.work(&dispatch.runner);
+                    batch.work(&dispatcher.executor);
                     None
                 }
             }
         })?;
-        let Some(dispatch) = dispatch else {
+        let Some(dispatcher) = dispatcher else {
             unreachable!("workers are started with it");
         };
-        let intake = Arc::new(Intake::new(workers));
-        let consumers = self.consume(topology, &intake, dispatch, verdict.is_some());
-        let consumers = Arc::new(consumers.inspect_err(|_| drop(intake.workers.stop()))?);
+        let requests = Arc::new(RequestSink::new(workers));
+        let consumers = self.consume(topology, &requests, dispatcher, verdict.is_some());
+        let consumers = Arc::new(consumers.inspect_err(|_| drop(requests.workers.stop()))?);
         consumers.unhealthy.lock().clone_from(&verdict);
         let mut server = ServiceServer {
             stopped: AtomicBool::new(false),
@@ -104,8 +108,8 @@ impl ServiceServerBuilder {
             let instance = described(self.instance, &actions, &verdict);
             let registration = registry.register(&self.service, instance)?;
             let registration = Arc::new(registration);
-            let _ = intake.registration.set(Arc::downgrade(&registration));
-            if let Some(cause) = &*intake.lost_for_good.lock() {
+            let _ = requests.registration.set(Arc::downgrade(&registration));
+            if let Some(cause) = &*requests.lost_for_good.lock() {
                 registration.set_disconnected(cause); // before it could be told
             }
             server.registration = Some(registration);
@@ -158,34 +162,34 @@ impl ServiceServerBuilder {
         })
     }
 
-    fn dispatch(
+    fn dispatcher(
         &mut self,
-        moves: Sender<Move>,
+        republishes: Sender<PendingRepublish>,
         settled: Arc<Settled>,
         deduplication: Option<Arc<Deduplication>>,
-    ) -> Dispatch {
+    ) -> Dispatcher {
         let parking = self.options.parking_delay();
         let options = &mut self.options;
         let registered = self.registry.is_some();
-        let runner = Runner {
+        let executor = RequestExecutor {
             owner: self.service.clone(),
             instance_id: registered.then(|| self.instance.id().to_owned()),
             handlers: Handlers::ByAction(std::mem::take(&mut self.handlers)),
             deduplication,
-            clocks: Clocks::default(),
+            clocks: ClockOffsets::default(),
             busy_retry_after: BUSY_RETRY_AFTER,
-            nested: Arc::new(Nested {
+            nested: Arc::new(NestedClient {
                 broker: self.broker.clone(),
                 service: self.service.clone(),
                 client: Mutex::new(options.client.take()),
                 registry: self.registry.clone(),
             }),
         };
-        Dispatch {
-            runner,
-            mover: Mover {
+        Dispatcher {
+            executor,
+            republisher: Republisher {
                 broker: self.broker.clone(),
-                inbox: Inbox {
+                queue: ConsumedQueue {
                     owner: self.service.clone(),
                     queue: topology::request_queue(&self.service),
                     stem: topology::service_stem(&self.service),
@@ -195,7 +199,7 @@ impl ServiceServerBuilder {
                     delays: std::mem::take(&mut options.retry_delays),
                     parking,
                 },
-                moves,
+                republishes,
             },
             settled,
             redelivery_limit: options.redelivery_limit,
@@ -207,18 +211,18 @@ impl ServiceServerBuilder {
     fn consume(
         &self,
         topology: Topology,
-        intake: &Arc<Intake>,
-        dispatch: Arc<Dispatch>,
+        requests: &Arc<RequestSink>,
+        dispatcher: Arc<Dispatcher>,
         paused: bool,
     ) -> Result<Consumers> {
-        let sink = || Arc::clone(intake) as Arc<dyn Sink>;
+        let sink = || Arc::clone(requests) as Arc<dyn Sink>;
         let prefetch = self.options.prefetch;
         let spec = LinkSpec::new(topology)
             .consume(topology::request_queue(&self.service), prefetch)
             .only_answers()
             .paused(paused);
         let shared = self.broker.open(spec, sink())?;
-        let suspects = self.consume_suspects(intake, paused);
+        let suspects = self.consume_suspects(requests, paused);
         let own = match &self.registry {
             None => None,
             Some(_) => {
@@ -227,24 +231,24 @@ impl ServiceServerBuilder {
                     .consume_own(&*name, (SERVICE_EXCHANGE, &name), prefetch)
                     .only_answers()
                     .paused(paused);
-                let wire = self.broker.open(spec, sink());
-                let wire = wire.map_err(|error| {
-                    for wire in suspects.iter().chain([&shared]) {
-                        wire.close();
+                let handle = self.broker.open(spec, sink());
+                let handle = handle.map_err(|error| {
+                    for handle in suspects.iter().chain([&shared]) {
+                        handle.close();
                     }
                     let id = self.instance.id();
                     error.about(format_args!("cannot make the queue of the instance {id:?}"))
                 })?;
                 Some(OwnQueue {
-                    wire,
+                    handle,
                     is_there: AtomicBool::new(!paused),
                 })
             }
         };
         Ok(Consumers {
             service: self.service.clone(),
-            intake: Arc::clone(intake),
-            dispatch,
+            requests: Arc::clone(requests),
+            dispatcher,
             shared,
             suspects,
             own,
@@ -257,15 +261,19 @@ impl ServiceServerBuilder {
 impl ServiceServerBuilder {
     /// Opens the link to the queue of suspects. A broker that refuses it, for lack of
     /// channels for example, leaves what is there to the other servers of the service.
-    fn consume_suspects(&self, intake: &Arc<Intake>, paused: bool) -> Option<Arc<dyn Wire>> {
+    fn consume_suspects(
+        &self,
+        requests: &Arc<RequestSink>,
+        paused: bool,
+    ) -> Option<Arc<dyn LinkHandle>> {
         let stem = topology::service_stem(&self.service);
         let spec = LinkSpec::new(topology::for_suspects(&stem, false))
             .consume(topology::suspect_queue(&stem), 1)
             .only_answers()
             .paused(paused);
-        let sink = Arc::new(Suspects(Arc::clone(intake)));
+        let sink = Arc::new(SuspectSink(Arc::clone(requests)));
         match self.broker.open(spec, sink) {
-            Ok(wire) => Some(wire),
+            Ok(handle) => Some(handle),
             Err(error) => {
                 log::warn!(
                     target: "coney::server",
@@ -282,7 +290,7 @@ impl ServiceServerBuilder {
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// An instance with what a server knows of itself.
-fn described(mut instance: Instance, actions: &[String], verdict: &Verdict) -> Instance {
+fn described(mut instance: Instance, actions: &[String], verdict: &HealthVerdict) -> Instance {
     if instance.host().is_none()
         && let Ok(host) = hostname::get()
     {

@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::amqp::{AmqpTransport, BrokerBuilder};
-use super::confirmed::ConfirmedLinks;
+use super::confirm_link::ConfirmLinks;
 use super::memory::MemoryTransport;
-use super::{Confirmation, Fate, LinkSpec, Publication, Room, Sink, Ticket, Transport, Wire};
-use crate::deadline;
+use super::{
+    ConfirmOutcome, ConfirmReceiver, LinkHandle, LinkSpec, Publication, Room, SendState, Sink,
+    Transport,
+};
+use crate::base::deadline;
+use crate::base::log_relay;
+use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Result};
-use crate::relay;
-use crate::running::Home;
 
 /// How long declaring what a link needs may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,9 +51,9 @@ pub struct Broker {
 }
 
 struct Inner {
-    home: Home,
+    home: OwnerProcess,
     transport: Box<dyn Transport>,
-    confirmed: ConfirmedLinks,
+    confirmed: ConfirmLinks,
     /// Connections that end with this one.
     others: Mutex<Vec<Weak<Inner>>>,
     /// Held by the one that looks through the dead letters.
@@ -112,13 +115,13 @@ impl Broker {
         let others = others.map(|other| other.transport.close(deadline));
         let result = others.fold(Ok(()), Result::and);
         let result = result.and(self.inner.transport.close(deadline));
-        relay::flush(deadline);
+        log_relay::flush(deadline);
         result
     }
 
     /// Where it is: `memory`, or host, port and virtual host.
-    pub fn peer(&self) -> &str {
-        self.inner.transport.peer()
+    pub fn address(&self) -> &str {
+        self.inner.transport.address()
     }
 
     /// The largest message body it takes, in bytes: what was set, or what RabbitMQ is known
@@ -159,22 +162,22 @@ impl Broker {
 
     /// Publishes a message that is larger than `max_body`, over a connection of its own,
     /// and waits until the broker has confirmed it. Blocks for a time that grows with it.
-    pub(crate) fn publish_oversized(&self, mut publication: Publication) -> Result<Fate> {
+    pub(crate) fn publish_oversized(&self, mut publication: Publication) -> Result<ConfirmOutcome> {
         let bytes = publication.body.len();
         let deadline = deadline::after(LARGE_TIMEOUT + LARGE_TIMEOUT * (bytes >> 22) as u32);
-        publication.ticket = Some(Ticket::until(deadline).into());
-        let Some(another) = self.inner.transport.another(Some(bytes))? else {
-            return Ok(Fate::TooLarge(Some(self.max_body())));
+        publication.send_state = Some(SendState::until(deadline).into());
+        let Some(another) = self.inner.transport.second_connection(Some(bytes))? else {
+            return Ok(ConfirmOutcome::TooLarge(Some(self.max_body())));
         };
         let another = Self::over_box(another);
         let confirmation = another.publish_confirmed(publication, deadline)?;
-        let fate = confirmation.wait(deadline);
+        let outcome = confirmation.wait(deadline);
         let _ = another.close(CLOSE_ON_DROP);
-        Ok(fate.unwrap_or(Fate::Dropped))
+        Ok(outcome.unwrap_or(ConfirmOutcome::Dropped))
     }
 
-    pub(crate) fn awake(&self) -> Duration {
-        self.inner.transport.awake()
+    pub(crate) fn spin_for(&self) -> Duration {
+        self.inner.transport.spin_for()
     }
 
     pub(super) fn over_amqp(transport: AmqpTransport) -> Self {
@@ -182,7 +185,7 @@ impl Broker {
     }
 
     /// Opens a link. Blocks until the broker has done it, at most 10 s.
-    pub(crate) fn open(&self, spec: LinkSpec, sink: Arc<dyn Sink>) -> Result<Arc<dyn Wire>> {
+    pub(crate) fn open(&self, spec: LinkSpec, sink: Arc<dyn Sink>) -> Result<Arc<dyn LinkHandle>> {
         self.open_until(spec, sink, None)
     }
 
@@ -192,7 +195,7 @@ impl Broker {
         spec: LinkSpec,
         sink: Arc<dyn Sink>,
         deadline: Option<Instant>,
-    ) -> Result<Arc<dyn Wire>> {
+    ) -> Result<Arc<dyn LinkHandle>> {
         spec.check()?;
         let longest = deadline::after(OPEN_TIMEOUT);
         let deadline = deadline.map_or(longest, |deadline| deadline.min(longest));
@@ -206,7 +209,7 @@ impl Broker {
         &self,
         publication: Publication,
         deadline: Instant,
-    ) -> Result<Confirmation> {
+    ) -> Result<ConfirmReceiver> {
         let Inner {
             transport,
             confirmed,
@@ -217,8 +220,8 @@ impl Broker {
 
     /// A connection of one's own to the same broker, where one in common does not do.
     /// Blocks until it is made, at most the connect timeout.
-    pub(crate) fn another(&self) -> Result<Self> {
-        let Some(another) = self.inner.transport.another(None)? else {
+    pub(crate) fn second_connection(&self) -> Result<Self> {
+        let Some(another) = self.inner.transport.second_connection(None)? else {
             return Ok(self.clone());
         };
         let another = Self::over_box(another);
@@ -231,7 +234,7 @@ impl Broker {
     /// An error in a forked child, for what was begun in its parent: only that hears how it
     /// ends.
     pub(crate) fn check_home(&self, begun: &dyn fmt::Display) -> Result<()> {
-        if !self.inner.home.is_elsewhere() {
+        if !self.inner.home.is_another() {
             return Ok(());
         }
         let fault = format!(
@@ -252,9 +255,9 @@ impl Broker {
     fn over_box(transport: Box<dyn Transport>) -> Self {
         Self {
             inner: Arc::new(Inner {
-                home: Home::here(),
+                home: OwnerProcess::current(),
                 transport,
-                confirmed: ConfirmedLinks::new(),
+                confirmed: ConfirmLinks::new(),
                 others: Mutex::default(),
                 turn: Mutex::default(),
             }),
@@ -265,9 +268,9 @@ impl Broker {
 impl Drop for Inner {
     fn drop(&mut self) {
         let closed = self.transport.close(Instant::now() + CLOSE_ON_DROP);
-        relay::flush(Instant::now() + FLUSH_ON_DROP);
+        log_relay::flush(Instant::now() + FLUSH_ON_DROP);
         if let Err(error) = closed {
-            log::warn!("closing {}: {error}", self.transport.peer());
+            log::warn!("closing {}: {error}", self.transport.address());
         }
     }
 }
@@ -275,7 +278,7 @@ impl Drop for Inner {
 impl fmt::Debug for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Broker")
-            .field("peer", &self.peer())
+            .field("peer", &self.address())
             .finish()
     }
 }

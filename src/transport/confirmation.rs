@@ -1,7 +1,7 @@
 //! The broker's word on a message: that it has taken responsibility, or why not.
 //!
-//! A pair, like the two ends of a channel: the transport holds the [`Receipt`]
-//! and fills it in, the sender holds the [`Confirmation`] and waits for it.
+//! A pair, like the two ends of a channel: the transport holds the [`ConfirmSender`]
+//! and fills it in, the sender holds the [`ConfirmReceiver`] and waits for it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 /// What became of a message that wanted to be confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum ConfirmOutcome {
     /// The broker has it.
     Confirmed,
     /// It fitted no queue; the broker's reason.
@@ -27,77 +27,77 @@ pub(crate) enum Fate {
 
 #[derive(Default)]
 struct Shared {
-    fate: Mutex<Option<Fate>>,
+    outcome: Mutex<Option<ConfirmOutcome>>,
     decided: Condvar,
 }
 
-/// The transport's end. Dropping it says [`Fate::Dropped`], so that nobody ever
+/// The transport's end. Dropping it says [`ConfirmOutcome::Dropped`], so that nobody ever
 /// waits for a message that is gone.
-pub(crate) struct Receipt {
+pub(crate) struct ConfirmSender {
     shared: Arc<Shared>,
     _permit: Permit,
 }
 
 /// The sender's end.
-pub(crate) struct Confirmation {
+pub(crate) struct ConfirmReceiver {
     shared: Arc<Shared>,
 }
 
-pub(crate) fn pair(permit: Permit) -> (Receipt, Confirmation) {
+pub(crate) fn pair(permit: Permit) -> (ConfirmSender, ConfirmReceiver) {
     let shared = Arc::new(Shared::default());
-    let receipt = Receipt {
+    let confirm = ConfirmSender {
         shared: Arc::clone(&shared),
         _permit: permit,
     };
-    (receipt, Confirmation { shared })
+    (confirm, ConfirmReceiver { shared })
 }
 
-impl Receipt {
-    pub(crate) fn settle(self, fate: Fate) {
-        self.decide(fate);
+impl ConfirmSender {
+    pub(crate) fn settle(self, outcome: ConfirmOutcome) {
+        self.decide(outcome);
     }
 
-    fn decide(&self, fate: Fate) {
-        self.shared.fate.lock().get_or_insert(fate);
+    fn decide(&self, outcome: ConfirmOutcome) {
+        self.shared.outcome.lock().get_or_insert(outcome);
         self.shared.decided.notify_all();
     }
 }
 
-impl Drop for Receipt {
+impl Drop for ConfirmSender {
     fn drop(&mut self) {
-        self.decide(Fate::Dropped);
+        self.decide(ConfirmOutcome::Dropped);
     }
 }
 
-impl Confirmation {
+impl ConfirmReceiver {
     /// Blocks until the fate is known, at most until `deadline`.
-    pub(crate) fn wait(&self, deadline: Instant) -> Option<Fate> {
-        let mut fate = self.shared.fate.lock();
-        while fate.is_none() {
+    pub(crate) fn wait(&self, deadline: Instant) -> Option<ConfirmOutcome> {
+        let mut outcome = self.shared.outcome.lock();
+        while outcome.is_none() {
             if self
                 .shared
                 .decided
-                .wait_until(&mut fate, deadline)
+                .wait_until(&mut outcome, deadline)
                 .timed_out()
             {
                 break;
             }
         }
-        fate.clone()
+        outcome.clone()
     }
 }
 
 /// How many messages may be unconfirmed at a time. A sender waits for its turn,
 /// so that a broker that confirms slowly slows its senders down.
-pub(crate) struct Window {
+pub(crate) struct ConfirmWindow {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
-/// One message's place in a [`Window`], given back when dropped.
-pub(crate) struct Permit(Arc<Window>);
+/// One message's place in a [`ConfirmWindow`], given back when dropped.
+pub(crate) struct Permit(Arc<ConfirmWindow>);
 
-impl Window {
+impl ConfirmWindow {
     pub(crate) fn new(messages: usize) -> Self {
         Self {
             free: Mutex::new(messages),
@@ -137,22 +137,22 @@ mod tests {
 
     #[test]
     fn a_receipt_tells_once_and_a_dropped_one_tells_too() {
-        let window = Arc::new(Window::new(1));
-        let (receipt, confirmation) = pair(window.enter(soon()).unwrap());
+        let window = Arc::new(ConfirmWindow::new(1));
+        let (confirm, confirmation) = pair(window.enter(soon()).unwrap());
         assert_eq!(confirmation.wait(soon()), None);
         assert!(window.enter(soon()).is_none(), "one at a time");
         let waiting =
             thread::spawn(move || confirmation.wait(Instant::now() + Duration::from_secs(60)));
-        receipt.settle(Fate::Confirmed);
-        assert_eq!(waiting.join().unwrap(), Some(Fate::Confirmed));
-        let (receipt, confirmation) = pair(window.enter(soon()).expect("room again"));
-        drop(receipt);
-        assert_eq!(confirmation.wait(soon()), Some(Fate::Dropped));
+        confirm.settle(ConfirmOutcome::Confirmed);
+        assert_eq!(waiting.join().unwrap(), Some(ConfirmOutcome::Confirmed));
+        let (confirm, confirmation) = pair(window.enter(soon()).expect("room again"));
+        drop(confirm);
+        assert_eq!(confirmation.wait(soon()), Some(ConfirmOutcome::Dropped));
     }
 
     #[test]
     fn waiting_for_room_ends_when_there_is_some() {
-        let window = Arc::new(Window::new(1));
+        let window = Arc::new(ConfirmWindow::new(1));
         let permit = window.enter(soon()).unwrap();
         let other = Arc::clone(&window);
         let waiting = thread::spawn(move || {

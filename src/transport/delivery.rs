@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Limits, Message, Publication};
-use crate::relay;
+use crate::base::log_relay;
 
 /// A message taken from a queue, together with the duty to settle it.
 ///
@@ -16,19 +16,19 @@ pub struct Delivery {
     message: Arc<Message>,
     redelivered: bool,
     arrived: Instant,
-    token: Option<Token>,
+    token: Option<DeliveryToken>,
 }
 
 /// The right to settle one delivery, in the session it came over.
-pub(crate) struct Token {
-    pub(crate) settler: Arc<dyn Settle>,
+pub(crate) struct DeliveryToken {
+    pub(crate) settler: Arc<dyn Settler>,
     pub(crate) session: u64,
     pub(crate) tag: u64,
 }
 
 /// What becomes of a delivery.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum Disposition {
     /// Done; publish the reply first, over the same channel, if there is one.
     Ack { reply: Option<Box<Publication>> },
     /// Not done: back into the queue, or out of it for good.
@@ -38,14 +38,14 @@ pub(crate) enum Outcome {
     Hold,
 }
 
-impl Outcome {
+impl Disposition {
     /// Leaves out a reply that cannot be sent, with a line in the log; the
     /// request is done all the same.
     pub(crate) fn checked(self, limits: &Limits) -> Self {
         if let Self::Ack { reply: Some(reply) } = &self
             && let Err(error) = reply.check(limits)
         {
-            relay::log(
+            log_relay::log(
                 log::Level::Warn,
                 "coney::transport",
                 format_args!("a reply is dropped: {error}"),
@@ -57,9 +57,9 @@ impl Outcome {
 }
 
 /// Carries outcomes back to where deliveries come from.
-pub(crate) trait Settle: Send + Sync {
+pub(crate) trait Settler: Send + Sync {
     /// Must not block.
-    fn settle(&self, session: u64, tag: u64, outcome: Outcome);
+    fn settle(&self, session: u64, tag: u64, outcome: Disposition);
 
     /// Sends one of several replies to a delivery that is not settled yet, possibly in one
     /// message with others; before it is settled, if that is asked for after this. Called
@@ -70,7 +70,7 @@ pub(crate) trait Settle: Send + Sync {
 
 /// Sends replies to a delivery, over the link that acknowledges it.
 pub(crate) struct Replier {
-    settler: Arc<dyn Settle>,
+    settler: Arc<dyn Settler>,
     session: u64,
     tag: u64,
 }
@@ -103,7 +103,11 @@ impl PartialReply<'_> {
 }
 
 impl Delivery {
-    pub(crate) fn new(message: Arc<Message>, redelivered: bool, token: Option<Token>) -> Self {
+    pub(crate) fn new(
+        message: Arc<Message>,
+        redelivered: bool,
+        token: Option<DeliveryToken>,
+    ) -> Self {
         Self {
             message,
             redelivered,
@@ -129,21 +133,21 @@ impl Delivery {
 
     /// Acknowledges: the broker may forget the message.
     pub fn ack(self) {
-        self.settle(Outcome::Ack { reply: None });
+        self.settle(Disposition::Ack { reply: None });
     }
 
     /// Publishes a reply and then acknowledges, in this order on one channel,
     /// so that the request is never gone without its reply. A reply that
     /// [`Link::publish`](super::Link::publish) would refuse is logged and dropped.
     pub fn ack_with(self, reply: Publication) {
-        self.settle(Outcome::Ack {
+        self.settle(Disposition::Ack {
             reply: Some(Box::new(reply)),
         });
     }
 
     /// The way for several replies, of which none settles it.
     pub(crate) fn replier(&self) -> Option<Replier> {
-        let Token {
+        let DeliveryToken {
             settler,
             session,
             tag,
@@ -158,7 +162,7 @@ impl Delivery {
     /// Refuses: back into the queue with `requeue`, else dropped, or
     /// dead-lettered where the queue has a dead-letter exchange.
     pub fn reject(self, requeue: bool) {
-        self.settle(Outcome::Reject { requeue });
+        self.settle(Disposition::Reject { requeue });
     }
 
     /// The message alone, of a delivery that needs no settling.
@@ -172,7 +176,7 @@ impl Delivery {
     /// Leaves it unsettled until its link ends: then it goes back into its queue, with all
     /// others that were left so, in their order.
     pub(crate) fn hold(self) {
-        self.settle(Outcome::Hold);
+        self.settle(Disposition::Hold);
     }
 
     /// The message, to be kept beyond the delivery.
@@ -185,7 +189,7 @@ impl Delivery {
         self.token.take().map(|token| token.tag)
     }
 
-    fn settle(mut self, outcome: Outcome) {
+    fn settle(mut self, outcome: Disposition) {
         if let Some(token) = self.token.take() {
             token.settler.settle(token.session, token.tag, outcome);
         }
@@ -195,7 +199,7 @@ impl Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         if let Some(token) = self.token.take() {
-            let outcome = Outcome::Reject { requeue: true };
+            let outcome = Disposition::Reject { requeue: true };
             token.settler.settle(token.session, token.tag, outcome);
         }
     }

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::base::name::check_short_string;
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::check_short_string;
 
 /// How deep lists and tables may be nested.
 const DEEPEST: usize = 100;

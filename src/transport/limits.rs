@@ -2,6 +2,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// The default of [`BrokerBuilder::max_body`](crate::BrokerBuilder::max_body).
+pub(crate) const DEFAULT_MAX_BODY: usize = 16 << 20;
+
 /// The limits on what is sent over a connection. Those of the broker are learnt from it.
 #[derive(Debug)]
 pub(crate) struct Limits {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::{Broker, Delivery, LinkSpec, Publication, Returned, Sink, Wire};
-use crate::deadline;
+use super::{Broker, Delivery, LinkHandle, LinkSpec, Publication, Returned, Sink};
+use crate::base::deadline;
+use crate::base::name::check_short_string;
 use crate::error::Result;
-use crate::name::check_short_string;
 
 /// How many deliveries and returns wait for [`Link::recv_timeout`]. A link
 /// that consumes with acknowledgements never holds more than its prefetch; on
@@ -38,7 +38,7 @@ const INBOX_BOUND: usize = 1_024;
 pub struct Link {
     /// Keeps the connection open as long as the link is.
     _broker: Broker,
-    wire: Arc<dyn Wire>,
+    handle: Arc<dyn LinkHandle>,
     deliveries: Receiver<Delivery>,
     returns: Receiver<Returned>,
 }
@@ -69,10 +69,10 @@ impl Link {
             unsettled: prefetch.map(|_| deliveries.clone()),
             returns: returns_in,
         });
-        let wire = broker.open(spec, sink)?;
+        let handle = broker.open(spec, sink)?;
         Ok(Self {
             _broker: broker.clone(),
-            wire,
+            handle,
             deliveries,
             returns,
         })
@@ -93,7 +93,7 @@ impl Link {
     /// for a body over the limit, [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut)
     /// and [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     pub fn publish(&self, publication: Publication, timeout: Duration) -> Result<()> {
-        self.wire
+        self.handle
             .publish(publication, None, deadline::after(timeout))
     }
 
@@ -109,7 +109,7 @@ impl Link {
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     pub fn get(&self, queue: &str, timeout: Duration) -> Result<Option<Delivery>> {
         check_short_string("queue", queue)?;
-        let got = self.wire.get(queue, deadline::after(timeout))?;
+        let got = self.handle.get(queue, deadline::after(timeout))?;
         Ok(got.map(|(delivery, _)| delivery))
     }
 
@@ -127,7 +127,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.wire.close();
+        self.handle.close();
     }
 }
 

@@ -3,10 +3,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{HeaderTable, Limits, Room, Ticket};
+use super::{HeaderTable, Limits, Room, SendState};
+use crate::base::name::check_short_string;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Body, CorrelationId, batch};
-use crate::name::check_short_string;
 use crate::topology::SERVICE_EXCHANGE;
 
 /// The properties that travel beside a body.
@@ -108,19 +108,19 @@ pub struct Publication {
     /// If it fits no queue, have it returned rather than dropped.
     pub mandatory: bool,
     /// Lets whoever waits for the outcome know whether it was sent.
-    pub(crate) ticket: Option<Arc<Ticket>>,
+    pub(crate) send_state: Option<Arc<SendState>>,
     /// May be sent again when the connection was lost before it was confirmed.
     pub(crate) idempotent: bool,
     /// May be sent in one message with its like, where several wait to be sent.
-    pub(crate) sharing: Option<Sharing>,
+    pub(crate) coalesce: Option<CoalesceLimits>,
     /// Sent in its place if the broker finds it too large.
-    pub(crate) if_too_large: Option<Parcel>,
+    pub(crate) if_too_large: Option<Box<Publication>>,
     /// Its share of the memory for what is to be sent, given back when the last copy goes.
     pub(crate) room: Option<Arc<Room>>,
 }
 
 /// Bodies from this size on leave over a channel of their own: see
-/// [`Wire::publish`](super::Wire::publish).
+/// [`LinkHandle::publish`](super::LinkHandle::publish).
 pub(crate) const LARGE: usize = 1 << 20;
 
 /// Whether a body of so many bytes is a large one.
@@ -128,18 +128,14 @@ pub(crate) fn is_large(bytes: usize) -> bool {
     bytes > LARGE
 }
 
-/// A message that goes through several hands, each of which would have to move half a
-/// kilobyte.
-pub(crate) type Parcel = Box<Publication>;
-
 /// How much may share one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sharing {
+pub(crate) struct CoalesceLimits {
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
 }
 
-impl Sharing {
+impl CoalesceLimits {
     pub(crate) const MESSAGES: usize = 500;
     pub(crate) const BYTES: usize = 512 << 10;
 }
@@ -157,9 +153,9 @@ impl Publication {
             properties: Properties::json(),
             body: body.into(),
             mandatory: false,
-            ticket: None,
+            send_state: None,
             idempotent: false,
-            sharing: None,
+            coalesce: None,
             if_too_large: None,
             room: None,
         }
@@ -228,12 +224,12 @@ impl Publication {
     /// None that can happen: what goes in is encoded already.
     pub(crate) fn batch(
         key: String,
-        requests: &[Parcel],
+        requests: &[Box<Publication>],
         id: CorrelationId,
         reply_queue: &str,
     ) -> Result<Self> {
         let bodies = requests.iter().map(|one| &one.body);
-        let (message_id, body) = batch::gather(bodies, id, reply_queue)?;
+        let (message_id, body) = batch::write_coalesced(bodies, id, reply_queue)?;
         let expiration = requests.iter().map(|one| one.properties.expiration);
         Ok(Self {
             properties: Properties {
@@ -251,20 +247,22 @@ impl Publication {
     }
 
     /// Its owner has given up on it, or will now.
-    pub(crate) fn is_over(&self) -> bool {
-        self.ticket.as_ref().is_some_and(|ticket| ticket.is_over())
+    pub(crate) fn is_expired(&self) -> bool {
+        self.send_state
+            .as_ref()
+            .is_some_and(|send_state| send_state.is_expired())
     }
 
     /// For the sender: false if its owner has given up on it. A message that
     /// may expire gets what is left of its owner's time.
     pub(crate) fn start_sending(&mut self) -> bool {
-        let Some(ticket) = &self.ticket else {
+        let Some(send_state) = &self.send_state else {
             return true;
         };
         if let Some(expiration) = &mut self.properties.expiration {
-            *expiration = ticket.left().min(LONGEST_EXPIRATION);
+            *expiration = send_state.left().min(LONGEST_EXPIRATION);
         }
-        ticket.start_sending()
+        send_state.start_sending()
     }
 }
 

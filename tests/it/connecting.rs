@@ -121,9 +121,13 @@ fn a_host_that_does_not_resolve() {
 #[test]
 fn what_it_says_about_itself() {
     let broker = rabbitmq();
-    assert!(broker.peer().starts_with("127.0.0.1:"), "{}", broker.peer());
+    assert!(
+        broker.address().starts_with("127.0.0.1:"),
+        "{}",
+        broker.address()
+    );
     assert!(!format!("{broker:?}").contains("guest"));
-    assert_eq!(Broker::memory().peer(), "memory");
+    assert_eq!(Broker::memory().address(), "memory");
 }
 
 #[test]
@@ -136,7 +140,7 @@ fn the_first_connect_is_tried_again_when_asked_for() {
         Broker::builder(&proxy.url)
             .connect_timeout(Duration::from_millis(100))
             .reconnect_delays(Duration::from_millis(20), Duration::from_millis(40))
-            .retry_first_connect(for_at_most)
+            .initial_connect_timeout(for_at_most)
             .on_state_change(move |state| told.send(state.clone()).unwrap())
     };
     let start = Instant::now();

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, DeadLetters, ErrorKind, HandlerError, Replayed, ServiceServer};
+use coney::{
+    Broker, CallOptions, DeadLetters, ErrorKind, HandlerError, ReplayReport, ServiceServer,
+};
 use crossbeam_channel::{Receiver, unbounded};
 
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
@@ -185,7 +187,7 @@ fn a_letter_whose_queue_is_gone_stays(broker: &Broker) {
     link.publish(letter, PATIENCE).unwrap();
     eventually("it stays", || {
         let replayed = dead.replay(|letter| letter.queue() == gone, 1_000).unwrap();
-        let Replayed {
+        let ReplayReport {
             sent, unroutable, ..
         } = replayed;
         assert_eq!(sent, 0);

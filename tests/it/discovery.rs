@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use coney::balance::{ConsistentHash, LowestLatency, Random, RoundRobin};
 use coney::{
-    Broker, CallOptions, ErrorKind, HandlerError, Instance, MemoryRegistry, Phase, Registry,
-    ServiceClient, ServiceRegistry, ServiceServer,
+    Broker, CallOptions, ErrorKind, HandlerError, Instance, MemoryRegistryStore, Phase, Registry,
+    RegistryStore, ServiceClient, ServiceServer,
 };
 use crossbeam_channel::unbounded;
 
@@ -115,7 +115,7 @@ fn a_call_to_nobody_fails_at_once(broker: &Broker) {
 
 /// As two processes see one registry.
 fn two_registries() -> [Registry; 2] {
-    let store = MemoryRegistry::new();
+    let store = MemoryRegistryStore::new();
     [(); 2].map(|()| Registry::builder(store.clone()).build().unwrap())
 }
 
@@ -189,8 +189,8 @@ fn calls_are_addressed_to_one_instance(broker: &Broker) {
 }
 
 /// A registry in which an instance that has gone stays, as after `kill -9`.
-fn with_a_ghost(service: &str) -> (MemoryRegistry, Registry) {
-    let store = MemoryRegistry::new();
+fn with_a_ghost(service: &str) -> (MemoryRegistryStore, Registry) {
+    let store = MemoryRegistryStore::new();
     let registry = Registry::builder(store.clone()).build().unwrap();
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let json = format!(r#"{{"last_heartbeat":{now},"capabilities":["own_queue"]}}"#);
@@ -299,7 +299,7 @@ fn the_slow_one_gets_less(broker: &Broker) {
 
 fn peers_without_a_queue_of_their_own_are_served_by_whoever_is_free(broker: &Broker) {
     let service = unique("who");
-    let store = MemoryRegistry::new();
+    let store = MemoryRegistryStore::new();
     let registry = Registry::builder(store.clone()).build().unwrap();
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let json = format!(r#"{{"last_heartbeat":{now},"host":"10.0.0.5"}}"#);

@@ -186,7 +186,7 @@ fn nobody_need_listen_unless_it_is_asked_for(broker: &Broker) {
     let name = unique_event();
     let publisher = publisher(broker);
     publisher.publish(&name, &1).unwrap();
-    let strict = publisher.with_required_subscriber(true);
+    let strict = publisher.mandatory(true);
     let error = strict.publish(&name, &1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute);
     assert!(

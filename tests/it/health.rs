@@ -81,7 +81,7 @@ fn one_that_is_unwell_from_the_start_waits(broker: &Broker) {
         .unwrap();
     let found = registry.lookup(&service).unwrap();
     assert!(found.is_empty());
-    let unwell = found.all().next().and_then(Instance::unhealthy_because);
+    let unwell = found.all().next().and_then(Instance::unhealthy_reason);
     assert_eq!(unwell, Some("database: not there yet"));
     let waiting = client(broker)
         .call_async::<_, String>(&service, "who", &0)
@@ -112,7 +112,7 @@ fn a_check_that_panics_is_a_failure_and_one_that_hangs_holds_up_no_shutdown(brok
         let unwell = found
             .all()
             .next()
-            .and_then(Instance::unhealthy_because)
+            .and_then(Instance::unhealthy_reason)
             .map(str::to_owned);
         unwell.is_some_and(|fault| fault == "odd: it panicked")
     });

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use coney::{
-    Claim, Instance, Redis, RedisRegistry, RedisReplyStore, RegistrationState, ReplyStore,
-    ServiceRegistry,
+    ClaimOutcome, Instance, Redis, RedisRegistryStore, RedisReplyStore, RegistrationState,
+    RegistryStore, ReplyStore,
 };
 
 use crate::support::registry::{LOOKUP_TIMEOUT, ids, registry, unix_seconds};
@@ -126,7 +126,7 @@ fn the_last_registration_may_outlive_the_registry() {
 fn one_beat_is_one_round_trip_and_renews_the_expiry() {
     let redis = Server::redis();
     let handle = Redis::new(redis.url()).unwrap();
-    let store = RedisRegistry::new(&handle).with_expiry(100 * SECOND);
+    let store = RedisRegistryStore::new(&handle).with_expiry(100 * SECOND);
     let instances: Vec<Instance> = (0..250)
         .map(|n| {
             let json = format!(r#"{{"last_heartbeat":{}}}"#, unix_seconds() - 5);
@@ -164,16 +164,19 @@ fn replies_are_kept_in_redis() {
     let (url, key) = (redis_url(), unique("key"));
     let [here, there] = [(); 2].map(|()| RedisReplyStore::new(&Redis::new(&url).unwrap()));
     let minute = 60 * SECOND;
-    assert_eq!(here.claim(&key, 1, minute).unwrap(), Claim::Granted);
-    assert_eq!(there.claim(&key, 2, minute).unwrap(), Claim::InProgress);
+    assert_eq!(here.claim(&key, 1, minute).unwrap(), ClaimOutcome::Granted);
+    assert_eq!(
+        there.claim(&key, 2, minute).unwrap(),
+        ClaimOutcome::InProgress
+    );
     there.release(&key, 2).unwrap();
     assert_eq!(
         there.claim(&key, 2, minute).unwrap(),
-        Claim::InProgress,
+        ClaimOutcome::InProgress,
         "not its own"
     );
     here.release(&key, 1).unwrap();
-    assert_eq!(there.claim(&key, 2, minute).unwrap(), Claim::Granted);
+    assert_eq!(there.claim(&key, 2, minute).unwrap(), ClaimOutcome::Granted);
     assert!(there.renew(&key, 2, minute).unwrap());
     assert!(!here.renew(&key, 1, minute).unwrap());
     assert!(
@@ -191,17 +194,20 @@ fn replies_are_kept_in_redis() {
     );
     assert_eq!(
         here.claim(&key, 1, minute).unwrap(),
-        Claim::Done(b"{\"a\":\"\xff\"}".to_vec())
+        ClaimOutcome::Done(b"{\"a\":\"\xff\"}".to_vec())
     );
     here.release(&key, 2).unwrap();
     assert!(matches!(
         here.claim(&key, 1, minute).unwrap(),
-        Claim::Done(_)
+        ClaimOutcome::Done(_)
     ));
     let short = unique("key");
-    assert_eq!(here.claim(&short, 1, 50 * MS).unwrap(), Claim::Granted);
+    assert_eq!(
+        here.claim(&short, 1, 50 * MS).unwrap(),
+        ClaimOutcome::Granted
+    );
     eventually("the lease is over", || {
-        there.claim(&short, 2, minute).unwrap() == Claim::Granted
+        there.claim(&short, 2, minute).unwrap() == ClaimOutcome::Granted
     });
     assert!(
         !here.renew(&short, 1, minute).unwrap(),
@@ -209,7 +215,7 @@ fn replies_are_kept_in_redis() {
     );
     assert!(there.complete(&short, 2, b"", 50 * MS).unwrap());
     eventually("the reply is forgotten", || {
-        here.claim(&short, 1, minute).unwrap() == Claim::Granted
+        here.claim(&short, 1, minute).unwrap() == ClaimOutcome::Granted
     });
     let down = RedisReplyStore::new(
         &Redis::builder("redis://127.0.0.1:1")

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use coney::balance::Random;
 use coney::{
-    Broker, ErrorKind, HandlerError, Instance, Redis, RedisRegistry, RegistrationState, Registry,
-    ServiceClient, ServiceServer,
+    Broker, ErrorKind, HandlerError, Instance, Redis, RedisRegistryStore, RegistrationState,
+    Registry, ServiceClient, ServiceServer,
 };
 
 use crate::support::process::Process;
@@ -49,10 +49,7 @@ fn killed_and_started_empty() {
     finds_the_same_for(3 * SECOND, &there, "web", true);
     let found = there.lookup("web").unwrap();
     assert!(
-        found
-            .stale_because()
-            .unwrap()
-            .contains("connection refused"),
+        found.stale_reason().unwrap().contains("connection refused"),
         "{found:?}"
     );
     assert!(matches!(
@@ -80,8 +77,8 @@ fn emptied() {
         registry(redis.url(), 2 * SECOND),
     );
     let _one = here.register("web", Instance::new().with_id("1")).unwrap();
-    let slow = Registry::builder(RedisRegistry::new(&Redis::new(redis.url()).unwrap()));
-    let slow = slow.beat_every(SECOND).build().unwrap();
+    let slow = Registry::builder(RedisRegistryStore::new(&Redis::new(redis.url()).unwrap()));
+    let slow = slow.heartbeat_interval(SECOND).build().unwrap();
     let _two = slow.register("web", Instance::new().with_id("2")).unwrap();
     assert_eq!(ids(&there.lookup("web").unwrap()), ["1", "2"]);
     for _ in 0..20 {
@@ -161,7 +158,7 @@ fn full_and_wrong_and_unreadable() {
     // Nobody can be heard of, which does not make anybody dead.
     finds_the_same_for(3 * SECOND, &there, "web", true);
     let found = there.lookup("web").unwrap();
-    assert!(found.stale_because().unwrap().contains("OOM"), "{found:?}");
+    assert!(found.stale_reason().unwrap().contains("OOM"), "{found:?}");
     redis.ctl(&["CONFIG", "SET", "maxmemory", "0"]);
     eventually("both are there", || {
         there.refresh("web").unwrap().iter().len() == 2

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use coney::balance::{LeastOutstanding, Random, RoundRobin};
 use coney::{
-    Beat, ErrorKind, Found, Instance, Lookup, MemoryRegistry, Redis, RedisRegistry,
-    RegistrationState, Registry, Result, ServiceRegistry,
+    ErrorKind, HeartbeatResult, Instance, Lookup, MemoryRegistryStore, Redis, RedisRegistryStore,
+    RegistrationState, Registry, RegistryStore, Result, StoredInstances,
 };
 
 use crate::support::timing::stall_since;
@@ -21,15 +21,15 @@ macro_rules! on_both_stores {
     ($($name:ident),+ $(,)?) => {
         mod memory {
             $(#[test] fn $name() {
-                let services = super::MemoryRegistry::new();
-                super::$name(&|dead_after| ::std::sync::Arc::new(services.clone().with_dead_after(dead_after)));
+                let services = super::MemoryRegistryStore::new();
+                super::$name(&|heartbeat_ttl| ::std::sync::Arc::new(services.clone().with_heartbeat_ttl(heartbeat_ttl)));
             })+
         }
         mod redis {
             $(#[test] fn $name() {
-                super::$name(&|dead_after| {
+                super::$name(&|heartbeat_ttl| {
                     let redis = super::Redis::new(&crate::support::redis_url()).unwrap();
-                    let store = super::RedisRegistry::new(&redis).with_dead_after(dead_after);
+                    let store = super::RedisRegistryStore::new(&redis).with_heartbeat_ttl(heartbeat_ttl);
                     ::std::sync::Arc::new(store)
                 });
             })+
@@ -37,7 +37,7 @@ macro_rules! on_both_stores {
     };
 }
 
-type Open<'a> = &'a dyn Fn(Duration) -> Arc<dyn ServiceRegistry>;
+type Open<'a> = &'a dyn Fn(Duration) -> Arc<dyn RegistryStore>;
 
 on_both_stores!(
     what_is_registered_is_found_until_it_is_dropped,
@@ -165,7 +165,7 @@ fn beats_keep_it_alive_and_only_change_the_beat(open: Open<'_>) {
     let service = unique("web");
     let store = open(2 * SECOND);
     let registry = Registry::builder(Arc::clone(&store))
-        .beat_every(Duration::from_millis(300))
+        .heartbeat_interval(Duration::from_millis(300))
         .build()
         .unwrap();
     let registration = registry
@@ -205,23 +205,33 @@ fn a_heartbeat_brings_nobody_back(open: Open<'_>) {
     store.deregister(&service, "gone").unwrap();
     store.deregister(&service, "gone").unwrap();
     let beats = store.heartbeat(&[here, gone.clone(), never]).unwrap();
-    assert_eq!(beats, [Beat::Renewed, Beat::Deregistered, Beat::Lost]);
+    assert_eq!(
+        beats,
+        [
+            HeartbeatResult::Renewed,
+            HeartbeatResult::Deregistered,
+            HeartbeatResult::Lost
+        ]
+    );
     let other = open(MINUTE);
     assert_eq!(
         other.heartbeat(std::slice::from_ref(&gone)).unwrap(),
-        [Beat::Deregistered]
+        [HeartbeatResult::Deregistered]
     );
     let found = store.instances(&service).unwrap().instances;
     assert_eq!(found.len(), 1, "{found:?}");
     // Registered anew it is there.
     other.register(&gone).unwrap();
-    assert_eq!(store.heartbeat(&[gone]).unwrap(), [Beat::Renewed]);
+    assert_eq!(
+        store.heartbeat(&[gone]).unwrap(),
+        [HeartbeatResult::Renewed]
+    );
 }
 
 fn somebody_elses_goodbye_counts(open: Open<'_>) {
     let service = unique("web");
     let registry = Registry::builder(open(2 * SECOND))
-        .beat_every(Duration::from_millis(50))
+        .heartbeat_interval(Duration::from_millis(50))
         .build()
         .unwrap();
     let registration = registry.register(&service, Instance::new()).unwrap();
@@ -239,7 +249,7 @@ fn one_taken_for_dead_comes_back_with_its_next_beat(open: Open<'_>) {
     let service = unique("web");
     let store = open(2 * SECOND);
     let registry = Registry::builder(Arc::clone(&store))
-        .beat_every(Duration::from_millis(100))
+        .heartbeat_interval(Duration::from_millis(100))
         .build()
         .unwrap();
     let registration = registry.register(&service, Instance::new()).unwrap();
@@ -268,7 +278,7 @@ fn the_unwell_are_left_out(open: Open<'_>) {
     });
     let found = there.lookup(&service).unwrap();
     let unwell = found.all().find(|one| !one.is_healthy()).unwrap();
-    assert_eq!(unwell.unhealthy_because(), Some("the disk is full"));
+    assert_eq!(unwell.unhealthy_reason(), Some("the disk is full"));
     assert_eq!(there.pick(&service, &Random).unwrap().id(), "2");
     one.set_unhealthy(None);
     eventually("it is there again", || {
@@ -277,18 +287,18 @@ fn the_unwell_are_left_out(open: Open<'_>) {
 }
 
 fn a_hundred_threads_ask_once(open: Open<'_>) {
-    struct Counting(Arc<dyn ServiceRegistry>, AtomicUsize);
-    impl ServiceRegistry for Counting {
+    struct Counting(Arc<dyn RegistryStore>, AtomicUsize);
+    impl RegistryStore for Counting {
         fn register(&self, instance: &Instance) -> Result<()> {
             self.0.register(instance)
         }
         fn deregister(&self, service: &str, id: &str) -> Result<()> {
             self.0.deregister(service, id)
         }
-        fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<Beat>> {
+        fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<HeartbeatResult>> {
             self.0.heartbeat(instances)
         }
-        fn instances(&self, service: &str) -> Result<Found> {
+        fn instances(&self, service: &str) -> Result<StoredInstances> {
             self.1.fetch_add(1, Ordering::SeqCst);
             thread::sleep(Duration::from_millis(200));
             self.0.instances(service)
@@ -299,8 +309,8 @@ fn a_hundred_threads_ask_once(open: Open<'_>) {
         fn services(&self) -> Result<Vec<String>> {
             self.0.services()
         }
-        fn dead_after(&self) -> Duration {
-            self.0.dead_after()
+        fn heartbeat_ttl(&self) -> Duration {
+            self.0.heartbeat_ttl()
         }
     }
     let store = Arc::new(Counting(open(MINUTE), AtomicUsize::new(0)));
@@ -383,8 +393,8 @@ fn names_are_checked(open: Open<'_>) {
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
     }
-    let error = Registry::builder(MemoryRegistry::new())
-        .beat_every(MINUTE)
+    let error = Registry::builder(MemoryRegistryStore::new())
+        .heartbeat_interval(MINUTE)
         .build();
     assert!(error.unwrap_err().to_string().contains("half"));
 }

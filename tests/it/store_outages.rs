@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use coney::{
-    Broker, CallOptions, Claim, ErrorKind, HandlerError, MemoryReplyStore, Redis, RedisReplyStore,
-    ReplyStore, ServiceServer, ServiceServerBuilder, StoreError,
+    Broker, CallOptions, ClaimOutcome, ErrorKind, HandlerError, MemoryReplyStore, Redis,
+    RedisReplyStore, ReplyStore, ServiceServer, ServiceServerBuilder, StoreError,
 };
 use crossbeam_channel::unbounded;
 
@@ -49,7 +49,7 @@ impl Flaky {
 }
 
 impl ReplyStore for Flaky {
-    fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<Claim, StoreError> {
+    fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<ClaimOutcome, StoreError> {
         self.check()?;
         self.store.claim(key, owner, lease)
     }
@@ -116,7 +116,7 @@ fn a_store_that_stays_away_pauses_the_server(broker: &Broker) {
     let (service, store) = (unique("work"), Flaky::new());
     let server = builder(broker, &service, store.clone())
         .handler("work", |n: u64| Ok::<_, HandlerError>(n))
-        .deduplication_patience(100 * MS)
+        .reply_store_outage_limit(100 * MS)
         .health_interval(20 * MS)
         .start()
         .unwrap();

@@ -68,74 +68,40 @@ fn only_src_redis_knows_redis() {
 }
 
 const CLIENT: &[&str] = &[
+    "base",
     "error",
-    "caught",
-    "name",
     "message",
     "topology",
-    "deadline",
-    "wait",
     "registry",
     "transport",
-    "relay",
-    "running",
 ];
 
 /// A server gives its handlers a client.
 const SERVER: &[&str] = &[
-    "error",
-    "caught",
-    "name",
-    "message",
-    "topology",
-    "deadline",
-    "wait",
-    "transport",
+    "base",
     "client",
-    "consume",
+    "consumer",
+    "error",
+    "message",
     "registry",
-    "running",
-    "random",
-    "relay",
+    "topology",
+    "transport",
 ];
 
-/// What each part of the crate may import from the others.
-const LAYERS: [(&str, &[&str]); 22] = [
+/// The parts that each part of the crate may import.
+const LAYERS: [(&str, &[&str]); 13] = [
     ("error", &[]),
-    ("caught", &[]),
-    ("deadline", &[]),
-    ("random", &["running"]),
-    ("relay", &["caught"]),
-    ("wait", &[]),
-    ("running", &[]),
-    ("secret", &[]),
-    ("resolve", &[]),
-    ("name", &["error"]),
-    ("message", &["error", "random", "caught"]),
+    ("base", &["error"]),
+    ("message", &["base", "error"]),
     ("topology", &[]),
-    (
-        "transport",
-        &[
-            "error", "name", "message", "topology", "deadline", "running", "resolve", "secret",
-            "relay", "caught",
-        ],
-    ),
-    (
-        "registry",
-        &["error", "name", "deadline", "running", "random", "caught"],
-    ),
+    ("transport", &["base", "error", "message", "topology"]),
+    ("registry", &["base", "error"]),
     ("client", CLIENT),
-    ("consume", SERVER),
+    ("consumer", SERVER),
     ("server", SERVER),
     ("events", SERVER),
-    (
-        "redis",
-        &[
-            "error", "deadline", "resolve", "secret", "registry", "consume", "caught",
-        ],
-    ),
+    ("redis", &["base", "consumer", "error", "registry"]),
     ("dead_letters", SERVER),
-    ("proxy", &["error", "client"]),
     ("internals", &["client", "message", "transport"]),
 ];
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use coney::{
     Broker, CallOptions, ConnectionState, Context, DeadLetters, ErrorKind, EventPublisher,
-    HandlerError, Instance, Redis, RedisRegistry, Registration, Registry, ServiceClient,
+    HandlerError, Instance, Redis, RedisRegistryStore, Registration, Registry, ServiceClient,
     ServiceServer,
 };
 use parking_lot::Mutex;
@@ -72,9 +72,9 @@ fn register(url: &str, id: &str) -> coney::Result<Registration> {
     let redis = Redis::builder(url)
         .timeout(Duration::from_millis(200))
         .build()?;
-    let store = RedisRegistry::new(&redis).with_dead_after(Duration::from_secs(2));
+    let store = RedisRegistryStore::new(&redis).with_heartbeat_ttl(Duration::from_secs(2));
     let registry = Registry::builder(store)
-        .beat_every(Duration::from_millis(100))
+        .heartbeat_interval(Duration::from_millis(100))
         .build()?;
     registry.register("web", Instance::new().with_id(id))
 }

@@ -2,7 +2,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::config::Config;
-use super::{AmqpTransport, ConnectionState, Listener, url};
+use super::state_listener::Listener;
+use super::{AmqpTransport, ConnectionState, url};
 use crate::error::{Error, Result};
 use crate::transport::Broker;
 
@@ -85,7 +86,7 @@ impl BrokerBuilder {
     /// For how long [`connect`](BrokerBuilder::connect) keeps trying if the
     /// broker cannot be reached: with the delays and the limit of reconnects.
     /// `Duration::MAX` is for ever. Default: zero, that is, one attempt.
-    pub fn retry_first_connect(mut self, for_at_most: Duration) -> Self {
+    pub fn initial_connect_timeout(mut self, for_at_most: Duration) -> Self {
         self.config.first_connect = for_at_most;
         self
     }
@@ -147,7 +148,7 @@ impl BrokerBuilder {
     }
 
     /// Connects. Blocks until connected, at most the connect timeout; with
-    /// [`retry_first_connect`](BrokerBuilder::retry_first_connect), so much longer.
+    /// [`initial_connect_timeout`](BrokerBuilder::initial_connect_timeout), so much longer.
     ///
     /// # Errors
     ///

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::waiting::Waiting;
+use super::coalesce_buffer::CoalesceBuffer;
 use crate::error::Result;
 use crate::transport::{
-    Budget, Delivery, LinkSpec, Outcome, Publication, Receipt, Room, Settle, Sink,
+    Budget, ConfirmSender, Delivery, Disposition, LinkSpec, Publication, Room, Settler, Sink,
 };
 
 pub(super) type LinkId = u64;
@@ -22,13 +22,13 @@ const MOST_OUTGOING: usize = 1_024;
 pub(super) enum Command {
     Open {
         link: LinkId,
-        registered: Registered,
+        registered: RegisteredLink,
     },
-    Settle {
+    Settler {
         link: LinkId,
         session: u64,
         tag: u64,
-        outcome: Outcome,
+        outcome: Disposition,
     },
     /// Messages wait that may share one.
     SendWaiting {
@@ -71,11 +71,11 @@ pub(super) enum Command {
 pub(super) type Got = Result<Option<(Delivery, usize)>>;
 
 /// A link as its owner knows it: what outlives a session.
-pub(super) struct Registered {
+pub(super) struct RegisteredLink {
     pub(super) spec: LinkSpec,
     pub(super) sink: Arc<dyn Sink>,
-    pub(super) settler: Arc<dyn Settle>,
-    pub(super) waiting: Arc<Waiting>,
+    pub(super) settler: Arc<dyn Settler>,
+    pub(super) waiting: Arc<CoalesceBuffer>,
     /// Who waits for the link to be opened for the first time.
     pub(super) opening: Option<Sender<Result<()>>>,
 }
@@ -84,30 +84,34 @@ pub(super) struct Registered {
 pub(super) struct Outgoing {
     pub(super) link: LinkId,
     pub(super) publication: Publication,
-    pub(super) receipt: Option<Receipt>,
+    pub(super) confirm: Option<ConfirmSender>,
     /// Its place among those that wait.
     place: Option<Room>,
 }
 
 impl Outgoing {
-    pub(super) fn new(link: LinkId, publication: Publication, receipt: Option<Receipt>) -> Self {
+    pub(super) fn new(
+        link: LinkId,
+        publication: Publication,
+        confirm: Option<ConfirmSender>,
+    ) -> Self {
         Self {
             link,
             publication,
-            receipt,
+            confirm,
             place: None,
         }
     }
 
     /// Its deadline has passed, or its owner has given up on it.
-    pub(super) fn is_over(&self) -> bool {
-        self.publication.is_over()
+    pub(super) fn is_expired(&self) -> bool {
+        self.publication.is_expired()
     }
 }
 
 /// The sending ends, shared by everything that uses the connection.
 #[derive(Clone)]
-pub(super) struct Outbox {
+pub(super) struct CommandSender {
     /// Never full: it holds at most one command for each unsettled delivery,
     /// whose number the prefetch counts bound (those that a look at the dead letters holds are
     /// settled as one), one for each link that has messages waiting, and one or two for each
@@ -122,9 +126,9 @@ pub(super) struct Outbox {
     closed: Arc<AtomicBool>,
 }
 
-impl Outbox {
+impl CommandSender {
     /// Gives a message its room, unless it has some. Blocks while there is none, at most
-    /// until `deadline`; false if it is too late, or [closed](Outbox::is_closed).
+    /// until `deadline`; false if it is too late, or [closed](CommandSender::is_closed).
     pub(super) fn make_room(&self, publication: &mut Publication, deadline: Instant) -> bool {
         if self.is_closed() {
             return false;
@@ -141,7 +145,7 @@ impl Outbox {
     }
 
     /// Hands a message over. Blocks while there is no room, at most until
-    /// `deadline`; false if it is too late, or [closed](Outbox::is_closed).
+    /// `deadline`; false if it is too late, or [closed](CommandSender::is_closed).
     pub(super) fn send(&self, mut outgoing: Outgoing, deadline: Instant) -> bool {
         if !self.make_room(&mut outgoing.publication, deadline) {
             return false;
@@ -165,13 +169,13 @@ impl Outbox {
 
 /// The receiving ends, owned by the I/O thread. Commands are taken always,
 /// messages only while they can be sent.
-pub(super) struct Inbox {
+pub(super) struct CommandReceiver {
     pub(super) commands: Receiver<Command>,
     pub(super) outgoing: Receiver<Outgoing>,
     closed: Arc<AtomicBool>,
 }
 
-impl Inbox {
+impl CommandReceiver {
     /// Takes no more messages, and lets go of those that wait.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
@@ -180,11 +184,11 @@ impl Inbox {
 }
 
 /// The ends of a connection that may hold so many bytes of messages to be sent.
-pub(super) fn channels(bytes: usize) -> (Outbox, Inbox) {
+pub(super) fn channels(bytes: usize) -> (CommandSender, CommandReceiver) {
     let (commands, commands_in) = crossbeam_channel::unbounded();
     let (outgoing, outgoing_in) = crossbeam_channel::unbounded();
     let closed = Arc::new(AtomicBool::new(false));
-    let outbox = Outbox {
+    let sender = CommandSender {
         commands,
         outgoing,
         places: Arc::new(Budget::new(MOST_OUTGOING)),
@@ -192,12 +196,12 @@ pub(super) fn channels(bytes: usize) -> (Outbox, Inbox) {
         leftovers: outgoing_in.clone(),
         closed: Arc::clone(&closed),
     };
-    let inbox = Inbox {
+    let receiver = CommandReceiver {
         commands: commands_in,
         outgoing: outgoing_in,
         closed,
     };
-    (outbox, inbox)
+    (sender, receiver)
 }
 
 #[cfg(test)]
@@ -209,7 +213,7 @@ mod tests {
     /// Those who have room for their bytes wait for nothing that those need who do not.
     #[test]
     fn many_large_messages_get_through() {
-        let (outbox, inbox) = channels(4);
+        let (sender, receiver) = channels(4);
         let deadline = Instant::now() + Duration::from_secs(60);
         thread::scope(|scope| {
             let senders: Vec<_> = (0..40)
@@ -217,13 +221,13 @@ mod tests {
                     scope.spawn(|| {
                         (0..50).all(|_| {
                             let publication = Publication::new("", "queue", b"x".to_vec());
-                            outbox.send(Outgoing::new(0, publication, None), deadline)
+                            sender.send(Outgoing::new(0, publication, None), deadline)
                         })
                     })
                 })
                 .collect();
             for _ in 0..40 * 50 {
-                let sent = inbox.outgoing.recv_deadline(deadline);
+                let sent = receiver.outgoing.recv_deadline(deadline);
                 assert!(sent.is_ok(), "they wait for each other");
             }
             assert!(senders.into_iter().all(|it| it.join().unwrap()));

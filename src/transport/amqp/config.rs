@@ -1,7 +1,7 @@
 use std::time::Duration;
 
+use crate::base::secret::Secret;
 use crate::error::{Error, ErrorKind, Result};
-use crate::secret::Secret;
 use crate::transport::DEFAULT_MAX_BODY;
 
 /// Everything a connection is made with; the defaults are documented at
@@ -53,7 +53,7 @@ impl Default for Config {
 
 impl Config {
     /// Where it connects to, without credentials: for logs and errors.
-    pub(super) fn peer(&self) -> String {
+    pub(super) fn address(&self) -> String {
         let slash = if self.vhost.starts_with('/') { "" } else { "/" };
         format!("{}:{}{slash}{}", self.host, self.port, self.vhost)
     }

@@ -7,14 +7,14 @@ use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::config::Config;
-use super::evidence::Evidence;
-use super::guard::FRAME_MAX;
+use super::stream::FRAME_MAX;
 use super::stream::GuardedStream;
+use super::stream::Observed;
 use super::transit::Transit;
 use super::watchdog::Watchdog;
-use crate::deadline;
+use crate::base::deadline;
+use crate::base::resolve::{dial, resolve};
 use crate::error::{Error, ErrorKind};
-use crate::resolve::{dial, resolve};
 
 /// More channels than any program needs; 65,535 overflows inside amiquip.
 const CHANNEL_MAX: u16 = 2_047;
@@ -26,7 +26,7 @@ const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
 pub(super) struct Connected {
     pub(super) connection: Connection,
     /// What the stream saw: the broker's own words on why it closed.
-    pub(super) evidence: Arc<Evidence>,
+    pub(super) observed: Arc<Observed>,
     /// What has been handed over and is not written yet.
     pub(super) transit: Arc<Transit>,
 }
@@ -45,7 +45,7 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected,
     let failed = |cause: String| NotConnected {
         error: Error::new(
             ErrorKind::Connect,
-            format!("cannot connect to {}: {cause}", config.peer()),
+            format!("cannot connect to {}: {cause}", config.address()),
         ),
         was_refused: false,
     };
@@ -57,12 +57,12 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected,
         })?;
     prepare(&socket, config).map_err(|error| failed(format!("socket options: {error}")))?;
     let kill_switch = socket.try_clone().map_err(|e| failed(e.to_string()))?;
-    let evidence = Arc::new(Evidence::default());
+    let observed = Arc::new(Observed::default());
     let transit = Arc::new(Transit::new());
-    let stream = GuardedStream::new(socket, config, Arc::clone(&evidence), Arc::clone(&transit))
+    let stream = GuardedStream::new(socket, config, Arc::clone(&observed), Arc::clone(&transit))
         .map_err(|error| failed(error.to_string()))?;
 
-    let armed = watchdog.arm_connection(kill_switch, Arc::clone(&evidence), deadline);
+    let armed = watchdog.arm_connection(kill_switch, Arc::clone(&observed), deadline);
     let options = ConnectionOptions::default()
         // The stream puts in the real ones: amiquip logs what it is given.
         .auth(Auth::Plain {
@@ -83,7 +83,7 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected,
     match Connection::insecure_open_stream(stream, options, tuning) {
         Ok(connection) => Ok(Connected {
             connection,
-            evidence,
+            observed,
             transit,
         }),
         Err(error) => {
@@ -93,7 +93,7 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected,
                     config.connect_timeout
                 )
             } else {
-                explain_login(&error, &evidence, config)
+                explain_login(&error, &observed, config)
             };
             watchdog.kill(); // its kill switch would keep the socket open
             Err(failed(cause))
@@ -131,8 +131,8 @@ fn explain_dial(error: &io::Error) -> String {
 
 /// amiquip calls every failure after the first frame a credentials error and
 /// quotes no reason; the stream has seen what the broker really said.
-fn explain_login(error: &amiquip::Error, evidence: &Evidence, config: &Config) -> String {
-    if let Some((code, text)) = evidence.server_close() {
+fn explain_login(error: &amiquip::Error, observed: &Observed, config: &Config) -> String {
+    if let Some((code, text)) = observed.server_close() {
         return match code {
             403 => format!(
                 "the broker refused the user {:?}; check user, password and permissions ({text})",
@@ -147,7 +147,7 @@ fn explain_login(error: &amiquip::Error, evidence: &Evidence, config: &Config) -
             _ => format!("the broker closed the connection: {code} {text}"),
         };
     }
-    if let Some(violation) = evidence.violation() {
+    if let Some(violation) = observed.violation() {
         return format!("{violation}; is this RabbitMQ's AMQP port (5672)?");
     }
     match error {

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
-use super::headers;
 use crate::error::{Error, ErrorKind};
 use crate::topology::{ExchangeKind, QueueOptions};
-use crate::transport::{HeaderTable, Message, Oversized, Properties, RareProperties, Returned};
+use crate::transport::{
+    HeaderTable, HeaderValue, Message, Oversized, Properties, RareProperties, Returned,
+};
 
 const TRANSIENT: u8 = 1;
 const PERSISTENT: u8 = 2;
@@ -37,7 +38,7 @@ pub(super) fn to_amqp(properties: Properties) -> AmqpProperties {
         out = out.with_expiration(after.as_millis().to_string());
     }
     if !properties.headers.is_empty() {
-        out = out.with_headers(headers::to_amqp(&properties.headers));
+        out = out.with_headers(table_to_amqp(&properties.headers));
     }
     match properties.rare {
         Some(rare) => with_rare(out, *rare),
@@ -88,7 +89,7 @@ fn from_amqp(properties: &AmqpProperties) -> Properties {
             .and_then(|text| text.parse().ok())
             .map(Duration::from_millis),
         headers: match properties.headers() {
-            Some(table) => headers::from_amqp(table),
+            Some(table) => table_from_amqp(table),
             None => HeaderTable::new(),
         },
         rare: rare(properties),
@@ -183,5 +184,63 @@ impl From<amiquip::Error> for Failure {
             )),
             other => Self::Lost(other.to_string()),
         }
+    }
+}
+
+fn table_to_amqp(headers: &HeaderTable) -> FieldTable {
+    let fields = headers.iter();
+    fields
+        .map(|(name, value)| (name.to_owned(), value_to_amqp(value)))
+        .collect()
+}
+
+fn table_from_amqp(table: &FieldTable) -> HeaderTable {
+    let fields = table.iter();
+    fields
+        .map(|(name, value)| (name.clone(), value_from_amqp(value)))
+        .collect()
+}
+
+fn value_to_amqp(value: &HeaderValue) -> AmqpValue {
+    match value {
+        HeaderValue::Void => AmqpValue::Void,
+        HeaderValue::Bool(value) => AmqpValue::Boolean(*value),
+        HeaderValue::Int(value) => AmqpValue::LongLongInt(*value),
+        HeaderValue::Float(value) => AmqpValue::Double(*value),
+        HeaderValue::Text(text) => AmqpValue::LongString(text.clone()),
+        HeaderValue::Bytes(bytes) => AmqpValue::ByteArray(bytes.clone()),
+        HeaderValue::Timestamp(seconds) => AmqpValue::Timestamp(*seconds),
+        HeaderValue::List(values) => {
+            AmqpValue::FieldArray(values.iter().map(value_to_amqp).collect())
+        }
+        HeaderValue::Table(table) => AmqpValue::FieldTable(table_to_amqp(table)),
+    }
+}
+
+/// The stream has seen to it that nothing is nested too deeply for this.
+fn value_from_amqp(value: &AmqpValue) -> HeaderValue {
+    match value {
+        AmqpValue::Void => HeaderValue::Void,
+        AmqpValue::Boolean(value) => HeaderValue::Bool(*value),
+        &AmqpValue::ShortShortInt(value) => HeaderValue::Int(value.into()),
+        &AmqpValue::ShortShortUInt(value) => HeaderValue::Int(value.into()),
+        &AmqpValue::ShortInt(value) => HeaderValue::Int(value.into()),
+        &AmqpValue::ShortUInt(value) => HeaderValue::Int(value.into()),
+        &AmqpValue::LongInt(value) => HeaderValue::Int(value.into()),
+        &AmqpValue::LongUInt(value) => HeaderValue::Int(value.into()),
+        AmqpValue::LongLongInt(value) => HeaderValue::Int(*value),
+        &AmqpValue::Float(value) => HeaderValue::Float(value.into()),
+        AmqpValue::Double(value) => HeaderValue::Float(*value),
+        // amiquip can read decimals and not make them.
+        AmqpValue::DecimalValue(decimal) => {
+            HeaderValue::Float(f64::from(decimal.value) / 10f64.powi(decimal.scale.into()))
+        }
+        AmqpValue::LongString(text) => HeaderValue::Text(text.clone()),
+        AmqpValue::ByteArray(bytes) => HeaderValue::Bytes(bytes.clone()),
+        AmqpValue::Timestamp(seconds) => HeaderValue::Timestamp(*seconds),
+        AmqpValue::FieldArray(values) => {
+            HeaderValue::List(values.iter().map(value_from_amqp).collect())
+        }
+        AmqpValue::FieldTable(table) => HeaderValue::Table(table_from_amqp(table)),
     }
 }

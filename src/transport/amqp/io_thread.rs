@@ -7,18 +7,18 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use typed_arena::Arena;
 
-use super::command::Inbox;
+use super::command::CommandReceiver;
 use super::config::Config;
 use super::connect::{Connected, NotConnected, connect};
-use super::registry::Registry;
-use super::session::{CONNECTION_ENDED, End, Io, SWEEP_INTERVAL, Session};
-use super::states::{ConnectionState, Listener, States};
+use super::link_table::LinkTable;
+use super::session::{CONNECTION_ENDED, SWEEP_INTERVAL, Session, SessionContext, SessionEnd};
+use super::state_listener::{ConnectionState, Listener, StateNotifier};
 use super::watchdog::Watchdog;
-use crate::caught::catch;
-use crate::deadline;
+use crate::base::catch::catch;
+use crate::base::deadline;
+use crate::base::log_relay;
+use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
-use crate::relay;
-use crate::running::Running;
 use crate::transport::Limits;
 
 /// A session that lasted this long starts the reconnect delays anew; a shorter
@@ -35,7 +35,7 @@ const LAST_CHANGES: Duration = Duration::from_secs(1);
 
 /// The connection's I/O thread, and the state listener's, seen from outside.
 pub(super) struct IoHandle {
-    threads: Mutex<Vec<Running>>,
+    threads: Mutex<Vec<NamedThread>>,
     kill: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -43,7 +43,7 @@ impl IoHandle {
     /// Starts the thread and waits until it has connected or failed to.
     pub(super) fn start(
         config: Config,
-        inbox: Inbox,
+        receiver: CommandReceiver,
         limits: Arc<Limits>,
         listener: Option<Listener>,
     ) -> Result<Self> {
@@ -55,16 +55,17 @@ impl IoHandle {
         };
         let watchdog = Watchdog::start(number).map_err(no_thread)?;
         let kill = Box::new(watchdog.killer());
-        let (states, listener) = States::start(number, listener).map_err(no_thread)?;
+        let (state_notifier, listener) =
+            StateNotifier::start(number, listener).map_err(no_thread)?;
         let mut threads = Vec::from_iter(listener);
         let (started, first) = bounded(1);
         let mut io = IoThread {
-            peer: config.peer().into(),
+            peer: config.address().into(),
             config,
-            inbox,
-            registry: Registry::default(),
+            receiver,
+            link_table: LinkTable::default(),
             watchdog,
-            states,
+            state_notifier,
             sessions: 0,
             limits,
         };
@@ -74,11 +75,11 @@ impl IoHandle {
             if let Err(panic) = catch(run) {
                 let cause = format!("the I/O thread panicked: {}", panic);
                 let line = format_args!("{}: {cause}", io.peer);
-                relay::log(log::Level::Error, "coney::amqp", line);
+                log_relay::log(log::Level::Error, "coney::amqp", line);
                 io.closed(&cause);
             }
         };
-        threads.push(Running::start(format!("coney-io-{number}"), run).map_err(no_thread)?);
+        threads.push(NamedThread::spawn(format!("coney-io-{number}"), run).map_err(no_thread)?);
         // The thread answers within the connect timeout, or as long as it may
         // go on trying.
         let failed = match first.recv() {
@@ -93,7 +94,7 @@ impl IoHandle {
         };
         let soon = deadline::after(LAST_CHANGES);
         for thread in threads.into_iter().rev() {
-            let _ = thread.join(soon);
+            let _ = thread.join_deadline(soon);
         }
         Err(failed)
     }
@@ -105,7 +106,7 @@ impl IoHandle {
             return false; // another thread waits for them
         };
         while let Some(thread) = threads.pop() {
-            if let Err(running) = thread.join(deadline) {
+            if let Err(running) = thread.join_deadline(deadline) {
                 (self.kill)();
                 threads.push(running);
                 return false;
@@ -118,10 +119,10 @@ impl IoHandle {
 struct IoThread {
     peer: Arc<str>,
     config: Config,
-    inbox: Inbox,
-    registry: Registry,
+    receiver: CommandReceiver,
+    link_table: LinkTable,
     watchdog: Watchdog,
-    states: States,
+    state_notifier: StateNotifier,
     sessions: u64,
     limits: Arc<Limits>,
 }
@@ -141,16 +142,16 @@ impl IoThread {
         let _ = started.try_send(Ok(()));
         loop {
             let line = format_args!("connected to {}", self.peer);
-            relay::log(log::Level::Info, "coney::amqp", line);
-            self.states.tell(ConnectionState::Connected);
+            log_relay::log(log::Level::Info, "coney::amqp", line);
+            self.state_notifier.notify(ConnectionState::Connected);
             let since = Instant::now();
             match self.session(connected) {
-                End::Closed => return self.closed("the connection was closed"),
-                End::Lost(cause) => {
+                SessionEnd::Closed => return self.closed("the connection was closed"),
+                SessionEnd::Lost(cause) => {
                     let line = format_args!("lost the connection to {}: {cause}", self.peer);
-                    relay::log(log::Level::Warn, "coney::amqp", line);
-                    self.registry.lost(&cause);
-                    self.states.tell(ConnectionState::Lost(cause));
+                    log_relay::log(log::Level::Warn, "coney::amqp", line);
+                    self.link_table.lost(&cause);
+                    self.state_notifier.notify(ConnectionState::Lost(cause));
                 }
             }
             if since.elapsed() >= STABLE_AFTER {
@@ -170,29 +171,30 @@ impl IoThread {
     }
 
     fn closed(&mut self, cause: &str) {
-        self.inbox.close();
-        self.registry.closed(cause);
-        self.states.tell(ConnectionState::Closed(cause.to_owned()));
+        self.receiver.close();
+        self.link_table.closed(cause);
+        self.state_notifier
+            .notify(ConnectionState::Closed(cause.to_owned()));
     }
 
-    fn session(&mut self, connected: Connected) -> End {
+    fn session(&mut self, connected: Connected) -> SessionEnd {
         let Connected {
             mut connection,
-            evidence,
+            observed,
             transit,
         } = connected;
         self.sessions += 1;
         // It may be another broker, or one with other settings.
         self.limits.forget_broker();
-        self.limits.set_frame_max(evidence.frame_max() as usize);
+        self.limits.set_frame_max(observed.frame_max() as usize);
         let mut end = {
             let channels = Arena::new();
-            let io = Io {
-                inbox: &self.inbox,
-                registry: &mut self.registry,
+            let io = SessionContext {
+                receiver: &self.receiver,
+                link_table: &mut self.link_table,
                 watchdog: &self.watchdog,
-                states: &self.states,
-                evidence: &evidence,
+                state_notifier: &self.state_notifier,
+                observed: &observed,
                 transit,
                 limits: &self.limits,
                 operation_timeout: self.config.operation_timeout,
@@ -210,10 +212,10 @@ impl IoThread {
         let armed = self.watchdog.arm(self.config.operation_timeout);
         let closing = connection.close();
         drop(armed);
-        if let End::Lost(cause) = &mut end {
-            if let Some((code, text)) = evidence.server_close() {
+        if let SessionEnd::Lost(cause) = &mut end {
+            if let Some((code, text)) = observed.server_close() {
                 *cause = format!("the broker closed it: {code} {text}");
-            } else if let Some(violation) = evidence.violation() {
+            } else if let Some(violation) = observed.violation() {
                 *cause = violation;
             } else if let (Err(error), true) = (closing, cause == CONNECTION_ENDED) {
                 *cause = error.to_string();
@@ -232,7 +234,7 @@ impl IoThread {
     ) -> Result<Connected> {
         let mut attempts = 0;
         loop {
-            self.states.tell(ConnectionState::Connecting);
+            self.state_notifier.notify(ConnectionState::Connecting);
             let NotConnected { error, was_refused } = match connect(&self.config, &self.watchdog) {
                 Ok(connected) => return Ok(connected),
                 Err(failed) => failed,
@@ -252,8 +254,9 @@ impl IoThread {
                 return Err(Error::new(ErrorKind::Connect, fault));
             }
             let line = format_args!("attempt {attempts} to connect: {error}");
-            relay::log(log::Level::Warn, "coney::amqp", line);
-            self.states.tell(ConnectionState::Lost(error.to_string()));
+            log_relay::log(log::Level::Warn, "coney::amqp", line);
+            self.state_notifier
+                .notify(ConnectionState::Lost(error.to_string()));
             let mut delay = delays.next().unwrap_or(self.config.reconnect_max);
             if was_refused {
                 delay = delay.min(LONGEST_REFUSED.mul_f64(0.5 + 0.5 * fastrand::f64()));
@@ -269,14 +272,15 @@ impl IoThread {
     fn closed_while_waiting(&mut self, until: Instant) -> bool {
         loop {
             let tick = until.min(Instant::now() + SWEEP_INTERVAL);
-            match self.inbox.commands.recv_deadline(tick) {
+            match self.receiver.commands.recv_deadline(tick) {
                 Ok(command) => {
-                    if self.registry.apply(command) {
+                    if self.link_table.apply(command) {
                         return true;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    self.registry.keep_waiting(self.inbox.outgoing.try_iter());
+                    self.link_table
+                        .keep_unsent(self.receiver.outgoing.try_iter());
                     if Instant::now() >= until {
                         return false;
                     }

@@ -63,7 +63,7 @@ impl Transit {
         handed.bytes -= sizes.iter().sum::<usize>();
         handed.count -= sizes.len();
         drop(handed);
-        self.tell_of_room();
+        self.signal_room();
     }
 
     /// May another be handed over? If not, [`woken`](Transit::woken) is ready when it may.
@@ -101,10 +101,10 @@ impl Transit {
             }
         }
         drop(handed);
-        self.tell_of_room();
+        self.signal_room();
     }
 
-    fn tell_of_room(&self) {
+    fn signal_room(&self) {
         if self.is_waited_for.swap(false, Ordering::SeqCst) {
             let _ = self.wake.try_send(());
         }

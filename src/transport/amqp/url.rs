@@ -111,7 +111,7 @@ mod tests {
             "amqp://localhost/%2f",
         ] {
             let config = parsed(url).unwrap();
-            assert_eq!(config.peer(), "localhost:5672/", "{url}");
+            assert_eq!(config.address(), "localhost:5672/", "{url}");
             assert_eq!(config.user, "guest");
             assert_eq!(config.password.expose(), "guest");
         }

@@ -7,8 +7,8 @@ use parking_lot::{Condvar, Mutex};
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
 
-use super::evidence::Evidence;
-use crate::deadline;
+use super::stream::Observed;
+use crate::base::deadline;
 
 /// The time after which an operation that the broker is too short of memory for is looked at again.
 const BLOCKED_LOOK: Duration = Duration::from_secs(1);
@@ -33,14 +33,14 @@ struct Shared {
 #[derive(Default)]
 struct State {
     kill_switch: Option<TcpStream>,
-    evidence: Option<Arc<Evidence>>,
+    observed: Option<Arc<Observed>>,
     /// When to pull it, while an operation runs.
     limit: Option<Instant>,
     /// Until when the thread sleeps; `None` means until woken.
     asleep_until: Option<Instant>,
     fired: bool,
     stop: bool,
-    /// What the socket had before [`Watchdog::be_patient`].
+    /// What the socket had before [`Watchdog::suspend_user_timeout`].
     user_timeout: Option<Duration>,
 }
 
@@ -63,13 +63,13 @@ impl Watchdog {
     pub(super) fn arm_connection(
         &self,
         kill_switch: TcpStream,
-        evidence: Arc<Evidence>,
+        observed: Arc<Observed>,
         limit: Instant,
     ) -> Armed<'_> {
         {
             let mut state = self.shared.state.lock();
             state.kill_switch = Some(kill_switch);
-            state.evidence = Some(evidence);
+            state.observed = Some(observed);
             state.fired = false;
         }
         self.arm_until(limit)
@@ -82,7 +82,7 @@ impl Watchdog {
 
     /// During an alarm the broker leaves what was sent unread for as long as it
     /// lasts; TCP must not take that for a dead peer. Heartbeats still come in.
-    pub(super) fn be_patient(&self, patient: bool) {
+    pub(super) fn suspend_user_timeout(&self, patient: bool) {
         let mut state = self.shared.state.lock();
         let Some(socket) = &state.kill_switch else {
             return;
@@ -192,8 +192,8 @@ impl Shared {
 
 impl State {
     fn is_blocked(&self) -> bool {
-        let evidence = self.evidence.as_ref();
-        evidence.is_some_and(|evidence| evidence.is_blocked())
+        let observed = self.observed.as_ref();
+        observed.is_some_and(|observed| observed.is_blocked())
     }
 
     fn pull(&mut self) {
@@ -217,9 +217,9 @@ mod tests {
         let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let watchdog = Watchdog::start(0).unwrap();
         let soon = Instant::now() + Duration::from_millis(20);
-        let evidence = Arc::new(Evidence::default());
+        let observed = Arc::new(Observed::default());
         let kill_switch = socket.try_clone().unwrap();
-        drop(watchdog.arm_connection(kill_switch, Arc::clone(&evidence), soon));
+        drop(watchdog.arm_connection(kill_switch, Arc::clone(&observed), soon));
         thread::sleep(Duration::from_millis(60));
         assert!(!watchdog.fired(), "what has ended is not guarded");
 
@@ -229,10 +229,10 @@ mod tests {
         assert!(armed.fired());
         drop(armed);
 
-        evidence.record_blocked(true);
+        observed.record_blocked(true);
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let soon = Instant::now() + Duration::from_millis(20);
-        let armed = watchdog.arm_connection(socket, evidence, soon);
+        let armed = watchdog.arm_connection(socket, observed, soon);
         thread::sleep(Duration::from_millis(60));
         assert!(!armed.fired(), "the broker has said that it takes longer");
     }

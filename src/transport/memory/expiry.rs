@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::{Entry, QueueId};
 use super::state::State;
-use crate::deadline;
+use crate::base::deadline;
 use crate::transport::x_death::Death;
 use crate::transport::{Message, Properties};
 

@@ -2,12 +2,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::queue::{Entry, QueueId};
-use crate::transport::{Delivery, Settle, Sink, Source, Token};
+use crate::transport::{Delivery, DeliveryToken, Settler, Sink, Source};
 
 /// A link as the broker sees it.
 pub(super) struct LinkState {
     pub(super) sink: Arc<dyn Sink>,
-    pub(super) settler: Arc<dyn Settle>,
+    pub(super) settler: Arc<dyn Settler>,
     pub(super) source: Source,
     pub(super) reply_queue: Option<String>,
     pub(super) consuming: Option<QueueId>,
@@ -26,7 +26,7 @@ impl LinkState {
         let message = Arc::clone(&entry.message);
         let redelivered = entry.redelivered;
         self.unsettled.insert(tag, (queue, entry));
-        let token = Token {
+        let token = DeliveryToken {
             settler: Arc::clone(&self.settler),
             session: 0, // a memory link never reconnects
             tag,

@@ -9,7 +9,7 @@ use super::queue::{LinkId, QueueId};
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::QueueOptions;
-use crate::transport::{LinkSpec, Settle, Sink, Source};
+use crate::transport::{LinkSpec, Settler, Sink, Source};
 
 impl State {
     /// Declares what the link needs and starts it; what waits in its queue is
@@ -19,7 +19,7 @@ impl State {
         link: LinkId,
         spec: &LinkSpec,
         sink: Arc<dyn Sink>,
-        settler: Arc<dyn Settle>,
+        settler: Arc<dyn Settler>,
         now: Instant,
     ) -> Result<()> {
         self.declare(&spec.topology)?;

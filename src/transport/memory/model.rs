@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::state::State;
 use crate::topology::{ExchangeKind, Topology};
 use crate::transport::{
-    Delivery, LinkSpec, Outcome, PartialReply, Publication, Returned, Settle, Sink,
+    Delivery, Disposition, LinkSpec, PartialReply, Publication, Returned, Settler, Sink,
 };
 
 const QUEUES: [&str; 2] = ["q0", "q1"];
@@ -96,8 +96,8 @@ impl Sink for Consumer {
 
 struct NoSettler;
 
-impl Settle for NoSettler {
-    fn settle(&self, _: u64, _: u64, _: Outcome) {}
+impl Settler for NoSettler {
+    fn settle(&self, _: u64, _: u64, _: Disposition) {}
     fn reply(&self, _: u64, _: u64, _: PartialReply<'_>) {}
 }
 
@@ -219,12 +219,12 @@ proptest! {
                     };
                     let tag = delivery.forget().unwrap();
                     let outcome = match step {
-                        Step::Ack(_) => Outcome::Ack { reply: None },
-                        _ => Outcome::Reject { requeue },
+                        Step::Ack(_) => Disposition::Ack { reply: None },
+                        _ => Disposition::Reject { requeue },
                     };
                     state.settle(link, tag, outcome, now);
                     // A second time must change nothing.
-                    state.settle(link, tag, Outcome::Reject { requeue: true }, now);
+                    state.settle(link, tag, Disposition::Reject { requeue: true }, now);
                 }
                 Step::StopConsuming(which) | Step::Close(which) => {
                     let Some(&link) = model.consumers.keys().nth(which) else { continue };

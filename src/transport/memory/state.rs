@@ -5,10 +5,12 @@ use std::time::Instant;
 use super::exchange::Exchange;
 use super::link_state::LinkState;
 use super::queue::{Entry, LinkId, MOST_BYTES, MOST_MESSAGES, Queue, QueueId};
+use crate::base::log_relay;
 use crate::error::{Error, ErrorKind, Result};
-use crate::relay;
 use crate::topology::DEAD_QUEUE;
-use crate::transport::{Delivery, Fate, Message, Outcome, Publication, Receipt, Returned, Sink};
+use crate::transport::{
+    ConfirmOutcome, ConfirmSender, Delivery, Disposition, Message, Publication, Returned, Sink,
+};
 
 /// Everything the broker holds, as one plain struct with no lock and no clock
 /// of its own, so that a test can drive it step by step against a model.
@@ -65,7 +67,7 @@ impl State {
             return true;
         }
         if queue.make_room() {
-            relay::log(
+            log_relay::log(
                 log::Level::Warn,
                 "coney::transport",
                 format_args!("the memory broker drops its oldest dead letters: there are too many"),
@@ -89,7 +91,7 @@ impl State {
         &mut self,
         link: LinkId,
         mut publication: Publication,
-        receipt: Option<Receipt>,
+        confirm: Option<ConfirmSender>,
         queues: &[QueueId],
         now: Instant,
     ) {
@@ -98,8 +100,8 @@ impl State {
         }
         if queues.is_empty() && publication.mandatory {
             let reason = "NO_ROUTE".to_owned();
-            match (receipt, self.links.get(&link)) {
-                (Some(receipt), _) => receipt.settle(Fate::Returned(reason)),
+            match (confirm, self.links.get(&link)) {
+                (Some(confirm), _) => confirm.settle(ConfirmOutcome::Returned(reason)),
                 (None, Some(from)) => {
                     let instead = Arc::clone(&from.sink).returned(Returned {
                         exchange: publication.exchange,
@@ -134,8 +136,8 @@ impl State {
             oversized: None,
         };
         self.push(message, queues, now);
-        if let Some(receipt) = receipt {
-            receipt.settle(Fate::Confirmed);
+        if let Some(confirm) = confirm {
+            confirm.settle(ConfirmOutcome::Confirmed);
         }
     }
 
@@ -215,7 +217,7 @@ impl State {
 
     /// Settles a delivery. One that is unknown, because it was settled or its
     /// link has gone, is left alone.
-    pub(super) fn settle(&mut self, link: LinkId, tag: u64, outcome: Outcome, now: Instant) {
+    pub(super) fn settle(&mut self, link: LinkId, tag: u64, outcome: Disposition, now: Instant) {
         let Some((queue, entry)) = self
             .links
             .get_mut(&link)
@@ -224,12 +226,12 @@ impl State {
             return;
         };
         match outcome {
-            Outcome::Ack { reply: Some(reply) } => self.send(link, *reply, now),
-            Outcome::Ack { reply: None } => {}
-            Outcome::Reject { requeue: false } => self.bury(queue, entry, "rejected", now),
-            Outcome::Reject { requeue: true } => self.requeue(queue, entry, now),
+            Disposition::Ack { reply: Some(reply) } => self.send(link, *reply, now),
+            Disposition::Ack { reply: None } => {}
+            Disposition::Reject { requeue: false } => self.bury(queue, entry, "rejected", now),
+            Disposition::Reject { requeue: true } => self.requeue(queue, entry, now),
             // Until the link ends.
-            Outcome::Hold => {
+            Disposition::Hold => {
                 if let Some(state) = self.links.get_mut(&link) {
                     state.unsettled.insert(tag, (queue, entry));
                 }

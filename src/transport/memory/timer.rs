@@ -2,14 +2,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::Shared;
+use super::transport::Shared;
+use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Result};
-use crate::running::Home;
 
 /// The thread that moves on what expires in queues nobody consumes from, such
 /// as the ones between two attempts. Ends with the broker; dropping this after
 /// the state is gone waits for it.
-pub(super) struct Timer(Option<JoinHandle<()>>, Arc<Shared>, Home);
+pub(super) struct Timer(Option<JoinHandle<()>>, Arc<Shared>, OwnerProcess);
 
 impl Timer {
     pub(super) fn start(shared: &Arc<Shared>) -> Result<Self> {
@@ -23,7 +23,11 @@ impl Timer {
                 Error::new(ErrorKind::Broker, "cannot start the memory broker's timer")
                     .with_source(error)
             })?;
-        Ok(Self(Some(thread), Arc::clone(shared), Home::here()))
+        Ok(Self(
+            Some(thread),
+            Arc::clone(shared),
+            OwnerProcess::current(),
+        ))
     }
 }
 
@@ -31,7 +35,7 @@ impl Drop for Timer {
     fn drop(&mut self) {
         self.1.tick.notify_one();
         if let Some(thread) = self.0.take()
-            && !self.2.is_elsewhere()
+            && !self.2.is_another()
         {
             let _ = thread.join();
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use coney::message::ServiceMessage;
 use coney::{
     Broker, CallOptions, Context, DeadLetters, EventPublisher, EventSubscriber, HandlerError,
-    PendingSend, ServiceClient, ServiceServer,
+    PendingConfirm, ServiceClient, ServiceServer,
 };
 
 use super::book::Book;
@@ -165,8 +165,8 @@ fn serve(broker: &Broker, book: &Arc<Book>) -> [ServiceServer; 2] {
 }
 
 fn produce(client: &ServiceClient, events: &EventPublisher, book: &Book, stop: &AtomicBool) {
-    let mut pending: VecDeque<(u64, Instant, PendingSend)> = VecDeque::new();
-    let settle = |(number, sent, send): (u64, Instant, PendingSend)| {
+    let mut pending: VecDeque<(u64, Instant, PendingConfirm)> = VecDeque::new();
+    let settle = |(number, sent, send): (u64, Instant, PendingConfirm)| {
         let outcome = send.wait();
         let late = sent.elapsed().saturating_sub(SEND_TIMEOUT);
         book.late(late, sent);

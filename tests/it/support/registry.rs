@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coney::{Lookup, Redis, RedisRegistry, Registry};
+use coney::{Lookup, Redis, RedisRegistryStore, Registry};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -10,12 +10,12 @@ const MS: Duration = Duration::from_millis(1);
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Beats often, so that the tests need not wait long.
-pub fn registry(url: &str, dead_after: Duration) -> Registry {
+pub fn registry(url: &str, heartbeat_ttl: Duration) -> Registry {
     let redis = Redis::builder(url).timeout(200 * MS).build().unwrap();
-    let store = RedisRegistry::new(&redis).with_dead_after(dead_after);
+    let store = RedisRegistryStore::new(&redis).with_heartbeat_ttl(heartbeat_ttl);
     Registry::builder(store)
-        .beat_every(100 * MS)
-        .cache_for(400 * MS)
+        .heartbeat_interval(100 * MS)
+        .cache_ttl(400 * MS)
         .lookup_timeout(LOOKUP_TIMEOUT)
         .build()
         .unwrap()

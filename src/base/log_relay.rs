@@ -1,0 +1,82 @@
+//! Log lines from threads that must not run user code.
+//!
+//! A logger is the program's own code: it may block, or call coney. So what the I/O threads
+//! and the memory broker have to say is written by a thread of its own, `coney-log`, which
+//! starts with the first line and lasts as long as the process.
+
+use std::fmt;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use log::Level;
+
+use crate::base::catch::catch;
+
+/// The number of lines that wait while the logger blocks; later ones are dropped, and counted.
+const WAITING: usize = 1_024;
+
+enum Line {
+    Log(Level, &'static str, String),
+    /// Everything before it has been written.
+    Flush(Sender<()>),
+}
+
+static LINES: LazyLock<Option<Sender<Line>>> = LazyLock::new(|| {
+    let (lines, inbox) = bounded(WAITING);
+    let thread = thread::Builder::new().name("coney-log".to_owned());
+    let started = thread.spawn(move || write(&inbox));
+    started.is_ok().then_some(lines)
+});
+
+static DROPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Has a line written; never blocks, and calls no logger.
+pub(crate) fn log(level: Level, target: &'static str, text: fmt::Arguments<'_>) {
+    if level > log::max_level() {
+        return;
+    }
+    let line = Line::Log(level, target, text.to_string());
+    let sent = LINES.as_ref().map(|lines| lines.try_send(line));
+    if !matches!(sent, Some(Ok(()))) {
+        DROPPED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until the lines so far have been written, at most until `deadline`.
+pub(crate) fn flush(deadline: Instant) {
+    if log::max_level() == log::LevelFilter::Off {
+        return;
+    }
+    let Some(lines) = LINES.as_ref() else { return };
+    if thread::current().name() == Some("coney-log") {
+        return; // a logger that closes a broker
+    }
+    let (done, is_done) = bounded(1);
+    if lines.send_deadline(Line::Flush(done), deadline).is_ok() {
+        let _ = is_done.recv_deadline(deadline);
+    }
+}
+
+fn write(lines: &Receiver<Line>) {
+    for line in lines {
+        match line {
+            Line::Log(level, target, text) => {
+                let dropped = DROPPED.swap(0, Ordering::Relaxed);
+                // A logger that panics must not end this.
+                let _ = catch(|| {
+                    log::log!(target: target, level, "{text}");
+                    if dropped > 0 {
+                        log::warn!(
+                            target: "coney::log",
+                            "{dropped} lines were dropped: the logger is too slow"
+                        );
+                    }
+                });
+            }
+            Line::Flush(done) => drop(done.send(())),
+        }
+    }
+}

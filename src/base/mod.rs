@@ -1,0 +1,11 @@
+//! Tools that know nothing of messages: deadlines, names, threads, waiting, randomness.
+
+pub(crate) mod catch;
+pub(crate) mod deadline;
+pub(crate) mod log_relay;
+pub(crate) mod name;
+pub(crate) mod park;
+pub(crate) mod random;
+pub(crate) mod resolve;
+pub(crate) mod secret;
+pub(crate) mod thread;

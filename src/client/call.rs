@@ -1,0 +1,244 @@
+//! From a request to a call on its way: encoding, the deadline, the pending table, the link.
+
+use std::sync::Arc;
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::core::SentCall;
+use super::decode::CallTarget;
+use super::discovery::Route;
+use super::options::Kind;
+use super::pending_table::{PendingCall, Refusal, Waiter};
+use super::reply_slot::ReplySlot;
+use super::{CallOptions, ServiceClient};
+use crate::base::deadline;
+use crate::base::name::check_short_string;
+use crate::error::Result;
+use crate::message::{Body, CorrelationId, ServiceMessage};
+use crate::topology::{self, SERVICE_EXCHANGE};
+use crate::transport::{Properties, Publication, SendState};
+
+/// A request before it is handed over.
+pub(super) struct PreparedCall {
+    pub(super) id: CorrelationId,
+    pub(super) send_state: Arc<SendState>,
+    pub(super) publication: Publication,
+}
+
+/// How long a call or command may take, and until when.
+#[derive(Clone, Copy)]
+pub(super) struct CallDeadline {
+    pub(super) timeout: Duration,
+    pub(super) deadline: Instant,
+}
+
+/// From this size on encoding twice costs less than holding what cannot be sent.
+const ENCODED_AGAIN: usize = 16 << 10;
+
+impl CallDeadline {
+    fn left(self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
+impl ServiceClient {
+    /// Starts a request's clock.
+    pub(super) fn deadline_for(&self, options: &CallOptions) -> CallDeadline {
+        let mut timeout = options.timeout.unwrap_or(self.inner.timeout);
+        if let Some(until) = self.until {
+            timeout = timeout.min(until.saturating_duration_since(Instant::now()));
+        }
+        CallDeadline {
+            timeout,
+            deadline: deadline::after(timeout),
+        }
+    }
+
+    /// Encodes a request.
+    pub(super) fn request<Req: Serialize + ?Sized>(
+        &self,
+        target: CallTarget<'_>,
+        request: &Req,
+        options: &CallOptions,
+        kind: Kind,
+        limit: CallDeadline,
+    ) -> Result<PreparedCall> {
+        self.request_of(
+            target,
+            request,
+            options,
+            kind,
+            limit,
+            |message| match kind {
+                Kind::Command => message.encode().map(Into::into),
+                Kind::Call | Kind::AsyncCall => message.encode_awaiting_reply_queue(),
+            },
+        )
+    }
+
+    /// Encodes a request, and finds it room among those that wait to be sent. While there is
+    /// none, a large one is not held in memory: it is encoded again when there is.
+    pub(super) fn request_with_room<Req: Serialize + ?Sized>(
+        &self,
+        target: CallTarget<'_>,
+        request: &Req,
+        options: &CallOptions,
+        kind: Kind,
+        limit: CallDeadline,
+    ) -> Result<PreparedCall> {
+        let encode = || self.request(target, request, options, kind, limit);
+        let mut encoded = encode()?;
+        let bytes = encoded.publication.body.len();
+        if bytes < ENCODED_AGAIN {
+            return Ok(encoded); // the transport finds it room
+        }
+        let broker = &self.inner.broker;
+        if let Ok(room) = broker.reserve(bytes, None) {
+            encoded.publication.room = room;
+            return Ok(encoded);
+        }
+        drop(encoded);
+        let room = broker.reserve(bytes, Some(limit.deadline));
+        let room = room.map_err(|error| target.not_sent(error))?;
+        let mut encoded = encode()?;
+        encoded.publication.room = room;
+        Ok(encoded)
+    }
+
+    /// The same, encoded by `encode`.
+    pub(super) fn request_of<P>(
+        &self,
+        target: CallTarget<'_>,
+        payload: P,
+        options: &CallOptions,
+        kind: Kind,
+        limit: CallDeadline,
+        encode: impl FnOnce(&ServiceMessage<'_, P>) -> Result<Body>,
+    ) -> Result<PreparedCall> {
+        let id = CorrelationId::random();
+        let correlation_id = id.to_text();
+        let mut message = ServiceMessage {
+            headers: options.wire_headers(limit.left(), kind),
+            ..ServiceMessage::with_correlation_id(
+                correlation_id.as_str(),
+                &self.inner.name,
+                target.service,
+                target.action,
+                payload,
+            )
+        };
+        if let Some(id) = &options.message_id {
+            check_short_string("message id", id)?;
+            message.message_id = id.as_str().into();
+        }
+        let body = encode(&message).map_err(|error| match kind {
+            Kind::Command => error.about(format_args!("cannot send {target}")),
+            Kind::Call | Kind::AsyncCall => target.not_sent(error),
+        })?;
+        let message_id = message.message_id.into_owned();
+        let send_state = Arc::new(SendState::until(limit.deadline));
+        let publication = Publication {
+            properties: Properties {
+                persistent: options.persistent.unwrap_or(kind != Kind::AsyncCall),
+                message_id: Some(message_id),
+                correlation_id: Some(correlation_id),
+                // Set to what is left of it when it is sent.
+                expiration: (kind != Kind::Command).then_some(Duration::ZERO),
+                ..Properties::json()
+            },
+            mandatory: true,
+            send_state: Some(Arc::clone(&send_state)),
+            idempotent: options.idempotent,
+            ..Publication::new(
+                SERVICE_EXCHANGE,
+                topology::request_key(target.service),
+                body,
+            )
+        };
+        Ok(PreparedCall {
+            id,
+            send_state,
+            publication,
+        })
+    }
+}
+
+impl ServiceClient {
+    /// Sends a request whose reply is waited for.
+    pub(super) fn start_call<Req: Serialize + ?Sized>(
+        &self,
+        target: CallTarget<'_>,
+        request: &Req,
+        options: &CallOptions,
+        kind: Kind,
+    ) -> Result<SentCall> {
+        self.start_call_until(target, request, options, kind, self.deadline_for(options))
+    }
+
+    /// The same, until then.
+    pub(super) fn start_call_until<Req: Serialize + ?Sized>(
+        &self,
+        target: CallTarget<'_>,
+        request: &Req,
+        options: &CallOptions,
+        kind: Kind,
+        limit: CallDeadline,
+    ) -> Result<SentCall> {
+        target.check()?;
+        let route = self.inner.route(target, options, limit.deadline)?;
+        let mut request = self.request_with_room(target, request, options, kind, limit)?;
+        request.publication.coalesce = self.inner.coalesce;
+        self.enqueue(target, request, route, kind, limit)
+    }
+
+    /// Enters a request in the table and gives it to the transport.
+    pub(super) fn enqueue(
+        &self,
+        target: CallTarget<'_>,
+        request: PreparedCall,
+        route: Route,
+        kind: Kind,
+        limit: CallDeadline,
+    ) -> Result<SentCall> {
+        let PreparedCall {
+            id,
+            send_state,
+            mut publication,
+        } = request;
+        let router = &self.inner.router;
+        let balanced = route.apply(&mut publication);
+        publication.coalesce = publication
+            .coalesce
+            .filter(|_| router.batch_support.is_supported(&publication.routing_key));
+        let slot = ReplySlot::take();
+        // One that may do something else meanwhile must not be woken from it.
+        let thread = (kind == Kind::Call).then(thread::current);
+        let thread_id = thread.as_ref().map(Thread::id);
+        let call = PendingCall {
+            send_state: Arc::clone(&send_state),
+            waiter: Waiter::Thread(slot.sender(), thread),
+            resend_copy: publication
+                .idempotent
+                .then(|| Box::new(publication.clone())),
+            sent_in: None,
+            balanced: balanced.map(Box::new),
+        };
+        router.insert(id, call).map_err(|refusal| match refusal {
+            Refusal::Closed(cause) => target.closed(&cause),
+            Refusal::Full(max) => target.too_many_in_flight(max),
+        })?;
+        if let Err(error) = self.inner.handle.publish(publication, None, limit.deadline) {
+            router.forget(id);
+            return Err(target.not_sent(error));
+        }
+        Ok(SentCall {
+            id,
+            send_state,
+            slot,
+            woken: thread_id,
+            timeout: limit.timeout,
+        })
+    }
+}

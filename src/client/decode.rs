@@ -1,0 +1,323 @@
+//! From how a call ended to what its caller is told.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::call_outcome::{CallOutcome, TooLarge};
+use crate::base::name::{check_action, check_service};
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::message::batch::BATCH_ACTION;
+use crate::message::{CODE_BUSY, CODE_RATE_LIMITED, CODE_TOO_LARGE, CODE_UNKNOWN_ACTION, Reply};
+use crate::registry::Lookup;
+use crate::topology;
+use crate::transport::SendState;
+
+/// What was called, for decoding replies and for every error text.
+#[derive(Clone, Copy)]
+pub(super) struct CallTarget<'a> {
+    pub(super) service: &'a str,
+    pub(super) action: &'a str,
+}
+
+impl CallTarget<'_> {
+    /// Checks what does not depend on the request.
+    pub(super) fn check(self) -> Result<()> {
+        check_service(self.service)?;
+        check_action(self.action)
+    }
+
+    pub(super) fn result<T: DeserializeOwned>(self, outcome: CallOutcome, peer: &str) -> Result<T> {
+        let Self { service, action } = self;
+        match outcome {
+            CallOutcome::Reply { body, .. } => self.decode(&body),
+            CallOutcome::NoRoute {
+                reason,
+                queue: None,
+            } => Err(no_route(&self, service, &reason, peer)),
+            CallOutcome::NoRoute {
+                reason,
+                queue: Some(queue),
+            } => Err(Error::new(
+                ErrorKind::NoRoute,
+                format!(
+                    "{service}.{action} has nowhere to go: the instance it is for is not there, \
+                     or does not serve now (no queue {queue} on {peer}; {reason})"
+                ),
+            )),
+            CallOutcome::TooLarge(TooLarge::PreparedCall { bytes, limit }) => {
+                Err(request_too_large(&self, bytes, limit, peer))
+            }
+            CallOutcome::TooLarge(TooLarge::Reply { bytes }) => Err(Error::new(
+                ErrorKind::PayloadTooLarge,
+                format!(
+                    "the reply of {service}.{action} is {bytes} bytes long, more than this \
+                     connection takes (max_body)"
+                ),
+            )
+            .with_nothing_ran(false)),
+            CallOutcome::Refused(reason) => Err(Error::new(
+                ErrorKind::Broker,
+                format!("{peer} did not take {service}.{action}: {reason}"),
+            )
+            .with_nothing_ran(true)),
+            CallOutcome::Lost(cause) => Err(Error::new(
+                ErrorKind::ConnectionLost,
+                format!(
+                    "the connection to {peer} was lost while {service}.{action} was called \
+                     ({cause}); whether it ran is unknown"
+                ),
+            )),
+            CallOutcome::NotSent(cause) => Err(never_sent(&self, &cause)),
+            CallOutcome::Closed(cause) => Err(closed_after(&self, &cause)),
+            CallOutcome::Untold => Err(closed_after(&self, "its outcome never came")),
+        }
+    }
+
+    pub(super) fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T> {
+        let Self { service, action } = self;
+        let reply = Reply::decode(body).map_err(|error| {
+            Error::new(
+                ErrorKind::Decode,
+                format!("what {service}.{action} answered is {error}"),
+            )
+            .with_text(error.raw_text().unwrap_or_default())
+        })?;
+        if reply.success {
+            return reply.data.decode().map_err(|fault| {
+                Error::new(
+                    ErrorKind::Decode,
+                    format!(
+                        "the reply of {service}.{action} cannot be read as {}: {fault}",
+                        std::any::type_name::<T>()
+                    ),
+                )
+                .with_text(reply.data.as_str())
+            });
+        }
+        let unknown_action = reply.error_code.as_deref() == Some(CODE_UNKNOWN_ACTION)
+            || reply.error.strip_prefix("Unknown action: ") == Some(action);
+        let code = reply.error_code.as_deref();
+        let (kind, message) = match code {
+            _ if unknown_action => {
+                let text = format!("{service} has no action {action:?}");
+                (ErrorKind::UnknownAction, text)
+            }
+            Some(CODE_BUSY | CODE_RATE_LIMITED) => {
+                let text = format!("{service} refused {action}: {}", reply.error);
+                (ErrorKind::Busy, text)
+            }
+            Some(CODE_TOO_LARGE) => {
+                let text = format!("{service} did not take {action}: {}", reply.error);
+                (ErrorKind::PayloadTooLarge, text)
+            }
+            _ => {
+                let text = format!("{service}.{action} answered with an error: {}", reply.error);
+                (ErrorKind::Remote, text)
+            }
+        };
+        let mut error = Error::new(kind, message)
+            .with_retry_after(reply.retry_after)
+            .with_text(reply.error.as_ref());
+        if code.is_some_and(nothing_ran) {
+            error = error.with_nothing_ran(true);
+        }
+        Err(error.with_code(reply.error_code.map(Into::into)))
+    }
+
+    /// The deadline has passed. Gives up on the request first, so that the
+    /// answer to "can it still run?" is certain.
+    pub(super) fn timed_out(self, send_state: &SendState, timeout: Duration, peer: &str) -> Error {
+        let Self { service, action } = self;
+        if send_state.abandon() {
+            return too_late_to_send(&self, timeout, peer);
+        }
+        Error::timed_out(
+            Phase::Reply,
+            format!(
+                "{service}.{action} did not answer within {timeout:?}: it is slow, or no \
+                 server of {service} is running; the request was sent and may still run"
+            ),
+        )
+    }
+
+    /// Says what was being called in an error from further down.
+    pub(super) fn not_sent(self, error: Error) -> Error {
+        error.about(format_args!("cannot call {self}"))
+    }
+
+    /// The registry knows nobody who would answer.
+    pub(super) fn no_instance(self, lookup: &Lookup) -> Error {
+        let Self { service, action } = self;
+        let nobody = lookup.no_instance();
+        Error::new(
+            ErrorKind::NoInstance,
+            format!("{service}.{action} was not sent: {nobody}"),
+        )
+    }
+
+    pub(super) fn closed(self, cause: &str) -> Error {
+        let Self { service, action } = self;
+        Error::new(
+            ErrorKind::Closed,
+            format!("cannot call {service}.{action}: {cause}"),
+        )
+        .with_nothing_ran(true)
+    }
+
+    pub(super) fn too_many_in_flight(self, max: usize) -> Error {
+        Error::new(
+            ErrorKind::Rejected,
+            format!("{self} was not sent: {max} calls are in flight already (max_in_flight)"),
+        )
+    }
+}
+
+impl fmt::Display for CallTarget<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.action {
+            BATCH_ACTION => write!(f, "a batch for {}", self.service),
+            action => write!(f, "{}.{action}", self.service),
+        }
+    }
+}
+
+/// The broker takes no message of that size.
+pub(super) fn request_too_large(
+    what: &dyn fmt::Display,
+    bytes: usize,
+    limit: Option<usize>,
+    peer: &str,
+) -> Error {
+    let limit = limit.map(|limit| format!(" of {limit} bytes"));
+    Error::new(
+        ErrorKind::PayloadTooLarge,
+        format!(
+            "{what} was not sent: its message of {bytes} bytes is over the limit{} of {peer} \
+             (max_message_size)",
+            limit.unwrap_or_default()
+        ),
+    )
+}
+
+pub(super) fn no_route(what: &dyn fmt::Display, service: &str, reason: &str, peer: &str) -> Error {
+    Error::new(
+        ErrorKind::NoRoute,
+        format!(
+            "{what} has nowhere to go: no such service has ever run on {peer} (no queue {}; \
+             {reason})",
+            topology::request_queue(service)
+        ),
+    )
+}
+
+/// Error codes with which a server says that no handler was started.
+fn nothing_ran(code: &str) -> bool {
+    matches!(
+        code,
+        "expired" | "deduplication_failed" | "bad_request" | "bad_envelope" | "in_progress"
+    )
+}
+
+fn closed_after(what: &dyn fmt::Display, cause: &str) -> Error {
+    Error::new(
+        ErrorKind::Closed,
+        format!("{what} was sent, but {cause}; whether it ran is unknown"),
+    )
+}
+
+pub(super) fn never_sent(what: &dyn fmt::Display, cause: &str) -> Error {
+    Error::new(
+        ErrorKind::NotSent,
+        format!("{what} was not sent and will not be: {cause}"),
+    )
+}
+
+pub(super) fn too_late_to_send(what: &dyn fmt::Display, timeout: Duration, peer: &str) -> Error {
+    if timeout.is_zero() {
+        let fault = format!("{what} was not sent: its timeout left no time for it");
+        return Error::timed_out(Phase::Send, fault);
+    }
+    Error::timed_out(
+        Phase::Send,
+        format!(
+            "{what} could not be sent to {peer} within {timeout:?} and will not be; the \
+             connection is down, blocked or too slow"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::call_outcome::ReplyBody;
+
+    fn result<T: DeserializeOwned>(reply: &str) -> Result<T> {
+        let target = CallTarget {
+            service: "user-service",
+            action: "get_user",
+        };
+        let outcome = CallOutcome::Reply {
+            body: ReplyBody::Own(reply.as_bytes().to_vec()),
+            after: None,
+            _request: None,
+        };
+        target.result(outcome, "memory")
+    }
+
+    #[test]
+    fn peers_unknown_action_is_told_apart_from_a_handlers_error() {
+        let error = result::<()>(r#"{"success":false,"error":"Unknown action: get_user"}"#);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::UnknownAction);
+        let error = result::<()>(r#"{"success":false,"error":"Unknown action: other"}"#);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Remote);
+        let coded = r#"{"success":false,"error":"x","error_code":"unknown_action"}"#;
+        let error = result::<()>(coded).unwrap_err();
+        assert!(error.is_safe_to_retry());
+        assert_eq!(error.kind(), ErrorKind::UnknownAction);
+        assert_eq!(error.remote_message(), Some("x"));
+    }
+
+    #[test]
+    fn a_code_says_whether_anything_ran() {
+        let failed = |code: &str, more: &str| {
+            let reply = format!(r#"{{"success":false,"error":"x","error_code":"{code}"{more}}}"#);
+            result::<()>(&reply).unwrap_err()
+        };
+        for code in ["expired", "deduplication_failed", "bad_request"] {
+            assert!(failed(code, "").is_safe_to_retry(), "{code}");
+            assert_eq!(failed(code, "").kind(), ErrorKind::Remote, "{code}");
+        }
+        for code in ["panic", "poison", "reply_too_large", "card_declined"] {
+            assert!(!failed(code, "").is_safe_to_retry(), "{code}");
+        }
+        let busy = failed("busy", r#","retry_after_ms":1500"#);
+        assert_eq!(busy.kind(), ErrorKind::Busy);
+        assert_eq!(busy.retry_after(), Some(Duration::from_millis(1_500)));
+        assert!(busy.is_safe_to_retry());
+        let large = failed("too_large", "");
+        assert_eq!(large.kind(), ErrorKind::PayloadTooLarge);
+        assert!(large.is_safe_to_retry());
+    }
+
+    #[test]
+    fn what_does_not_decode_keeps_the_raw_text() {
+        let error = result::<u64>(r#"{"success":true,"data":{"a":1}}"#).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Decode);
+        assert_eq!(error.raw_text(), Some(r#"{"a":1}"#));
+        assert!(
+            error.to_string().contains("user-service.get_user"),
+            "{error}"
+        );
+        let error = result::<u64>("<html>").unwrap_err();
+        assert_eq!(error.raw_text(), Some("<html>"));
+    }
+
+    #[test]
+    fn phps_empty_array_decodes_into_a_struct() {
+        #[derive(serde::Deserialize)]
+        struct Nothing {}
+        assert!(result::<Nothing>(r#"{"success":true,"data":[]}"#).is_ok());
+    }
+}

@@ -1,0 +1,352 @@
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::thread::Thread;
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+
+use super::call_outcome::{CallOutcome, CallbackEvent};
+use crate::message::CorrelationId;
+use crate::registry::PickedInstance;
+use crate::transport::{Publication, SendState};
+
+/// The calls that wait for their replies: a plain struct with one owner.
+#[derive(Debug)]
+pub(crate) struct PendingTable {
+    calls: HashMap<CorrelationId, PendingCall, ById>,
+    /// Messages that hold several calls, as long as one of these waits.
+    coalesced: HashMap<CorrelationId, SentBatch, ById>,
+    /// Finished calls whose callbacks have not run yet; they count as in flight.
+    callbacks_due: usize,
+    max: usize,
+    /// Why it takes no more.
+    closed: Option<Arc<str>>,
+}
+
+/// Hashes by a part of the id, which is as random as a hash would make it. Nobody else
+/// chooses it.
+type ById = BuildHasherDefault<IdHasher>;
+
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+
+    fn write_u128(&mut self, id: u128) {
+        self.0 = id as u64;
+    }
+}
+
+/// Why a call is not entered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Closed(Arc<str>),
+    /// So many are in flight already.
+    Full(usize),
+}
+
+/// A call that waits.
+#[derive(Debug)]
+pub(crate) struct PendingCall {
+    pub(crate) send_state: Arc<SendState>,
+    pub(crate) waiter: Waiter,
+    /// The request, if it may have to be sent again: after a loss, if it is idempotent,
+    /// or alone, if it was sent with others.
+    pub(crate) resend_copy: Option<Box<Publication>>,
+    /// The message it was sent in with others.
+    pub(crate) sent_in: Option<CorrelationId>,
+    /// If a balancer has picked the instance it is for.
+    pub(crate) balanced: Option<Box<Balanced>>,
+}
+
+/// A message that holds several calls.
+#[derive(Debug)]
+struct SentBatch {
+    /// In their order.
+    calls: Vec<CorrelationId>,
+    waiting: usize,
+}
+
+/// A call for an instance that a balancer has picked.
+#[derive(Debug)]
+pub(crate) struct Balanced {
+    /// Until it is known not to be there.
+    pub(crate) pick: Option<PickedInstance>,
+    /// What to send then: the request to whoever is free.
+    pub(crate) fallback: Option<Publication>,
+    /// When it was picked.
+    pub(crate) at: Instant,
+}
+
+/// Who waits for it.
+#[derive(Debug)]
+pub(crate) enum Waiter {
+    /// A thread, on a channel with one slot that only this call uses. It is to be unparked
+    /// then.
+    ///
+    /// An asynchronous call has no thread yet: whichever waits for it waits in the channel.
+    Thread(Sender<CallOutcome>, Option<Thread>),
+    /// The callback thread.
+    Callback(Sender<CallbackEvent>),
+}
+
+impl PendingTable {
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            calls: HashMap::default(),
+            coalesced: HashMap::default(),
+            callbacks_due: 0,
+            max,
+            closed: None,
+        }
+    }
+
+    /// Adds a call.
+    pub(crate) fn insert(&mut self, id: CorrelationId, call: PendingCall) -> Result<(), Refusal> {
+        if let Some(cause) = &self.closed {
+            return Err(Refusal::Closed(Arc::clone(cause)));
+        }
+        if self.in_flight() >= self.max {
+            return Err(Refusal::Full(self.max));
+        }
+        self.calls.insert(id, call);
+        Ok(())
+    }
+
+    /// Takes a call out; `None` if it has ended already.
+    pub(crate) fn remove(&mut self, id: CorrelationId) -> Option<PendingCall> {
+        let call = self.calls.remove(&id)?;
+        if let Some(message) = call.sent_in {
+            self.leave_batch(message);
+        }
+        if matches!(call.waiter, Waiter::Callback(_)) {
+            self.callbacks_due += 1;
+        }
+        Some(call)
+    }
+
+    /// Requests have been sent as one message.
+    pub(crate) fn coalesced(&mut self, message: CorrelationId, requests: Vec<Box<Publication>>) {
+        let mut coalesced = SentBatch {
+            calls: Vec::with_capacity(requests.len()),
+            waiting: 0,
+        };
+        for request in requests {
+            let id = request.properties.correlation_id.as_deref();
+            let Some(id) = id.and_then(CorrelationId::parse) else {
+                continue;
+            };
+            coalesced.calls.push(id);
+            let Some(call) = self.calls.get_mut(&id) else {
+                continue;
+            };
+            call.resend_copy = Some(request);
+            coalesced.waiting += 1;
+            // Sent once more, it waits for the answer to the latest.
+            if let Some(before) = call.sent_in.replace(message) {
+                self.leave_batch(before);
+            }
+        }
+        if coalesced.waiting > 0 {
+            self.coalesced.insert(message, coalesced);
+        }
+    }
+
+    /// A call does not wait for that message any more.
+    fn leave_batch(&mut self, message: CorrelationId) {
+        if let Entry::Occupied(mut coalesced) = self.coalesced.entry(message) {
+            coalesced.get_mut().waiting -= 1;
+            if coalesced.get().waiting == 0 {
+                coalesced.remove();
+            }
+        }
+    }
+
+    /// A message that holds several calls has ended: these are they, in their order.
+    pub(crate) fn take_batch(&mut self, message: CorrelationId) -> Option<Vec<CorrelationId>> {
+        self.coalesced
+            .remove(&message)
+            .map(|coalesced| coalesced.calls)
+    }
+
+    /// The request to send alone that was sent with others and has not run.
+    pub(crate) fn take_for_single_send(&mut self, id: CorrelationId) -> Option<Publication> {
+        let call = self.calls.get_mut(&id)?;
+        let mut request = match call.resend_copy.take()? {
+            resend_copy if resend_copy.idempotent => *call.resend_copy.insert(resend_copy).clone(),
+            resend_copy => *resend_copy,
+        };
+        request.coalesce = None;
+        call.sent_in = None;
+        call.send_state.came_back();
+        Some(request)
+    }
+
+    /// The request to send in place of one that was returned, if there is one.
+    pub(crate) fn take_fallback(&mut self, id: CorrelationId) -> Option<Publication> {
+        let call = self.calls.get_mut(&id)?;
+        let balanced = call.balanced.as_mut()?;
+        let fallback = balanced.fallback.take()?;
+        if let Some(pick) = balanced.pick.take() {
+            pick.failed();
+        }
+        call.send_state.came_back();
+        if let Some(resend_copy) = &mut call.resend_copy {
+            **resend_copy = fallback.clone();
+        }
+        Some(fallback)
+    }
+
+    /// Hands a waiting call over to the callback thread; false if it has ended.
+    pub(crate) fn set_callback(
+        &mut self,
+        id: CorrelationId,
+        events: Sender<CallbackEvent>,
+    ) -> bool {
+        match self.calls.get_mut(&id) {
+            Some(call) => {
+                call.waiter = Waiter::Callback(events);
+                true
+            }
+            None => {
+                self.callbacks_due += 1;
+                false
+            }
+        }
+    }
+
+    /// A callback has run.
+    pub(crate) fn callback_done(&mut self) {
+        self.callbacks_due = self.callbacks_due.saturating_sub(1);
+    }
+
+    /// After a loss: the requests that are to be sent again, whose calls go on
+    /// waiting, and the other calls whose requests have been sent, taken out.
+    pub(crate) fn take_sent(
+        &mut self,
+        may_resend: bool,
+    ) -> (Vec<Publication>, Vec<(CorrelationId, PendingCall)>) {
+        let (mut again, mut lost) = (Vec::new(), Vec::new());
+        for (&id, call) in self
+            .calls
+            .iter()
+            .filter(|(_, call)| call.send_state.is_sent())
+        {
+            match &call.resend_copy {
+                Some(request) if may_resend && request.idempotent => {
+                    call.send_state.queue_again();
+                    again.push((**request).clone());
+                }
+                _ => lost.push(id),
+            }
+        }
+        let lost = lost.into_iter();
+        let lost = lost.filter_map(|id| Some((id, self.remove(id)?))).collect();
+        (again, lost)
+    }
+
+    /// Takes out every call, and takes no more.
+    pub(crate) fn close(&mut self, cause: Arc<str>) -> Vec<(CorrelationId, PendingCall)> {
+        self.closed.get_or_insert(cause);
+        let all: Vec<CorrelationId> = self.calls.keys().copied().collect();
+        all.into_iter()
+            .filter_map(|id| Some((id, self.remove(id)?)))
+            .collect()
+    }
+
+    pub(crate) fn closed_cause(&self) -> Option<Arc<str>> {
+        self.closed.clone()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.calls.len() + self.callbacks_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+    use std::thread;
+    use std::time::Duration;
+
+    fn call() -> PendingCall {
+        PendingCall {
+            send_state: Arc::new(SendState::until(crate::base::deadline::after(
+                Duration::MAX,
+            ))),
+            waiter: Waiter::Thread(bounded(1).0, Some(thread::current())),
+            resend_copy: None,
+            sent_in: None,
+            balanced: None,
+        }
+    }
+
+    #[test]
+    fn is_bounded_and_closes() {
+        let mut table = PendingTable::new(2);
+        let ids = [0; 3].map(|_| CorrelationId::random());
+        assert!(table.insert(ids[0], call()).is_ok());
+        assert!(table.insert(ids[1], call()).is_ok());
+        assert_eq!(table.insert(ids[2], call()), Err(Refusal::Full(2)));
+        assert!(table.remove(ids[0]).is_some());
+        assert!(table.remove(ids[0]).is_none());
+        assert!(table.insert(ids[2], call()).is_ok());
+        assert_eq!(table.close("a".into()).len(), 2);
+        assert_eq!(table.close("b".into()).len(), 0);
+        let refusal = table.insert(ids[0], call());
+        assert_eq!(refusal, Err(Refusal::Closed("a".into())));
+    }
+
+    #[test]
+    fn a_call_is_in_flight_until_its_callback_has_run() {
+        let mut table = PendingTable::new(1);
+        let id = CorrelationId::random();
+        table.insert(id, call()).unwrap();
+        assert!(table.set_callback(id, crossbeam_channel::unbounded().0));
+        assert!(table.remove(id).is_some());
+        assert_eq!(
+            table.insert(CorrelationId::random(), call()),
+            Err(Refusal::Full(1))
+        );
+        table.callback_done();
+        assert!(table.insert(id, call()).is_ok());
+    }
+
+    #[test]
+    fn a_lost_connection_takes_only_what_was_sent() {
+        let mut table = PendingTable::new(10);
+        let [sent, queued, idempotent] = [0; 3].map(|_| CorrelationId::random());
+        for id in [sent, queued] {
+            table.insert(id, call()).unwrap();
+        }
+        let publication = Publication {
+            idempotent: true,
+            ..Publication::new("", "q", Vec::new())
+        };
+        let again = PendingCall {
+            resend_copy: Some(Box::new(publication)),
+            ..call()
+        };
+        table.insert(idempotent, again).unwrap();
+        assert!(table.calls[&sent].send_state.start_sending());
+        assert!(table.calls[&idempotent].send_state.start_sending());
+        let (again, lost) = table.take_sent(true);
+        assert_eq!(again.len(), 1);
+        assert_eq!(lost.len(), 1);
+        assert_eq!(lost[0].0, sent);
+        assert!(table.remove(queued).is_some());
+        assert!(table.calls[&idempotent].send_state.start_sending(), "again");
+    }
+}

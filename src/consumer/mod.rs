@@ -1,0 +1,46 @@
+//! The consuming side that servers and subscribers share: deliveries in, handlers on a pool
+//! of workers, and out again as acknowledged, republished for another attempt, or
+//! dead-lettered.
+
+mod batch_job;
+mod clock_offsets;
+mod context;
+mod copy;
+mod deduplication;
+mod dispatcher;
+mod drain;
+mod executor;
+mod failure;
+mod handler;
+mod leases;
+mod memory_reply_store;
+mod options;
+mod pool;
+mod reply_store;
+mod reply_target;
+mod republish_confirms;
+mod republisher;
+mod request;
+mod settled;
+mod tracked;
+mod workers;
+
+pub(crate) use self::batch_job::BatchJob;
+pub(crate) use self::clock_offsets::ClockOffsets;
+pub use self::context::Context;
+pub(crate) use self::context::NestedClient;
+pub(crate) use self::deduplication::Deduplication;
+pub(crate) use self::dispatcher::{AfterDelivery, Dispatcher, LocalAttempts};
+pub(crate) use self::drain::{Left, drain};
+pub(crate) use self::executor::{Handlers, RequestExecutor};
+pub use self::handler::HandlerError;
+pub(crate) use self::handler::{Handler, of_event, of_raw_event, raw, typed};
+pub use self::memory_reply_store::MemoryReplyStore;
+pub(crate) use self::options::{ConsumedQueue, Options};
+pub(crate) use self::pool::Job;
+pub use self::reply_store::{ClaimOutcome, ReplyStore, StoreError};
+pub(crate) use self::republish_confirms::PendingRepublish;
+pub(crate) use self::republisher::{Republisher, Retries};
+pub(crate) use self::settled::Settled;
+pub(crate) use self::tracked::Tracked;
+pub(crate) use self::workers::{WorkerSetup, Workers};

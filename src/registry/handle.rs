@@ -1,0 +1,217 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::cache::Cache;
+use super::heartbeat::HeartbeatThread;
+use super::{
+    Balancer, Instance, Lookup, MemoryRegistryStore, PickedInstance, Registration, RegistryBuilder,
+    RegistryStore,
+};
+use crate::base::name::check_service;
+use crate::error::Result;
+
+/// A handle on a registry: where programs register, look up and balance.
+///
+/// Cheap to clone and free to share between threads. Look-ups are answered from a
+/// cache, which one thread of its own keeps fresh; another beats for what was
+/// registered here. Both start when they are first needed and end with the last
+/// handle.
+///
+/// ```
+/// use coney::{Broker, Registry, ServiceClient, ServiceServer};
+///
+/// let (broker, registry) = (Broker::memory(), Registry::memory());
+/// let server = ServiceServer::builder(&broker, "greeter")
+///     .handler("greet", |name: String| Ok::<_, String>(format!("Hello, {name}!")))
+///     .registry(&registry) // or Registry::connect("redis://localhost")?
+///     .start()?;
+/// for instance in registry.lookup("greeter")?.iter() {
+///     println!("{} on {:?}", instance.id(), instance.host());
+/// }
+/// # assert_eq!(registry.lookup("greeter")?.iter().count(), 1);
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn RegistryStore>,
+    cache: Arc<Cache>,
+    beats: Mutex<HeartbeatThread>,
+}
+
+impl Registry {
+    /// A registry inside this process, with the default options. Each call makes another
+    /// one: clone it to share it between servers and clients.
+    pub fn memory() -> Self {
+        Self::from_builder(RegistryBuilder::new(MemoryRegistryStore::new()))
+    }
+
+    /// Options for a registry over a store.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use coney::{MemoryRegistryStore, Registry};
+    ///
+    /// let store = MemoryRegistryStore::new().with_heartbeat_ttl(Duration::from_secs(10));
+    /// let registry = Registry::builder(store).cache_ttl(Duration::from_secs(5)).build()?;
+    /// # let _ = registry;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn builder(store: impl RegistryStore + 'static) -> RegistryBuilder {
+        RegistryBuilder::new(store)
+    }
+
+    /// Registers an instance of `service`, and beats for it until the
+    /// [`Registration`] is dropped, which deregisters it.
+    ///
+    /// Blocks until it is written, at most 3 s. If the store cannot be reached
+    /// that is no error: it is written as soon as it can be, and
+    /// [`Registration::state`] says so.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a name that
+    /// does not fit, or if no thread can be started.
+    ///
+    /// ```
+    /// use coney::{Instance, Registry};
+    ///
+    /// let registry = Registry::memory();
+    /// let registration = registry.register("web", Instance::new().with_port(8080))?;
+    /// assert_eq!(registry.pick("web", &coney::balance::Random)?.port(), Some(8080));
+    /// drop(registration);
+    /// registry.refresh("web")?;
+    /// assert!(registry.pick("web", &coney::balance::Random).is_err());
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn register(&self, service: &str, instance: Instance) -> Result<Registration> {
+        check_service(service)?;
+        instance.check()?;
+        let instance = instance.registered(service);
+        let sender = self.inner.beats.lock().thread()?;
+        let registration = Registration::start(self.clone(), sender, instance);
+        Ok(registration)
+    }
+
+    /// The living and healthy instances of a service, from the cache.
+    ///
+    /// The first look-up of a service blocks until the store has answered, at most the
+    /// look-up timeout, and so does the first one after what is known has become too old:
+    /// when it has not been asked for longer than the cache holds, or an instance in it
+    /// should have been heard of. Others do not block. While the store does not answer,
+    /// look-ups give what was last known and [say so](Lookup::stale_reason), or fail at once.
+    ///
+    /// Whoever comes, leaves or is not well any more is thus seen after half the time the
+    /// [cache holds](RegistryBuilder::cache_ttl), 30 s by default, by other processes than its
+    /// own: [`refresh`](Registry::refresh) sees it now.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Registry`](crate::ErrorKind::Registry) if nothing is known, as the
+    /// store has never answered for this service.
+    pub fn lookup(&self, service: &str) -> Result<Lookup> {
+        self.inner.cache.lookup(service, None)
+    }
+
+    /// Looks up at the store, now. Blocks until it has answered, at most the
+    /// look-up timeout.
+    ///
+    /// # Errors
+    ///
+    /// As [`lookup`](Registry::lookup); what was last known is not an answer here.
+    pub fn refresh(&self, service: &str) -> Result<Lookup> {
+        self.inner.cache.refresh(service, None)
+    }
+
+    /// Looks up and picks one of the living and healthy instances. Blocks as
+    /// [`lookup`](Registry::lookup) does. Until the [`PickedInstance`] is dropped, the instance
+    /// counts as busy with it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoInstance`](crate::ErrorKind::NoInstance) if there is none; as
+    /// [`lookup`](Registry::lookup).
+    pub fn pick(&self, service: &str, balancer: &dyn Balancer) -> Result<PickedInstance> {
+        self.lookup(service)?.pick(balancer, None)
+    }
+
+    /// [`pick`](Registry::pick) for a key, which
+    /// [`ConsistentHash`](balance::ConsistentHash) takes to the same instance as long as
+    /// there is that one.
+    ///
+    /// # Errors
+    ///
+    /// As [`pick`](Registry::pick).
+    pub fn pick_for(
+        &self,
+        service: &str,
+        balancer: &dyn Balancer,
+        key: &str,
+    ) -> Result<PickedInstance> {
+        self.lookup(service)?.pick(balancer, Some(key))
+    }
+
+    /// The services that have instances, in order, asked for at the store. Blocks as
+    /// long as that takes.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Registry`](crate::ErrorKind::Registry) if it does not answer.
+    pub fn services(&self) -> Result<Vec<String>> {
+        self.inner.store.services()
+    }
+
+    /// The cache, for those that have a deadline.
+    pub(crate) fn lookup_until(&self, service: &str, deadline: Instant) -> Result<Lookup> {
+        self.inner.cache.lookup(service, Some(deadline))
+    }
+
+    /// The same, asked for at the store.
+    pub(crate) fn refresh_until(&self, service: &str, deadline: Instant) -> Result<Lookup> {
+        self.inner.cache.refresh(service, Some(deadline))
+    }
+
+    /// Somebody had to find out that what is known is not so: the next look-up asks.
+    pub(crate) fn invalidate(&self, service: &str) {
+        self.inner.cache.invalidate(service);
+    }
+
+    /// What is known of a service without asking anybody.
+    pub(crate) fn known(&self, service: &str) -> Option<Lookup> {
+        self.inner.cache.known(service)
+    }
+
+    pub(super) fn from_builder(builder: RegistryBuilder) -> Self {
+        let store = builder.store;
+        let cache = Cache::new(
+            Arc::clone(&store),
+            builder.cache_ttl,
+            builder.lookup_timeout,
+        );
+        let cache = Arc::new(cache);
+        let beats = HeartbeatThread::new(
+            Arc::clone(&store),
+            builder.heartbeat_interval,
+            Arc::clone(&cache),
+        );
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                cache,
+                beats: Mutex::new(beats),
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").finish_non_exhaustive()
+    }
+}

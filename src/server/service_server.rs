@@ -1,0 +1,235 @@
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::ServiceServerBuilder;
+use super::health::Health;
+use super::sources::Consumers;
+use crate::base::deadline;
+use crate::consumer::{Left, drain};
+use crate::error::Result;
+use crate::registry::{Registration, RegistrationState};
+use crate::topology;
+use crate::transport::Broker;
+
+/// A running service: takes requests from its queue, runs handlers on its
+/// workers, replies, and acknowledges after the reply.
+///
+/// Several servers of one service, here or on other machines, share the queue:
+/// each request goes to one of them. Keep the server as long as it is to serve:
+/// dropping it shuts it down. Its queue stays, and keeps what callers send, until
+/// the next server of the service takes it.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use coney::{Broker, ServiceServer};
+///
+/// let server = ServiceServer::builder(&Broker::memory(), "math")
+///     .handler("double", |n: u64| Ok::<_, String>(n * 2))
+///     .handler("divide", |(a, b): (u64, u64)| {
+///         a.checked_div(b).ok_or("division by zero")
+///     })
+///     .start()?;
+/// server.shutdown(Duration::from_secs(10))?;
+/// # Ok::<(), coney::Error>(())
+/// ```
+#[must_use = "dropping the server shuts it down"]
+pub struct ServiceServer {
+    pub(super) service: String,
+    pub(super) consumers: Arc<Consumers>,
+    pub(super) registration: Option<Arc<Registration>>,
+    pub(super) health: Mutex<Option<Health>>,
+    pub(super) shutdown_timeout: Duration,
+    pub(super) stopped: AtomicBool,
+    /// Keeps the connection open as long as the server runs.
+    pub(super) _broker: Broker,
+}
+
+impl ServiceServer {
+    /// Options and handlers for a server of `service`.
+    pub fn builder(broker: &Broker, service: &str) -> ServiceServerBuilder {
+        ServiceServerBuilder::new(broker, service)
+    }
+
+    /// The service it serves.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// The id by which this instance is registered, where it has a
+    /// [registry](ServiceServerBuilder::registry).
+    pub fn instance_id(&self) -> Option<&str> {
+        self.registration.as_deref().map(Registration::id)
+    }
+
+    /// Whether this instance is in its registry, as far as is known; `None` without a
+    /// registry. Starting does not fail where the registry cannot be reached: this tells.
+    pub fn registration_state(&self) -> Option<RegistrationState> {
+        self.registration.as_deref().map(Registration::state)
+    }
+
+    /// The faults that keep the server from working as it should, if any. Does not block.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceServer};
+    /// let server = ServiceServer::builder(&Broker::memory(), "math")
+    ///     .handler("double", |n: u64| Ok::<_, String>(n * 2))
+    ///     .start()?;
+    /// assert!(server.state().is_well());
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn state(&self) -> ServerState {
+        let consumers = &self.consumers;
+        ServerState {
+            unhealthy: consumers.unhealthy.lock().clone(),
+            dead_letters_refused: consumers.requests.workers.dead_letter_fault(),
+            disconnected: consumers.requests.lost_for_good.lock().clone(),
+        }
+    }
+
+    /// Handles what is in the service's queue, and then shuts down: for programs that end
+    /// when their work is done. Goes on until the queue is empty, no handler runs and nothing
+    /// waits for another attempt, or half of `timeout` is over; the shutdown has the rest.
+    ///
+    /// Blocks at most `timeout`. Other servers of the service go on, and may take what this
+    /// one waits for. What is left at the end stays in its queue: with [`Broker::memory`] it
+    /// is gone with the process.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) with how many requests are left in
+    /// the queue or wait for another attempt, and those of [`shutdown`](ServiceServer::shutdown).
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// let broker = Broker::memory();
+    /// let server = ServiceServer::builder(&broker, "printer")
+    ///     .handler("print", |page: String| Ok::<_, String>(println!("{page}")))
+    ///     .start()?;
+    /// ServiceClient::new(&broker, "office")?.send("printer", "print", "page 1")?;
+    /// server.drain(Duration::from_secs(10))?; // page 1 is printed
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn drain(&self, timeout: Duration) -> Result<()> {
+        let deadline = deadline::after(timeout);
+        let workers = &self.consumers.requests.workers;
+        workers.check_not_worker_thread()?;
+        let queue = topology::request_queue(&self.service);
+        let Consumers {
+            shared, dispatcher, ..
+        } = &*self.consumers;
+        let drained = drain(timeout / 2, || {
+            if self.consumers.closed.load(Ordering::SeqCst) {
+                return Ok(Left::NOTHING); // another thread shuts it down
+            }
+            let queued = shared.backlog(&queue, deadline)?;
+            let running = workers.busy() + dispatcher.unsettled();
+            let later = match queued + running {
+                0 => dispatcher.waiting(&**shared, deadline)?,
+                _ => 0,
+            };
+            Ok(Left {
+                queued,
+                running,
+                later,
+            })
+        });
+        let rest = deadline.saturating_duration_since(Instant::now());
+        let stopped = self.shutdown(rest);
+        let left = drained?;
+        stopped?;
+        left.told(&self.service, timeout)
+    }
+
+    /// Deregisters, stops consuming, lets running handlers finish, reply and acknowledge,
+    /// and ends every worker. Requests that were fetched but not started go
+    /// back to the queue, for other servers of the service. A registry that does not answer
+    /// is no error: the instance then counts as dead after a while.
+    ///
+    /// Blocks until all that is done, at most `timeout`. A second call finds
+    /// nothing left to do. Not for the server's own handlers, which it would
+    /// wait for: there it does nothing and fails.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if handlers still
+    /// run: their requests go back to the queue, their replies are dropped,
+    /// and their threads end when they do. Or if the broker has not said by then that it has
+    /// the last replies and acknowledgements, during a memory alarm for example: what was
+    /// not acknowledged is then delivered again. [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if a
+    /// handler of this server calls it.
+    pub fn shutdown(&self, timeout: Duration) -> Result<()> {
+        let workers = &self.consumers.requests.workers;
+        workers.check_not_worker_thread()?;
+        let deadline = deadline::after(timeout);
+        // A registry or a broker that does not answer must not use up the handlers' time.
+        if let Some(registration) = &self.registration
+            && let Err(error) = registration.deregister(timeout / 4)
+        {
+            log::warn!(target: "coney::server", "{}: {error}", self.service);
+        }
+        self.consumers.closed.store(true, Ordering::SeqCst);
+        if let Some(health) = self.health.lock().take() {
+            health.stop(deadline::after(timeout / 8));
+        }
+        let soon = deadline::after(timeout / 4);
+        self.consumers.pause(soon);
+        self.consumers.give_back_jobs(workers.stop(), soon);
+        let finished = workers.finish(deadline, timeout);
+        // The handlers are done; the broker must have what they have answered too.
+        let was_stopped = self.stopped.swap(true, Ordering::Relaxed);
+        let finished = finished.and_then(|()| match was_stopped {
+            false => self.consumers.flush(deadline),
+            true => Ok(()),
+        });
+        self.consumers.close();
+        if !was_stopped {
+            log::info!(target: "coney::server", "{} has stopped", self.service);
+        }
+        finished
+    }
+}
+
+/// The faults that keep a server from working as it should; from [`ServiceServer::state`].
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerState {
+    /// The health check that fails, and how: the server consumes nothing.
+    pub unhealthy: Option<String>,
+    /// The reason why the last message that was to be dead-lettered was refused, until one is taken
+    /// again. Such messages wait in a retry queue meanwhile, and hold nothing up.
+    pub dead_letters_refused: Option<String>,
+    /// The reason why there is no broker any more: it was closed, or given up for good.
+    pub disconnected: Option<String>,
+}
+
+impl ServerState {
+    /// True if nothing does.
+    pub fn is_well(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Drop for ServiceServer {
+    fn drop(&mut self) {
+        if self.consumers.requests.workers.is_worker_thread() {
+            drop(self.consumers.requests.workers.stop());
+            return self.consumers.close();
+        }
+        if let Err(error) = self.shutdown(self.shutdown_timeout) {
+            log::warn!(target: "coney::server", "{error}");
+        }
+    }
+}
+
+impl fmt::Debug for ServiceServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceServer")
+            .field("service", &self.service)
+            .finish_non_exhaustive()
+    }
+}

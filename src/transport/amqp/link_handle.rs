@@ -1,0 +1,260 @@
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::coalesce_buffer::{Added, CoalesceBuffer};
+use super::command::{Command, CommandSender, Got, LinkId, Outgoing};
+use crate::base::log_relay;
+use crate::base::thread::OwnerProcess;
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::transport::{
+    ConfirmSender, Disposition, Limits, LinkHandle, PartialReply, Publication, Settler, is_large,
+};
+
+/// An open link of a connection.
+pub(super) struct AmqpLinkHandle {
+    pub(super) link: LinkId,
+    pub(super) sender: CommandSender,
+    pub(super) peer: Arc<str>,
+    pub(super) limits: Arc<Limits>,
+    pub(super) waiting: Arc<CoalesceBuffer>,
+    pub(super) home: OwnerProcess,
+}
+
+/// The threads on which amiquip runs, and with it a logger of the program's.
+const AMIQUIP_THREADS: [&str; 2] = ["amiquip-io", "coney-io-"];
+
+pub(super) fn no_room(peer: &str) -> Error {
+    Error::timed_out(
+        Phase::Send,
+        format!("timed out waiting for room among the messages for {peer}"),
+    )
+}
+
+pub(super) fn closed(peer: &str) -> Error {
+    Error::new(
+        ErrorKind::Closed,
+        format!("the connection to {peer} has been closed"),
+    )
+    .with_nothing_ran(true)
+}
+
+impl AmqpLinkHandle {
+    /// Fails where the operation could only wait for itself, or for threads that are not
+    /// there.
+    pub(super) fn check_thread(&self) -> Result<()> {
+        let misuse = |fault: String| Err(Error::new(ErrorKind::Misuse, fault));
+        if self.home.is_another() {
+            return misuse(format!(
+                "the connection to {} belongs to the process {}, from which this one was forked; \
+                 connect after the fork",
+                self.peer,
+                self.home.id()
+            ));
+        }
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or_default();
+        if AMIQUIP_THREADS.iter().any(|it| name.starts_with(it)) {
+            return misuse(format!(
+                "a logger must not use the connection to {} from the thread {name}: it would wait \
+                 for itself; log amiquip at info",
+                self.peer
+            ));
+        }
+        Ok(())
+    }
+
+    /// Hands over a request that may share a message.
+    fn publish_with_others(&self, mut request: Publication, deadline: Instant) -> Result<()> {
+        if !self.sender.make_room(&mut request, deadline) {
+            return Err(match self.sender.is_closed() {
+                true => self.closed(),
+                false => self.no_room(),
+            });
+        }
+        let added = self
+            .waiting
+            .add(Box::new(request), deadline, || self.request_flush());
+        match added {
+            Added::Waits => Ok(()),
+            Added::TooLate => Err(self.no_room()),
+            Added::Closed => Err(self.closed()),
+        }
+    }
+
+    /// Fails only after the end of the connection, which ends what waits.
+    fn request_flush(&self) {
+        let _ = self.command(Command::SendWaiting { link: self.link });
+    }
+
+    fn no_room(&self) -> Error {
+        no_room(&self.peer)
+    }
+
+    pub(super) fn command(&self, command: Command) -> Result<()> {
+        self.sender
+            .commands
+            .send(command)
+            .map_err(|_| self.closed())
+    }
+
+    /// Has something done, and waits until it is.
+    fn wait_for(
+        &self,
+        what: &str,
+        deadline: Instant,
+        command: impl FnOnce(LinkId, Sender<()>) -> Command,
+    ) -> Result<()> {
+        self.check_thread()?;
+        let (done, is_done) = bounded(1);
+        self.command(command(self.link, done))?;
+        is_done
+            .recv_deadline(deadline)
+            .map_err(|error| self.no_answer(error.is_timeout(), what))
+    }
+
+    fn closed(&self) -> Error {
+        closed(&self.peer)
+    }
+
+    fn get_from(&self, queue: Option<&str>, deadline: Instant) -> Got {
+        self.ask("give out a message", deadline, |link, done| Command::Get {
+            link,
+            queue: queue.map(str::to_owned),
+            done,
+        })
+    }
+
+    /// Asks something, and waits for the answer.
+    fn ask<T>(
+        &self,
+        what: &str,
+        deadline: Instant,
+        command: impl FnOnce(LinkId, Sender<Result<T>>) -> Command,
+    ) -> Result<T> {
+        self.check_thread()?;
+        let (done, answer) = bounded(1);
+        self.command(command(self.link, done))?;
+        match answer.recv_deadline(deadline) {
+            Ok(answer) => answer,
+            Err(error) => Err(self.no_answer(error.is_timeout(), what)),
+        }
+    }
+
+    pub(super) fn no_answer(&self, timed_out: bool, what: &str) -> Error {
+        if timed_out {
+            Error::timed_out(
+                Phase::Broker,
+                format!("{} did not {what} in time", self.peer),
+            )
+        } else {
+            self.closed()
+        }
+    }
+}
+
+impl LinkHandle for AmqpLinkHandle {
+    fn publish(
+        &self,
+        publication: Publication,
+        confirm: Option<ConfirmSender>,
+        deadline: Instant,
+    ) -> Result<()> {
+        self.check_thread()?;
+        publication.check(&self.limits)?;
+        if publication.coalesce.is_some() && !is_large(publication.body.len()) {
+            return self.publish_with_others(publication, deadline);
+        }
+        let outgoing = Outgoing::new(self.link, publication, confirm);
+        if self.sender.send(outgoing, deadline) {
+            return Ok(());
+        }
+        if self.sender.is_closed() {
+            return Err(self.closed());
+        }
+        Err(self.no_room())
+    }
+
+    fn get(&self, queue: &str, deadline: Instant) -> Got {
+        self.get_from(Some(queue), deadline)
+    }
+
+    fn get_own(&self, deadline: Instant) -> Got {
+        self.get_from(None, deadline)
+    }
+
+    fn backlog(&self, queue: &str, deadline: Instant) -> Result<usize> {
+        self.ask("count messages", deadline, |link, done| Command::Backlog {
+            link,
+            queue: queue.to_owned(),
+            done,
+        })
+    }
+
+    fn flush(&self, deadline: Instant) -> Result<()> {
+        let (done, is_done) = bounded(1);
+        self.command(Command::Flush {
+            link: self.link,
+            done,
+        })?;
+        let fault = match is_done.recv_deadline(deadline) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_timeout() => "did not confirm in time",
+            Err(_) => "was lost before it could confirm",
+        };
+        Err(Error::timed_out(
+            Phase::Shutdown,
+            format!(
+                "the connection to {} {fault} that the broker has the last replies and \
+                 acknowledgements; what it has not is delivered again",
+                self.peer
+            ),
+        ))
+    }
+
+    fn stop_consuming(&self, deadline: Instant) -> Result<()> {
+        self.wait_for("stop consuming", deadline, |link, done| {
+            let on = false;
+            Command::Consume { link, on, done }
+        })
+    }
+
+    fn resume_consuming(&self, deadline: Instant) -> Result<()> {
+        self.wait_for("resume consuming", deadline, |link, done| {
+            let on = true;
+            Command::Consume { link, on, done }
+        })
+    }
+
+    fn delete_own_queue(&self, deadline: Instant) -> Result<()> {
+        self.wait_for("delete a queue", deadline, |link, done| {
+            Command::DeleteOwnQueue { link, done }
+        })
+    }
+
+    fn close(&self) {
+        let _ = self.command(Command::CloseLink { link: self.link });
+    }
+}
+
+impl Settler for AmqpLinkHandle {
+    fn settle(&self, session: u64, tag: u64, outcome: Disposition) {
+        let _ = self.command(Command::Settler {
+            link: self.link,
+            session,
+            tag,
+            outcome: outcome.checked(&self.limits),
+        });
+    }
+
+    /// Over whatever connection there is when it is sent: if it is another one, what it
+    /// answers is delivered again, and answered again, which its caller does not notice.
+    fn reply(&self, _session: u64, _tag: u64, reply: PartialReply<'_>) {
+        let added = self.waiting.add_reply(reply, || self.request_flush());
+        if let Added::TooLate = added {
+            let line = format_args!("a reply is dropped: it cannot be sent in time");
+            log_relay::log(log::Level::Warn, "coney::amqp", line);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Declaring what a link needs, and starting its consumer.
+
+use amiquip::{
+    Channel, Consumer, ConsumerOptions, ExchangeDeclareOptions, FieldTable, QueueDeclareOptions,
+};
+
+use crate::topology::Topology;
+use crate::transport::amqp::convert::{self, Failure};
+use crate::transport::{LinkSpec, Source};
+
+/// AMQP's short strings hold no more.
+const LONGEST_NAME: usize = 255;
+
+pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Failure> {
+    for (name, kind) in topology.exchanges() {
+        let durable = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        channel.exchange_declare(convert::exchange_type(*kind), name, durable)?;
+    }
+    for (name, options) in topology.queues_with_options() {
+        let durable = QueueDeclareOptions {
+            durable: true,
+            arguments: convert::queue_arguments(options),
+            ..QueueDeclareOptions::default()
+        };
+        channel.queue_declare(name, durable)?;
+    }
+    for binding in topology.bindings() {
+        let no_arguments = FieldTable::default();
+        channel.queue_bind(
+            &binding.queue,
+            &binding.exchange,
+            &binding.routing_key,
+            no_arguments,
+        )?;
+    }
+    Ok(())
+}
+
+/// Declares a queue that other connections cannot have meanwhile.
+pub(super) fn declare_exclusive(channel: &Channel, queue: &str) -> Result<(), Failure> {
+    let exclusive = QueueDeclareOptions {
+        exclusive: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel.queue_declare(queue, exclusive)?;
+    Ok(())
+}
+
+/// A consumer that has been started, and the names of the queues that the link has for
+/// itself.
+#[derive(Default)]
+pub(super) struct Consumed<'c> {
+    pub(super) consumer: Option<Consumer<'c>>,
+    pub(super) reply_queue: Option<String>,
+    pub(super) own_queue: Option<String>,
+}
+
+pub(super) fn consume<'c>(channel: &'c Channel, spec: &LinkSpec) -> Result<Consumed<'c>, Failure> {
+    match &spec.source {
+        Source::Nothing => Ok(Consumed::default()),
+        Source::ReplyQueue => {
+            let of_our_own = QueueDeclareOptions {
+                exclusive: true,
+                auto_delete: true,
+                ..QueueDeclareOptions::default()
+            };
+            let queue = channel.queue_declare("", of_our_own)?;
+            let name = queue.name().to_owned();
+            let no_ack = ConsumerOptions {
+                no_ack: true,
+                ..ConsumerOptions::default()
+            };
+            Ok(Consumed {
+                consumer: Some(channel.basic_consume(&name, no_ack)?),
+                reply_queue: Some(name),
+                own_queue: None,
+            })
+        }
+        Source::OwnQueue {
+            name,
+            bind,
+            prefetch,
+        } => {
+            let of_our_own = QueueDeclareOptions {
+                exclusive: true,
+                ..QueueDeclareOptions::default()
+            };
+            // After a half-open loss the broker keeps the last one locked for a while.
+            let unique = format!("{:08x}", fastrand::u32(..));
+            let start = &name[..name.floor_char_boundary(LONGEST_NAME - unique.len() - 1)];
+            let name = format!("{start}.{unique}");
+            channel.queue_declare(&*name, of_our_own)?;
+            let (exchange, key) = bind;
+            channel.queue_bind(&*name, exchange, key, FieldTable::default())?;
+            let consumed = consume_from(channel, &name, *prefetch)?;
+            Ok(Consumed {
+                own_queue: Some(name),
+                ..consumed
+            })
+        }
+        Source::Queue { name, prefetch } => consume_from(channel, name, *prefetch),
+    }
+}
+
+fn consume_from<'c>(
+    channel: &'c Channel,
+    name: &str,
+    prefetch: u16,
+) -> Result<Consumed<'c>, Failure> {
+    // For each consumer started after it on this channel, and before: deliveries
+    // are never unbounded.
+    channel.qos(0, prefetch, false)?;
+    let consumer = channel.basic_consume(name, ConsumerOptions::default())?;
+    Ok(Consumed {
+        consumer: Some(consumer),
+        ..Consumed::default()
+    })
+}

@@ -1,0 +1,226 @@
+//! The event loop of a session: everything that the I/O thread does while it is connected.
+
+use std::convert::Infallible;
+
+use amiquip::ConnectionBlockedNotification;
+use crossbeam_channel::TryRecvError;
+
+use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
+use super::wake::Wake;
+use crate::base::log_relay;
+use crate::transport::amqp::command::{Command, LinkId};
+use crate::transport::amqp::state_listener::ConnectionState;
+use crate::transport::amqp::watchdog::Watchdog;
+
+/// How much is taken from one source before the others are looked at again.
+const BUDGET: usize = 64;
+
+/// Cuts the connection while a panic unwinds.
+struct CutOnPanic<'c>(&'c Watchdog);
+
+impl Drop for CutOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.kill();
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Opens every registered link and serves them until the end.
+    pub(in crate::transport::amqp) fn run(mut self) -> SessionEnd {
+        // A panic unwinds through amiquip's channels, which would wait for the broker.
+        let _cut = CutOnPanic(self.io.watchdog);
+        let Err(end) = self.serve();
+        let end = match end {
+            SessionEnd::Lost(cause) => {
+                self.learn_limits();
+                let closed = self.io.observed.any_channel_close();
+                let cause = match closed {
+                    _ if self.io.watchdog.fired() => self.operation_timed_out(),
+                    Some((_, reason)) => format!("the broker closed a channel: {reason}"),
+                    None => cause,
+                };
+                self.drain_after_loss(&cause);
+                SessionEnd::Lost(cause)
+            }
+            SessionEnd::Closed => SessionEnd::Closed,
+        };
+        let _armed = self.arm();
+        match &end {
+            SessionEnd::Lost(_) => {
+                self.io.watchdog.kill();
+                for command in std::mem::take(&mut self.deferred) {
+                    self.io.link_table.apply(command);
+                }
+            }
+            // The broker would not answer.
+            SessionEnd::Closed if self.blocked => self.io.watchdog.kill(),
+            SessionEnd::Closed => {
+                for link_channel in std::mem::take(&mut self.link_channels).into_values() {
+                    let _ = link_channel.end(self.number);
+                }
+            }
+        }
+        end
+    }
+
+    fn serve(&mut self) -> Result<Infallible, SessionEnd> {
+        for link in self.io.link_table.ids() {
+            self.open_link(link)?;
+        }
+        // What is to be sent again goes first.
+        // (As far as it can be sent at once; the loop has the rest.)
+        self.outgoing(self.io.link_table.resend.len())?;
+        for link in self.io.link_table.ids() {
+            self.send_waiting(link)?;
+        }
+        loop {
+            match self.wait() {
+                Wake::Command => self.commands()?,
+                Wake::Outgoing => self.outgoing(BUDGET)?,
+                Wake::Notice => self.notices()?,
+                Wake::Deliveries(link) => self.deliveries(link)?,
+                Wake::Returns(link) => self.returns(link)?,
+                Wake::Confirms(link) => {
+                    if let Some(link_channel) = self.link_channels.get_mut(&link) {
+                        let result = link_channel.pass_on_confirms(BUDGET);
+                        result.or_else(|failure| self.link_channel_failed(link, failure))?;
+                    }
+                }
+                Wake::LargeConfirms => self.large_confirms()?,
+                Wake::LargeReturns => self.large_returns()?,
+                Wake::Room => {
+                    let _ = self.io.transit.woken().try_recv();
+                    self.run_deferred()?;
+                    self.send_large()?;
+                }
+                Wake::RetryRefused => self.retry_refused()?,
+                Wake::Sweep => {
+                    let new = self.io.receiver.outgoing.try_iter();
+                    self.io.link_table.keep_unsent(new);
+                }
+            }
+        }
+    }
+
+    fn deliveries(&mut self, link: LinkId) -> Result<(), SessionEnd> {
+        let _armed = self.arm();
+        let Some(link_channel) = self.link_channels.get_mut(&link) else {
+            return Ok(());
+        };
+        let mut fallbacks = Vec::new();
+        let result = link_channel.pass_on_deliveries(self.number, BUDGET, &mut fallbacks);
+        self.io.link_table.send_first(link, fallbacks);
+        result.map_err(lost)
+    }
+
+    fn returns(&mut self, link: LinkId) -> Result<(), SessionEnd> {
+        let Some(link_channel) = self.link_channels.get_mut(&link) else {
+            return Ok(());
+        };
+        let mut fallbacks = Vec::new();
+        let result = link_channel.pass_on_returns(&mut fallbacks);
+        self.io.link_table.send_first(link, fallbacks);
+        result.or_else(|failure| self.link_channel_failed(link, failure))
+    }
+
+    fn commands(&mut self) -> Result<(), SessionEnd> {
+        for _ in 0..BUDGET {
+            let may_act = self.deferred.is_empty() && self.may_publish();
+            match self.io.receiver.commands.try_recv() {
+                Ok(Command::Close) => self.command(Command::Close)?,
+                Ok(command) if may_act => self.command(command)?,
+                // In their order: behind those that wait already.
+                Ok(command) => self.deferred.push_back(command),
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(SessionEnd::Closed),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn command(&mut self, command: Command) -> Result<(), SessionEnd> {
+        let _armed = self.arm();
+        match command {
+            Command::Open { link, registered } => {
+                self.io.link_table.add(link, registered);
+                self.open_link(link)
+            }
+            Command::Settler {
+                link,
+                session,
+                tag,
+                outcome,
+            } => {
+                if session != self.number {
+                    return Ok(()); // the broker has taken that delivery back
+                }
+                self.settle(link, tag, outcome)
+            }
+            Command::SendWaiting { link } => self.send_waiting(link),
+            Command::Get { link, queue, done } => self.get(link, queue.as_deref(), &done),
+            Command::Backlog { link, queue, done } => {
+                self.ask(link, &queue, &done, |link_channel| {
+                    link_channel.backlog(&queue)
+                })
+            }
+            Command::Flush { link, done } => {
+                self.large.flushes.push((link, done));
+                self.flush_links()
+            }
+            Command::Consume { link, on, done } => {
+                self.io.link_table.pause(link, !on);
+                self.consume(link, on)?;
+                let _ = done.try_send(());
+                Ok(())
+            }
+            Command::DeleteOwnQueue { link, done } => {
+                if let Some(link_channel) = self.link_channels.get_mut(&link) {
+                    link_channel.delete_own_queue().map_err(lost)?;
+                }
+                let _ = done.try_send(());
+                Ok(())
+            }
+            Command::CloseLink { link } => self.close_link(link),
+            Command::Close => {
+                let _ = self.finish(); // lost or not, it is the end
+                Err(SessionEnd::Closed)
+            }
+        }
+    }
+
+    fn notices(&mut self) -> Result<(), SessionEnd> {
+        match self.notices.try_recv() {
+            Ok(ConnectionBlockedNotification::Blocked(reason)) => {
+                log_relay::log(
+                    log::Level::Warn,
+                    "coney::amqp",
+                    format_args!("the broker blocks publishing: {reason}"),
+                );
+                self.blocked = true;
+                self.io.watchdog.suspend_user_timeout(true);
+                self.io
+                    .state_notifier
+                    .notify(ConnectionState::Blocked(reason));
+            }
+            Ok(ConnectionBlockedNotification::Unblocked) => {
+                log_relay::log(
+                    log::Level::Info,
+                    "coney::amqp",
+                    format_args!("the broker takes messages again"),
+                );
+                self.blocked = false;
+                self.io.watchdog.suspend_user_timeout(false);
+                self.io.state_notifier.notify(ConnectionState::Unblocked);
+                self.run_deferred()?;
+                self.send_large()?;
+            }
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => {
+                return Err(SessionEnd::Lost(CONNECTION_ENDED.to_owned()));
+            }
+        }
+        Ok(())
+    }
+}

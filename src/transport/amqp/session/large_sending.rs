@@ -1,0 +1,258 @@
+//! Sending messages with large bodies, and what the broker answers to them.
+
+use amiquip::Confirm;
+use crossbeam_channel::{Select, TryRecvError};
+
+use super::large::{LargeChannel, UnderWay};
+use super::link_ops::Opened;
+use super::publish::{Refusal, publish};
+use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
+use crate::base::log_relay;
+use crate::transport::amqp::convert::{self, Failure};
+use crate::transport::{ConfirmOutcome, Disposition, Refused};
+
+impl<'c> Session<'c> {
+    /// Sends the next large message, if none is under way.
+    pub(super) fn send_large(&mut self) -> Result<(), SessionEnd> {
+        while self.large.is_ready() && self.may_publish() {
+            let Some(mut next) = self.large.waiting.pop_front() else {
+                return Ok(());
+            };
+            if next.answers.is_some() && !self.link_channels.contains_key(&next.link) {
+                continue; // the request has gone back to its queue
+            }
+            if !next.publication.start_sending() {
+                continue;
+            }
+            if self.large.channel.is_none() {
+                match self.open_large()? {
+                    Opened::Yes(channel) => self.large.channel = Some(channel),
+                    Opened::Refused(reason) => {
+                        let under_way = UnderWay::of(&mut next);
+                        self.refused_large(under_way, Refusal::Other(reason))?;
+                        continue;
+                    }
+                }
+            }
+            let Some(LargeChannel { channel, .. }) = &self.large.channel else {
+                return Ok(());
+            };
+            let _armed = self.arm();
+            self.large.under_way = Some(UnderWay::of(&mut next));
+            publish(
+                channel,
+                next.publication,
+                next.reply_queue,
+                &self.io.transit,
+            )
+            .map_err(lost)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the large messages that wait, one after the other: each for at most the operation
+    /// timeout.
+    pub(super) fn finish_large(&mut self) -> Result<(), SessionEnd> {
+        loop {
+            self.send_large()?;
+            if self.large.under_way.is_none() {
+                return Ok(());
+            }
+            let Some(confirms) = self.large.confirms().cloned() else {
+                return Ok(());
+            };
+            let mut ready = Select::new();
+            ready.recv(&confirms);
+            if ready.ready_timeout(self.io.operation_timeout).is_err() {
+                return Ok(());
+            }
+            self.large_confirms()?;
+        }
+    }
+
+    /// Answers those who wait until the broker has all, where it has.
+    pub(super) fn flush_links(&mut self) -> Result<(), SessionEnd> {
+        let flushes = std::mem::take(&mut self.large.flushes);
+        for (link, done) in flushes {
+            if self.large.concerns(link) {
+                self.large.flushes.push((link, done));
+                continue;
+            }
+            let _armed = self.arm();
+            if let Some(link_channel) = self.link_channels.get_mut(&link) {
+                link_channel.flush().map_err(lost)?;
+            }
+            let _ = done.try_send(());
+        }
+        Ok(())
+    }
+
+    fn open_large(&mut self) -> Result<Opened<LargeChannel<'c>>, SessionEnd> {
+        let _armed = self.arm();
+        let idle = self.open_channel(true);
+        let number = idle.as_ref().ok().map(|it| it.channel.channel_id());
+        let opened = idle.and_then(|idle| {
+            let returns = idle.channel.listen_for_returns()?;
+            let confirms = idle.confirm()?.confirms;
+            Ok(LargeChannel {
+                channel: idle.channel,
+                confirms,
+                returns,
+            })
+        });
+        match opened {
+            Ok(channel) => Ok(Opened::Yes(channel)),
+            Err(Failure::Refused(error)) => {
+                number.into_iter().for_each(|it| self.channel_gone(it));
+                Ok(Opened::Refused(error.to_string()))
+            }
+            Err(Failure::Lost(cause)) => Err(SessionEnd::Lost(cause)),
+        }
+    }
+
+    /// Looks at what the broker says of the message under way.
+    pub(super) fn large_confirms(&mut self) -> Result<(), SessionEnd> {
+        // What was returned was returned before; that there will be no more shows below too.
+        let _ = self.large_returned();
+        let Some(large) = &self.large.channel else {
+            return Ok(());
+        };
+        match large.confirms.try_recv() {
+            Ok(confirm) => {
+                let taken = matches!(confirm, Confirm::Ack(_));
+                if let Some(under_way) = self.large.under_way.take() {
+                    self.confirmed_large(under_way, taken)?;
+                }
+                self.send_large()?;
+                self.flush_links()
+            }
+            Err(TryRecvError::Empty) => Ok(()),
+            Err(TryRecvError::Disconnected) => self.large_closed(),
+        }
+    }
+
+    pub(super) fn large_returns(&mut self) -> Result<(), SessionEnd> {
+        match self.large_returned() {
+            Ok(()) => Ok(()),
+            // What was confirmed before counts.
+            Err(_) => self.large_confirms(),
+        }
+    }
+
+    /// Notes what was returned, if anything; an error if the channel is closed.
+    fn large_returned(&mut self) -> Result<(), TryRecvError> {
+        let Some(large) = &self.large.channel else {
+            return Ok(());
+        };
+        match large.returns.try_recv() {
+            Ok(returned) => {
+                if let Some(under_way) = &mut self.large.under_way {
+                    under_way.returned = Some(convert::returned(returned));
+                }
+                Ok(())
+            }
+            Err(TryRecvError::Empty) => Ok(()),
+            Err(closed) => Err(closed),
+        }
+    }
+
+    fn confirmed_large(&mut self, under_way: UnderWay, taken: bool) -> Result<(), SessionEnd> {
+        let UnderWay {
+            link,
+            confirm,
+            answers,
+            returned,
+            ..
+        } = under_way;
+        if let Some(tag) = answers {
+            return self.settle(link, tag, Disposition::Ack { reply: None });
+        }
+        match (confirm, returned) {
+            (Some(confirm), returned) => confirm.settle(match returned {
+                Some(returned) => ConfirmOutcome::Returned(returned.reason),
+                None if taken => ConfirmOutcome::Confirmed,
+                None => ConfirmOutcome::Refused("a queue is full, or has failed".to_owned()),
+            }),
+            (None, Some(returned)) => self.io.link_table.returned(link, returned),
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    /// The broker has closed the channel: because of the message under way. Or the whole
+    /// connection has ended.
+    fn large_closed(&mut self) -> Result<(), SessionEnd> {
+        let closed = self.large.channel.take().map(|it| it.channel.channel_id());
+        let reason = closed.and_then(|channel| {
+            let reason = self.io.observed.channel_close(channel)?;
+            self.channel_gone(channel);
+            Some(reason)
+        });
+        let Some(reason) = reason else {
+            return Err(SessionEnd::Lost(CONNECTION_ENDED.to_owned()));
+        };
+        if let Some(under_way) = self.large.under_way.take() {
+            self.refused_large(under_way, Refusal::parse(&reason))?;
+        }
+        self.send_large()?;
+        self.flush_links()
+    }
+
+    fn refused_large(&mut self, under_way: UnderWay, refusal: Refusal) -> Result<(), SessionEnd> {
+        let UnderWay {
+            link,
+            confirm,
+            answers,
+            correlation_id,
+            if_too_large,
+            bytes,
+            ..
+        } = under_way;
+        let limit = match &refusal {
+            Refusal::TooLarge(limit) => {
+                self.io.limits.learn_max_body(bytes, *limit);
+                *limit
+            }
+            Refusal::Other(_) => None,
+        };
+        log_relay::log(
+            log::Level::Warn,
+            "coney::amqp",
+            format_args!(
+                "the broker does not take a message of {bytes} bytes{}",
+                match &refusal {
+                    Refusal::TooLarge(_) => ": it is too large".to_owned(),
+                    Refusal::Other(reason) => format!(": {reason}"),
+                }
+            ),
+        );
+        if let Some(tag) = answers {
+            let reply = if_too_large;
+            return self.settle(link, tag, Disposition::Ack { reply });
+        }
+        match confirm {
+            Some(confirm) => confirm.settle(match refusal {
+                Refusal::TooLarge(limit) => ConfirmOutcome::TooLarge(limit),
+                Refusal::Other(reason) => ConfirmOutcome::Refused(reason),
+            }),
+            None if if_too_large.is_some() => {
+                let fallback = if_too_large.map(|it| *it);
+                self.io.link_table.send_first(link, fallback.into_iter());
+            }
+            None => {
+                let reason = match refusal {
+                    Refusal::TooLarge(_) => None,
+                    Refusal::Other(reason) => Some(reason),
+                };
+                let refused = Refused {
+                    correlation_id: correlation_id.as_deref(),
+                    bytes,
+                    limit,
+                    reason: reason.as_deref(),
+                };
+                self.io.link_table.refused(link, refused);
+            }
+        }
+        Ok(())
+    }
+}

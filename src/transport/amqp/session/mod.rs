@@ -1,0 +1,21 @@
+//! One connection from login to loss: the event loop that owns its channels.
+
+mod coalesce;
+mod declare;
+mod event_loop;
+mod idle_channel;
+mod large;
+mod large_sending;
+mod link_channel;
+mod link_consumer;
+mod link_ops;
+mod loss;
+mod publish;
+mod sending;
+mod state;
+mod unconfirmed;
+mod wake;
+
+pub(super) use self::state::{
+    CONNECTION_ENDED, SWEEP_INTERVAL, Session, SessionContext, SessionEnd,
+};

@@ -1,0 +1,73 @@
+//! Handing one message to amiquip, and why the broker may refuse it.
+
+use amiquip::Channel;
+
+use crate::transport::Publication;
+use crate::transport::amqp::convert::{self, Failure};
+use crate::transport::amqp::transit::Transit;
+
+/// Publishes a message. `Ok` means that amiquip has queued it.
+pub(super) fn publish(
+    channel: &Channel,
+    publication: Publication,
+    reply_queue: Option<String>,
+    transit: &Transit,
+) -> Result<(), Failure> {
+    let mut properties = publication.properties;
+    let body = if publication.body.wants_reply_queue() {
+        let body = publication
+            .body
+            .fill(reply_queue.as_deref().unwrap_or_default());
+        properties.reply_to = reply_queue;
+        body
+    } else {
+        publication.body.fill("")
+    };
+    transit.handing(channel.channel_id(), body.len());
+    Ok(channel.basic_publish(
+        publication.exchange,
+        amiquip::Publish {
+            body: &body,
+            routing_key: publication.routing_key,
+            mandatory: publication.mandatory,
+            immediate: false,
+            properties: convert::to_amqp(properties),
+        },
+    )?)
+}
+
+/// The reason why the broker did not take the message under way.
+pub(super) enum Refusal {
+    /// With the limit, if the broker named it.
+    TooLarge(Option<usize>),
+    Other(String),
+}
+
+impl Refusal {
+    /// From RabbitMQ's reason for closing the channel.
+    pub(super) fn parse(reason: &str) -> Self {
+        match reason.split_once("is larger than configured max size ") {
+            Some((_, limit)) => {
+                let digits = limit.split(|c: char| !c.is_ascii_digit()).next();
+                Self::TooLarge(digits.and_then(|digits| digits.parse().ok()))
+            }
+            None => Self::Other(reason.to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_read_off_the_brokers_reason() {
+        let reason = "PRECONDITION_FAILED - message size 2097152 is larger than configured max size 1048576 (406)";
+        assert!(matches!(
+            Refusal::parse(reason),
+            Refusal::TooLarge(Some(1_048_576))
+        ));
+        let reason = "NOT_FOUND - no exchange 'x' in vhost '/' (404)";
+        assert!(matches!(Refusal::parse(reason), Refusal::Other(_)));
+    }
+}

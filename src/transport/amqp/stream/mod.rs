@@ -1,0 +1,12 @@
+//! The socket that amiquip gets: every byte in and out is checked or counted here.
+
+mod frame_guard;
+mod guarded_stream;
+mod observed;
+mod oversized_body;
+mod sanitize;
+mod start_ok;
+
+pub(super) use self::frame_guard::FRAME_MAX;
+pub(super) use self::guarded_stream::GuardedStream;
+pub(super) use self::observed::Observed;

@@ -1,0 +1,122 @@
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use super::frame_guard::FRAME_MAX;
+use crate::transport::Oversized;
+
+/// What the stream saw that amiquip does not tell.
+#[derive(Debug)]
+pub(in crate::transport::amqp) struct Observed {
+    server_close: Mutex<Option<(u16, String)>>,
+    /// The channels that the broker closed, with its reasons.
+    channel_closes: Mutex<HashMap<u16, String>>,
+    violation: Mutex<Option<String>>,
+    frame_max: AtomicU32,
+    blocked: AtomicBool,
+    /// Bodies over the limit, by channel and delivery tag, until their messages come.
+    oversized: Mutex<HashMap<(u16, u64), Oversized>>,
+    has_oversized: AtomicBool,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self {
+            server_close: Mutex::default(),
+            channel_closes: Mutex::default(),
+            violation: Mutex::default(),
+            frame_max: AtomicU32::new(FRAME_MAX),
+            blocked: AtomicBool::new(false),
+            oversized: Mutex::default(),
+            has_oversized: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Observed {
+    /// The code and text of the broker's `connection.close`, if it sent one.
+    pub(in crate::transport::amqp) fn server_close(&self) -> Option<(u16, String)> {
+        self.server_close.lock().clone()
+    }
+
+    /// The broker's reason for closing a channel, if it did.
+    pub(in crate::transport::amqp) fn channel_close(&self, channel: u16) -> Option<String> {
+        self.channel_closes.lock().get(&channel).cloned()
+    }
+
+    /// A channel that the broker closed, with its reason, if it closed any.
+    pub(in crate::transport::amqp) fn any_channel_close(&self) -> Option<(u16, String)> {
+        let closes = self.channel_closes.lock();
+        closes
+            .iter()
+            .next()
+            .map(|(&channel, reason)| (channel, reason.clone()))
+    }
+
+    /// That a channel was closed has been dealt with, and is no reason for what comes later.
+    pub(in crate::transport::amqp) fn forget_channel_close(&self, channel: u16) {
+        self.channel_closes.lock().remove(&channel);
+    }
+
+    /// Why the guard refused what came in, if it did.
+    pub(in crate::transport::amqp) fn violation(&self) -> Option<String> {
+        self.violation.lock().clone()
+    }
+
+    /// The largest frame that both sides take.
+    pub(in crate::transport::amqp) fn frame_max(&self) -> u32 {
+        self.frame_max.load(Ordering::Relaxed)
+    }
+
+    /// The broker reads nothing that is published, as it is short of memory or disk.
+    pub(in crate::transport::amqp) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::SeqCst)
+    }
+
+    /// The body of a message that was left out because of its size.
+    pub(in crate::transport::amqp) fn take_oversized(
+        &self,
+        channel: u16,
+        tag: u64,
+    ) -> Option<Oversized> {
+        if !self.has_oversized.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut oversized = self.oversized.lock();
+        let found = oversized.remove(&(channel, tag));
+        self.has_oversized
+            .store(!oversized.is_empty(), Ordering::Release);
+        found
+    }
+
+    pub(in crate::transport::amqp) fn record_violation(&self, text: String) {
+        self.violation.lock().get_or_insert(text);
+    }
+
+    pub(in crate::transport::amqp) fn record_channel_close(&self, channel: u16, reason: String) {
+        self.channel_closes.lock().insert(channel, reason);
+    }
+
+    pub(in crate::transport::amqp) fn record_server_close(&self, code: u16, text: String) {
+        self.server_close.lock().get_or_insert((code, text));
+    }
+
+    pub(in crate::transport::amqp) fn record_frame_max(&self, bytes: u32) {
+        self.frame_max.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(in crate::transport::amqp) fn record_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::SeqCst);
+    }
+
+    pub(in crate::transport::amqp) fn record_oversized(
+        &self,
+        channel: u16,
+        tag: u64,
+        oversized: Oversized,
+    ) {
+        self.oversized.lock().insert((channel, tag), oversized);
+        self.has_oversized.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,146 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+
+use super::command::{self, Command, CommandSender, RegisteredLink};
+use super::config::Config;
+use super::stream::FRAME_MAX;
+
+use super::coalesce_buffer::CoalesceBuffer;
+use super::io_thread::IoHandle;
+use super::link_handle::{AmqpLinkHandle, closed, no_room};
+use super::state_listener::Listener;
+use crate::base::thread::OwnerProcess;
+use crate::error::{Error, Phase, Result};
+use crate::transport::{Limits, LinkHandle, LinkSpec, Room, Settler, Sink, Transport};
+
+pub(crate) struct AmqpTransport {
+    sender: CommandSender,
+    io: IoHandle,
+    last_link: AtomicU64,
+    peer: Arc<str>,
+    limits: Arc<Limits>,
+    config: Config,
+    /// The process that has made the connection. In one that was forked from it there are
+    /// no threads to serve it, and its socket is the parent's.
+    home: OwnerProcess,
+}
+
+impl AmqpTransport {
+    /// Starts the I/O thread and waits for its first connection.
+    pub(super) fn connect(config: Config, listener: Option<Listener>) -> Result<Self> {
+        let peer = Arc::from(config.address());
+        let limits = Arc::new(Limits::new(
+            config.max_body,
+            config.max_dead_letter,
+            FRAME_MAX as usize,
+        ));
+        let (sender, receiver) = command::channels(config.outgoing_bytes);
+        let io = IoHandle::start(config.clone(), receiver, Arc::clone(&limits), listener)?;
+        Ok(Self {
+            sender,
+            io,
+            last_link: AtomicU64::new(0),
+            peer,
+            limits,
+            config,
+            home: OwnerProcess::current(),
+        })
+    }
+}
+
+impl Transport for AmqpTransport {
+    fn open(
+        &self,
+        spec: LinkSpec,
+        sink: Arc<dyn Sink>,
+        deadline: Instant,
+    ) -> Result<Arc<dyn LinkHandle>> {
+        let handle = Arc::new(AmqpLinkHandle {
+            link: self.last_link.fetch_add(1, Ordering::Relaxed) + 1,
+            sender: self.sender.clone(),
+            peer: Arc::clone(&self.peer),
+            limits: Arc::clone(&self.limits),
+            waiting: Arc::new(CoalesceBuffer::new(self.config.max_body)),
+            home: self.home,
+        });
+        handle.check_thread()?;
+        let (done, opened) = bounded(1);
+        let settler = Arc::clone(&handle) as Arc<dyn Settler>;
+        handle.command(Command::Open {
+            link: handle.link,
+            registered: RegisteredLink {
+                spec,
+                sink,
+                settler,
+                waiting: Arc::clone(&handle.waiting),
+                opening: Some(done),
+            },
+        })?;
+        match opened.recv_deadline(deadline) {
+            Ok(Ok(())) => Ok(handle),
+            Ok(Err(error)) => Err(error),
+            Err(error) => {
+                handle.close();
+                Err(handle.no_answer(error.is_timeout(), "declare what the link needs"))
+            }
+        }
+    }
+
+    fn second_connection(&self, large: Option<usize>) -> Result<Option<Box<dyn Transport>>> {
+        let mut config = self.config.clone();
+        if let Some(bytes) = large {
+            config.max_body = bytes;
+            config.outgoing_bytes = bytes;
+            config.operation_timeout +=
+                TIME_PER_LARGE * u32::try_from(bytes >> 18).unwrap_or(u32::MAX);
+        }
+        let another = Self::connect(config, None)?;
+        Ok(Some(Box::new(another)))
+    }
+
+    fn has_sessions(&self) -> bool {
+        true
+    }
+
+    fn reserve(&self, bytes: usize, deadline: Option<Instant>) -> Result<Option<Arc<Room>>> {
+        match self.sender.reserve(bytes, deadline) {
+            Some(room) => Ok(Some(room)),
+            None if self.sender.is_closed() => Err(closed(&self.peer)),
+            None => Err(no_room(&self.peer)),
+        }
+    }
+
+    /// In a forked process it does nothing: there the connection is another's.
+    fn close(&self, deadline: Instant) -> Result<()> {
+        if self.home.is_another() {
+            return Ok(());
+        }
+        let _ = self.sender.commands.send(Command::Close);
+        if self.io.join(deadline) {
+            return Ok(());
+        }
+        Err(Error::timed_out(
+            Phase::Shutdown,
+            format!("the connection to {} did not close in time", self.peer),
+        ))
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// A call takes some hundred microseconds, more than is worth it.
+    fn spin_for(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn address(&self) -> &str {
+        &self.peer
+    }
+}
+
+/// For each 256 KiB of a message that goes out over a connection of its own.
+const TIME_PER_LARGE: Duration = Duration::from_secs(1);
