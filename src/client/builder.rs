@@ -39,6 +39,29 @@ pub struct ServiceClientBuilder {
     coalesce: Option<BatchLimits>,
 }
 
+impl ServiceClient {
+    /// A client with the default options. `name` is the service that calls, as
+    /// others see it in `source_service`.
+    ///
+    /// Blocks until the broker has made its reply queue, at most 10 s.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a name that does not fit,
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut),
+    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) or
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) if
+    /// the broker does not oblige.
+    pub fn new(broker: &Broker, name: &str) -> Result<Self> {
+        Self::builder(broker, name).build()
+    }
+
+    /// Options for a client.
+    pub fn builder(broker: &Broker, name: &str) -> ServiceClientBuilder {
+        ServiceClientBuilder::new(broker, name)
+    }
+}
+
 impl ServiceClientBuilder {
     pub(super) fn new(broker: &Broker, name: &str) -> Self {
         Self {

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::core::SentCall;
 use super::decode::CallTarget;
 use super::discovery::Route;
 use super::options::Kind;
 use super::pending_table::{PendingCall, Refusal, Waiter};
 use super::reply_slot::ReplySlot;
+use super::sent_call::SentCall;
 use super::{CallOptions, ServiceClient};
 use crate::base::deadline;
 use crate::base::name::check_short_string;

@@ -40,7 +40,7 @@ pub(crate) enum CallOutcome {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TooLarge {
     /// The request, for the broker.
-    PreparedCall { bytes: usize, limit: Option<usize> },
+    Request { bytes: usize, limit: Option<usize> },
     /// The reply, for this client.
     Reply { bytes: u64 },
 }

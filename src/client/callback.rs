@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::call_outcome::{Callback, CallbackEvent};
-use super::core::decided;
 use super::router::Router;
+use super::sent_call::decided;
 use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::base::thread::NamedThread;

@@ -1,24 +1,24 @@
-//! The state that all clones of a client share, and the wait for one call.
+//! The state that all clones of a client share.
 
 use std::sync::Arc;
-use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
+use super::CallOptions;
 use super::call_outcome::{CallOutcome, CallbackEvent};
 use super::callback::CallbackThread;
 use super::decode::CallTarget;
-use super::discovery::Discovery;
-use super::reply_slot::ReplySlot;
+use super::discovery::{Discovery, Route};
 use super::router::Router;
-use crate::base::park;
+use super::sent_call::SentCall;
 use crate::error::{Error, Result};
-use crate::message::CorrelationId;
-use crate::transport::{Broker, CoalesceLimits, LinkHandle, SendState, Sink};
+use crate::topology;
+use crate::transport::{Broker, CoalesceLimits, LinkHandle, Sink};
 
+/// A client without its handles.
 pub(super) struct ClientCore {
     pub(super) name: String,
     pub(super) timeout: Duration,
@@ -26,54 +26,33 @@ pub(super) struct ClientCore {
     pub(super) handle: Arc<dyn LinkHandle>,
     pub(super) router: Arc<Router>,
     pub(super) discovery: Option<Discovery>,
-    /// What may share a message.
+    /// The limits of a message that several calls share, if they may.
     pub(super) coalesce: Option<CoalesceLimits>,
     pub(super) callbacks: Mutex<Option<CallbackThread>>,
 }
 
-pub(super) const CLIENT_CLOSED: &str = "the client has been closed";
-
-/// A request on its way: what a caller needs to wait for its reply.
-#[derive(Clone)]
-pub(super) struct SentCall {
-    pub(super) id: CorrelationId,
-    pub(super) send_state: Arc<SendState>,
-    pub(super) slot: ReplySlot,
-    /// Which thread is unparked when it is there; others wait in the channel.
-    pub(super) woken: Option<ThreadId>,
-    pub(super) timeout: Duration,
-}
-
-impl SentCall {
-    /// Blocks until the outcome is there, at most until then.
-    pub(super) fn wait(&self, until: Instant, spin_for: Duration) -> Option<CallOutcome> {
-        if self.woken != Some(thread::current().id()) {
-            return self.slot.outcome.recv_deadline(until).ok();
-        }
-        park::recv_parked(&self.slot.outcome, until, spin_for)
-    }
-
-    /// Ends the wait at the deadline: `None`, unless the outcome was decided
-    /// at the last moment.
-    pub(super) fn expire(&self, router: &Router) -> Option<CallOutcome> {
-        if router.expire(self.id) {
-            None
-        } else {
-            Some(decided(&self.slot.outcome))
-        }
-    }
-}
-
-/// The outcome of a call that has left the table: in its slot, or put there
-/// this moment by the thread that took the call out.
-pub(super) fn decided(slot: &Receiver<CallOutcome>) -> CallOutcome {
-    // A moment, unless that thread has died.
-    slot.recv_timeout(Duration::from_secs(1))
-        .unwrap_or(CallOutcome::Untold)
-}
+const CLIENT_CLOSED: &str = "the client has been closed";
 
 impl ClientCore {
-    /// What the caller gets, and what the balancer learns.
+    /// Chooses the queue of a call. Blocks while the registry is asked, at most for a share of
+    /// the time left until `deadline`.
+    pub(super) fn route(
+        &self,
+        target: CallTarget<'_>,
+        options: &CallOptions,
+        deadline: Instant,
+    ) -> Result<Route> {
+        if let Some(id) = &options.instance {
+            let queue = topology::instance_queue(target.service, id);
+            return Ok(Route::Named(queue));
+        }
+        match &self.discovery {
+            Some(discovery) => discovery.route(target, options.balance_key.as_deref(), deadline),
+            None => Ok(Route::Shared),
+        }
+    }
+
+    /// Converts an outcome into the caller's result, and records it for the balancer.
     pub(super) fn result<T: DeserializeOwned>(
         &self,
         target: CallTarget<'_>,
@@ -86,13 +65,25 @@ impl ClientCore {
         target.result(outcome, self.address())
     }
 
-    /// Waits for what becomes of a request; `None` if that is not known by its deadline.
+    pub(super) fn record_latency(&self, target: CallTarget<'_>, outcome: &CallOutcome) {
+        if let Some(discovery) = &self.discovery {
+            discovery.record_latency(target.service, outcome);
+        }
+    }
+
+    fn invalidate_lookup(&self, target: CallTarget<'_>) {
+        if let Some(discovery) = &self.discovery {
+            discovery.invalidate_lookup(target.service);
+        }
+    }
+
+    /// Waits for the outcome of a call; `None` if it is not known by the call's deadline.
     pub(super) fn outcome(&self, sent: &SentCall) -> Option<CallOutcome> {
         let outcome = sent.wait(sent.send_state.deadline(), self.broker.spin_for());
         outcome.or_else(|| sent.expire(&self.router))
     }
 
-    /// Nobody waits for it any more.
+    /// Drops a call whose outcome is not wanted any more.
     pub(super) fn forget(&self, sent: &SentCall) {
         sent.send_state.abandon();
         self.router.forget(sent.id);
@@ -107,7 +98,7 @@ impl ClientCore {
         self.broker.address()
     }
 
-    /// The way to the callback thread, which starts with the first callback.
+    /// Returns the sender to the callback thread, which starts with the first callback.
     pub(super) fn callback_events(&self) -> Result<Sender<CallbackEvent>> {
         let mut callbacks = self.callbacks.lock();
         let thread = match &mut *callbacks {

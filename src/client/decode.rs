@@ -46,7 +46,7 @@ impl CallTarget<'_> {
                      or does not serve now (no queue {queue} on {peer}; {reason})"
                 ),
             )),
-            CallOutcome::TooLarge(TooLarge::PreparedCall { bytes, limit }) => {
+            CallOutcome::TooLarge(TooLarge::Request { bytes, limit }) => {
                 Err(request_too_large(&self, bytes, limit, peer))
             }
             CallOutcome::TooLarge(TooLarge::Reply { bytes }) => Err(Error::new(

@@ -1,10 +1,8 @@
-//! Whom a call goes to: whoever is free, or one instance in particular.
+//! The queue a call goes to: the one that all instances share, or one instance's own.
 
 use std::time::{Duration, Instant};
 
-use super::CallOptions;
 use super::call_outcome::CallOutcome;
-use super::core::ClientCore;
 use super::decode::CallTarget;
 use super::pending_table::Balanced;
 use crate::error::Result;
@@ -13,106 +11,95 @@ use crate::registry::{Balancer, PickedInstance, Registry};
 use crate::topology;
 use crate::transport::Publication;
 
-/// How a client finds the instances of a service.
+/// The registry and the balancer of a client.
 pub(super) struct Discovery {
     pub(super) registry: Registry,
     pub(super) require_instance: bool,
     pub(super) balancer: Option<Box<dyn Balancer>>,
 }
 
-/// Where a call goes.
+/// The queue of a call.
 pub(super) enum Route {
-    /// Into the queue that all instances share.
+    /// The queue that all instances share.
     Shared,
-    /// Into the queue of one that the caller has named.
+    /// The queue of an instance that the caller has named.
     Named(String),
-    /// Into the queue of one that the balancer has picked.
+    /// The queue of an instance that the balancer has picked.
     Picked(String, PickedInstance),
 }
 
-/// What part of a call's time the registry may take, as one in so many.
-const PATIENCE: u32 = 4;
+/// The share of a call's time that a look-up may take: one part in so many.
+const LOOKUP_SHARE: u32 = 4;
 
-/// That nobody is there is believed for so long.
-const LATELY: Duration = Duration::from_secs(1);
+/// The age up to which a look-up without instances is believed.
+const EMPTY_LOOKUP_TTL: Duration = Duration::from_secs(1);
 
-impl ClientCore {
-    /// Finds a way. Blocks while the registry is asked, at most for a part of what is left
-    /// until `deadline`.
+impl Discovery {
+    /// Chooses the queue of a call. Blocks while the registry is asked, at most for a share of
+    /// the time left until `deadline`.
     pub(super) fn route(
         &self,
         target: CallTarget<'_>,
-        options: &CallOptions,
+        balance_key: Option<&str>,
         deadline: Instant,
     ) -> Result<Route> {
         let service = target.service;
-        if let Some(id) = &options.instance {
-            return Ok(Route::Named(topology::instance_queue(service, id)));
-        }
-        let Some(discovery) = &self.discovery else {
-            return Ok(Route::Shared);
-        };
         let left = deadline.saturating_duration_since(Instant::now());
-        let patience = Instant::now() + left / PATIENCE;
-        // A registry that cannot be asked must not stop anybody.
-        let Ok(mut found) = discovery.registry.lookup_until(service, patience) else {
+        let lookup_deadline = Instant::now() + left / LOOKUP_SHARE;
+        // A registry that does not answer must not stop calls.
+        let Ok(mut lookup) = self.registry.lookup_until(service, lookup_deadline) else {
             return Ok(Route::Shared);
         };
-        if found.is_empty() && discovery.require_instance && !found.is_stale() {
-            // Somebody may have come since.
-            if found.age() > LATELY {
-                match discovery.registry.refresh_until(service, patience) {
-                    Ok(now) => found = now,
+        if lookup.is_empty() && self.require_instance && !lookup.is_stale() {
+            // An instance may have registered since.
+            if lookup.age() > EMPTY_LOOKUP_TTL {
+                match self.registry.refresh_until(service, lookup_deadline) {
+                    Ok(refreshed) => lookup = refreshed,
                     Err(_) => return Ok(Route::Shared),
                 }
             }
-            if found.is_empty() && !found.is_stale() {
-                return Err(target.no_instance(&found));
+            if lookup.is_empty() && !lookup.is_stale() {
+                return Err(target.no_instance(&lookup));
             }
         }
-        let Some(balancer) = discovery.balancer.as_ref().filter(|_| !found.is_empty()) else {
+        let Some(balancer) = self.balancer.as_ref().filter(|_| !lookup.is_empty()) else {
             return Ok(Route::Shared);
         };
-        let pick = found.pick(&**balancer, options.balance_key.as_deref())?;
+        let pick = lookup.pick(&**balancer, balance_key)?;
         Ok(match pick.has_own_queue() {
             true => Route::Picked(topology::instance_queue(service, pick.id()), pick),
             false => Route::Shared,
         })
     }
 
-    /// Nobody answered, or one that was picked is not there: look again.
-    pub(super) fn invalidate_lookup(&self, target: CallTarget<'_>) {
-        if let Some(discovery) = &self.discovery {
-            discovery.registry.invalidate(target.service);
-        }
+    /// Marks the look-up of a service as out of date: no reply came, or a picked instance has
+    /// no queue.
+    pub(super) fn invalidate_lookup(&self, service: &str) {
+        self.registry.invalidate(service);
     }
 
-    /// Credits the instance that answered with how long it took, and whether it failed.
-    pub(super) fn record_latency(&self, target: CallTarget<'_>, outcome: &CallOutcome) {
+    /// Records at the instance that answered how long it took, and whether it failed.
+    pub(super) fn record_latency(&self, service: &str, outcome: &CallOutcome) {
         if let CallOutcome::Reply {
             body,
             after: Some(after),
             ..
         } = outcome
-            && let Some(discovery) = &self.discovery
-            && let Some(known) = discovery.registry.known(target.service)
+            && let Some(known) = self.registry.known(service)
             && let Ok(Reply {
                 instance_id: Some(id),
                 error_code,
                 ..
             }) = Reply::decode(body)
         {
-            known.answered(
-                &id,
-                *after,
-                error_code.as_deref().is_some_and(is_of_the_instance),
-            );
+            let failed = error_code.as_deref().is_some_and(is_of_the_instance);
+            known.answered(&id, *after, failed);
         }
     }
 }
 
-/// Error codes that say that the instance is at fault. A handler's own error says nothing
-/// about where it ran.
+/// True for error codes that are caused by the instance. A handler's own error says nothing
+/// about the instance it ran on.
 fn is_of_the_instance(code: &str) -> bool {
     matches!(
         code,
@@ -121,7 +108,7 @@ fn is_of_the_instance(code: &str) -> bool {
 }
 
 impl Route {
-    /// Directs a request that is for the service.
+    /// Addresses a request to the queue.
     pub(super) fn apply(self, publication: &mut Publication) -> Option<Balanced> {
         let (queue, pick) = match self {
             Self::Shared => return None,

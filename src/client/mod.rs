@@ -1,10 +1,14 @@
 //! The calling side: requests out, replies back to the waiting calls.
 
 pub(crate) mod batch;
+mod batch_support;
+mod batch_table;
 mod builder;
 mod call;
 mod call_outcome;
+mod call_tables;
 mod callback;
+mod coalesced;
 mod core;
 mod decode;
 mod discovery;
@@ -16,6 +20,7 @@ pub(crate) mod proxy;
 mod reply_slot;
 mod router;
 mod send;
+mod sent_call;
 mod service_client;
 
 pub use self::builder::ServiceClientBuilder;

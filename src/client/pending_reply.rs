@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::call_outcome::{CallOutcome, CallbackEvent};
-use super::core::{ClientCore, SentCall};
+use super::core::ClientCore;
 use super::decode::CallTarget;
+use super::sent_call::SentCall;
 use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Result};
 

@@ -1,34 +1,36 @@
+//! The way of a reply to the call that waits for it.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::batch::support::{self, BatchSupport};
+use super::batch_support::BatchSupport;
 use super::call_outcome::{CallOutcome, CallbackEvent, ReplyBody, TooLarge};
-use super::pending_table::{PendingCall, PendingTable, Refusal, Waiter};
+use super::call_tables::{CallTables, Taken};
+use super::pending_table::{PendingCall, Refusal, Waiter};
 use crate::base::log_relay;
-use crate::message::reply_batch::ReplyBatch;
-use crate::message::{CorrelationId, range_in};
+use crate::message::CorrelationId;
 use crate::topology;
-use crate::transport::{Delivery, Publication, Refused, Returned, Sink};
+use crate::transport::{Delivery, Oversized, Publication, Refused, Returned, Sink};
 
-/// Routes what arrives on a client's reply queue to whoever waits for it.
+/// Routes replies from the client's reply queue to the waiting calls.
 ///
-/// The lock covers one operation on the table and nothing else; waking the
-/// waiter happens after it is released.
+/// The lock covers one operation on the tables and nothing else; the waiting thread is woken
+/// after it is released.
 pub(crate) struct Router {
-    table: Mutex<PendingTable>,
-    /// Which peers know what to do with several requests in a message.
+    tables: Mutex<CallTables>,
+    /// The services that are known not to read messages of several requests.
     pub(super) batch_support: BatchSupport,
-    /// Replies nobody waited for any more, or that were never asked for.
+    /// The number of replies that no call waited for.
     unclaimed: AtomicU64,
 }
 
 impl Router {
     pub(crate) fn new(max_in_flight: usize) -> Self {
         Self {
-            table: Mutex::new(PendingTable::new(max_in_flight)),
+            tables: Mutex::new(CallTables::new(max_in_flight)),
             batch_support: BatchSupport::default(),
             unclaimed: AtomicU64::new(0),
         }
@@ -36,19 +38,19 @@ impl Router {
 
     /// Adds a call.
     pub(crate) fn insert(&self, id: CorrelationId, call: PendingCall) -> Result<(), Refusal> {
-        self.table.lock().insert(id, call)
+        self.tables.lock().calls.insert(id, call)
     }
 
     /// Forgets a call; false if its outcome is decided and on its way.
     pub(crate) fn forget(&self, id: CorrelationId) -> bool {
-        let call = self.table.lock().remove(id);
+        let call = self.tables.lock().remove(id);
         call.is_some()
     }
 
     /// The same for a call whose time is over: if it was for a picked instance, that
     /// is how fast it is.
     pub(crate) fn expire(&self, id: CorrelationId) -> bool {
-        let call = self.table.lock().remove(id);
+        let call = self.tables.lock().remove(id);
         let is_there = call.is_some();
         if let Some(call) = call
             && call.send_state.is_sent()
@@ -60,20 +62,20 @@ impl Router {
     }
 
     pub(crate) fn set_callback(&self, id: CorrelationId, events: Sender<CallbackEvent>) -> bool {
-        self.table.lock().set_callback(id, events)
+        self.tables.lock().calls.set_callback(id, events)
     }
 
     pub(crate) fn callback_done(&self) {
-        self.table.lock().callback_done();
+        self.tables.lock().calls.callback_done();
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.table.lock().in_flight()
+        self.tables.lock().calls.in_flight()
     }
 
     /// Why it takes no more calls, once it does not.
     pub(crate) fn closed_cause(&self) -> Option<Arc<str>> {
-        self.table.lock().closed_cause()
+        self.tables.lock().calls.closed_cause()
     }
 
     pub(crate) fn unclaimed(&self) -> u64 {
@@ -85,7 +87,7 @@ impl Router {
         id: Option<CorrelationId>,
         outcome: impl FnOnce(&mut PendingCall) -> CallOutcome,
     ) {
-        let call = id.and_then(|id| self.table.lock().remove(id));
+        let call = id.and_then(|id| self.tables.lock().remove(id));
         match (id, call) {
             (Some(id), Some(mut call)) => {
                 let outcome = outcome(&mut call);
@@ -105,72 +107,41 @@ impl Router {
         );
     }
 
-    fn answered(&self, id: Option<CorrelationId>, body: ReplyBody) {
-        self.finish(id, |call| CallOutcome::Reply {
-            after: call.balanced.as_ref().map(|balanced| balanced.at.elapsed()),
-            _request: call.resend_copy.take(),
-            body,
-        });
+    pub(super) fn answered(&self, id: Option<CorrelationId>, body: ReplyBody) {
+        self.finish(id, |call| reply_outcome(call, body));
     }
 
-    /// The calls that were sent in this message, if it held several.
-    fn take_batch(&self, message: Option<CorrelationId>) -> Option<Vec<CorrelationId>> {
-        self.table.lock().take_batch(message?)
+    /// Takes out the call or the coalesced message with this correlation id.
+    fn take(&self, id: CorrelationId) -> Taken {
+        self.tables.lock().take(id)
     }
 
-    /// One answer to a message that held several calls: the server could not read it, or
-    /// answers all of them in one. What it does not know is sent again, alone.
-    fn answered_together(&self, calls: &[CorrelationId], body: Vec<u8>) -> Vec<Publication> {
-        if support::is_unknown(&body) {
-            let alone = {
-                let mut table = self.table.lock();
-                let alone = calls
-                    .iter()
-                    .filter_map(|&id| table.take_for_single_send(id));
-                alone.collect::<Vec<_>>()
-            };
-            if let Some(request) = alone.first() {
-                self.batch_support.mark_unsupported(&request.routing_key);
+    /// Handles a reply that is larger than this client takes.
+    fn too_large(&self, id: Option<CorrelationId>, bytes: u64) {
+        let outcome = || CallOutcome::TooLarge(TooLarge::Reply { bytes });
+        match id.map(|id| (id, self.take(id))) {
+            Some((id, Taken::Call(call))) => wake(id, call, outcome()),
+            Some((_, Taken::Batch(calls))) => {
+                for id in calls {
+                    self.finish(Some(id), |_| outcome());
+                }
             }
-            return alone;
+            Some((_, Taken::Nothing)) | None => self.count_unclaimed(),
         }
-        let body = Arc::new(body);
-        let replies = support::replies(&body).filter(|replies| replies.len() == calls.len());
-        // An error is each call's own. Anything else must not be taken for a reply.
-        let whole = if support::is_success(&body) {
-            0..0
-        } else {
-            0..body.len()
-        };
-        for (at, &id) in calls.iter().enumerate() {
-            let part = match &replies {
-                // Answered on its own.
-                Some(replies) if replies[at].get() == "null" => continue,
-                Some(replies) => range_in(&body, replies[at].get()),
-                None => whole.clone(),
-            };
-            self.answered(Some(id), ReplyBody::Part(Arc::clone(&body), part));
-        }
-        Vec::new()
     }
 
-    /// Replies to calls that were sent together, each with the id of its own. False if it
-    /// is something else.
-    fn answered_in_reply_batch(&self, body: &Arc<Vec<u8>>) -> bool {
-        let Ok(reply_batch) = ReplyBatch::decode(body) else {
-            return false;
-        };
-        for reply in reply_batch.replies.0 {
-            let id = CorrelationId::parse(&reply.correlation_id);
-            let part = range_in(body, reply.body());
-            self.answered(id, ReplyBody::Part(Arc::clone(body), part));
-        }
-        true
+    /// Takes out the requests of these calls, to be sent one by one.
+    pub(super) fn take_for_single_send(&self, calls: &[CorrelationId]) -> Vec<Publication> {
+        let mut tables = self.tables.lock();
+        let requests = calls.iter();
+        requests
+            .filter_map(|&id| tables.calls.take_for_single_send(id))
+            .collect()
     }
 
     fn no_route(&self, id: Option<CorrelationId>, returned: &Returned) -> Option<Publication> {
         if let Some(id) = id
-            && let Some(fallback) = self.table.lock().take_fallback(id)
+            && let Some(fallback) = self.tables.lock().calls.take_fallback(id)
         {
             return Some(fallback);
         }
@@ -204,6 +175,14 @@ fn wake(id: CorrelationId, call: PendingCall, outcome: CallOutcome) {
     }
 }
 
+fn reply_outcome(call: &mut PendingCall, body: ReplyBody) -> CallOutcome {
+    CallOutcome::Reply {
+        after: call.balanced.as_ref().map(|balanced| balanced.at.elapsed()),
+        _request: call.resend_copy.take(),
+        body,
+    }
+}
+
 fn correlation_id(text: Option<&String>) -> Option<CorrelationId> {
     text.and_then(|text| CorrelationId::parse(text))
 }
@@ -211,35 +190,32 @@ fn correlation_id(text: Option<&String>) -> Option<CorrelationId> {
 impl Sink for Router {
     fn delivery(&self, delivery: Delivery) -> Result<Vec<Publication>, Delivery> {
         let id = delivery.message().properties.correlation_id.as_ref();
+        // In a batch of replies each reply has its own.
         let is_reply_batch = id.is_none();
         let id = correlation_id(id);
-        if let Some(oversized) = delivery.message().oversized() {
-            let bytes = oversized.bytes();
-            let calls = self.take_batch(id);
-            let calls = calls.map_or(vec![id], |calls| calls.into_iter().map(Some).collect());
-            for id in calls {
-                self.finish(id, |_| CallOutcome::TooLarge(TooLarge::Reply { bytes }));
-            }
+        if let Some(bytes) = delivery.message().oversized().map(Oversized::bytes) {
+            self.too_large(id, bytes);
             return Ok(Vec::new());
         }
         let body = delivery.into_body();
-        if let Some(calls) = self.take_batch(id) {
-            return Ok(self.answered_together(&calls, body));
-        }
-        if !is_reply_batch {
-            self.answered(id, ReplyBody::Own(body));
-        } else if !self.answered_in_reply_batch(&Arc::new(body)) {
-            self.count_unclaimed();
+        match id.map(|id| (id, self.take(id))) {
+            Some((id, Taken::Call(mut call))) => {
+                let outcome = reply_outcome(&mut call, ReplyBody::Own(body));
+                wake(id, call, outcome);
+            }
+            Some((_, Taken::Batch(calls))) => return Ok(self.answered_as_batch(&calls, body)),
+            None if is_reply_batch && self.answered_in_reply_batch(&Arc::new(body)) => {}
+            Some((_, Taken::Nothing)) | None => self.count_unclaimed(),
         }
         Ok(Vec::new())
     }
 
     fn returned(&self, returned: Returned) -> Vec<Publication> {
         let id = correlation_id(returned.correlation_id.as_ref());
-        let calls = self.take_batch(id);
-        let calls = calls.map_or(vec![id], |calls| calls.into_iter().map(Some).collect());
-        let fallback = calls.into_iter().map(|id| self.no_route(id, &returned));
-        fallback.flatten().collect()
+        let batch = id.and_then(|id| self.tables.lock().take_batch(id));
+        let calls = batch.map_or(vec![id], |calls| calls.into_iter().map(Some).collect());
+        let fallbacks = calls.into_iter().map(|id| self.no_route(id, &returned));
+        fallbacks.flatten().collect()
     }
 
     fn refused(&self, refused: Refused<'_>) -> Vec<Publication> {
@@ -247,17 +223,17 @@ impl Sink for Router {
         let (bytes, limit) = (refused.bytes, refused.limit);
         self.finish(id, |_| match refused.reason {
             Some(reason) => CallOutcome::Refused(reason.to_owned()),
-            None => CallOutcome::TooLarge(TooLarge::PreparedCall { bytes, limit }),
+            None => CallOutcome::TooLarge(TooLarge::Request { bytes, limit }),
         });
         Vec::new()
     }
 
     fn coalesced(&self, id: CorrelationId, messages: Vec<Box<Publication>>) {
-        self.table.lock().coalesced(id, messages);
+        self.tables.lock().insert_batch(id, messages);
     }
 
     fn lost(&self, cause: &str, may_resend: bool) -> Vec<Publication> {
-        let (again, lost) = self.table.lock().take_sent(may_resend);
+        let (again, lost) = self.tables.lock().take_sent(may_resend);
         let cause: Arc<str> = cause.into();
         for (id, call) in lost {
             wake(id, call, CallOutcome::Lost(Arc::clone(&cause)));
@@ -267,7 +243,7 @@ impl Sink for Router {
 
     fn closed(&self, cause: &str) {
         let cause: Arc<str> = cause.into();
-        let all = self.table.lock().close(Arc::clone(&cause));
+        let all = self.tables.lock().close(Arc::clone(&cause));
         for (id, call) in all {
             let cause = Arc::clone(&cause);
             let outcome = if call.send_state.abandon() {

@@ -11,9 +11,8 @@ use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::decode::CallTarget;
 use super::options::Kind;
-use super::{CallOptions, PendingReply, ServiceClientBuilder};
+use super::{CallOptions, PendingReply};
 use crate::error::Result;
-use crate::transport::Broker;
 
 /// Calls services and waits for their answers.
 ///
@@ -41,27 +40,6 @@ pub struct ServiceClient {
 }
 
 impl ServiceClient {
-    /// A client with the default options. `name` is the service that calls, as
-    /// others see it in `source_service`.
-    ///
-    /// Blocks until the broker has made its reply queue, at most 10 s.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a name that does not fit,
-    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut),
-    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) or
-    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) if
-    /// the broker does not oblige.
-    pub fn new(broker: &Broker, name: &str) -> Result<Self> {
-        Self::builder(broker, name).build()
-    }
-
-    /// Options for a client.
-    pub fn builder(broker: &Broker, name: &str) -> ServiceClientBuilder {
-        ServiceClientBuilder::new(broker, name)
-    }
-
     /// Calls `action` of `service` and blocks until the reply is here, at most
     /// the client's timeout, by default 5 s. The type of the reply must be known:
     /// `let n: u64 = client.call(…)?`, or `client.call::<_, ()>(…)?`.

@@ -1,3 +1,5 @@
+use super::local_retry::LocalAttempts;
+use super::local_retry::LocalRetry;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -5,8 +7,9 @@ use std::time::{Duration, Instant};
 use super::batch_job::BatchJob;
 use super::executor::{HandlerOutcome, RequestExecutor, unknown_action};
 use super::failure::{Failure, Reason};
+use super::options::POSTPONE_FOR;
 use super::reply_target::ReplyTarget;
-use super::republisher::{DELIVERY_COUNT, POSTPONE_FOR, Republisher};
+use super::republisher::{DELIVERY_COUNT, Republisher};
 use super::request::{DeliveryInfo, Request};
 use super::settled::Settled;
 use super::tracked::Tracked;
@@ -31,20 +34,6 @@ pub(crate) struct Dispatcher {
     pub(crate) redelivery_limit: u32,
     /// Replies may go to queues of any name.
     pub(crate) any_reply_queue: bool,
-}
-
-/// The attempts at a delivery that have failed while it was held here.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct LocalAttempts {
-    pub(crate) failed: usize,
-    pub(crate) first_error: Option<String>,
-}
-
-/// A delivery that is to be processed again here, after a while.
-pub(crate) struct LocalRetry {
-    pub(crate) delivery: Tracked,
-    pub(crate) attempt: LocalAttempts,
-    pub(crate) delay: Duration,
 }
 
 /// What is left to do after a delivery has been processed.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::republisher::POSTPONE_FOR;
 use super::{Deduplication, ReplyStore};
 use crate::client::ServiceClient;
 use crate::error::{Error, ErrorKind, Result};
@@ -47,6 +46,10 @@ impl Default for Options {
         }
     }
 }
+
+/// How long a repeated request waits for the first to end; what deduplicates has a
+/// queue for it.
+pub(crate) const POSTPONE_FOR: Duration = Duration::from_secs(1);
 
 /// The place where messages wait that cannot be processed now, if no retry delays are given.
 const PARKING_DELAY: Duration = Duration::from_secs(60);

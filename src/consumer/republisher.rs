@@ -2,14 +2,15 @@
 //! the dead letters. Each move is confirmed by the broker before the original is
 //! acknowledged, so a message may be doubled by a fault, and never lost.
 
+use super::options::POSTPONE_FOR;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::dispatcher::LocalRetry;
 use super::failure::{Failure, Reason, describe};
+use super::local_retry::LocalRetry;
 use super::republish_confirms::{MOVE_TIMEOUT, PendingRepublish};
 use super::tracked::Tracked;
 use super::{ConsumedQueue, HandlerError, LocalAttempts};
@@ -29,10 +30,6 @@ pub(super) const LONGEST_ERROR: usize = 1_000;
 
 /// The time for which a worker waits after it could not dead-letter a message with a large body.
 const OVERSIZED_AGAIN: Duration = Duration::from_secs(1);
-
-/// How long a repeated request waits for the first to end; what deduplicates has a
-/// queue for it.
-pub(crate) const POSTPONE_FOR: Duration = Duration::from_secs(1);
 
 pub(crate) struct Republisher {
     pub(crate) broker: Broker,

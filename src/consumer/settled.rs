@@ -4,12 +4,10 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::tracked::Tracked;
 use crate::transport::x_death::{ATTEMPTS, COPIES, REDELIVERIES, REPLAYED};
 use crate::transport::{Delivery, Message, Publication};
 
@@ -77,15 +75,16 @@ impl Settled {
         }
     }
 
-    /// Begins with a delivery; `None` if it is one of a message that is being handled or
-    /// was finished here: it is settled as that is.
-    pub(crate) fn track(self: &Arc<Self>, delivery: Delivery) -> Option<Tracked> {
+    /// Begins with a delivery: returns it with the key under which its message is tracked, if
+    /// it is. `None` if the message is being handled or was finished here: the delivery is
+    /// then settled as the message is.
+    pub(super) fn begin(&self, delivery: Delivery) -> Option<(Delivery, Option<u64>)> {
         let key = match self.is_of_use {
             true => self.key(delivery.message()),
             false => None,
         };
         let Some(key) = key else {
-            return Some(self.tracked(delivery, None));
+            return Some((delivery, None));
         };
         let came_back = delivery.is_redelivered()
             || delivery
@@ -111,7 +110,7 @@ impl Settled {
                             adopted: None,
                             is_reported: false,
                         });
-                        return Some(self.tracked(delivery, Some(key)));
+                        return Some((delivery, Some(key)));
                     }
                     Entry::Occupied(mut running) if came_back => {
                         let before = running.get_mut().adopted.replace(delivery);
@@ -121,17 +120,13 @@ impl Settled {
                         return None;
                     }
                     // Sent twice with one id: two messages.
-                    Entry::Occupied(_) => return Some(self.tracked(delivery, None)),
+                    Entry::Occupied(_) => return Some((delivery, None)),
                 }
             }
         };
         log::debug!(target: "coney::worker", "a message that was finished is delivered again");
         finish.settle(delivery);
         None
-    }
-
-    fn tracked(self: &Arc<Self>, delivery: Delivery, key: Option<u64>) -> Tracked {
-        Tracked::new(delivery, key, Arc::clone(self))
     }
 
     /// A message is no longer handled: returns the delivery that it came in again.
@@ -241,7 +236,9 @@ impl Finish {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consumer::Tracked;
     use crate::transport::{DeliveryToken, Disposition, PartialReply, Settler};
+    use std::sync::Arc;
 
     /// Notes what is settled, by tag.
     #[derive(Default)]

@@ -10,15 +10,20 @@ pub(crate) struct Tracked {
     table: Arc<Settled>,
 }
 
-impl Tracked {
-    pub(super) fn new(delivery: Delivery, key: Option<u64>, table: Arc<Settled>) -> Self {
-        Self {
+impl Settled {
+    /// Begins with a delivery; `None` if its message is being handled or was finished here:
+    /// the delivery is then settled as the message is.
+    pub(crate) fn track(self: &Arc<Self>, delivery: Delivery) -> Option<Tracked> {
+        let (delivery, key) = self.begin(delivery)?;
+        Some(Tracked {
             delivery: Some(delivery),
             key,
-            table,
-        }
+            table: Arc::clone(self),
+        })
     }
+}
 
+impl Tracked {
     pub(crate) fn delivery(&self) -> &Delivery {
         // Taken only by those who consume `self`.
         self.delivery.as_ref().unwrap_or_else(|| unreachable!())

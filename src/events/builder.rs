@@ -37,6 +37,13 @@ pub struct EventSubscriberBuilder {
     pub(super) options: Options,
 }
 
+impl EventSubscriber {
+    /// Options and subscriptions for a subscriber of `service`.
+    pub fn builder(broker: &Broker, service: &str) -> EventSubscriberBuilder {
+        EventSubscriberBuilder::new(broker, service)
+    }
+}
+
 impl EventSubscriberBuilder {
     pub(super) fn new(broker: &Broker, service: &str) -> Self {
         Self {
@@ -53,8 +60,8 @@ impl EventSubscriberBuilder {
     /// ```
     /// # use coney::{Broker, EventSubscriber};
     /// let subscriber = EventSubscriber::builder(&Broker::memory(), "notification-service")
-    ///     .on("ordering.created", |ordering: u64| {
-    ///         println!("thank you for ordering {ordering}");
+    ///     .on("order.created", |order: u64| {
+    ///         println!("thank you for order {order}");
     ///         Ok::<_, String>(())
     ///     })
     ///     .start()?;

@@ -23,10 +23,10 @@ use crate::transport::{Broker, Properties, Publication, SendState};
 /// let broker = Broker::memory();
 /// # let (told, mails) = std::sync::mpsc::channel();
 /// let subscriber = EventSubscriber::builder(&broker, "notification-service")
-///     .on("ordering.created", move |ordering: u64| told.send(ordering))
+///     .on("order.created", move |order: u64| told.send(order))
 ///     .start()?;
-/// let publisher = EventPublisher::new(&broker, "ordering-service")?;
-/// publisher.publish("ordering.created", &4711)?;
+/// let publisher = EventPublisher::new(&broker, "order-service")?;
+/// publisher.publish("order.created", &4711)?;
 /// # assert_eq!(mails.recv().unwrap(), 4711);
 /// # Ok::<(), coney::Error>(())
 /// ```
@@ -71,7 +71,7 @@ impl EventPublisher {
 
     /// Publishes an event and blocks until the broker has confirmed it, that is, has
     /// it on disk in the queue of every group that has subscribed, at most the timeout.
-    /// `name` is dotted words, the source first: `ordering.created`.
+    /// `name` is dotted words, the source first: `order.created`.
     ///
     /// # Errors
     ///
@@ -178,9 +178,9 @@ impl EventPublisher {
     ///
     /// ```
     /// # use coney::{Broker, EventPublisher};
-    /// let publisher = EventPublisher::new(&Broker::memory(), "ordering-service")?;
+    /// let publisher = EventPublisher::new(&Broker::memory(), "order-service")?;
     /// let orders = [1, 2, 3];
-    /// for outcome in publisher.publish_batch("ordering.created", &orders) {
+    /// for outcome in publisher.publish_batch("order.created", &orders) {
     ///     outcome?;
     /// }
     /// # Ok::<(), coney::Error>(())

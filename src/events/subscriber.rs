@@ -3,7 +3,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::EventSubscriberBuilder;
 use super::active_subscription::{ActiveSubscription, SharedThreads};
 use crate::base::deadline;
 use crate::consumer::{Left, drain};
@@ -23,10 +22,10 @@ use crate::transport::{Broker, LinkHandle};
 /// # let (told, seen) = std::sync::mpsc::channel();
 /// # let too = told.clone();
 /// let subscriber = EventSubscriber::builder(&broker, "analytics")
-///     .on("ordering.*", move |ordering: u64| told.send(ordering))
+///     .on("order.*", move |order: u64| told.send(order))
 ///     .subscribe(Subscription::to("config.changed", move |n: u64| too.send(n)).broadcast())
 ///     .start()?;
-/// EventPublisher::new(&broker, "ordering-service")?.publish("ordering.paid", &4711)?;
+/// EventPublisher::new(&broker, "order-service")?.publish("order.paid", &4711)?;
 /// # assert_eq!(seen.recv().unwrap(), 4711);
 /// subscriber.shutdown(Duration::from_secs(10))?;
 /// # Ok::<(), coney::Error>(())
@@ -68,11 +67,6 @@ impl Running {
 }
 
 impl EventSubscriber {
-    /// Options and subscriptions for a subscriber of `service`.
-    pub fn builder(broker: &Broker, service: &str) -> EventSubscriberBuilder {
-        EventSubscriberBuilder::new(broker, service)
-    }
-
     /// The service it belongs to.
     pub fn service(&self) -> &str {
         &self.service

@@ -24,11 +24,11 @@ use crate::message::Json;
 ///
 /// let subscriber = EventSubscriber::builder(&Broker::memory(), "billing")
 ///     .subscribe(
-///         Subscription::to("ordering.*", |ordering: u64| {
-///             println!("ordering {ordering}");
+///         Subscription::to("order.*", |order: u64| {
+///             println!("order {order}");
 ///             Ok::<_, String>(())
 ///         })
-///         .ordered_by(|ordering: &u64| *ordering),
+///         .ordered_by(|order: &u64| *order),
 ///     )
 ///     .start()?;
 /// # Ok::<(), coney::Error>(())
@@ -106,8 +106,8 @@ impl<T: DeserializeOwned> Subscription<T> {
     /// ```compile_fail
     /// use coney::Subscription;
     ///
-    /// let _ = Subscription::to("ordering.*", |ordering: u64| Ok::<_, String>(drop(ordering)))
-    ///     .ordered_by(|ordering: &String| ordering.clone());
+    /// let _ = Subscription::to("order.*", |order: u64| Ok::<_, String>(drop(order)))
+    ///     .ordered_by(|order: &String| order.clone());
     /// ```
     pub fn ordered_by<K, F>(mut self, key: F) -> Self
     where

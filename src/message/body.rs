@@ -2,7 +2,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Json;
-use super::request::Fields;
 
 /// The bytes of a message, possibly with a hole for the name of a reply queue.
 ///
@@ -22,6 +21,17 @@ pub struct Body {
 struct Placeholder {
     at: usize,
     fields: Fields,
+}
+
+/// Where fields of an encoded message end, so that they can be taken out of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fields {
+    pub(super) message_id: usize,
+    /// The two services.
+    pub(super) services: usize,
+    pub(super) action: usize,
+    pub(super) timestamp: usize,
+    pub(super) correlation_id: usize,
 }
 
 /// What RabbitMQ makes up, `amq.gen-…`, has 30 bytes, and quotes round it.

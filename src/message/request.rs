@@ -2,6 +2,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use super::body::Fields;
 use super::{Body, Headers, Json, id, new_correlation_id, new_message_id, not_json};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -198,17 +199,6 @@ impl<P> ServiceMessage<'_, P> {
         out.extend_from_slice(self.headers.as_str().as_bytes());
         out.extend_from_slice(b",\"payload\":");
     }
-}
-
-/// Where fields of an encoded message end, so that they can be taken out of it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fields {
-    pub(super) message_id: usize,
-    /// The two services.
-    pub(super) services: usize,
-    pub(super) action: usize,
-    pub(super) timestamp: usize,
-    pub(super) correlation_id: usize,
 }
 
 /// Room for the envelope's own fields, a small payload and the name of a

@@ -1,3 +1,8 @@
+use super::cache::Cache;
+use super::handle::Inner;
+use super::heartbeat::HeartbeatThread;
+use super::memory::MemoryRegistryStore;
+use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +73,51 @@ impl RegistryBuilder {
             ));
         }
         Ok(Registry::from_builder(self))
+    }
+}
+
+impl Registry {
+    /// A registry inside this process, with the default options. Each call makes another
+    /// one: clone it to share it between servers and clients.
+    pub fn memory() -> Self {
+        Self::from_builder(RegistryBuilder::new(MemoryRegistryStore::new()))
+    }
+
+    /// Options for a registry over a store.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use coney::{MemoryRegistryStore, Registry};
+    ///
+    /// let store = MemoryRegistryStore::new().with_heartbeat_ttl(Duration::from_secs(10));
+    /// let registry = Registry::builder(store).cache_ttl(Duration::from_secs(5)).build()?;
+    /// # let _ = registry;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn builder(store: impl RegistryStore + 'static) -> RegistryBuilder {
+        RegistryBuilder::new(store)
+    }
+
+    pub(super) fn from_builder(builder: RegistryBuilder) -> Self {
+        let store = builder.store;
+        let cache = Cache::new(
+            Arc::clone(&store),
+            builder.cache_ttl,
+            builder.lookup_timeout,
+        );
+        let cache = Arc::new(cache);
+        let heartbeats = HeartbeatThread::new(
+            Arc::clone(&store),
+            builder.heartbeat_interval,
+            Arc::clone(&cache),
+        );
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                cache,
+                heartbeats: Mutex::new(heartbeats),
+            }),
+        }
     }
 }
 

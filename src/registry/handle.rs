@@ -6,11 +6,7 @@ use parking_lot::Mutex;
 
 use super::cache::Cache;
 use super::heartbeat::HeartbeatThread;
-use super::{
-    Balancer, Instance, Lookup, MemoryRegistryStore, PickedInstance, Registration, RegistryBuilder,
-    RegistryStore,
-};
-use crate::base::name::check_service;
+use super::{Balancer, Lookup, PickedInstance, RegistryStore};
 use crate::error::Result;
 
 /// A handle on a registry: where programs register, look up and balance.
@@ -36,69 +32,16 @@ use crate::error::Result;
 /// ```
 #[derive(Clone)]
 pub struct Registry {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    store: Arc<dyn RegistryStore>,
-    cache: Arc<Cache>,
-    beats: Mutex<HeartbeatThread>,
+pub(super) struct Inner {
+    pub(super) store: Arc<dyn RegistryStore>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) heartbeats: Mutex<HeartbeatThread>,
 }
 
 impl Registry {
-    /// A registry inside this process, with the default options. Each call makes another
-    /// one: clone it to share it between servers and clients.
-    pub fn memory() -> Self {
-        Self::from_builder(RegistryBuilder::new(MemoryRegistryStore::new()))
-    }
-
-    /// Options for a registry over a store.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use coney::{MemoryRegistryStore, Registry};
-    ///
-    /// let store = MemoryRegistryStore::new().with_heartbeat_ttl(Duration::from_secs(10));
-    /// let registry = Registry::builder(store).cache_ttl(Duration::from_secs(5)).build()?;
-    /// # let _ = registry;
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn builder(store: impl RegistryStore + 'static) -> RegistryBuilder {
-        RegistryBuilder::new(store)
-    }
-
-    /// Registers an instance of `service`, and beats for it until the
-    /// [`Registration`] is dropped, which deregisters it.
-    ///
-    /// Blocks until it is written, at most 3 s. If the store cannot be reached
-    /// that is no error: it is written as soon as it can be, and
-    /// [`Registration::state`] says so.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a name that
-    /// does not fit, or if no thread can be started.
-    ///
-    /// ```
-    /// use coney::{Instance, Registry};
-    ///
-    /// let registry = Registry::memory();
-    /// let registration = registry.register("web", Instance::new().with_port(8080))?;
-    /// assert_eq!(registry.pick("web", &coney::balance::Random)?.port(), Some(8080));
-    /// drop(registration);
-    /// registry.refresh("web")?;
-    /// assert!(registry.pick("web", &coney::balance::Random).is_err());
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn register(&self, service: &str, instance: Instance) -> Result<Registration> {
-        check_service(service)?;
-        instance.check()?;
-        let instance = instance.registered(service);
-        let sender = self.inner.beats.lock().thread()?;
-        let registration = Registration::start(self.clone(), sender, instance);
-        Ok(registration)
-    }
-
     /// The living and healthy instances of a service, from the cache.
     ///
     /// The first look-up of a service blocks until the store has answered, at most the
@@ -185,28 +128,6 @@ impl Registry {
     /// What is known of a service without asking anybody.
     pub(crate) fn known(&self, service: &str) -> Option<Lookup> {
         self.inner.cache.known(service)
-    }
-
-    pub(super) fn from_builder(builder: RegistryBuilder) -> Self {
-        let store = builder.store;
-        let cache = Cache::new(
-            Arc::clone(&store),
-            builder.cache_ttl,
-            builder.lookup_timeout,
-        );
-        let cache = Arc::new(cache);
-        let beats = HeartbeatThread::new(
-            Arc::clone(&store),
-            builder.heartbeat_interval,
-            Arc::clone(&cache),
-        );
-        Self {
-            inner: Arc::new(Inner {
-                store,
-                cache,
-                beats: Mutex::new(beats),
-            }),
-        }
     }
 }
 

@@ -1,10 +1,10 @@
+use super::registration_state::RegistrationStatus;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use parking_lot::Mutex;
 
 use super::cache::Cache;
 use super::{HeartbeatResult, Instance, RegistrationState, RegistryStore};
@@ -37,29 +37,6 @@ pub(super) enum HeartbeatCommand {
         number: u64,
         done: Sender<Result<()>>,
     },
-}
-
-/// What a registration and the thread tell each other.
-pub(super) struct RegistrationStatus {
-    pub(super) state: Mutex<RegistrationState>,
-    /// What the instance is not well of.
-    pub(super) fault: Mutex<Option<String>>,
-    /// The reason why it cannot be well any more.
-    pub(super) lost: Mutex<Option<String>>,
-    /// That has changed, and an order is on its way.
-    pub(super) has_changed: AtomicBool,
-}
-
-impl Default for RegistrationStatus {
-    fn default() -> Self {
-        let because = "the registry has not answered yet".to_owned();
-        Self {
-            state: Mutex::new(RegistrationState::Pending(because)),
-            fault: Mutex::default(),
-            lost: Mutex::default(),
-            has_changed: AtomicBool::new(false),
-        }
-    }
 }
 
 /// An instance that is beaten for.

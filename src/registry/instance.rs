@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::json::{OURS, UNHEALTHY_BECAUSE};
+use super::fields::{OURS, UNHEALTHY_BECAUSE};
 use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Result};
 

@@ -6,34 +6,10 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::Instance;
+use super::fields::{
+    ACTIONS, HEALTHY, HOST, ID, LAST_HEARTBEAT, PORT, REGISTERED_AT, VERSION, WEIGHT,
+};
 use crate::error::{Error, ErrorKind, Result};
-
-const ID: &str = "instance_id";
-const REGISTERED_AT: &str = "registered_at";
-const LAST_HEARTBEAT: &str = "last_heartbeat";
-const HOST: &str = "host";
-const PORT: &str = "port";
-const VERSION: &str = "version";
-const WEIGHT: &str = "weight";
-const ACTIONS: &str = "actions";
-const HEALTHY: &str = "healthy";
-
-/// What an instance is unhealthy of.
-pub(super) const UNHEALTHY_BECAUSE: &str = "unhealthy_because";
-
-/// What cannot be used as the name of metadata.
-pub(super) const OURS: [&str; 10] = [
-    ID,
-    REGISTERED_AT,
-    LAST_HEARTBEAT,
-    HOST,
-    PORT,
-    VERSION,
-    WEIGHT,
-    ACTIONS,
-    HEALTHY,
-    UNHEALTHY_BECAUSE,
-];
 
 impl Instance {
     /// The instance as the registry's JSON object.

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::snapshot::Clock;
+use super::clock::Clock;
 use super::{Candidate, Instance};
 
 /// An instance that counts as dead, as it was first seen so.

@@ -7,8 +7,9 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::cached_service::{CachedService, Times};
+use super::clock::Clock;
 use super::liveness::{self, Before, Ghost, Life};
-use super::snapshot::{Clock, Snapshot};
+use super::snapshot::Snapshot;
 use super::{Candidate, Instance, RegistryStore, StoredInstances};
 use crate::base::catch::catch;
 use crate::base::deadline;

@@ -1,3 +1,5 @@
+use super::registration_state::RegistrationState;
+use crate::base::name::check_service;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -5,7 +7,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::heartbeat::{HeartbeatCommand, RegisteredInstance, RegistrationStatus};
+use super::heartbeat::{HeartbeatCommand, RegisteredInstance};
+use super::registration_state::RegistrationStatus;
 use super::{Instance, Registry};
 use crate::base::deadline;
 use crate::base::thread::OwnerProcess;
@@ -41,16 +44,38 @@ pub struct Registration {
     home: OwnerProcess,
 }
 
-/// Whether an instance is in the registry.
-#[non_exhaustive]
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RegistrationState {
-    /// Not yet, or not any more as far as is known, and why. It is tried again.
-    Pending(String),
-    /// It is, and was heard of at its last beat.
-    Registered,
-    /// It was deregistered, here or by somebody else.
-    Deregistered,
+impl Registry {
+    /// Registers an instance of `service`, and beats for it until the
+    /// [`Registration`] is dropped, which deregisters it.
+    ///
+    /// Blocks until it is written, at most 3 s. If the store cannot be reached
+    /// that is no error: it is written as soon as it can be, and
+    /// [`Registration::state`] says so.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a name that
+    /// does not fit, or if no thread can be started.
+    ///
+    /// ```
+    /// use coney::{Instance, Registry};
+    ///
+    /// let registry = Registry::memory();
+    /// let registration = registry.register("web", Instance::new().with_port(8080))?;
+    /// assert_eq!(registry.pick("web", &coney::balance::Random)?.port(), Some(8080));
+    /// drop(registration);
+    /// registry.refresh("web")?;
+    /// assert!(registry.pick("web", &coney::balance::Random).is_err());
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn register(&self, service: &str, instance: Instance) -> Result<Registration> {
+        check_service(service)?;
+        instance.check()?;
+        let instance = instance.registered(service);
+        let sender = self.inner.heartbeats.lock().thread()?;
+        let registration = Registration::start(self.clone(), sender, instance);
+        Ok(registration)
+    }
 }
 
 impl Registration {

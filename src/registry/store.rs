@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Instance;
-use super::snapshot::Clock;
+use super::clock::Clock;
 use crate::error::Result;
 
 /// The duties of a store of instances.

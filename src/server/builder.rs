@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::ServiceServer;
 use super::health::Check;
 use crate::base::name::check_action;
 use crate::client::ServiceClient;
@@ -42,6 +43,13 @@ pub struct ServiceServerBuilder {
     pub(super) health_interval: Duration,
     pub(super) health_failures: u32,
     pub(super) fault: Option<Error>,
+}
+
+impl ServiceServer {
+    /// Options and handlers for a server of `service`.
+    pub fn builder(broker: &Broker, service: &str) -> ServiceServerBuilder {
+        ServiceServerBuilder::new(broker, service)
+    }
 }
 
 impl ServiceServerBuilder {

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::ServiceServerBuilder;
 use super::health::Health;
 use super::sources::Consumers;
 use crate::base::deadline;
@@ -49,11 +48,6 @@ pub struct ServiceServer {
 }
 
 impl ServiceServer {
-    /// Options and handlers for a server of `service`.
-    pub fn builder(broker: &Broker, service: &str) -> ServiceServerBuilder {
-        ServiceServerBuilder::new(broker, service)
-    }
-
     /// The service it serves.
     pub fn service(&self) -> &str {
         &self.service

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::amqp::{AmqpTransport, BrokerBuilder};
 use super::confirm_link::ConfirmLinks;
 use super::memory::MemoryTransport;
 use super::{
@@ -68,34 +67,6 @@ impl Broker {
     /// Each call makes another broker: clone one to share it.
     pub fn memory() -> Self {
         Self::over(MemoryTransport::new())
-    }
-
-    /// Connects to RabbitMQ with the default options.
-    ///
-    /// The URL is `amqp://user:password@host:port/vhost`; what is left out is
-    /// `guest`, `guest`, `localhost`, `5672` and `/`. It may end in
-    /// `?heartbeat=SECONDS&connection_timeout=MILLISECONDS&name=NAME`. Blocks until connected,
-    /// at most the connect timeout of 10 s. Starts the connection's threads.
-    /// Later losses of the connection are repaired in the background.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the URL
-    /// cannot be used, [`ErrorKind::Connect`](crate::ErrorKind::Connect) if no
-    /// connection can be made. Neither ever contains the password.
-    ///
-    /// ```no_run
-    /// let broker = coney::Broker::connect("amqp://localhost")?;
-    /// # let _ = broker;
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn connect(url: &str) -> Result<Self> {
-        Self::builder(url).connect()
-    }
-
-    /// Options for a connection to RabbitMQ: see [`BrokerBuilder`].
-    pub fn builder(url: &str) -> BrokerBuilder {
-        BrokerBuilder::new(url)
     }
 
     /// Closes the connection, now, for every client and server that uses it:
@@ -180,10 +151,6 @@ impl Broker {
         self.inner.transport.spin_for()
     }
 
-    pub(super) fn over_amqp(transport: AmqpTransport) -> Self {
-        Self::over(transport)
-    }
-
     /// Opens a link. Blocks until the broker has done it, at most 10 s.
     pub(crate) fn open(&self, spec: LinkSpec, sink: Arc<dyn Sink>) -> Result<Arc<dyn LinkHandle>> {
         self.open_until(spec, sink, None)
@@ -248,7 +215,7 @@ impl Broker {
         !Arc::ptr_eq(&self.inner, &than.inner)
     }
 
-    fn over(transport: impl Transport + 'static) -> Self {
+    pub(super) fn over(transport: impl Transport + 'static) -> Self {
         Self::over_box(Box::new(transport))
     }
 

@@ -23,20 +23,22 @@ mod send_state;
 mod traits;
 pub(crate) mod x_death;
 
+pub use self::amqp::{BrokerBuilder, ConnectionState};
+pub use self::broker::Broker;
+pub(crate) use self::confirmation::{ConfirmOutcome, ConfirmReceiver, ConfirmSender};
+pub use self::delivery::Delivery;
+pub(crate) use self::delivery::{DeliveryToken, Disposition, PartialReply, Replier, Settler};
+pub use self::header::{HeaderTable, HeaderValue};
+pub(crate) use self::limits::{DEFAULT_MAX_BODY, Limits};
+pub use self::link::Link;
+pub use self::link_spec::LinkSpec;
+pub(crate) use self::link_spec::Source;
+pub(crate) use self::publication::{
+    CoalesceLimits, LONGEST_EXPIRATION, LargeBody, Oversized, is_large,
+};
+pub use self::publication::{Message, Properties, Publication, RareProperties, Returned};
+pub(crate) use self::room::{Budget, Room};
+pub(crate) use self::send_state::SendState;
+pub(crate) use self::traits::{LinkHandle, NoSink, Refused, Sink, Transport};
 pub use crate::message::Body;
 pub use crate::topology::{ExchangeKind, QueueOptions, Topology};
-pub use amqp::{BrokerBuilder, ConnectionState};
-pub use broker::Broker;
-pub(crate) use confirmation::{ConfirmOutcome, ConfirmReceiver, ConfirmSender};
-pub use delivery::Delivery;
-pub(crate) use delivery::{DeliveryToken, Disposition, PartialReply, Replier, Settler};
-pub use header::{HeaderTable, HeaderValue};
-pub(crate) use limits::{DEFAULT_MAX_BODY, Limits};
-pub use link::Link;
-pub use link_spec::LinkSpec;
-pub(crate) use link_spec::Source;
-pub(crate) use publication::{CoalesceLimits, LONGEST_EXPIRATION, LargeBody, Oversized, is_large};
-pub use publication::{Message, Properties, Publication, RareProperties, Returned};
-pub(crate) use room::{Budget, Room};
-pub(crate) use send_state::SendState;
-pub(crate) use traits::{LinkHandle, NoSink, Refused, Sink, Transport};

@@ -24,6 +24,7 @@ mod faults;
 mod handed_back;
 mod health;
 mod hostile;
+mod layers;
 mod ledger;
 mod lost_instances;
 mod outages;
@@ -36,7 +37,6 @@ mod readme;
 mod redis_contract;
 mod redis_faults;
 mod registry;
-
 mod servers;
 mod store_outages;
 mod support;

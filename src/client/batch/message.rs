@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::client::call::CallDeadline;
-use crate::client::core::SentCall;
 use crate::client::decode::CallTarget;
 use crate::client::options::Kind;
+use crate::client::sent_call::SentCall;
 use crate::client::{CallOptions, ServiceClient};
 use crate::error::Result;
 use crate::message::batch::{BATCH_ACTION, Items};

@@ -5,7 +5,6 @@ mod limits;
 mod message;
 mod pending;
 mod replies;
-pub(super) mod support;
 
 pub use self::builder::Batch;
 pub use self::limits::BatchLimits;

@@ -3,10 +3,10 @@ use std::fmt;
 
 use super::message::{BatchContext, BatchMessage, BatchedCall, SentAs, SentMessage};
 use super::replies::{BatchReplies, BatchedResult};
-use super::support;
+use crate::client::batch_support;
 use crate::client::call::CallDeadline;
 use crate::client::call_outcome::{CallOutcome, ReplyBody};
-use crate::client::core::SentCall;
+use crate::client::sent_call::SentCall;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::batch::BATCH_ACTION;
 use crate::message::range_in;
@@ -73,7 +73,7 @@ impl PendingBatch {
             inner.record_latency(self.calls.target(BATCH_ACTION), outcome);
         }
         match outcome {
-            Some(CallOutcome::Reply { body, .. }) if support::is_unknown(&body) => {
+            Some(CallOutcome::Reply { body, .. }) if batch_support::is_unknown(&body) => {
                 let batch_support = &self.calls.client.inner.router.batch_support;
                 batch_support.mark_unsupported(&self.calls.routing_key());
                 return false;
@@ -123,10 +123,10 @@ impl PendingBatch {
     /// A message has been answered.
     fn replied(&mut self, calls: &[BatchedCall], body: ReplyBody) {
         let in_body = self.bodies.len();
-        let replies = support::replies(&body);
+        let replies = batch_support::replies(&body);
         let Some(replies) = replies.filter(|replies| replies.len() == calls.len()) else {
             // An error, which is then each call's own; or it is not to be understood.
-            let is_success = support::is_success(&body);
+            let is_success = batch_support::is_success(&body);
             return self.end(calls, || match is_success {
                 false => BatchedResult::CallOutcome(CallOutcome::Reply {
                     body: body.clone(),

@@ -27,6 +27,36 @@ pub struct BrokerBuilder {
     url_error: Option<Error>,
 }
 
+impl Broker {
+    /// Connects to RabbitMQ with the default options.
+    ///
+    /// The URL is `amqp://user:password@host:port/vhost`; what is left out is
+    /// `guest`, `guest`, `localhost`, `5672` and `/`. It may end in
+    /// `?heartbeat=SECONDS&connection_timeout=MILLISECONDS&name=NAME`. Blocks until connected,
+    /// at most the connect timeout of 10 s. Starts the connection's threads.
+    /// Later losses of the connection are repaired in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the URL
+    /// cannot be used, [`ErrorKind::Connect`](crate::ErrorKind::Connect) if no
+    /// connection can be made. Neither ever contains the password.
+    ///
+    /// ```no_run
+    /// let broker = coney::Broker::connect("amqp://localhost")?;
+    /// # let _ = broker;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn connect(url: &str) -> Result<Self> {
+        Self::builder(url).connect()
+    }
+
+    /// Options for a connection to RabbitMQ: see [`BrokerBuilder`].
+    pub fn builder(url: &str) -> BrokerBuilder {
+        BrokerBuilder::new(url)
+    }
+}
+
 impl BrokerBuilder {
     pub(crate) fn new(url: &str) -> Self {
         let mut config = Config::default();
@@ -158,7 +188,7 @@ impl BrokerBuilder {
             return Err(error);
         }
         self.config.check()?;
-        Ok(Broker::over_amqp(AmqpTransport::connect(
+        Ok(Broker::over(AmqpTransport::connect(
             self.config,
             self.listener,
         )?))

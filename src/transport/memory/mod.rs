@@ -7,11 +7,13 @@
 mod declare;
 mod exchange;
 mod expiry;
+mod link_handle;
 mod link_state;
 mod links;
 #[cfg(test)]
 mod model;
 mod queue;
+mod shared;
 mod state;
 mod timer;
 mod transport;

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::transport::Shared;
+use super::shared::Shared;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Result};
 

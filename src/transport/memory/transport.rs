@@ -1,17 +1,18 @@
+//! The memory broker as a transport.
+
+use super::link_handle::MemoryLinkHandle;
+use super::link_handle::closed;
+use super::shared::Shared;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::queue::{LinkId, QueueId};
 use super::state::State;
 use super::timer::Timer;
 use crate::base::thread::OwnerProcess;
-use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{
-    ConfirmOutcome, ConfirmSender, Delivery, Disposition, Limits, LinkHandle, LinkSpec,
-    PartialReply, Publication, Room, Settler, Sink, Transport,
-};
+use crate::error::Result;
+use crate::transport::{Limits, LinkHandle, LinkSpec, Room, Settler, Sink, Transport};
 
 /// The default of a RabbitMQ link too, so that moving there changes nothing.
 const MAX_BODY: usize = crate::transport::DEFAULT_MAX_BODY;
@@ -27,32 +28,6 @@ pub(crate) struct MemoryTransport {
     limits: Arc<Limits>,
     shared: Arc<Shared>,
     timer: Mutex<Option<Timer>>,
-}
-
-pub(super) struct Shared {
-    home: OwnerProcess,
-    pub(super) state: Mutex<Option<State>>,
-    /// Signalled when a message leaves a queue that somebody waits to fill.
-    /// Signalled when the timer may have to wake earlier, and at the end.
-    pub(super) tick: Condvar,
-}
-
-impl Shared {
-    /// Does something with the state; `None` after the broker was closed.
-    fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> Option<R> {
-        let mut guard = self.state.lock();
-        let result = act(guard.as_mut()?);
-        self.wake_timer(&mut guard);
-        Some(result)
-    }
-
-    fn wake_timer(&self, state: &mut Option<State>) {
-        if let Some(state) = state
-            && std::mem::take(&mut state.timer_due)
-        {
-            self.tick.notify_one();
-        }
-    }
 }
 
 impl MemoryTransport {
@@ -133,120 +108,4 @@ impl Transport for MemoryTransport {
     fn address(&self) -> &str {
         "memory"
     }
-}
-
-struct MemoryLinkHandle {
-    limits: Arc<Limits>,
-    shared: Arc<Shared>,
-    link: LinkId,
-}
-
-impl LinkHandle for MemoryLinkHandle {
-    fn publish(
-        &self,
-        publication: Publication,
-        confirm: Option<ConfirmSender>,
-        _deadline: Instant,
-    ) -> Result<()> {
-        publication.check(&self.limits)?;
-        if self.shared.home.is_another() {
-            let fault = "the memory broker is in the process from which this one was forked";
-            return Err(Error::new(ErrorKind::Misuse, fault));
-        }
-        let mut guard = self.shared.state.lock();
-        let state = guard.as_mut().ok_or_else(closed)?;
-        let queues = state.route(&publication.exchange, &publication.routing_key)?;
-        let now = Instant::now();
-        for &queue in &queues {
-            state.expire(queue, now);
-        }
-        let (full, queues): (Vec<QueueId>, Vec<QueueId>) =
-            queues.into_iter().partition(|&queue| state.is_full(queue));
-        let Some(&first) = full.first() else {
-            state.publish(self.link, publication, confirm, &queues, now);
-            self.shared.wake_timer(&mut guard);
-            return Ok(());
-        };
-        // As RabbitMQ with `reject-publish`: the others get it all the same.
-        let fault = state.full_text(first);
-        if !queues.is_empty() {
-            state.publish(self.link, publication, None, &queues, now);
-        }
-        self.shared.wake_timer(&mut guard);
-        match confirm {
-            Some(confirm) => confirm.settle(ConfirmOutcome::Refused(fault)),
-            None if queues.is_empty() => {
-                let full = Error::new(ErrorKind::Broker, fault);
-                return Err(full.with_nothing_ran(true));
-            }
-            None => {}
-        }
-        Ok(())
-    }
-
-    fn get(&self, queue: &str, _deadline: Instant) -> Result<Option<(Delivery, usize)>> {
-        let got = self
-            .shared
-            .with(|state| state.get(self.link, queue, Instant::now()));
-        got.ok_or_else(closed)?
-    }
-
-    fn get_own(&self, _deadline: Instant) -> Result<Option<(Delivery, usize)>> {
-        let got = self
-            .shared
-            .with(|state| state.get_own(self.link, Instant::now()));
-        got.ok_or_else(closed)?
-    }
-
-    fn backlog(&self, queue: &str, _deadline: Instant) -> Result<usize> {
-        let backlog = self.shared.with(|state| state.backlog(queue));
-        backlog.ok_or_else(closed)?
-    }
-
-    /// Everything is done when it is asked for.
-    fn flush(&self, _deadline: Instant) -> Result<()> {
-        Ok(())
-    }
-
-    fn stop_consuming(&self, _deadline: Instant) -> Result<()> {
-        self.shared.with(|state| state.stop_consuming(self.link));
-        Ok(())
-    }
-
-    fn resume_consuming(&self, _deadline: Instant) -> Result<()> {
-        let resumed = self
-            .shared
-            .with(|state| state.start_consuming(self.link, Instant::now()));
-        resumed.ok_or_else(closed)?
-    }
-
-    fn delete_own_queue(&self, _deadline: Instant) -> Result<()> {
-        self.shared.with(|state| state.delete_own_queues(self.link));
-        Ok(())
-    }
-
-    fn close(&self) {
-        let sink = self
-            .shared
-            .with(|state| state.close(self.link, Instant::now()));
-        drop(sink); // outside the lock: its last reference may own anything
-    }
-}
-
-impl Settler for MemoryLinkHandle {
-    fn settle(&self, _session: u64, tag: u64, outcome: Disposition) {
-        let outcome = outcome.checked(&self.limits);
-        self.shared
-            .with(|state| state.settle(self.link, tag, outcome, Instant::now()));
-    }
-
-    /// Never blocks: replies are let in beyond the bound.
-    fn reply(&self, _session: u64, tag: u64, reply: PartialReply<'_>) {
-        self.shared
-            .with(|state| state.reply(self.link, tag, reply.alone(), Instant::now()));
-    }
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the memory broker has been closed")
 }

@@ -237,7 +237,7 @@ impl<'c> Session<'c> {
             }),
             None if if_too_large.is_some() => {
                 let fallback = if_too_large.map(|it| *it);
-                self.io.link_table.send_first(link, fallback.into_iter());
+                self.io.link_table.send_first(link, fallback);
             }
             None => {
                 let reason = match refusal {

@@ -1,3 +1,4 @@
+use super::frame::FRAME_MAX;
 use std::fmt;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -5,9 +6,6 @@ use std::ops::Range;
 use super::observed::Observed;
 use super::oversized_body::{BodyProgress, OversizedBodies};
 use super::sanitize;
-
-/// What both sides must not exceed; RabbitMQ's own default.
-pub(in crate::transport::amqp) const FRAME_MAX: u32 = 131_072;
 
 /// What a peer may send before limits are negotiated: RabbitMQ's first frame
 /// is under 1 kB; something that is not AMQP could announce gigabytes.

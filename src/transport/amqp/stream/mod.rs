@@ -1,5 +1,6 @@
 //! The socket that amiquip gets: every byte in and out is checked or counted here.
 
+mod frame;
 mod frame_guard;
 mod guarded_stream;
 mod observed;
@@ -7,6 +8,6 @@ mod oversized_body;
 mod sanitize;
 mod start_ok;
 
-pub(super) use self::frame_guard::FRAME_MAX;
+pub(super) use self::frame::FRAME_MAX;
 pub(super) use self::guarded_stream::GuardedStream;
 pub(super) use self::observed::Observed;

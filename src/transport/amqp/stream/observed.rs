@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::frame_guard::FRAME_MAX;
+use super::frame::FRAME_MAX;
 use crate::transport::Oversized;
 
 /// What the stream saw that amiquip does not tell.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::transport::amqp::stream::FRAME_MAX;
 use proptest::prelude::*;
 
 fn limited(max_body: usize) -> FrameGuard {

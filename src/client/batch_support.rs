@@ -17,14 +17,14 @@ const BELIEVED_FOR: Duration = Duration::from_secs(60);
 /// Which queues' consumers do not understand, and until when that is believed. No more
 /// than have been asked in that time.
 #[derive(Default)]
-pub(in crate::client) struct BatchSupport {
+pub(super) struct BatchSupport {
     any: AtomicBool,
     not: Mutex<HashMap<String, Instant>>,
 }
 
 impl BatchSupport {
     /// May several requests with this routing key share a message?
-    pub(in crate::client) fn is_supported(&self, routing_key: &str) -> bool {
+    pub(super) fn is_supported(&self, routing_key: &str) -> bool {
         if !self.any.load(Ordering::Relaxed) {
             return true;
         }
@@ -41,7 +41,7 @@ impl BatchSupport {
     }
 
     /// Its consumer does not understand.
-    pub(in crate::client) fn mark_unsupported(&self, routing_key: &str) {
+    pub(super) fn mark_unsupported(&self, routing_key: &str) {
         let mut not = self.not.lock();
         let now = Instant::now();
         not.retain(|_, until| now < *until);
@@ -57,7 +57,7 @@ impl BatchSupport {
 }
 
 /// Is it the answer of a peer that does not understand?
-pub(in crate::client) fn is_unknown(body: &[u8]) -> bool {
+pub(super) fn is_unknown(body: &[u8]) -> bool {
     let unknown = |reply: Reply<'_>| {
         !reply.success && reply.error.strip_prefix("Unknown action: ") == Some(BATCH_ACTION)
     };
@@ -65,7 +65,7 @@ pub(in crate::client) fn is_unknown(body: &[u8]) -> bool {
 }
 
 /// Is it the answer of one that did not fail?
-pub(in crate::client) fn is_success(body: &[u8]) -> bool {
+pub(super) fn is_success(body: &[u8]) -> bool {
     Reply::decode(body).is_ok_and(|reply| reply.success)
 }
 
@@ -77,7 +77,7 @@ struct Replies<'a> {
 }
 
 /// The replies in an answer to several requests, if it is one.
-pub(in crate::client) fn replies(body: &[u8]) -> Option<Vec<&RawValue>> {
+pub(super) fn replies(body: &[u8]) -> Option<Vec<&RawValue>> {
     let replies: Replies<'_> = serde_json::from_slice(body).ok()?;
     Some(replies.data.0)
 }
