@@ -9,7 +9,7 @@ use coney::{
 };
 use crossbeam_channel::{Receiver, unbounded};
 
-use crate::support::dead::{dead_letter, letters_of};
+use crate::support::dead_letters::{dead_letter, letters_of};
 use crate::support::server::Server;
 use crate::support::{PATIENCE, client, eventually, unique};
 

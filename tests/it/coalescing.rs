@@ -16,7 +16,7 @@ use coney::{
 use crossbeam_channel::Receiver;
 use serde_json::{Value, json};
 
-use crate::support::nap::nap_server;
+use crate::support::sleepy_service::sleepy_server;
 use crate::support::peer::{answer_one, recv, serve, text};
 use crate::support::proxy::Proxy;
 use crate::support::timing::in_time;
@@ -282,7 +282,7 @@ fn calls_to_several_services_leave_apart() {
 fn a_slow_call_holds_up_only_its_caller() {
     let held = Held::new(BatchLimits::new());
     let service = unique("nap");
-    let (_server, _starts) = nap_server(&rabbitmq(), &service);
+    let (_server, _starts) = sleepy_server(&rabbitmq(), &service);
     held.hold();
     let nap = |millis: u64, options: CallOptions| {
         let (client, service) = (held.client.clone(), service.clone());

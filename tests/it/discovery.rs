@@ -12,7 +12,7 @@ use coney::{
 };
 use crossbeam_channel::unbounded;
 
-use crate::support::who::{finder, server, who};
+use crate::support::instance_echo::{answering_instance, finder, server};
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
@@ -88,7 +88,7 @@ fn a_call_to_nobody_fails_at_once(broker: &Broker) {
     );
     assert!(start.elapsed() < PATIENCE / 2);
     let running = server(broker, &service, &registry, "1").start().unwrap();
-    assert_eq!(who(&strict, &service), "1");
+    assert_eq!(answering_instance(&strict, &service), "1");
     running.shutdown(PATIENCE).unwrap();
     let error = strict.call::<_, ()>(&service, "who", &0).unwrap_err();
     assert_eq!(
@@ -126,7 +126,7 @@ fn nobody_is_believed_for_a_second_only(broker: &Broker) {
     assert_eq!(error.kind(), ErrorKind::NoInstance);
     let _server = server(broker, &service, &there, "1").start().unwrap();
     thread::sleep(1_100 * MS);
-    assert_eq!(who(&strict, &service), "1");
+    assert_eq!(answering_instance(&strict, &service), "1");
 }
 
 fn no_addressed_call_is_lost_in_a_shutdown(broker: &Broker) {
@@ -209,7 +209,7 @@ fn a_balanced_call_passes_over_one_that_has_gone(broker: &Broker) {
         .build()
         .unwrap();
     for _ in 0..10 {
-        assert_eq!(who(&client, &service), "real");
+        assert_eq!(answering_instance(&client, &service), "real");
     }
     assert_eq!(client.in_flight(), 0);
     assert_eq!(client.unclaimed_replies(), 0);
@@ -277,7 +277,7 @@ fn the_slow_one_gets_less(broker: &Broker) {
         .balancer(LowestLatency)
         .build()
         .unwrap();
-    let answers: Vec<String> = (0..60).map(|_| who(&client, &service)).collect();
+    let answers: Vec<String> = (0..60).map(|_| answering_instance(&client, &service)).collect();
     let slow = answers.iter().filter(|answer| *answer == "slow").count();
     assert!(slow <= 3, "{slow} of 60 calls went to the slow one");
     // And one that does not answer at all is as slow as the patience of its callers.
@@ -312,7 +312,7 @@ fn peers_without_a_queue_of_their_own_are_served_by_whoever_is_free(broker: &Bro
         .start()
         .unwrap();
     let client = finder(broker, &registry).balancer(Random).build().unwrap();
-    assert_eq!(who(&client, &service), "peer");
+    assert_eq!(answering_instance(&client, &service), "peer");
 }
 
 fn what_an_instance_has_not_begun_goes_to_the_others(broker: &Broker) {

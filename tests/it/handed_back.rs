@@ -14,7 +14,7 @@ use coney::{
 use crossbeam_channel::unbounded;
 use parking_lot::Mutex;
 
-use crate::support::dead::{dead_letter, letters_of, no_dead_letter};
+use crate::support::dead_letters::{dead_letter, letters_of, no_dead_letter};
 use crate::support::process::Process;
 use crate::support::proxy::Proxy;
 use crate::support::server::Server;

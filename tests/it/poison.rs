@@ -2,7 +2,7 @@
 
 use coney::Broker;
 
-use crate::support::dead::{dead_letter, no_dead_letter};
+use crate::support::dead_letters::{dead_letter, no_dead_letter};
 use crate::support::process::Process;
 use crate::support::{amqp_url, client, eventually, rabbitmq, unique};
 

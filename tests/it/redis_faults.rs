@@ -173,7 +173,9 @@ fn full_and_wrong_and_unreadable() {
     let error = there.lookup("odd").unwrap_err();
     assert!(error.to_string().contains("WRONGTYPE"), "{error}");
     let odd = here.register("odd", Instance::new().with_id("3")).unwrap();
-    thread::sleep(300 * MS);
+    eventually("it cannot be registered", || {
+        matches!(odd.state(), RegistrationState::Pending(_))
+    });
     assert_eq!(there.refresh("web").unwrap().iter().len(), 2);
     let three = here.register("web", Instance::new().with_id("3")).unwrap();
     assert_eq!(

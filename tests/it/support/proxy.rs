@@ -1,5 +1,5 @@
 //! A TCP proxy in front of a RabbitMQ, so that a test can break its own
-//! connection and nobody else's.
+//! connection and no other.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -44,11 +44,16 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// In front of the broker with this URL.
+    /// In front of the broker with this URL, for the same virtual host.
     pub fn start(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("amqp://guest:guest@{}", listener.local_addr().unwrap());
-        let target = target.rsplit_once('@').unwrap().1.to_owned();
+        let target = target.rsplit_once('@').unwrap().1;
+        let (target, virtual_host) = match target.split_once('/') {
+            Some((target, name)) => (target.to_owned(), format!("/{name}")),
+            None => (target.to_owned(), String::new()),
+        };
+        let address = listener.local_addr().unwrap();
+        let url = format!("amqp://guest:guest@{address}{virtual_host}");
         let proxy = Self {
             url,
             modes: Default::default(),
