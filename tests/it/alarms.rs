@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use coney::transport::{Link, LinkSpec, Publication, QueueOptions, Topology};
 use coney::{ConnectionState, ErrorKind, Phase};
 
-use crate::support::sleepy_service::sleepy_server;
 use crate::support::outage::{rabbit, wait_for, watched, within};
+use crate::support::sleepy_service::sleepy_server;
 use crate::support::timing::in_time;
 use crate::support::{PATIENCE, client, quick, unique};
 

@@ -16,10 +16,10 @@ use crate::support::{PATIENCE, client, eventually, unique};
 const MS: Duration = Duration::from_millis(1);
 
 fn watched(url: &str) -> (Broker, Receiver<ConnectionState>) {
-    let (told, states) = unbounded();
+    let (sent, states) = unbounded();
     let broker = Broker::builder(url)
         .reconnect_delays(20 * MS, 100 * MS)
-        .on_state_change(move |state| drop(told.send(state.clone())))
+        .on_state_change(move |state| drop(sent.send(state.clone())))
         .connect()
         .unwrap();
     (broker, states)

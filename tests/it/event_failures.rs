@@ -11,7 +11,7 @@ use crossbeam_channel::unbounded;
 use parking_lot::Mutex;
 
 use crate::support::events::{
-    assert_no_more, letters, publisher, sorted, subscriber, recv_n, sending_to, unique_event,
+    assert_no_more, letters, publisher, recv_n, sending_to, sorted, subscriber, unique_event,
 };
 use crate::support::{PATIENCE, eventually, on_both, unique};
 

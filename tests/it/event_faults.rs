@@ -5,7 +5,9 @@ use std::time::Duration;
 use coney::{Context, Subscription};
 use crossbeam_channel::{bounded, unbounded};
 
-use crate::support::events::{assert_no_more, publisher, sorted, subscriber, recv_n, sending_to, unique_event};
+use crate::support::events::{
+    assert_no_more, publisher, recv_n, sending_to, sorted, subscriber, unique_event,
+};
 use crate::support::proxy::Proxy;
 use crate::support::server::Server;
 use crate::support::{PATIENCE, amqp_url, eventually, quick, unique};

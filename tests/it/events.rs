@@ -11,7 +11,9 @@ use coney::{
 };
 use crossbeam_channel::unbounded;
 
-use crate::support::events::{assert_no_more, publisher, sorted, subscriber, recv_n, sending_to, unique_event};
+use crate::support::events::{
+    assert_no_more, publisher, recv_n, sending_to, sorted, subscriber, unique_event,
+};
 use crate::support::{PATIENCE, on_both, unique};
 
 on_both!(

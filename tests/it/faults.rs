@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use coney::{Broker, CallOptions, ErrorKind, Phase, Registry, ServiceServer};
 
 use crate::support::events::recv_n;
-use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::proxy::{Mode, Proxy};
+use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::timing::in_time;
 use crate::support::{PATIENCE, amqp_url, client, eventually, quick, unique};
 

@@ -9,10 +9,10 @@ use coney::transport::{Link, LinkSpec, QueueOptions, Topology};
 use coney::{CallOptions, ConnectionState, ErrorKind, Phase, ServiceServer};
 use crossbeam_channel::unbounded;
 
-use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::events::recv_n;
 use crate::support::outage::{rabbit, wait_for, watched, within};
 use crate::support::proxy::{Mode, Proxy};
+use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::timing::{SLACK, in_time, stall_since};
 use crate::support::{PATIENCE, client, eventually, quick, unique};
 

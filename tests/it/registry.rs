@@ -181,11 +181,14 @@ fn beats_keep_it_alive_and_only_change_the_beat(open: Open<'_>) {
         .register(&Instance::from_json(&service, registration.id(), &json).unwrap())
         .unwrap();
     let mut last = first.clone();
-    eventually("it has beaten for longer than one that does not would live", || {
-        assert_eq!(registry.lookup(&service).unwrap().iter().len(), 1);
-        last = store.instances(&service).unwrap().instances.remove(0);
-        last.last_heartbeat() > first.last_heartbeat() + 3
-    });
+    eventually(
+        "it has beaten for longer than one that does not would live",
+        || {
+            assert_eq!(registry.lookup(&service).unwrap().iter().len(), 1);
+            last = store.instances(&service).unwrap().instances.remove(0);
+            last.last_heartbeat() > first.last_heartbeat() + 3
+        },
+    );
     assert_eq!(last.registered_at(), first.registered_at());
     assert_eq!(last.port(), Some(2), "what another wrote stays");
     assert_eq!(last.metadata::<String>("note").as_deref(), Some("by hand"));

@@ -1,8 +1,8 @@
 //! `ServiceServer`: context, raw handlers, sharing, draining.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Barrier};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 

@@ -23,7 +23,7 @@ pub fn sleepy_server(broker: &Broker, service: &str) -> (ServiceServer, Receiver
 
 /// A service whose handlers end when a test lets them.
 pub struct GatedServer {
-    pub server: ServiceServer,
+    _server: ServiceServer,
     /// The payload of each call of `wait` that begins.
     pub starts: Receiver<u64>,
     gate: Option<Sender<()>>,
@@ -45,7 +45,7 @@ impl GatedServer {
             .start()
             .unwrap();
         Self {
-            server,
+            _server: server,
             starts,
             gate: Some(gate),
         }
