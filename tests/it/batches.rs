@@ -20,7 +20,7 @@ on_both!(
     large_requests_go_in_messages_of_their_own,
     replies_that_do_not_fit_are_errors_of_their_own,
     many_replies_that_do_not_fit_leave_those_that_do,
-    nobody_there_is_each_calls_error,
+    a_missing_service_is_each_calls_error,
     a_forgotten_batch_is_no_more_in_flight,
     shutting_down_ends_a_batch_that_has_begun,
     commands_in_batches,
@@ -194,8 +194,8 @@ fn many_replies_that_do_not_fit_leave_those_that_do(broker: &Broker) {
     }
 }
 
-fn nobody_there_is_each_calls_error(broker: &Broker) {
-    let mut batch = client(broker).batch(&unique("nobody"));
+fn a_missing_service_is_each_calls_error(broker: &Broker) {
+    let mut batch = client(broker).batch(&unique("absent"));
     for n in 0..3 {
         batch.add::<_, u64>("double", &n);
     }
@@ -270,7 +270,7 @@ fn commands_in_batches(broker: &Broker) {
         .collect();
     carried_out.sort_unstable();
     assert_eq!(carried_out, Vec::from_iter(0..100));
-    let sent = client.send_batch(&unique("nobody"), "create", &[1, 2]);
+    let sent = client.send_batch(&unique("absent"), "create", &[1, 2]);
     let kinds = sent.into_iter().map(|sent| sent.unwrap_err().kind());
     assert_eq!(kinds.collect::<Vec<_>>(), [ErrorKind::NoRoute; 2]);
 }

@@ -111,7 +111,7 @@ fn a_user_without_a_channel_for_it_does_without_dead_letters() {
     assert!(error.contains("maximum allowed user limit"), "{error}");
 }
 
-/// What a client is told that finds no channel.
+/// The error of a client for which there is no channel.
 fn client_error(broker: &Broker) -> String {
     let error = coney::ServiceClient::new(broker, "narrow").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Broker, "{error}");
@@ -145,7 +145,7 @@ fn a_refused_permission_is_the_operations_error() {
 }
 
 #[test]
-fn a_limit_on_queues_is_told_as_what_it_is() {
+fn a_limit_on_queues_is_named_in_the_error() {
     let rabbit = Server::rabbitmq();
     rabbit.ctl(&["set_vhost_limits", "-p", "/", r#"{"max-queues": 0}"#]);
     let broker = Broker::connect(rabbit.url()).unwrap();

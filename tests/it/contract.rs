@@ -262,7 +262,11 @@ fn bodies_that_are_not_envelopes_are_answered(broker: &Broker) {
         client(broker).call::<_, u64>(&service, "get", &()).unwrap(),
         1
     );
-    server.shutdown(PATIENCE).unwrap();
+    // Behind all the others in the queue.
+    peer.publish(request(&service, "", &replies), PATIENCE)
+        .unwrap();
+    recv(&peer).ack();
+    server.drain(PATIENCE).unwrap();
     let link = serve(broker, &service);
     peer.publish(request(&service, "mark", &replies), PATIENCE)
         .unwrap();

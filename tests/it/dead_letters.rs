@@ -51,7 +51,7 @@ fn send(broker: &Broker, service: &str, count: u32) {
 /// The numbers in a service's letters, as they stand in the queue.
 fn numbers(dead: &DeadLetters, queue: &str) -> Vec<u32> {
     let letters = dead.list(usize::MAX).unwrap();
-    let mut ours = letters.iter().filter(|letter| letter.queue() == queue);
+    let ours = letters.iter().filter(|letter| letter.queue() == queue);
     ours.map(|letter| letter.payload().unwrap()).collect()
 }
 
@@ -156,6 +156,10 @@ fn a_letter_whose_queue_is_gone_stays(broker: &Broker) {
     // As a peer would put it there, that says nothing but where from.
     let letter = Publication::new("dead.exchange", gone.clone(), b"?".to_vec());
     link.publish(letter, PATIENCE).unwrap();
+    eventually("it is a letter", || {
+        let found = dead.find(|letter| letter.queue() == gone, 1);
+        found.unwrap().len() == 1
+    });
     let replayed = dead.replay(|letter| letter.queue() == gone, 1_000).unwrap();
     assert_eq!((replayed.sent, replayed.unroutable), (0, 1), "it stays");
     assert_eq!(dead.purge(|letter| letter.queue() == gone).unwrap(), 1);

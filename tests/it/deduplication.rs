@@ -27,6 +27,7 @@ struct Repeater {
     link: Link,
     body: Vec<u8>,
     service: String,
+    queue: String,
     reply_to: Option<String>,
 }
 
@@ -36,12 +37,13 @@ impl Repeater {
         let topology = Topology::default().queue(&queue);
         let link = Link::open(broker, LinkSpec::new(topology).consume(&queue, 100)).unwrap();
         let mut message = ServiceMessage::new("tests", service, "work", 5);
-        let reply_to = wants_reply.then_some(queue);
+        let reply_to = wants_reply.then(|| queue.clone());
         message.reply_to = reply_to.clone().map(Into::into);
         Self {
             body: message.encode().unwrap(),
             service: service.to_owned(),
             link,
+            queue,
             reply_to,
         }
     }
@@ -51,6 +53,13 @@ impl Repeater {
         let mut request = Publication::new("service.exchange", key, self.body.clone());
         request.properties.reply_to = self.reply_to.clone();
         self.link.publish(request, PATIENCE).unwrap();
+    }
+
+    /// Waits until the broker has everything that was sent.
+    fn flush(&self) {
+        let mark = Publication::new("", self.queue.as_str(), b"mark".to_vec());
+        self.link.publish(mark, PATIENCE).unwrap();
+        assert_eq!(self.reply(), b"mark");
     }
 
     fn reply(&self) -> Vec<u8> {
@@ -101,6 +110,7 @@ fn a_repeated_command_is_carried_out_once(broker: &Broker) {
     for _ in 0..20 {
         repeater.send();
     }
+    repeater.flush();
     assert_eq!(runs.recv_timeout(PATIENCE), Ok(1));
     server.drain(PATIENCE).unwrap();
     assert!(runs.is_empty());

@@ -64,7 +64,7 @@ fn those_in_order_lose_their_connection_alone() {
 fn a_broadcast_is_tried_again_over_a_reconnect() {
     let proxy = Proxy::start(&amqp_url());
     let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(&amqp_url()));
-    let (name, service) = (unique_event(), unique("everybody"));
+    let (name, service) = (unique_event(), unique("all"));
     let (sent, attempts) = unbounded();
     let failing = Subscription::to_with(&name, move |context: &Context<'_>, n: u64| {
         sent.send((n, context.attempt())).unwrap();

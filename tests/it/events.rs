@@ -23,7 +23,7 @@ on_both!(
     a_broadcast_reaches_every_instance,
     a_singleton_is_one_in_the_whole_system,
     a_repeated_event_is_handled_once,
-    nobody_need_listen_unless_it_is_asked_for,
+    a_subscriber_is_required_only_if_asked_for,
     the_envelope_is_the_contracts,
     many_are_published_at_once,
     what_a_subscriber_holds_is_bounded,
@@ -190,7 +190,7 @@ fn a_repeated_event_is_handled_once(broker: &Broker) {
     assert_no_more(&events);
 }
 
-fn nobody_need_listen_unless_it_is_asked_for(broker: &Broker) {
+fn a_subscriber_is_required_only_if_asked_for(broker: &Broker) {
     let name = unique_event();
     let publisher = publisher(broker);
     publisher.publish(&name, &1).unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use coney::transport::{ExchangeKind, Link, LinkSpec, Publication, QueueOptions, Topology};
 use coney::{Broker, ErrorKind};
 
-use crate::support::{PATIENCE, on_both, unique};
+use crate::support::{PATIENCE, eventually, on_both, unique};
 
 on_both!(
     prefetch_bounds_what_is_unsettled,
@@ -53,10 +53,17 @@ fn prefetch_bounds_what_is_unsettled(broker: &Broker) {
     // What a consumer may not have yet is in the queue, where another link finds it.
     let other = Link::open(broker, LinkSpec::new(Topology::default())).unwrap();
     let next_in_queue = || {
-        let delivery = other.get(&queue, PATIENCE).unwrap().expect("it waits");
-        let body = delivery.message().body.clone();
-        delivery.ack();
-        body
+        let mut body = None;
+        eventually("it is in the queue", || {
+            let delivery = other.get(&queue, PATIENCE).unwrap();
+            body = delivery.map(|delivery| {
+                let body = delivery.message().body.clone();
+                delivery.ack();
+                body
+            });
+            body.is_some()
+        });
+        body.unwrap()
     };
     let first = link.recv_timeout(PATIENCE).unwrap();
     let second = link.recv_timeout(PATIENCE).unwrap();

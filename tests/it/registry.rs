@@ -44,7 +44,7 @@ on_both_stores!(
     everything_an_instance_says_arrives,
     one_that_stops_beating_is_dead_and_then_removed,
     beats_keep_it_alive_and_only_change_the_beat,
-    a_heartbeat_brings_nobody_back,
+    a_heartbeat_brings_none_back,
     a_deregistration_by_another_counts,
     one_taken_for_dead_comes_back_with_its_next_beat,
     the_unwell_are_left_out,
@@ -194,7 +194,7 @@ fn beats_keep_it_alive_and_only_change_the_beat(open: Open<'_>) {
     assert_eq!(last.metadata::<String>("note").as_deref(), Some("by hand"));
 }
 
-fn a_heartbeat_brings_nobody_back(open: Open<'_>) {
+fn a_heartbeat_brings_none_back(open: Open<'_>) {
     let service = unique("web");
     let store = open(MINUTE);
     let (here, gone) = (beaten(&service, "here", 5), beaten(&service, "gone", 5));
