@@ -185,7 +185,7 @@ impl log::Log for Publisher {
             Err(error) if error.kind() == ErrorKind::Misuse => {}
             Err(error) => panic!("{}: {error}", record.target()),
         }
-        assert!(begin.elapsed() < Duration::from_secs(2));
+        assert!(begin.elapsed() < Duration::from_secs(20));
     }
 
     fn flush(&self) {}
@@ -283,7 +283,7 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
             assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
             assert!(!error.is_safe_to_retry(), "the parent has sent it");
             drop((client, server, broker));
-            assert!(begin.elapsed() < Duration::from_secs(2));
+            assert!(begin.elapsed() < Duration::from_secs(20));
             std::process::exit(0)
         }
     };
