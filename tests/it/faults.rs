@@ -240,7 +240,6 @@ fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
 fn hopeless(url: &str) -> Broker {
     Broker::builder(url)
         .reconnect_delays(Duration::from_millis(10), Duration::from_millis(20))
-        .connect_timeout(Duration::from_secs(1))
         .reconnect_limit(2)
         .connect()
         .unwrap()
@@ -251,8 +250,7 @@ fn giving_up_closes_everything() {
     let proxy = Proxy::start(&amqp_url());
     let broker = hopeless(&proxy.url);
     let client = client(&broker);
-    proxy.both(Mode::Swallow);
-    proxy.cut();
+    proxy.cut_for_good();
     eventually("the broker is closed", || {
         let options = CallOptions::new().timeout(Duration::from_millis(50));
         let result = client.call_with::<_, ()>("s", "a", &(), &options);
@@ -273,8 +271,7 @@ fn a_server_without_a_broker_is_not_well() {
         .unwrap();
     assert_eq!(registry.lookup(&service).unwrap().iter().count(), 1);
     assert!(server.state().is_well());
-    proxy.both(Mode::Swallow);
-    proxy.cut();
+    proxy.cut_for_good();
     eventually("it says so itself", || {
         server.state().disconnected.is_some()
     });

@@ -80,7 +80,7 @@ pub fn quick(url: &str) -> Broker {
     Broker::builder(url)
         .reconnect_delays(Duration::from_millis(20), Duration::from_millis(200))
         .operation_timeout(Duration::from_secs(2))
-        .connect_timeout(Duration::from_secs(2))
+        .connect_timeout(Duration::from_secs(10))
         .heartbeat(Duration::from_secs(1))
         .connect()
         .expect("the test's RabbitMQ takes connections")

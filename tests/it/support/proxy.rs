@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ pub struct Proxy {
     /// To the broker, and from it.
     modes: [Arc<AtomicU8>; 2],
     sockets: Arc<Mutex<Vec<TcpStream>>>,
+    refuses: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -58,11 +59,16 @@ impl Proxy {
             url,
             modes: Default::default(),
             sockets: Arc::default(),
+            refuses: Arc::default(),
         };
         let modes = proxy.modes.clone();
         let sockets = Arc::clone(&proxy.sockets);
+        let refuses = Arc::clone(&proxy.refuses);
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
+                if refuses.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let Ok(server) = TcpStream::connect(&target) else {
                     continue;
                 };
@@ -95,6 +101,12 @@ impl Proxy {
 
     pub fn cut(&self) {
         self.cut_from(0);
+    }
+
+    /// Cuts all connections, and closes every later one at once.
+    pub fn cut_for_good(&self) {
+        self.refuses.store(true, Ordering::SeqCst);
+        self.cut();
     }
 
     /// Cuts the connection that was made last.
