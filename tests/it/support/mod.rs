@@ -42,7 +42,7 @@ pub fn amqp_url() -> String {
 }
 
 pub fn rabbitmq() -> Broker {
-    Broker::connect(&amqp_url()).expect("the test's RabbitMQ takes connections")
+    patient(&amqp_url()).expect("the test's RabbitMQ takes connections")
 }
 
 /// The shared RabbitMQ of this run, and a virtual host that no other test has: it has
@@ -60,13 +60,17 @@ fn own_virtual_host() -> (String, Broker) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let url = format!("{}/test-{number}", amqp_url());
-    let broker = Broker::connect(&url).unwrap_or_else(|error| {
+    let broker = patient(&url).unwrap_or_else(|error| {
         panic!(
-            "no virtual host test-{number}: the RabbitMQ of CONEY_TEST_AMQP_URL has too few; \
-             raise --vhosts of tests/servers/rabbitmq in tests/run: {error}"
+            "the test's RabbitMQ takes no connection to the virtual host test-{number}; if it \
+             has too few, raise --vhosts of tests/servers/rabbitmq in tests/run: {error}"
         )
     });
     (url, broker)
+}
+
+fn patient(url: &str) -> coney::Result<Broker> {
+    Broker::builder(url).connect_timeout(PATIENCE).connect()
 }
 
 /// The shared Redis of this run.
