@@ -198,9 +198,13 @@ fn a_caller_that_has_gone_is_not_served(broker: &Broker) {
     let client = client(broker);
     let first = client.call_async::<_, u64>(&service, "wait", &0).unwrap();
     assert_eq!(server.starts.recv_timeout(PATIENCE), Ok(0));
-    let hurry = CallOptions::new().timeout(Duration::from_secs(1));
+    let timeout = Duration::from_secs(1);
+    let hurry = CallOptions::new().timeout(timeout);
+    let start = Instant::now();
     let error = client.call_with::<_, u64>(&service, "wait", &1, &hurry);
     assert_eq!(error.unwrap_err().phase(), Some(Phase::Reply));
+    // The server counts from the arrival, which is later on a busy machine.
+    eventually("it has expired there", || start.elapsed() > 4 * timeout);
     server.open();
     first.wait().unwrap();
     // The expired request was behind the first; a third one shows that the

@@ -70,7 +70,7 @@ fn serve(url: &str, service: &str) -> coney::Result<ServiceServer> {
 /// after two seconds.
 fn register(url: &str, id: &str) -> coney::Result<Registration> {
     let redis = Redis::builder(url)
-        .timeout(Duration::from_millis(200))
+        .timeout(Duration::from_secs(1))
         .build()?;
     let store = RedisRegistry::new(&redis).with_dead_after(Duration::from_secs(2));
     let registry = Registry::builder(store)

@@ -7,11 +7,11 @@ use coney::{Lookup, Redis, RedisRegistry, Registry};
 const MS: Duration = Duration::from_millis(1);
 
 /// What their look-ups may take at most.
-pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(300);
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Beats often, so that the tests need not wait long.
 pub fn registry(url: &str, dead_after: Duration) -> Registry {
-    let redis = Redis::builder(url).timeout(200 * MS).build().unwrap();
+    let redis = Redis::builder(url).timeout(1_000 * MS).build().unwrap();
     let store = RedisRegistry::new(&redis).with_dead_after(dead_after);
     Registry::builder(store)
         .beat_every(100 * MS)
