@@ -3,9 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, ErrorKind, Phase, Registry, ServiceServer};
+use coney::{Broker, CallOptions, ConnectionState, ErrorKind, Phase, Registry, ServiceServer};
 
 use crate::support::events::recv_n;
+use crate::support::outage::{wait_for, watched};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::timing::in_time;
@@ -196,16 +197,12 @@ fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
 #[test]
 fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
     let proxy = Proxy::start(&amqp_url());
-    let broker = quick(&proxy.url);
+    let (broker, states) = watched(&proxy.url);
     let client = client(&broker);
     proxy.both(Mode::Swallow);
     proxy.cut();
     // Until the I/O thread has noticed, calls still go out, and are lost.
-    let hurry = CallOptions::new().timeout(Duration::from_millis(20));
-    eventually("nothing is sent any more", || {
-        let error = client.call_with::<_, ()>("any", "any", &(), &hurry);
-        error.unwrap_err().phase() == Some(Phase::Send)
-    });
+    wait_for(&states, |state| matches!(state, ConnectionState::Lost(_)));
     let timeout = Duration::from_millis(500);
     let options = CallOptions::new().timeout(timeout);
     thread::scope(|scope| {
