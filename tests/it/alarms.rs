@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use coney::transport::{Link, LinkSpec, Publication, QueueOptions, Topology};
 use coney::{ConnectionState, ErrorKind, Phase};
 
-use crate::support::nap::nap_server;
 use crate::support::outage::{rabbit, wait_for, watched, within};
+use crate::support::sleepy_service::sleepy_server;
 use crate::support::timing::in_time;
 use crate::support::{PATIENCE, client, quick, unique};
 
@@ -19,7 +19,7 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
     let rabbit = rabbit.as_ref().unwrap();
     let (broker, states) = watched(rabbit.url());
     let service = unique("nap");
-    let (_server, _starts) = nap_server(&broker, &service);
+    let (_server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
     client.send(&service, "nap", &1).unwrap();
     // Consumes on the same connection what the broker itself moves there later.
@@ -32,7 +32,7 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
     link.publish(Publication::new("", &*wait, b"x".to_vec()), PATIENCE)
         .unwrap();
     let other = quick(rabbit.url());
-    let (other_server, _other_starts) = nap_server(&other, &unique("nap"));
+    let (other_server, _other_starts) = sleepy_server(&other, &unique("nap"));
 
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
     // More than the sockets take, so that TCP too waits for longer than it likes.
@@ -78,7 +78,7 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
     assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
 }
 
-/// Far more than the sockets and all queues on the way take, through an alarm of ten
+/// Far more than the sockets and all queues on the way take, through an alarm of five
 /// operation timeouts.
 #[test]
 fn an_alarm_outlasts_no_connection() {
@@ -86,7 +86,7 @@ fn an_alarm_outlasts_no_connection() {
     let rabbit = rabbit.as_ref().unwrap();
     let (broker, states) = watched(rabbit.url());
     let service = unique("nap");
-    let (_server, _starts) = nap_server(&quick(rabbit.url()), &service);
+    let (_server, _starts) = sleepy_server(&quick(rabbit.url()), &service);
     let client = client(&broker);
     client.send(&service, "nap", &0).unwrap();
     let body = "x".repeat(1_000_000);

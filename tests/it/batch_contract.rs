@@ -212,7 +212,7 @@ fn what_is_no_batch_is_refused(broker: &Broker) {
         assert!(reply.error.contains("batch"), "{}", reply.error);
         delivery.ack();
     }
-    // Without anybody to tell what became of it, it is kept.
+    // Without a reply queue for its error it is kept.
     let mut message = ServiceMessage::new("php", &*service, "$batch", [1]);
     message.message_id = unique("m").into();
     let mut publication = request(&service, "", "");

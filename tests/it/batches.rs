@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coney::{BatchLimits, Broker, CallOptions, ErrorKind, HandlerError, Phase, ServiceServer};
 
@@ -20,7 +20,7 @@ on_both!(
     large_requests_go_in_messages_of_their_own,
     replies_that_do_not_fit_are_errors_of_their_own,
     many_replies_that_do_not_fit_leave_those_that_do,
-    nobody_there_is_each_calls_error,
+    a_missing_service_is_each_calls_error,
     a_forgotten_batch_is_no_more_in_flight,
     shutting_down_ends_a_batch_that_has_begun,
     commands_in_batches,
@@ -118,12 +118,12 @@ fn the_workers_share_a_message(broker: &Broker) {
 fn one_deadline_for_all_and_what_was_answered_stays(broker: &Broker) {
     let service = unique("math");
     let _server = math(broker, &service);
-    let timeout = Duration::from_millis(400);
+    let timeout = Duration::from_secs(2);
     let mut batch = client(broker)
         .batch(&service)
         .limits(BatchLimits::new().calls(2))
         .options(&CallOptions::new().timeout(timeout));
-    for millis in [1, 1, 1, 3_000] {
+    for millis in [1, 1, 1, 4_000] {
         batch.add::<_, u64>("nap", &millis);
     }
     let naps = in_time(timeout, "a batch", || batch.call()).into_results::<u64>();
@@ -194,8 +194,8 @@ fn many_replies_that_do_not_fit_leave_those_that_do(broker: &Broker) {
     }
 }
 
-fn nobody_there_is_each_calls_error(broker: &Broker) {
-    let mut batch = client(broker).batch(&unique("nobody"));
+fn a_missing_service_is_each_calls_error(broker: &Broker) {
+    let mut batch = client(broker).batch(&unique("absent"));
     for n in 0..3 {
         batch.add::<_, u64>("double", &n);
     }
@@ -230,16 +230,23 @@ fn a_forgotten_batch_is_no_more_in_flight(broker: &Broker) {
 
 fn shutting_down_ends_a_batch_that_has_begun(broker: &Broker) {
     let service = unique("math");
-    let server = math(broker, &service);
+    let (began, begins) = crossbeam_channel::unbounded();
+    let server = ServiceServer::builder(broker, &service)
+        .any_reply_queue(true)
+        .handler("nap", move |millis: u64| {
+            began.send(()).unwrap();
+            thread::sleep(Duration::from_millis(millis));
+            Ok::<_, HandlerError>(millis)
+        })
+        .start()
+        .unwrap();
     let mut batch = client(broker).batch(&service);
     for _ in 0..30 {
         batch.add::<_, u64>("nap", &20);
     }
     let pending = batch.call_async();
-    thread::sleep(Duration::from_millis(30));
-    let begin = Instant::now();
+    begins.recv_timeout(PATIENCE).unwrap();
     server.shutdown(PATIENCE).unwrap();
-    assert!(begin.elapsed() < PATIENCE / 2);
     // What had not begun went back into the queue, for the next.
     let _next = math(broker, &service);
     let naps = pending.wait().into_results::<u64>();
@@ -263,7 +270,7 @@ fn commands_in_batches(broker: &Broker) {
         .collect();
     carried_out.sort_unstable();
     assert_eq!(carried_out, Vec::from_iter(0..100));
-    let sent = client.send_batch(&unique("nobody"), "create", &[1, 2]);
+    let sent = client.send_batch(&unique("absent"), "create", &[1, 2]);
     let kinds = sent.into_iter().map(|sent| sent.unwrap_err().kind());
     assert_eq!(kinds.collect::<Vec<_>>(), [ErrorKind::NoRoute; 2]);
 }

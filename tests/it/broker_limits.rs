@@ -9,17 +9,17 @@ use coney::{
 };
 use crossbeam_channel::{Receiver, unbounded};
 
-use crate::support::dead::{dead_letter, letters_of};
+use crate::support::dead_letters::{dead_letter, letters_of};
 use crate::support::server::Server;
 use crate::support::{PATIENCE, client, eventually, unique};
 
 const MS: Duration = Duration::from_millis(1);
 
 fn watched(url: &str) -> (Broker, Receiver<ConnectionState>) {
-    let (told, states) = unbounded();
+    let (sent, states) = unbounded();
     let broker = Broker::builder(url)
         .reconnect_delays(20 * MS, 100 * MS)
-        .on_state_change(move |state| drop(told.send(state.clone())))
+        .on_state_change(move |state| drop(sent.send(state.clone())))
         .connect()
         .unwrap();
     (broker, states)
@@ -111,7 +111,7 @@ fn a_user_without_a_channel_for_it_does_without_dead_letters() {
     assert!(error.contains("maximum allowed user limit"), "{error}");
 }
 
-/// What a client is told that finds no channel.
+/// The error of a client for which there is no channel.
 fn client_error(broker: &Broker) -> String {
     let error = coney::ServiceClient::new(broker, "narrow").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Broker, "{error}");
@@ -145,7 +145,7 @@ fn a_refused_permission_is_the_operations_error() {
 }
 
 #[test]
-fn a_limit_on_queues_is_told_as_what_it_is() {
+fn a_limit_on_queues_is_named_in_the_error() {
     let rabbit = Server::rabbitmq();
     rabbit.ctl(&["set_vhost_limits", "-p", "/", r#"{"max-queues": 0}"#]);
     let broker = Broker::connect(rabbit.url()).unwrap();

@@ -9,7 +9,8 @@ use coney::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::support::{PATIENCE, client, on_both, unique};
+use crate::support::sleepy_service::GatedServer;
+use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
     typed_request_and_reply,
@@ -19,7 +20,7 @@ on_both!(
     unknown_action_is_an_error_of_its_own,
     undecodable_payload_never_reaches_the_handler,
     a_reply_of_another_type_keeps_its_raw_text,
-    nobody_has_ever_listened,
+    a_service_that_has_never_run_has_no_route,
     a_deadline_passes_while_the_handler_runs,
     a_caller_that_has_gone_is_not_served,
     names_are_checked_before_anything_is_sent,
@@ -158,8 +159,8 @@ fn a_reply_of_another_type_keeps_its_raw_text(broker: &Broker) {
     assert_eq!(error.raw_text(), Some("[1,2]"));
 }
 
-fn nobody_has_ever_listened(broker: &Broker) {
-    let service = unique("nobody");
+fn a_service_that_has_never_run_has_no_route(broker: &Broker) {
+    let service = unique("absent");
     let start = Instant::now();
     let error = client(broker)
         .call::<_, ()>(&service, "get", &())
@@ -172,54 +173,44 @@ fn nobody_has_ever_listened(broker: &Broker) {
 
 fn a_deadline_passes_while_the_handler_runs(broker: &Broker) {
     let service = unique("slow");
-    let _server = ServiceServer::builder(broker, &service)
-        .handler("nap", |ms: u64| {
-            thread::sleep(Duration::from_millis(ms));
-            Ok::<_, HandlerError>(ms)
-        })
-        .start()
-        .unwrap();
+    let mut server = GatedServer::start(broker, &service, 1);
     let client = client(broker);
-    let _: u64 = client.call(&service, "nap", &0).unwrap();
-    let timeout = Duration::from_millis(100);
+    let timeout = Duration::from_secs(1);
     let options = CallOptions::new().timeout(timeout);
     let start = Instant::now();
     let error = client
-        .call_with::<_, u64>(&service, "nap", &600, &options)
+        .call_with::<_, u64>(&service, "wait", &600, &options)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert_eq!(error.phase(), Some(Phase::Reply));
     assert!(!error.is_safe_to_retry());
     assert!(start.elapsed() >= timeout);
     assert_eq!(client.in_flight(), 0);
-    // The reply that comes too late is counted and disturbs nobody.
-    crate::support::eventually("the late reply", || client.unclaimed_replies() == 1);
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    // The reply that comes too late is counted and disturbs no call.
+    server.open();
+    eventually("the late reply", || client.unclaimed_replies() == 1);
+    assert_eq!(client.call::<_, u64>(&service, "wait", &1).unwrap(), 1);
 }
 
 fn a_caller_that_has_gone_is_not_served(broker: &Broker) {
     let service = unique("busy");
-    let (started, starts) = crossbeam_channel::unbounded();
-    let _server = ServiceServer::builder(broker, &service)
-        .workers(1)
-        .handler("nap", move |ms: u64| {
-            started.send(ms).unwrap();
-            thread::sleep(Duration::from_millis(ms));
-            Ok::<_, HandlerError>(())
-        })
-        .start()
-        .unwrap();
+    let mut server = GatedServer::start(broker, &service, 1);
     let client = client(broker);
-    let first = client.call_async::<_, ()>(&service, "nap", &400).unwrap();
-    assert_eq!(starts.recv_timeout(PATIENCE), Ok(400));
-    let hurry = CallOptions::new().timeout(Duration::from_millis(50));
-    let error = client.call_with::<_, ()>(&service, "nap", &1, &hurry);
+    let first = client.call_async::<_, u64>(&service, "wait", &0).unwrap();
+    assert_eq!(server.starts.recv_timeout(PATIENCE), Ok(0));
+    let timeout = Duration::from_secs(1);
+    let hurry = CallOptions::new().timeout(timeout);
+    let start = Instant::now();
+    let error = client.call_with::<_, u64>(&service, "wait", &1, &hurry);
     assert_eq!(error.unwrap_err().phase(), Some(Phase::Reply));
+    // The server counts from the arrival, which is later on a busy machine.
+    eventually("it has expired there", || start.elapsed() > 4 * timeout);
+    server.open();
     first.wait().unwrap();
     // The expired request was behind the first; a third one shows that the
     // worker has passed it over.
-    client.call::<_, ()>(&service, "nap", &2).unwrap();
-    assert_eq!(starts.recv_timeout(PATIENCE), Ok(2));
+    client.call::<_, u64>(&service, "wait", &2).unwrap();
+    assert_eq!(server.starts.recv_timeout(PATIENCE), Ok(2));
 }
 
 fn names_are_checked_before_anything_is_sent(broker: &Broker) {
@@ -299,20 +290,13 @@ fn calls_after_close_fail(broker: &Broker) {
 
 fn a_closed_broker_fails_what_is_in_flight(broker: &Broker) {
     let service = unique("slow");
-    let (started, starts) = crossbeam_channel::unbounded();
-    let _server = ServiceServer::builder(broker, &service)
-        .handler("nap", move |(): ()| {
-            started.send(()).unwrap();
-            thread::sleep(Duration::from_millis(300));
-            Ok::<_, HandlerError>(())
-        })
-        .start()
-        .unwrap();
+    let mut server = GatedServer::start(broker, &service, 1);
     let client = client(broker);
-    let pending = client.call_async::<_, ()>(&service, "nap", &()).unwrap();
-    starts.recv_timeout(PATIENCE).unwrap();
+    let pending = client.call_async::<_, u64>(&service, "wait", &1).unwrap();
+    server.starts.recv_timeout(PATIENCE).unwrap();
     broker.close(PATIENCE).unwrap();
     assert_eq!(pending.wait().unwrap_err().kind(), ErrorKind::Closed);
+    server.open();
 }
 
 fn proxies_turn_camel_case_into_actions(broker: &Broker) {

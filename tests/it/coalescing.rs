@@ -3,9 +3,8 @@
 //! What waits for a connection leaves together when it is there: that is how most of these
 //! tests have calls wait at the same moment.
 
-use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coney::message::ServiceMessage;
 use coney::transport::{Link, Publication};
@@ -13,14 +12,14 @@ use coney::{
     BatchLimits, Broker, CallOptions, ConnectionState, ErrorKind, HandlerError, Phase,
     ServiceClient, ServiceServer,
 };
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, unbounded};
 use serde_json::{Value, json};
 
-use crate::support::nap::nap_server;
 use crate::support::peer::{answer_one, recv, serve, text};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::sleepy_service::GatedServer;
 use crate::support::timing::in_time;
-use crate::support::{PATIENCE, amqp_url, on_both, rabbitmq, unique};
+use crate::support::{PATIENCE, amqp_url, eventually, on_both, rabbitmq, unique};
 
 on_both!(
     every_caller_gets_its_own_reply,
@@ -28,7 +27,7 @@ on_both!(
     a_peer_may_answer_each_or_all,
 );
 
-/// A client that coalesces, over a connection that can be taken away for a second.
+/// A client that coalesces, over a connection that can be taken away.
 struct Held {
     proxy: Proxy,
     lost: Receiver<()>,
@@ -38,12 +37,13 @@ struct Held {
 impl Held {
     fn new(limits: BatchLimits) -> Self {
         let proxy = Proxy::start(&amqp_url());
-        let (told, lost) = crossbeam_channel::unbounded();
+        let (sent, lost) = unbounded();
         let broker = Broker::builder(&proxy.url)
-            .reconnect_delays(Duration::from_secs(1), Duration::from_secs(1))
+            .connect_timeout(PATIENCE)
+            .reconnect_delays(Duration::from_millis(20), Duration::from_millis(20))
             .on_state_change(move |state| {
                 if matches!(state, ConnectionState::Lost(_)) {
-                    told.send(()).unwrap();
+                    sent.send(()).unwrap();
                 }
             })
             .connect()
@@ -56,10 +56,23 @@ impl Held {
         }
     }
 
-    /// From now on calls wait, for a second or two.
+    /// From now on calls wait for a connection.
     fn hold(&self) {
+        self.proxy.both(Mode::Stall);
         self.proxy.cut();
         self.lost.recv_timeout(PATIENCE).unwrap();
+    }
+
+    /// Lets the connection be made again when so many calls wait for it.
+    fn release(&self, calls: usize) {
+        eventually("they wait", || self.client.in_flight() == calls);
+        self.proxy.both(Mode::Pass);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.proxy.both(Mode::Pass); // or closing would wait for the connection
     }
 }
 
@@ -118,7 +131,7 @@ fn a_call_alone_leaves_alone(broker: &Broker) {
         assert_eq!(pending.wait().unwrap(), 1);
     }
     let error = client
-        .call::<_, ()>(&unique("nobody"), "x", &())
+        .call::<_, ()>(&unique("absent"), "x", &())
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute);
 }
@@ -250,6 +263,7 @@ fn what_waits_at_the_same_moment_leaves_together() {
         let link = serve(&rabbitmq(), &service);
         held.hold();
         let calls = call_all(&held.client, &service, 20);
+        held.release(20);
         assert_eq!(sizes(&link, 20), wanted);
         join_all(calls);
         assert_eq!(held.client.in_flight(), 0);
@@ -267,12 +281,13 @@ fn calls_to_several_services_leave_apart() {
     let calls = services
         .each_ref()
         .map(|service| call_all(&held.client, service, 10));
-    let nobody = call_all(&held.client, &unique("nobody"), 10);
+    let absent = call_all(&held.client, &unique("absent"), 10);
+    held.release(30);
     for link in &links {
         assert_eq!(sizes(link, 10), [10]);
     }
     calls.into_iter().for_each(join_all);
-    for call in nobody {
+    for call in absent {
         let error = call.join().unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoRoute, "{error}");
     }
@@ -281,31 +296,27 @@ fn calls_to_several_services_leave_apart() {
 #[test]
 fn a_slow_call_holds_up_only_its_caller() {
     let held = Held::new(BatchLimits::new());
-    let service = unique("nap");
-    let (_server, _starts) = nap_server(&rabbitmq(), &service);
+    let service = unique("slow");
+    let mut server = GatedServer::start(&rabbitmq(), &service, 10);
     held.hold();
-    let nap = |millis: u64, options: CallOptions| {
+    let call = |action: &'static str, n: u64, options: CallOptions| {
         let (client, service) = (held.client.clone(), service.clone());
-        thread::spawn(move || {
-            let nap = client.call_with::<_, u64>(&service, "nap", &millis, &options);
-            (nap, Instant::now())
-        })
+        thread::spawn(move || client.call_with::<_, u64>(&service, action, &n, &options))
     };
-    let slow = nap(3_000, CallOptions::new());
-    let late = nap(
-        2_900,
-        CallOptions::new().timeout(Duration::from_millis(2_400)),
-    );
-    let quick: Vec<_> = (0..20).map(|_| nap(1, CallOptions::new())).collect();
-    let quick: Vec<_> = quick.into_iter().map(|nap| nap.join().unwrap()).collect();
-    let (slow, slow_ended) = slow.join().unwrap();
-    assert_eq!(slow.unwrap(), 3_000);
-    for (nap, ended) in quick {
-        assert_eq!(nap.unwrap(), 1);
-        assert!(slow_ended - ended > Duration::from_secs(1));
+    let slow = call("wait", 1, CallOptions::new());
+    let hurry = CallOptions::new().timeout(Duration::from_secs(3));
+    let late = call("wait", 2, hurry);
+    let quick: Vec<_> = (0..20)
+        .map(|n| call("echo", n, CallOptions::new()))
+        .collect();
+    held.release(22);
+    for (n, call) in quick.into_iter().enumerate() {
+        assert_eq!(call.join().unwrap().unwrap(), n as u64);
     }
-    let error = late.join().unwrap().0.unwrap_err();
+    let error = late.join().unwrap().unwrap_err();
     assert_eq!(error.phase(), Some(Phase::Reply), "{error}");
+    server.open();
+    assert_eq!(slow.join().unwrap().unwrap(), 1);
 }
 
 #[test]
@@ -315,6 +326,7 @@ fn what_does_not_know_batches_is_called_as_without() {
     let link = serve(&rabbitmq(), &service);
     held.hold();
     let calls = call_all(&held.client, &service, 10);
+    held.release(10);
     answer_one(&link, |message| {
         assert_eq!(message.action, "$batch");
         r#"{"success":false,"error":"Unknown action: $batch"}"#.to_owned()
@@ -324,6 +336,7 @@ fn what_does_not_know_batches_is_called_as_without() {
     // And remembered.
     held.hold();
     let calls = call_all(&held.client, &service, 10);
+    held.release(10);
     assert_eq!(sizes(&link, 10), [1; 10]);
     join_all(calls);
     assert_eq!(held.client.in_flight(), 0);
@@ -347,6 +360,7 @@ fn what_answers_no_call_is_no_reply() {
             thread::spawn(move || client.call::<_, Value>(&service, "double", &1))
         };
         let calls: Vec<_> = (0..3).map(|_| call()).collect();
+        held.release(3);
         answer_one(&link, |message| {
             assert_eq!(message.action, "$batch");
             answer.to_owned()
@@ -370,6 +384,7 @@ fn a_batch_that_is_lost_is_each_callers_loss() {
     };
     let once: Vec<_> = (0..5).map(|_| call(false)).collect();
     let again: Vec<_> = (0..5).map(|_| call(true)).collect();
+    held.release(10);
     let delivery = recv(&link);
     assert_eq!(items(&text(&delivery)).len(), 10);
     held.hold();
@@ -378,6 +393,7 @@ fn a_batch_that_is_lost_is_each_callers_loss() {
         let error = call.join().unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
     }
+    held.release(5);
     assert_eq!(sizes(&link, 5).iter().sum::<usize>(), 5);
     for call in again {
         assert_eq!(call.join().unwrap().unwrap(), 8);
@@ -417,6 +433,7 @@ fn deadlines_and_the_bound_hold_while_nothing_can_be_sent() {
     }
     // None of them is sent when there is a connection again.
     let calls = call_all(&held.client, &service, 3);
+    held.release(3);
     assert_eq!(sizes(&link, 3).iter().sum::<usize>(), 3);
     join_all(calls);
 }
@@ -425,9 +442,8 @@ fn deadlines_and_the_bound_hold_while_nothing_can_be_sent() {
 fn closing_ends_those_that_wait() {
     let held = Held::new(BatchLimits::new());
     held.hold();
-    let calls = call_all(&held.client, "nobody", 10);
-    let waiting = Arc::new(held.client.clone());
-    crate::support::eventually("they wait", || waiting.in_flight() == 10);
+    let calls = call_all(&held.client, "absent", 10);
+    eventually("they wait", || held.client.in_flight() == 10);
     held.client.close();
     for call in calls {
         let error = call.join().unwrap().unwrap_err();

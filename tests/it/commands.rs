@@ -1,15 +1,14 @@
 //! `send`: commands, their retries, and what becomes of them in the end.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::message::ServiceMessage;
 use coney::transport::{Link, LinkSpec, Topology};
 use coney::{Broker, CallOptions, Context, ErrorKind, HandlerError, ServiceServer};
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, bounded, unbounded};
 
-use crate::support::dead::{dead_letter, no_dead_letter};
+use crate::support::dead_letters::{dead_letter, no_dead_letter};
 use crate::support::{PATIENCE, client, on_both, unique};
 
 on_both!(
@@ -32,8 +31,8 @@ on_both!(
 
 const MS: Duration = Duration::from_millis(1);
 
-/// A server whose action `work` runs `handler`, and a receiver that tells when.
-fn server<F>(broker: &Broker, service: &str, handler: F) -> (ServiceServer, Receiver<Instant>)
+/// A server whose action `work` runs `handler`, and a receiver of the times of its runs.
+fn serve<F>(broker: &Broker, service: &str, handler: F) -> (ServiceServer, Receiver<Instant>)
 where
     F: Fn(u32) -> Result<u32, HandlerError> + Send + Sync + 'static,
 {
@@ -54,36 +53,35 @@ fn run(runs: &Receiver<Instant>) -> Instant {
     runs.recv_timeout(PATIENCE).expect("the handler runs")
 }
 
-fn no_run(runs: &Receiver<Instant>) {
-    assert!(
-        runs.recv_timeout(300 * MS).is_err(),
-        "it must not run again"
-    );
+/// Lets the server handle whatever there is, and ends it.
+fn no_run(server: &ServiceServer, runs: &Receiver<Instant>) {
+    server.drain(PATIENCE).unwrap();
+    assert!(runs.is_empty(), "it must not run again");
 }
 
 fn a_command_is_confirmed_and_carried_out(broker: &Broker) {
     let service = unique("work");
-    let (_server, runs) = server(broker, &service, Ok);
+    let (server, runs) = serve(broker, &service, Ok);
     client(broker).send(&service, "work", &1).unwrap();
     run(&runs);
-    no_run(&runs);
+    no_run(&server, &runs);
 }
 
 fn a_service_that_has_never_run_has_no_route(broker: &Broker) {
     let error = client(broker)
-        .send(&unique("nobody"), "work", &1)
+        .send(&unique("absent"), "work", &1)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute, "{error}");
     assert!(error.is_safe_to_retry());
 }
 
 fn thousands_are_under_way_each_with_its_outcome(broker: &Broker) {
-    let (service, nobody) = (unique("work"), unique("nobody"));
-    let (_server, runs) = server(broker, &service, Ok);
+    let (service, absent) = (unique("work"), unique("absent"));
+    let (_server, runs) = serve(broker, &service, Ok);
     let client = client(broker);
     let sends: Vec<_> = (0..3_000)
         .map(|n| {
-            let target = if n % 100 == 7 { &nobody } else { &service };
+            let target = if n % 100 == 7 { &absent } else { &service };
             client.send_async(target, "work", &n).unwrap()
         })
         .collect();
@@ -103,16 +101,16 @@ fn thousands_are_under_way_each_with_its_outcome(broker: &Broker) {
 
 fn a_command_waits_for_its_service(broker: &Broker) {
     let service = unique("work");
-    drop(server(broker, &service, Ok));
+    drop(serve(broker, &service, Ok));
     client(broker).send(&service, "work", &1).unwrap();
-    let (_server, runs) = server(broker, &service, Ok);
+    let (_server, runs) = serve(broker, &service, Ok);
     run(&runs);
 }
 
 fn a_failed_command_is_tried_again_later(broker: &Broker) {
     let service = unique("work");
     let attempts = AtomicU32::new(0);
-    let (_server, runs) = server(broker, &service, move |n| {
+    let (server, runs) = serve(broker, &service, move |n| {
         match attempts.fetch_add(1, Ordering::SeqCst) {
             0 | 1 => Err(HandlerError::new("not yet")),
             _ => Ok(n),
@@ -122,7 +120,7 @@ fn a_failed_command_is_tried_again_later(broker: &Broker) {
     let (first, second, third) = (run(&runs), run(&runs), run(&runs));
     assert!(second - first >= 49 * MS, "{:?}", second - first);
     assert!(third - second >= 149 * MS, "{:?}", third - second);
-    no_run(&runs);
+    no_run(&server, &runs);
     no_dead_letter(broker, &service);
 }
 
@@ -148,7 +146,7 @@ fn retrying_holds_no_worker(broker: &Broker) {
 fn a_command_that_fails_for_good_is_kept(broker: &Broker) {
     let service = unique("work");
     let attempts = AtomicU32::new(0);
-    let (_server, runs) = server(broker, &service, move |_| {
+    let (server, runs) = serve(broker, &service, move |_| {
         let attempt = attempts.fetch_add(1, Ordering::SeqCst) + 1;
         Err(HandlerError::new(format!("attempt {attempt}")))
     });
@@ -171,24 +169,24 @@ fn a_command_that_fails_for_good_is_kept(broker: &Broker) {
         letter.properties().correlation_id.as_deref(),
         Some(&*envelope.correlation_id)
     );
-    no_run(&runs);
+    no_run(&server, &runs);
 }
 
 fn do_not_retry_is_heeded(broker: &Broker) {
     let service = unique("work");
-    let (_server, runs) = server(broker, &service, |_| {
+    let (server, runs) = serve(broker, &service, |_| {
         Err(HandlerError::new("never").do_not_retry())
     });
     client(broker).send(&service, "work", &1).unwrap();
     run(&runs);
     let letter = dead_letter(broker, &service);
     assert_eq!((letter.reason(), letter.attempts()), ("rejected", 1));
-    no_run(&runs);
+    no_run(&server, &runs);
 }
 
 fn a_command_that_does_not_decode_is_kept_at_once(broker: &Broker) {
     let service = unique("work");
-    let (_server, runs) = server(broker, &service, Ok);
+    let (_server, runs) = serve(broker, &service, Ok);
     client(broker)
         .send(&service, "work", "not a number")
         .unwrap();
@@ -201,25 +199,25 @@ fn a_command_that_does_not_decode_is_kept_at_once(broker: &Broker) {
 fn a_panic_is_a_failure(broker: &Broker) {
     let service = unique("work");
     let attempts = AtomicU32::new(0);
-    let (_server, runs) = server(broker, &service, move |n| {
+    let (server, runs) = serve(broker, &service, move |n| {
         assert!(attempts.fetch_add(1, Ordering::SeqCst) > 0, "on purpose");
         Ok(n)
     });
     client(broker).send(&service, "work", &1).unwrap();
     run(&runs);
     run(&runs);
-    no_run(&runs);
+    no_run(&server, &runs);
 }
 
 fn a_failed_call_is_not_tried_again(broker: &Broker) {
     let service = unique("work");
-    let (_server, runs) = server(broker, &service, |_| Err(HandlerError::new("no")));
+    let (server, runs) = serve(broker, &service, |_| Err(HandlerError::new("no")));
     let error = client(broker)
         .call::<_, u32>(&service, "work", &1)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Remote);
     run(&runs);
-    no_run(&runs);
+    no_run(&server, &runs);
     no_dead_letter(broker, &service);
 }
 
@@ -236,19 +234,20 @@ fn die_on_it(broker: &Broker, service: &str, times: usize) {
 
 fn what_comes_back_too_often_is_not_opened(broker: &Broker) {
     let service = unique("work");
-    drop(server(broker, &service, Ok));
+    drop(serve(broker, &service, Ok));
     client(broker).send(&service, "work", &1).unwrap();
     die_on_it(broker, &service, 1);
-    // A worker that takes it counts it, and dies before it can do more.
-    let (counting, runs) = server(broker, &service, |_| {
-        thread::sleep(PATIENCE);
-        Ok(1)
+    // A worker that takes it counts it, and does not end it.
+    let (_gate, opened) = bounded::<()>(0);
+    let (counting, runs) = serve(broker, &service, move |n| {
+        let _ = opened.recv();
+        Ok(n)
     });
     run(&runs);
-    thread::sleep(300 * MS); // the original has been acknowledged by now
-    let _ = counting.shutdown(Duration::ZERO);
+    // So long the acknowledgement of the original may take.
+    counting.shutdown(2_000 * MS).unwrap_err();
     drop(counting);
-    let (_server, runs) = server(broker, &service, Ok);
+    let (_server, runs) = serve(broker, &service, Ok);
     let letter = dead_letter(broker, &service);
     assert_eq!(letter.reason(), "delivery_limit");
     assert!(runs.is_empty());
@@ -256,13 +255,13 @@ fn what_comes_back_too_often_is_not_opened(broker: &Broker) {
 
 fn what_came_back_is_marked_for_the_handler(broker: &Broker) {
     let service = unique("work");
-    drop(server(broker, &service, Ok));
-    client(broker).send(&service, "tell", &()).unwrap();
+    drop(serve(broker, &service, Ok));
+    client(broker).send(&service, "mark", &()).unwrap();
     die_on_it(broker, &service, 1);
-    let (told, marks) = unbounded();
+    let (sent, marks) = unbounded();
     let _server = ServiceServer::builder(broker, &service)
-        .handler_with("tell", move |context: &Context<'_>, (): ()| {
-            told.send(context.is_redelivered()).map_err(|_| "gone")
+        .handler_with("mark", move |context: &Context<'_>, (): ()| {
+            sent.send(context.is_redelivered()).map_err(|_| "gone")
         })
         .retry_delays([50 * MS, 150 * MS])
         .start()
@@ -272,10 +271,10 @@ fn what_came_back_is_marked_for_the_handler(broker: &Broker) {
 
 fn nested_calls_inherit_the_remaining_time(broker: &Broker) {
     let (outer, inner) = (unique("outer"), unique("inner"));
-    let (told, remaining) = unbounded();
+    let (sent, remaining) = unbounded();
     let _inner = ServiceServer::builder(broker, &inner)
-        .handler_with("tell", move |context: &Context<'_>, (): ()| {
-            told.send(context.remaining()).map_err(|_| "gone")
+        .handler_with("mark", move |context: &Context<'_>, (): ()| {
+            sent.send(context.remaining()).map_err(|_| "gone")
         })
         .start()
         .unwrap();
@@ -283,7 +282,7 @@ fn nested_calls_inherit_the_remaining_time(broker: &Broker) {
         .handler_with("ask", move |context: &Context<'_>, (): ()| {
             let client = context.client()?;
             let long = CallOptions::new().timeout(Duration::from_secs(3_600));
-            client.call_with::<_, ()>(&inner, "tell", &(), &long)
+            client.call_with::<_, ()>(&inner, "mark", &(), &long)
         })
         .start()
         .unwrap();
@@ -323,7 +322,8 @@ fn quorum_queues_serve(broker: &Broker) {
     client.send(&service, "work", &1).unwrap();
     // Fetched and not begun, however often, does not count.
     die_on_it(broker, &service, 3);
-    let _server = start();
+    let server = start();
     run(&runs);
+    server.drain(PATIENCE).unwrap();
     no_dead_letter(broker, &service);
 }

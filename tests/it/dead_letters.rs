@@ -4,12 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use coney::{
-    Broker, CallOptions, DeadLetters, ErrorKind, HandlerError, ReplayReport, ServiceServer,
-};
+use coney::{Broker, CallOptions, DeadLetter, DeadLetters, ErrorKind, HandlerError, ServiceServer};
 use crossbeam_channel::{Receiver, unbounded};
 
-use crate::support::{PATIENCE, client, eventually, on_both, unique};
+use crate::support::{PATIENCE, client, eventually, on_both, own_amqp_url, unique};
 
 on_both!(
     letters_stay_in_order_until_they_are_purged,
@@ -21,7 +19,7 @@ on_both!(
     others_letters_hide_none,
 );
 
-/// A server that rejects everything until it is told to work.
+/// A server that rejects everything until it is set to work.
 fn broken(broker: &Broker, service: &str) -> (ServiceServer, Arc<AtomicBool>, Receiver<u32>) {
     let works = Arc::new(AtomicBool::new(false));
     let (ran, runs) = unbounded();
@@ -50,8 +48,7 @@ fn send(broker: &Broker, service: &str, count: u32) {
     }
 }
 
-/// The numbers in a service's letters, as they stand in the queue. Other tests
-/// look at the same queue, and hide what they look at.
+/// The numbers in a service's letters, as they stand in the queue.
 fn numbers(dead: &DeadLetters, queue: &str) -> Vec<u32> {
     let letters = dead.list(usize::MAX).unwrap();
     let ours = letters.iter().filter(|letter| letter.queue() == queue);
@@ -64,31 +61,20 @@ fn letters_stay_in_order_until_they_are_purged(broker: &Broker) {
     let _server = broken(broker, &service);
     send(broker, &service, 5);
     let dead = DeadLetters::open(broker).unwrap();
-    eventually("five letters", || numbers(&dead, &queue) == [0, 1, 2, 3, 4]);
-    eventually("still five", || numbers(&dead, &queue) == [0, 1, 2, 3, 4]);
+    eventually("five letters", || numbers(&dead, &queue).len() == 5);
+    assert_eq!(numbers(&dead, &queue), [0, 1, 2, 3, 4]);
     let letters = dead.list(usize::MAX).unwrap();
-    let third = letters
-        .iter()
-        .filter(|letter| letter.queue() == queue)
-        .nth(2);
-    if let Some(third) = third {
-        let id = third.message_id().unwrap();
-        eventually("one by its id", || {
-            let shown = dead.show(id).unwrap();
-            shown.is_some_and(|letter| letter.body() == third.body())
-        });
-        eventually("it is purged", || {
-            dead.purge(|letter| letter.message_id() == Some(id))
-                .unwrap()
-                == 1
-        });
-        eventually("the others stay", || numbers(&dead, &queue) == [0, 1, 3, 4]);
-    }
+    let mut ours = letters.iter().filter(|letter| letter.queue() == queue);
+    let third = ours.nth(2).unwrap();
+    let id = third.message_id().unwrap();
+    let shown = dead.show(id).unwrap().expect("one by its id");
+    assert_eq!(shown.body(), third.body());
+    let purged = dead.purge(|letter| letter.message_id() == Some(id));
+    assert_eq!(purged.unwrap(), 1);
+    assert_eq!(numbers(&dead, &queue), [0, 1, 3, 4]);
     assert!(dead.show("no such id").unwrap().is_none());
-    eventually("all are purged", || {
-        dead.purge(|letter| letter.queue() == queue).unwrap();
-        numbers(&dead, &queue).is_empty()
-    });
+    assert_eq!(dead.purge(|letter| letter.queue() == queue).unwrap(), 4);
+    assert!(numbers(&dead, &queue).is_empty());
 }
 
 fn a_replayed_letter_has_all_its_attempts_anew(broker: &Broker) {
@@ -97,20 +83,15 @@ fn a_replayed_letter_has_all_its_attempts_anew(broker: &Broker) {
     let (_server, works, runs) = broken(broker, &service);
     send(broker, &service, 1);
     let dead = DeadLetters::open(broker).unwrap();
-    let replay = || {
-        dead.replay(|letter| letter.queue() == queue, 1_000)
-            .unwrap()
-            .sent
-            == 1
-    };
-    eventually("it is replayed", replay);
+    let replay = || dead.replay(|letter| letter.queue() == queue, 1_000);
+    eventually("it has died", || numbers(&dead, &queue) == [0]);
+    assert_eq!(replay().unwrap().sent, 1);
     eventually("it has died again", || numbers(&dead, &queue) == [0]);
     let letters = dead.list(usize::MAX).unwrap();
-    if let Some(letter) = letters.iter().find(|letter| letter.queue() == queue) {
-        assert_eq!(letter.attempts(), 1, "counted anew");
-    }
+    let letter = letters.iter().find(|letter| letter.queue() == queue);
+    assert_eq!(letter.unwrap().attempts(), 1, "counted anew");
     works.store(true, Ordering::SeqCst);
-    eventually("it is replayed again", replay);
+    assert_eq!(replay().unwrap().sent, 1);
     assert_eq!(runs.recv_timeout(PATIENCE), Ok(0));
     assert!(numbers(&dead, &queue).is_empty());
 }
@@ -124,19 +105,12 @@ fn replaying_keeps_its_pace_and_its_filter(broker: &Broker) {
     eventually("all have died", || numbers(&dead, &queue).len() == 12);
     works.store(true, Ordering::SeqCst);
     let start = Instant::now();
-    let mut sent = 0;
-    eventually("ten are replayed", || {
-        let mut picked = 0;
-        let replayed = dead.replay(
-            |letter| {
-                picked += u32::from(letter.queue() == queue);
-                letter.queue() == queue && sent + picked as usize <= 10
-            },
-            20,
-        );
-        sent += replayed.unwrap().sent;
-        sent == 10
-    });
+    let mut picked = 0;
+    let first_ten = |letter: &DeadLetter| {
+        picked += u32::from(letter.queue() == queue);
+        letter.queue() == queue && picked <= 10
+    };
+    assert_eq!(dead.replay(first_ten, 20).unwrap().sent, 10);
     // Nine pauses of 50 ms.
     assert!(
         start.elapsed() >= Duration::from_millis(400),
@@ -146,7 +120,7 @@ fn replaying_keeps_its_pace_and_its_filter(broker: &Broker) {
     for _ in 0..10 {
         runs.recv_timeout(PATIENCE).unwrap();
     }
-    eventually("two are left", || numbers(&dead, &queue).len() == 2);
+    assert_eq!(numbers(&dead, &queue).len(), 2, "two are left");
     dead.purge(|letter| letter.queue() == queue).unwrap();
 }
 
@@ -154,8 +128,9 @@ fn a_replayed_call_is_carried_out_however_late(broker: &Broker) {
     let service = unique("work");
     let queue = format!("service.{service}.request");
     let nothing = ServiceServer::builder(broker, &service).start().unwrap();
-    let timeout = Duration::from_millis(500);
+    let timeout = Duration::from_secs(2);
     let options = CallOptions::new().timeout(timeout).message_id("call-17");
+    let start = Instant::now();
     let client = client(broker);
     let error = client
         .call_with::<_, u32>(&service, "work", &17, &options)
@@ -164,15 +139,11 @@ fn a_replayed_call_is_carried_out_however_late(broker: &Broker) {
     let dead = DeadLetters::open(broker).unwrap();
     eventually("it is kept", || numbers(&dead, &queue) == [17]);
     drop(nothing);
-    std::thread::sleep(timeout);
+    eventually("its deadline is over", || start.elapsed() > timeout);
     let (_server, works, runs) = broken(broker, &service);
     works.store(true, Ordering::SeqCst);
-    eventually("it is replayed", || {
-        let replayed = dead
-            .replay(|letter| letter.queue() == queue, 1_000)
-            .unwrap();
-        replayed.sent == 1
-    });
+    let replayed = dead.replay(|letter| letter.queue() == queue, 1_000);
+    assert_eq!(replayed.unwrap().sent, 1);
     assert_eq!(runs.recv_timeout(PATIENCE), Ok(17));
     assert_eq!(client.unclaimed_replies(), 0);
 }
@@ -185,17 +156,13 @@ fn a_letter_whose_queue_is_gone_stays(broker: &Broker) {
     // As a peer would put it there, that says nothing but where from.
     let letter = Publication::new("dead.exchange", gone.clone(), b"?".to_vec());
     link.publish(letter, PATIENCE).unwrap();
-    eventually("it stays", || {
-        let replayed = dead.replay(|letter| letter.queue() == gone, 1_000).unwrap();
-        let ReplayReport {
-            sent, unroutable, ..
-        } = replayed;
-        assert_eq!(sent, 0);
-        unroutable == 1
+    eventually("it is a letter", || {
+        let found = dead.find(|letter| letter.queue() == gone, 1);
+        found.unwrap().len() == 1
     });
-    eventually("it is purged", || {
-        dead.purge(|letter| letter.queue() == gone).unwrap() == 1
-    });
+    let replayed = dead.replay(|letter| letter.queue() == gone, 1_000).unwrap();
+    assert_eq!((replayed.sent, replayed.unroutable), (0, 1), "it stays");
+    assert_eq!(dead.purge(|letter| letter.queue() == gone).unwrap(), 1);
 }
 
 fn a_rate_of_zero_is_refused(broker: &Broker) {
@@ -206,9 +173,9 @@ fn a_rate_of_zero_is_refused(broker: &Broker) {
 
 /// Each holds what it looks at, so the others would see a part of it.
 #[test]
-fn those_who_look_take_turns() {
-    let service = unique("work");
-    let broker = crate::support::rabbitmq();
+fn lookers_take_turns() {
+    let (url, service) = (own_amqp_url(), unique("work"));
+    let broker = Broker::connect(&url).unwrap();
     let (_server, ..) = broken(&broker, &service);
     send(&broker, &service, 5);
     let queue = format!("service.{service}.request");
@@ -217,7 +184,7 @@ fn those_who_look_take_turns() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let dead = DeadLetters::open(&crate::support::rabbitmq()).unwrap();
+                let dead = DeadLetters::open(&Broker::connect(&url).unwrap()).unwrap();
                 for _ in 0..5 {
                     assert_eq!(numbers(&dead, &queue), [0, 1, 2, 3, 4]);
                 }
@@ -242,6 +209,6 @@ fn others_letters_hide_none(broker: &Broker) {
     eventually("and so is it", || {
         dead.find(|letter| letter.is_of(&one), 1).unwrap().len() == 1
     });
-    let theirs = |letter: &coney::DeadLetter| letter.is_of(&many) || letter.is_of(&one);
+    let theirs = |letter: &DeadLetter| letter.is_of(&many) || letter.is_of(&one);
     assert_eq!(dead.purge(theirs).unwrap(), 201);
 }

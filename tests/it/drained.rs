@@ -6,10 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use coney::{Broker, ErrorKind, EventPublisher, EventSubscriber, HandlerError, ServiceServer};
+use crossbeam_channel::unbounded;
 
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::server::Server;
-use crate::support::{PATIENCE, amqp_url, client, on_both, quick, rabbitmq, unique};
+use crate::support::{PATIENCE, amqp_url, client, eventually, on_both, quick, rabbitmq, unique};
 
 on_both!(
     a_server_handles_what_is_queued_and_ends,
@@ -39,8 +40,13 @@ fn a_server_handles_what_is_queued_and_ends(broker: &Broker) {
     }
     server.drain(PATIENCE).unwrap();
     assert_eq!(ran.load(Ordering::SeqCst), 100);
-    client.send(&service, "work", &0).unwrap();
-    thread::sleep(50 * MS);
+    client.send(&service, "work", &7).unwrap();
+    let (sent, numbers) = unbounded();
+    let _next = ServiceServer::builder(broker, &service)
+        .handler("work", move |n: u64| sent.send(n))
+        .start()
+        .unwrap();
+    assert_eq!(numbers.recv_timeout(PATIENCE), Ok(7));
     assert_eq!(ran.load(Ordering::SeqCst), 100, "it has ended");
 }
 
@@ -101,12 +107,19 @@ fn another_attempt_is_waited_for(broker: &Broker) {
     let client = client(broker);
     client.send(&service, "work", &2).unwrap();
     server.drain(PATIENCE).unwrap();
+    let (ran, runs) = unbounded();
     let again = ServiceServer::builder(broker, &service)
         .retry_delays([300 * MS, 1_000 * PATIENCE])
-        .handler("work", |_: u32| Err::<(), _>("never"))
+        .handler("work", move |_: u32| {
+            ran.send(()).unwrap();
+            Err::<(), _>("never")
+        })
         .start()
         .unwrap();
     client.send(&service, "work", &3).unwrap();
+    for _ in 0..2 {
+        runs.recv_timeout(PATIENCE).unwrap();
+    }
     let error = again.drain(Duration::from_secs(3)).unwrap_err();
     assert!(error.to_string().contains("1 wait for another"), "{error}");
 }
@@ -114,18 +127,18 @@ fn another_attempt_is_waited_for(broker: &Broker) {
 /// It takes longer than half of the time.
 fn what_ends_with_the_shutdown_is_drained(broker: &Broker) {
     let service = unique("work");
-    let (began, begins) = crossbeam_channel::unbounded();
+    let (began, begins) = unbounded();
     let server = ServiceServer::builder(broker, &service)
         .handler("work", move |(): ()| {
             began.send(()).unwrap();
-            thread::sleep(1_300 * MS);
+            thread::sleep(4_000 * MS);
             Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
     client(broker).send(&service, "work", &()).unwrap();
     begins.recv_timeout(PATIENCE).unwrap();
-    server.drain(2_000 * MS).unwrap();
+    server.drain(7_000 * MS).unwrap();
 }
 
 /// The last acknowledgements have reached the broker when `shutdown` returns: the process
@@ -135,8 +148,12 @@ fn shutdown_returns_when_the_broker_has_all() {
     let proxy = Proxy::start(&amqp_url());
     let broker = quick(&proxy.url);
     let service = unique("work");
+    let (began, begins) = unbounded();
     let server = ServiceServer::builder(&broker, &service)
-        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .handler("work", move |n: u64| {
+            began.send(()).unwrap();
+            Ok::<_, HandlerError>(n)
+        })
         .start()
         .unwrap();
     let other = rabbitmq();
@@ -145,7 +162,7 @@ fn shutdown_returns_when_the_broker_has_all() {
         .map(|n| client.call_async::<_, u64>(&service, "work", &n).unwrap())
         .collect();
     proxy.forth(Mode::Delay);
-    thread::sleep(20 * MS);
+    begins.recv_timeout(PATIENCE).unwrap();
     server.shutdown(PATIENCE).unwrap();
     proxy.forth(Mode::Swallow);
     proxy.cut();
@@ -202,9 +219,7 @@ fn a_lost_connection_does_not_end_it() {
     }
     thread::scope(|scope| {
         let drained = scope.spawn(|| server.drain(4 * PATIENCE));
-        while ran.load(Ordering::SeqCst) < 20 {
-            thread::yield_now();
-        }
+        eventually("a part is done", || ran.load(Ordering::SeqCst) >= 20);
         proxy.cut();
         drained.join().unwrap().unwrap();
     });

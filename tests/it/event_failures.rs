@@ -11,7 +11,7 @@ use crossbeam_channel::unbounded;
 use parking_lot::Mutex;
 
 use crate::support::events::{
-    is_all, letters, publisher, sorted, subscriber, take, tell, unique_event,
+    assert_no_more, letters, publisher, recv_n, sending_to, sorted, subscriber, unique_event,
 };
 use crate::support::{PATIENCE, eventually, on_both, unique};
 
@@ -32,10 +32,10 @@ type Attempts = Vec<(u64, u32)>;
 
 fn what_fails_is_tried_again_and_kept_in_the_end(broker: &Broker) {
     let (name, service) = (unique_event(), unique("failing"));
-    let (told, attempts) = unbounded();
+    let (sent, attempts) = unbounded();
     let _subscriber = subscriber(broker, &service)
         .on_with(&name, move |context: &Context<'_>, n: u64| {
-            told.send((n, context.attempt())).unwrap();
+            sent.send((n, context.attempt())).unwrap();
             match n {
                 1 => Err(HandlerError::new(format!("attempt {}", context.attempt()))),
                 2 if context.attempt() == 1 => Err(HandlerError::new("only once")),
@@ -51,7 +51,7 @@ fn what_fails_is_tried_again_and_kept_in_the_end(broker: &Broker) {
         publisher.publish(&name, &n).unwrap();
     }
     publisher.publish(&name, "not a number").unwrap();
-    let mut seen = take(&attempts, 10);
+    let mut seen = recv_n(&attempts, 10);
     seen.sort_unstable();
     let wanted = [
         (0, 1),
@@ -94,11 +94,11 @@ fn what_fails_is_tried_again_and_kept_in_the_end(broker: &Broker) {
 
 fn one_subscription_fails_and_the_other_does_not(broker: &Broker) {
     let (name, service) = (unique_event(), unique("both"));
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let failures = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&failures);
-    let _subscriber = subscriber(broker, &service)
-        .on(&name, tell::<u64>(&told))
+    let subscriber = subscriber(broker, &service)
+        .on(&name, sending_to::<u64>(&sent))
         .subscribe(
             Subscription::to(&name, move |_: u64| {
                 match counted.fetch_add(1, Ordering::SeqCst) {
@@ -111,22 +111,23 @@ fn one_subscription_fails_and_the_other_does_not(broker: &Broker) {
         .start()
         .unwrap();
     publisher(broker).publish(&name, &1u64).unwrap();
-    assert_eq!(take(&events, 1), [1]);
+    assert_eq!(recv_n(&events, 1), [1]);
     eventually("the other is tried again", || {
         failures.load(Ordering::SeqCst) == 2
     });
-    is_all(&events);
+    subscriber.drain(PATIENCE).unwrap();
+    assert_no_more(&events);
 }
 
 fn a_failing_event_holds_up_no_worker(broker: &Broker) {
     let (name, service) = (unique_event(), unique("busy"));
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let _subscriber = EventSubscriber::builder(broker, &service)
         .workers(1)
         .prefetch(1)
         .retry_delays([3_600_000 * MS])
         .on(&name, move |n: u64| {
-            told.send(n).unwrap();
+            sent.send(n).unwrap();
             if n == 0 { Err("later") } else { Ok(()) }
         })
         .start()
@@ -135,7 +136,7 @@ fn a_failing_event_holds_up_no_worker(broker: &Broker) {
     for n in 0..3u64 {
         publisher.publish(&name, &n).unwrap();
     }
-    assert_eq!(take(&events, 3), [0, 1, 2]);
+    assert_eq!(recv_n(&events, 3), [0, 1, 2]);
 }
 
 /// Publishes so many events to each of several keys, turn by turn.
@@ -152,18 +153,21 @@ fn publish_keyed(broker: &Broker, name: &str, keys: u64, each: u64) {
 fn events_of_a_key_stay_in_order_whatever_fails(broker: &Broker) {
     let (name, service) = (unique_event(), unique("ordered"));
     let seen: Arc<Mutex<HashMap<u64, Attempts>>> = Arc::default();
-    let begun = Arc::new(AtomicUsize::new(0));
-    let most = Arc::new(AtomicUsize::new(0));
+    let (begun, of_another_key) = unbounded();
+    let (met, side_by_side) = unbounded();
     let ordered = {
-        let (seen, begun, most) = (Arc::clone(&seen), Arc::clone(&begun), Arc::clone(&most));
+        let seen = Arc::clone(&seen);
         let handle = move |context: &Context<'_>, (key, n): (u64, u64)| {
-            most.fetch_max(begun.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             seen.lock()
                 .entry(key)
                 .or_default()
                 .push((n, context.attempt()));
-            thread::sleep(MS);
-            begun.fetch_sub(1, Ordering::SeqCst);
+            // The first event of all ends when one of another key has begun.
+            match (key, n) {
+                (0, 0) => met.send(of_another_key.recv_timeout(PATIENCE)).unwrap(),
+                (1, 0) => begun.send(()).unwrap(),
+                _ => {}
+            }
             match (key, n, context.attempt()) {
                 (1, 3, 1 | 2) | (2, 5, 1) => Err("not yet"),
                 (3, 4, _) => Err("never"),
@@ -194,7 +198,7 @@ fn events_of_a_key_stay_in_order_whatever_fails(broker: &Broker) {
         wanted.sort_unstable();
         assert_eq!(*events, wanted, "key {key}");
     }
-    assert!(most.load(Ordering::SeqCst) > 1, "keys run side by side");
+    assert_eq!(recv_n(&side_by_side, 1), [Ok(())], "keys run side by side");
     let queue = format!("event.{service}.{name}");
     eventually("one is kept", || letters(broker, &queue).len() == 1);
     let letter = letters(broker, &queue).remove(0);
@@ -237,32 +241,33 @@ fn order_holds_over_several_instances(broker: &Broker) {
 }
 
 fn a_broadcast_that_fails_is_tried_again_here(broker: &Broker) {
-    let (name, service) = (unique_event(), unique("everybody"));
-    let (told, attempts) = unbounded();
+    let (name, service) = (unique_event(), unique("all"));
+    let (sent, attempts) = unbounded();
     let failing = Subscription::to_with(&name, move |context: &Context<'_>, n: u64| {
-        told.send((n, context.attempt())).unwrap();
+        sent.send((n, context.attempt())).unwrap();
         if context.attempt() < 3 {
             Err("not yet")
         } else {
             Ok(())
         }
     });
-    let _subscriber = subscriber(broker, &service)
+    let subscriber = subscriber(broker, &service)
         .subscribe(failing.broadcast())
         .start()
         .unwrap();
     publisher(broker).publish(&name, &7u64).unwrap();
-    assert_eq!(take(&attempts, 3), [(7, 1), (7, 2), (7, 3)]);
-    is_all(&attempts);
+    assert_eq!(recv_n(&attempts, 3), [(7, 1), (7, 2), (7, 3)]);
+    subscriber.shutdown(PATIENCE).unwrap();
+    assert_no_more(&attempts);
 }
 
 fn shutdown_gives_back_what_was_not_begun(broker: &Broker) {
     for is_ordered in [false, true] {
         let (name, service) = (unique_event(), unique("leaving"));
-        let (told, begun) = unbounded();
+        let (sent, begun) = unbounded();
         let (release, gate) = crossbeam_channel::bounded::<()>(0);
         let handler = move |n: u64| {
-            told.send(n).unwrap();
+            sent.send(n).unwrap();
             let _ = gate.recv();
             Ok::<_, HandlerError>(())
         };
@@ -278,7 +283,7 @@ fn shutdown_gives_back_what_was_not_begun(broker: &Broker) {
         for n in 0..5u64 {
             publisher(broker).publish(&name, &n).unwrap();
         }
-        assert_eq!(take(&begun, 1), [0]);
+        assert_eq!(recv_n(&begun, 1), [0]);
         let error = thread::scope(|scope| {
             let stopping = scope.spawn(|| leaving.shutdown(300 * MS));
             stopping.join().unwrap()
@@ -286,21 +291,19 @@ fn shutdown_gives_back_what_was_not_begun(broker: &Broker) {
         assert_eq!(error.unwrap_err().kind(), ErrorKind::TimedOut);
         drop(release);
         leaving.shutdown(PATIENCE).unwrap();
-        is_all(&begun);
-        let (told, events) = unbounded();
-        let mut next = Subscription::to(&name, tell::<u64>(&told));
+        assert_no_more(&begun);
+        let (sent, events) = unbounded();
+        let mut next = Subscription::to(&name, sending_to::<u64>(&sent));
         if is_ordered {
             next = next.ordered_by(|_: &u64| "all the same");
         }
-        let _next = subscriber(broker, &service)
+        let next = subscriber(broker, &service)
             .subscribe(next)
             .start()
             .unwrap();
         // The one whose handler ran too long may come again.
-        let mut rest = take(&events, 4);
-        while let Ok(more) = events.recv_timeout(150 * MS) {
-            rest.push(more);
-        }
+        next.drain(PATIENCE).unwrap();
+        let rest: Vec<u64> = events.try_iter().collect();
         let mut numbers = sorted(rest.clone());
         numbers.retain(|n| *n > 0);
         assert_eq!(numbers, [1, 2, 3, 4]);

@@ -5,7 +5,9 @@ use std::time::Duration;
 use coney::{Context, Subscription};
 use crossbeam_channel::{bounded, unbounded};
 
-use crate::support::events::{is_all, publisher, sorted, subscriber, take, tell, unique_event};
+use crate::support::events::{
+    assert_no_more, publisher, recv_n, sending_to, sorted, subscriber, unique_event,
+};
 use crate::support::proxy::Proxy;
 use crate::support::server::Server;
 use crate::support::{PATIENCE, amqp_url, eventually, quick, unique};
@@ -17,16 +19,16 @@ fn those_in_order_lose_their_connection_alone() {
     let proxy = Proxy::start(&amqp_url());
     let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(&amqp_url()));
     let (plain, ordered, service) = (unique_event(), unique_event(), unique("mixed"));
-    let (told, plain_events) = unbounded();
-    let (told_in_order, ordered_events) = unbounded();
+    let (sent, plain_events) = unbounded();
+    let (sent_in_order, ordered_events) = unbounded();
     let (begun, first) = unbounded();
     let (release, gate) = bounded::<()>(0);
     let wait = move |n: u64| {
         begun.send(()).unwrap();
         let _ = gate.recv();
-        told.send(n)
+        sent.send(n)
     };
-    let in_order = Subscription::to(&ordered, tell::<u64>(&told_in_order));
+    let in_order = Subscription::to(&ordered, sending_to::<u64>(&sent_in_order));
     let subscriber = subscriber(&of_subscriber, &service)
         .workers(2)
         .prefetch(10)
@@ -39,33 +41,33 @@ fn those_in_order_lose_their_connection_alone() {
         publisher.publish(&plain, &n).unwrap();
     }
     // Two are at work, and three have been fetched and wait.
-    take(&first, 2);
+    recv_n(&first, 2);
     for n in 0..5u64 {
         publisher.publish(&ordered, &n).unwrap();
     }
     proxy.cut_latest();
     drop(release);
-    assert_eq!(sorted(take(&plain_events, 5)), [0, 1, 2, 3, 4]);
+    assert_eq!(sorted(recv_n(&plain_events, 5)), [0, 1, 2, 3, 4]);
     // Some of them may have been handled and not acknowledged: those come again.
     let mut seen = Vec::new();
     while seen.last() != Some(&4) {
-        seen.extend(take(&ordered_events, 1));
+        seen.extend(recv_n(&ordered_events, 1));
     }
     seen.sort_unstable();
     seen.dedup();
     assert_eq!(seen, [0, 1, 2, 3, 4]);
-    is_all(&plain_events);
-    subscriber.shutdown(PATIENCE).unwrap();
+    subscriber.drain(PATIENCE).unwrap();
+    assert_no_more(&plain_events);
 }
 
 #[test]
 fn a_broadcast_is_tried_again_over_a_reconnect() {
     let proxy = Proxy::start(&amqp_url());
     let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(&amqp_url()));
-    let (name, service) = (unique_event(), unique("everybody"));
-    let (told, attempts) = unbounded();
+    let (name, service) = (unique_event(), unique("all"));
+    let (sent, attempts) = unbounded();
     let failing = Subscription::to_with(&name, move |context: &Context<'_>, n: u64| {
-        told.send((n, context.attempt())).unwrap();
+        sent.send((n, context.attempt())).unwrap();
         if context.attempt() == 1 {
             Err("not yet")
         } else {
@@ -78,12 +80,12 @@ fn a_broadcast_is_tried_again_over_a_reconnect() {
         .start()
         .unwrap();
     publisher(&of_publisher).publish(&name, &7u64).unwrap();
-    assert_eq!(take(&attempts, 1), [(7, 1)]);
+    assert_eq!(recv_n(&attempts, 1), [(7, 1)]);
     // The queue it came from goes with the connection, and the event does not.
     proxy.cut();
-    assert_eq!(take(&attempts, 1), [(7, 2)]);
-    is_all(&attempts);
+    assert_eq!(recv_n(&attempts, 1), [(7, 2)]);
     subscriber.shutdown(PATIENCE).unwrap();
+    assert_no_more(&attempts);
 }
 
 /// A name that the broker has not let go of yet would be refused (405).
@@ -93,9 +95,9 @@ fn a_queue_of_ones_own_has_another_name_in_each_session() {
     let proxy = Proxy::start(rabbit.url());
     let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(rabbit.url()));
     let (name, service) = (unique_event(), unique("all"));
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let subscriber = subscriber(&of_subscriber, &service)
-        .subscribe(Subscription::to(&name, tell::<u64>(&told)).broadcast())
+        .subscribe(Subscription::to(&name, sending_to::<u64>(&sent)).broadcast())
         .start()
         .unwrap();
     let publisher = publisher(&of_publisher);
@@ -105,7 +107,7 @@ fn a_queue_of_ones_own_has_another_name_in_each_session() {
         own.map(str::to_owned).collect::<Vec<_>>()
     };
     publisher.publish(&name, &1u64).unwrap();
-    assert_eq!(take(&events, 1), [1]);
+    assert_eq!(recv_n(&events, 1), [1]);
     let before = queues();
     assert_eq!(before.len(), 1, "{before:?}");
     proxy.cut();

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coney::message::ServiceMessage;
-use coney::transport::{ExchangeKind, Link, LinkSpec, Topology};
+use coney::transport::{ExchangeKind, Link, LinkSpec, Publication, Topology};
 use coney::{
     Broker, CallOptions, Context, ErrorKind, EventPublisher, EventSubscriber, HandlerError,
     MemoryReplyStore, ServiceServer, Subscription,
 };
 use crossbeam_channel::unbounded;
 
-use crate::support::events::{is_all, publisher, sorted, subscriber, take, tell, unique_event};
+use crate::support::events::{
+    assert_no_more, publisher, recv_n, sending_to, sorted, subscriber, unique_event,
+};
 use crate::support::{PATIENCE, on_both, unique};
 
 on_both!(
@@ -21,7 +23,7 @@ on_both!(
     a_broadcast_reaches_every_instance,
     a_singleton_is_one_in_the_whole_system,
     a_repeated_event_is_handled_once,
-    nobody_need_listen_unless_it_is_asked_for,
+    a_subscriber_is_required_only_if_asked_for,
     the_envelope_is_the_contracts,
     many_are_published_at_once,
     what_a_subscriber_holds_is_bounded,
@@ -33,34 +35,37 @@ const MS: Duration = Duration::from_millis(1);
 
 fn every_group_gets_an_event_once(broker: &Broker) {
     let (name, one, two) = (unique_event(), unique("one"), unique("two"));
-    let (told, of_one) = unbounded();
-    let _ones = [(); 2].map(|()| {
+    let (sent, of_one) = unbounded();
+    let ones = [(); 2].map(|()| {
         subscriber(broker, &one)
-            .on(&name, tell(&told))
+            .on(&name, sending_to(&sent))
             .start()
             .unwrap()
     });
-    let (told, of_two) = unbounded();
-    let _two = subscriber(broker, &two)
-        .on(&name, tell(&told))
+    let (sent, of_two) = unbounded();
+    let of_the_other = subscriber(broker, &two)
+        .on(&name, sending_to(&sent))
         .start()
         .unwrap();
     let publisher = publisher(broker);
     for n in 0..20u64 {
         publisher.publish(&name, &n).unwrap();
     }
-    assert_eq!(sorted(take(&of_one, 20)), Vec::from_iter(0..20));
-    assert_eq!(sorted(take(&of_two, 20)), Vec::from_iter(0..20));
-    is_all(&of_one);
-    is_all(&of_two);
+    assert_eq!(sorted(recv_n(&of_one, 20)), Vec::from_iter(0..20));
+    assert_eq!(sorted(recv_n(&of_two, 20)), Vec::from_iter(0..20));
+    for subscriber in ones.iter().chain([&of_the_other]) {
+        subscriber.drain(PATIENCE).unwrap();
+    }
+    assert_no_more(&of_one);
+    assert_no_more(&of_two);
 }
 
 fn groups_get_what_happened_while_they_were_offline(broker: &Broker) {
     let (name, service) = (unique_event(), unique("late"));
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let subscribe = || {
         subscriber(broker, &service)
-            .on(&name, tell(&told))
+            .on(&name, sending_to(&sent))
             .start()
             .unwrap()
     };
@@ -69,16 +74,16 @@ fn groups_get_what_happened_while_they_were_offline(broker: &Broker) {
     for n in 0..5u64 {
         publisher.publish(&name, &n).unwrap();
     }
-    is_all(&events);
+    assert_no_more(&events);
     let _back = subscribe();
-    assert_eq!(sorted(take(&events, 5)), [0, 1, 2, 3, 4]);
+    assert_eq!(sorted(recv_n(&events, 5)), [0, 1, 2, 3, 4]);
 }
 
 fn patterns_pick_events(broker: &Broker) {
     let (source, service) = (unique("src"), unique("patterns"));
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let heard = |as_what: &'static str| {
-        let told = told.clone();
+        let sent = sent.clone();
         move |context: &Context<'_>, _: u64| {
             let event = context
                 .action()
@@ -86,10 +91,10 @@ fn patterns_pick_events(broker: &Broker) {
                 .next()
                 .unwrap_or_default()
                 .to_owned();
-            told.send((as_what, event)).map_err(|_| "nobody listens")
+            sent.send((as_what, event)).map_err(|_| "disconnected")
         }
     };
-    let _subscriber = subscriber(broker, &service)
+    let subscriber = subscriber(broker, &service)
         .on_with(&format!("{source}.*"), heard("one word"))
         .on_with(&format!("{source}.#"), heard("any"))
         .on_with(&format!("{source}.a"), heard("exactly"))
@@ -99,7 +104,7 @@ fn patterns_pick_events(broker: &Broker) {
     for name in ["a", "b", "b.c"] {
         publisher.publish(&format!("{source}.{name}"), &1).unwrap();
     }
-    let mut heard = take(&events, 6);
+    let mut heard = recv_n(&events, 6);
     heard.sort_unstable();
     let wanted = [
         ("any", "a"),
@@ -110,15 +115,16 @@ fn patterns_pick_events(broker: &Broker) {
         ("one word", "b"),
     ];
     assert_eq!(heard, wanted.map(|(how, what)| (how, what.to_owned())));
-    is_all(&events);
+    subscriber.drain(PATIENCE).unwrap();
+    assert_no_more(&events);
 }
 
 fn a_broadcast_reaches_every_instance(broker: &Broker) {
-    let (name, service) = (unique_event(), unique("everybody"));
-    let (told, events) = unbounded();
+    let (name, service) = (unique_event(), unique("all"));
+    let (sent, events) = unbounded();
     let subscribe = |who: u64| {
-        let told = told.clone();
-        let heard = move |n: u64| told.send((who, n)).map_err(|_| "nobody listens");
+        let sent = sent.clone();
+        let heard = move |n: u64| sent.send((who, n)).map_err(|_| "disconnected");
         let broadcast = Subscription::to(&name, heard).broadcast();
         subscriber(broker, &service)
             .subscribe(broadcast)
@@ -126,23 +132,24 @@ fn a_broadcast_reaches_every_instance(broker: &Broker) {
             .unwrap()
     };
     let first = subscribe(1);
-    let _second = subscribe(2);
+    let second = subscribe(2);
     publisher(broker).publish(&name, &7u64).unwrap();
-    let mut heard = take(&events, 2);
+    let mut heard = recv_n(&events, 2);
     heard.sort_unstable();
     assert_eq!(heard, [(1, 7), (2, 7)]);
     first.shutdown(PATIENCE).unwrap();
     publisher(broker).publish(&name, &8u64).unwrap();
-    assert_eq!(take(&events, 1), [(2, 8)]);
-    is_all(&events);
+    assert_eq!(recv_n(&events, 1), [(2, 8)]);
+    second.shutdown(PATIENCE).unwrap();
+    assert_no_more(&events);
 }
 
 fn a_singleton_is_one_in_the_whole_system(broker: &Broker) {
     let (name, report) = (unique_event(), unique("report"));
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let subscribe = |service: &str, who: u64| {
-        let told = told.clone();
-        let heard = move |n: u64| told.send((who, n)).map_err(|_| "nobody listens");
+        let sent = sent.clone();
+        let heard = move |n: u64| sent.send((who, n)).map_err(|_| "disconnected");
         let singleton = Subscription::to(&name, heard).named(&report).singleton();
         subscriber(broker, service)
             .subscribe(singleton)
@@ -155,19 +162,19 @@ fn a_singleton_is_one_in_the_whole_system(broker: &Broker) {
     for n in 0..10u64 {
         publisher.publish(&name, &n).unwrap();
     }
-    assert!(take(&events, 10).iter().all(|(who, _)| *who == 1));
+    assert!(recv_n(&events, 10).iter().all(|(who, _)| *who == 1));
     first.shutdown(PATIENCE).unwrap();
     publisher.publish(&name, &10u64).unwrap();
-    assert_eq!(take(&events, 1), [(2, 10)], "the next one");
+    assert_eq!(recv_n(&events, 1), [(2, 10)], "the next one");
 }
 
 fn a_repeated_event_is_handled_once(broker: &Broker) {
     let (name, service) = (unique_event(), unique("once"));
-    let (told, events) = unbounded();
-    let _subscriber = subscriber(broker, &service)
+    let (sent, events) = unbounded();
+    let subscriber = subscriber(broker, &service)
         .deduplicate(Arc::new(MemoryReplyStore::new(100)), 60_000 * MS)
-        .on(&name, tell::<u64>(&told))
-        .subscribe(Subscription::to(&name, tell::<u64>(&told)).named("too"))
+        .on(&name, sending_to::<u64>(&sent))
+        .subscribe(Subscription::to(&name, sending_to::<u64>(&sent)).named("too"))
         .start()
         .unwrap();
     let options = CallOptions::new()
@@ -178,11 +185,12 @@ fn a_repeated_event_is_handled_once(broker: &Broker) {
             .publish_with(&name, &7u64, &options)
             .unwrap();
     }
-    assert_eq!(take(&events, 2), [7, 7], "once for each subscription");
-    is_all(&events);
+    assert_eq!(recv_n(&events, 2), [7, 7], "once for each subscription");
+    subscriber.drain(PATIENCE).unwrap();
+    assert_no_more(&events);
 }
 
-fn nobody_need_listen_unless_it_is_asked_for(broker: &Broker) {
+fn a_subscriber_is_required_only_if_asked_for(broker: &Broker) {
     let name = unique_event();
     let publisher = publisher(broker);
     publisher.publish(&name, &1).unwrap();
@@ -193,13 +201,13 @@ fn nobody_need_listen_unless_it_is_asked_for(broker: &Broker) {
         error.to_string().contains(&format!("the event {name}")),
         "{error}"
     );
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let _subscriber = subscriber(broker, &unique("one"))
-        .on(&name, tell::<u64>(&told))
+        .on(&name, sending_to::<u64>(&sent))
         .start()
         .unwrap();
     strict.publish(&name, &2u64).unwrap();
-    assert_eq!(take(&events, 1), [2]);
+    assert_eq!(recv_n(&events, 1), [2]);
 }
 
 fn the_envelope_is_the_contracts(broker: &Broker) {
@@ -241,47 +249,51 @@ fn the_envelope_is_the_contracts(broker: &Broker) {
     assert_eq!(body.payload.decode::<u64>(), Ok(7));
     delivery.ack();
     // A peer's event, which says where to reply: events are not answered.
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let service = unique("one");
-    let _subscriber = subscriber(broker, &service)
-        .on(&name, tell::<u64>(&told))
+    let subscriber = subscriber(broker, &service)
+        .on(&name, sending_to::<u64>(&sent))
         .start()
         .unwrap();
     let mut event = ServiceMessage::new("php-service", "", &*name, 8);
     event.reply_to = Some(queue.as_str().into());
-    let event =
-        coney::transport::Publication::new("event.exchange", &*name, event.encode().unwrap());
+    let event = Publication::new("event.exchange", &*name, event.encode().unwrap());
     peer.publish(event, PATIENCE).unwrap();
-    assert_eq!(take(&events, 1), [8]);
+    assert_eq!(recv_n(&events, 1), [8]);
     let own = peer.recv_timeout(PATIENCE).expect("it has subscribed too");
     own.ack();
-    assert!(peer.recv_timeout(150 * MS).is_none(), "no reply");
+    subscriber.drain(PATIENCE).unwrap();
+    // A reply would be in the queue before this.
+    let mark = Publication::new("", queue.as_str(), b"mark".to_vec());
+    peer.publish(mark, PATIENCE).unwrap();
+    let next = peer.recv_timeout(PATIENCE).expect("the mark");
+    assert_eq!(next.message().body, b"mark", "no reply");
 }
 
 fn many_are_published_at_once(broker: &Broker) {
     let (name, service) = (unique_event(), unique("many"));
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let _subscriber = subscriber(broker, &service)
         .prefetch(100)
-        .on(&name, tell(&told))
+        .on(&name, sending_to(&sent))
         .start()
         .unwrap();
     let numbers: Vec<u64> = (0..1_000).collect();
     let outcomes = publisher(broker).publish_batch(&name, &numbers);
     assert_eq!(outcomes.len(), 1_000);
     assert!(outcomes.iter().all(Result::is_ok));
-    assert_eq!(sorted(take(&events, 1_000)), numbers);
+    assert_eq!(sorted(recv_n(&events, 1_000)), numbers);
 }
 
 fn what_a_subscriber_holds_is_bounded(broker: &Broker) {
     let (name, service) = (unique_event(), unique("slow"));
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
-    let (told, begun) = unbounded();
+    let (sent, begun) = unbounded();
     let slow = EventSubscriber::builder(broker, &service)
         .workers(2)
         .prefetch(3)
         .on(&name, move |n: u64| {
-            told.send(n).unwrap();
+            sent.send(n).unwrap();
             let _ = gate.recv();
             Ok::<_, HandlerError>(())
         })
@@ -291,14 +303,14 @@ fn what_a_subscriber_holds_is_bounded(broker: &Broker) {
     for outcome in publisher(broker).publish_batch(&name, &numbers) {
         outcome.unwrap();
     }
-    take(&begun, 2);
+    recv_n(&begun, 2);
     // All but three are the broker's, so another instance gets them.
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let _fast = subscriber(broker, &service)
-        .on(&name, tell::<u64>(&told))
+        .on(&name, sending_to::<u64>(&sent))
         .start()
         .unwrap();
-    take(&events, 47);
+    recv_n(&events, 47);
     drop(release);
     slow.shutdown(PATIENCE).unwrap();
 }
@@ -310,7 +322,7 @@ fn handlers_may_call_and_publish(broker: &Broker) {
         .handler("double", |n: u64| Ok::<_, HandlerError>(2 * n))
         .start()
         .unwrap();
-    let (told, events) = unbounded();
+    let (sent, events) = unbounded();
     let publisher = publisher(broker);
     let _subscriber = subscriber(broker, &service)
         .on_with(&name, {
@@ -322,12 +334,12 @@ fn handlers_may_call_and_publish(broker: &Broker) {
             }
         })
         .on_raw(&next, move |_: &Context<'_>, json: &str| {
-            told.send(json.to_owned())
+            sent.send(json.to_owned())
         })
         .start()
         .unwrap();
     publisher.publish(&name, &21u64).unwrap();
-    assert_eq!(take(&events, 1), ["42"]);
+    assert_eq!(recv_n(&events, 1), ["42"]);
 }
 
 fn names_are_checked(broker: &Broker) {

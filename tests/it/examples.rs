@@ -3,8 +3,12 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
+use coney::{Broker, EventSubscriber};
+use crossbeam_channel::unbounded;
+
+use crate::support::events::recv_n;
 use crate::support::server::Server;
-use crate::support::{amqp_url, eventually, process, redis_url, unique};
+use crate::support::{amqp_url, client, eventually, own_amqp_url, process, redis_url, unique};
 
 fn example(name: &str) -> Command {
     let mut command = Command::new(process::example(name));
@@ -60,14 +64,15 @@ fn quickstart_over_rabbitmq_and_redis() {
 /// A `user_service` that has said `ready`.
 struct Service {
     process: Child,
+    url: String,
     name: String,
 }
 
 impl Service {
     fn start() -> Self {
-        let name = unique("user-service");
+        let (url, name) = (own_amqp_url(), unique("user-service"));
         let mut process = example("user_service")
-            .args(["--amqp-url", &amqp_url(), "--service", &name])
+            .args(["--amqp-url", &url, "--service", &name])
             .args(["--workers", "3", "--prefetch", "5"])
             .args(["--redis-url", &redis_url()])
             .stdout(Stdio::piped())
@@ -78,12 +83,12 @@ impl Service {
             .read_line(&mut line)
             .unwrap();
         assert_eq!(line, "ready\n");
-        Self { process, name }
+        Self { process, url, name }
     }
 
     fn call(&self, arguments: &[&str]) -> Command {
         let mut command = example("call");
-        command.args(["--amqp-url", &amqp_url(), &self.name]);
+        command.args(["--amqp-url", &self.url, &self.name]);
         command.args(arguments);
         command
     }
@@ -119,6 +124,14 @@ fn the_shop_balances_in_memory() {
 fn the_shop_balances_over_a_broker_that_restarts() {
     let mut rabbit = Server::rabbitmq();
     let redis = Server::redis();
+    let (sent, created) = unbounded();
+    let broker = Broker::connect(rabbit.url()).unwrap();
+    let observer = EventSubscriber::builder(&broker, "observer")
+        .on("order.created", move |order: serde_json::Value| {
+            sent.send(order)
+        })
+        .start()
+        .unwrap();
     let mut shop = example("ecommerce")
         .args(["--orders", "400", "--customers", "8"])
         .args(["--amqp-url", rabbit.url(), "--redis-url", redis.url()])
@@ -128,7 +141,8 @@ fn the_shop_balances_over_a_broker_that_restarts() {
     let mut lines = BufReader::new(shop.stdout.take().unwrap()).lines();
     let mut line = || lines.next().and_then(Result::ok);
     while !line().expect("it begins").contains("orders by") {}
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    recv_n(&created, 20);
+    drop(observer);
     assert!(shop.try_wait().unwrap().is_none(), "in the middle of it");
     rabbit.kill();
     rabbit.start_again();
@@ -181,7 +195,7 @@ fn user_service_and_call() {
     ] {
         let mut command = example("call");
         if !arguments.contains(&"--amqp-url") {
-            command.args(["--amqp-url", &amqp_url()]);
+            command.args(["--amqp-url", &service.url]);
         }
         let output = command
             .arg(&service.name)
@@ -192,11 +206,11 @@ fn user_service_and_call() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?} {stderr}");
         assert!(stderr.contains(kind), "{arguments:?} {stderr}");
     }
-    let nobody = example("call")
-        .args(["--amqp-url", &amqp_url(), &unique("nobody"), "a", "1"])
+    let absent = example("call")
+        .args(["--amqp-url", &service.url, &unique("absent"), "a", "1"])
         .output()
         .unwrap();
-    assert_eq!(nobody.status.code(), Some(10));
+    assert_eq!(absent.status.code(), Some(10));
 }
 
 #[test]
@@ -220,7 +234,7 @@ fn services_shows_what_is_registered() {
     assert_eq!(instance["actions"][0], "echo");
     assert_eq!(instance["pid"], service.process.id());
     service.signal("TERM");
-    eventually("it has said goodbye", || {
+    eventually("it is deregistered", || {
         !services(&[]).contains(&service.name)
     });
 }
@@ -229,16 +243,17 @@ fn services_shows_what_is_registered() {
 fn user_service_drains_on_sigterm_and_sigint() {
     for signal in ["TERM", "INT"] {
         let mut service = Service::start();
-        let running = service
-            .call(&["sleep", r#"{"ms":400}"#])
-            .stdout(Stdio::piped())
-            .spawn()
+        let client = client(&Broker::connect(&service.url).unwrap());
+        let nap = serde_json::json!({"ms": 1_000});
+        let running = client
+            .call_async::<_, ()>(&service.name, "sleep", &nap)
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        // Behind it in the queue: when this is answered, the other has been fetched.
+        let echo: u64 = client.call(&service.name, "echo", &1).unwrap();
+        assert_eq!(echo, 1);
         service.signal(signal);
         assert!(service.process.wait().unwrap().success(), "it exits with 0");
-        let output = running.wait_with_output().unwrap();
-        assert_eq!(stdout(&output), "null\n", "the running call was answered");
+        running.wait().expect("the running call is answered");
     }
 }
 
@@ -247,7 +262,7 @@ fn dead_letters_are_listed_shown_replayed_and_purged() {
     let service = Service::start();
     let dead = |arguments: &[&str]| {
         let mut command = example("dead_letters");
-        command.env("AMQP_URL", amqp_url()).args(arguments);
+        command.env("AMQP_URL", &service.url).args(arguments);
         stdout(&command.output().unwrap())
     };
     let by_service = ["--service", service.name.as_str()];
@@ -273,7 +288,7 @@ fn dead_letters_are_listed_shown_replayed_and_purged() {
     let mut letter = String::new();
     eventually("it is shown", || {
         let mut show = example("dead_letters");
-        show.env("AMQP_URL", amqp_url()).args(["show", id]);
+        show.env("AMQP_URL", &service.url).args(["show", id]);
         let output = show.output().unwrap();
         letter = String::from_utf8(output.stdout).unwrap();
         output.status.success()

@@ -3,10 +3,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, ErrorKind, Phase, Registry, ServiceServer};
+use coney::{Broker, CallOptions, ConnectionState, ErrorKind, Phase, Registry, ServiceServer};
 
-use crate::support::nap::nap_server;
+use crate::support::events::recv_n;
+use crate::support::outage::{wait_for, watched};
 use crate::support::proxy::{Mode, Proxy};
+use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::timing::in_time;
 use crate::support::{PATIENCE, amqp_url, client, eventually, quick, unique};
 
@@ -15,10 +17,10 @@ fn a_lost_connection_fails_what_was_sent_and_then_recovers() {
     let proxy = Proxy::start(&amqp_url());
     let (of_server, of_client) = (quick(&amqp_url()), quick(&proxy.url));
     let service = unique("nap");
-    let (_server, starts) = nap_server(&of_server, &service);
+    let mut server = GatedServer::start(&of_server, &service, 2);
     let client = client(&of_client);
-    let pending = client.call_async::<_, u64>(&service, "nap", &300).unwrap();
-    assert_eq!(starts.recv_timeout(PATIENCE), Ok(300));
+    let pending = client.call_async::<_, u64>(&service, "wait", &300).unwrap();
+    assert_eq!(server.starts.recv_timeout(PATIENCE), Ok(300));
     proxy.cut();
     let start = Instant::now();
     let error = pending.wait().unwrap_err();
@@ -26,7 +28,8 @@ fn a_lost_connection_fails_what_was_sent_and_then_recovers() {
     assert!(!error.is_safe_to_retry());
     assert!(start.elapsed() < PATIENCE / 2, "it is known at once");
     // The next call waits for the reconnect and succeeds, on a new reply queue.
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    server.open();
+    assert_eq!(client.call::<_, u64>(&service, "wait", &1).unwrap(), 1);
 }
 
 #[test]
@@ -34,7 +37,7 @@ fn a_servers_lost_connection_gives_its_requests_back() {
     let proxy = Proxy::start(&amqp_url());
     let (of_server, of_client) = (quick(&proxy.url), quick(&amqp_url()));
     let service = unique("nap");
-    let (server, starts) = nap_server(&of_server, &service);
+    let (server, starts) = sleepy_server(&of_server, &service);
     let client = client(&of_client);
     let pending = client.call_async::<_, u64>(&service, "nap", &200).unwrap();
     assert_eq!(starts.recv_timeout(PATIENCE), Ok(200));
@@ -59,7 +62,7 @@ fn deadlines_and_shutdown_hold_however_the_connection_hangs() {
         let proxy = Proxy::start(&amqp_url());
         let broker = quick(&proxy.url);
         let service = unique("nap");
-        let (server, _starts) = nap_server(&broker, &service);
+        let (server, _starts) = sleepy_server(&broker, &service);
         let client = client(&broker);
         assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
         client.send(&service, "nap", &1).unwrap();
@@ -93,7 +96,7 @@ fn slow_and_sliced_connections_only_take_longer() {
         proxy.both(mode);
         let broker = quick(&proxy.url);
         let service = unique("nap");
-        let (_server, _starts) = nap_server(&broker, &service);
+        let (_server, _starts) = sleepy_server(&broker, &service);
         let client = client(&broker);
         for n in 0..3 {
             assert_eq!(client.call::<_, u64>(&service, "nap", &n).unwrap(), n);
@@ -108,7 +111,7 @@ fn nonsense_costs_the_connection_and_nothing_else() {
         let proxy = Proxy::start(&amqp_url());
         let broker = quick(&proxy.url);
         let service = unique("nap");
-        let (_server, _starts) = nap_server(&broker, &service);
+        let (_server, _starts) = sleepy_server(&broker, &service);
         let client = client(&broker);
         let timeout = Duration::from_millis(100);
         let options = CallOptions::new().timeout(timeout);
@@ -126,6 +129,7 @@ fn nonsense_costs_the_connection_and_nothing_else() {
         }
         proxy.both(Mode::Pass);
         proxy.cut();
+        let options = CallOptions::new().timeout(Duration::from_secs(2));
         eventually("calls work again", || {
             client
                 .call_with::<_, u64>(&service, "nap", &1, &options)
@@ -139,26 +143,27 @@ fn what_is_idempotent_is_sent_again() {
     let proxy = Proxy::start(&amqp_url());
     let (of_server, of_client) = (quick(&amqp_url()), quick(&proxy.url));
     let service = unique("nap");
-    let (_server, starts) = nap_server(&of_server, &service);
+    let mut server = GatedServer::start(&of_server, &service, 4);
     let client = client(&of_client);
     let options = CallOptions::new().idempotent(true);
     let waited_for = client
-        .call_async_with::<_, u64>(&service, "nap", &300, &options)
+        .call_async_with::<_, u64>(&service, "wait", &300, &options)
         .unwrap();
-    let (told, callback) = crossbeam_channel::bounded(1);
+    let (sent, callback) = crossbeam_channel::bounded(1);
     client
-        .call_async_with::<_, u64>(&service, "nap", &301, &options)
+        .call_async_with::<_, u64>(&service, "wait", &301, &options)
         .unwrap()
-        .then(move |reply| told.send(reply).unwrap())
+        .then(move |reply| sent.send(reply).unwrap())
         .unwrap();
-    let mut first: Vec<u64> = starts.iter().take(2).collect();
+    let mut first = recv_n(&server.starts, 2);
     first.sort_unstable();
     assert_eq!(first, [300, 301]);
     proxy.cut();
     // Both run a second time, and the second replies arrive.
+    assert_eq!(recv_n(&server.starts, 2).iter().sum::<u64>(), 601);
+    server.open();
     assert_eq!(waited_for.wait().unwrap(), 300);
     assert_eq!(callback.recv_timeout(PATIENCE).unwrap().unwrap(), 301);
-    assert_eq!(starts.iter().take(2).sum::<u64>(), 601);
 }
 
 #[test]
@@ -166,7 +171,7 @@ fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
     let proxy = Proxy::start(&amqp_url());
     let (of_server, of_client) = (quick(&amqp_url()), quick(&proxy.url));
     let service = unique("nap");
-    let (_server, starts) = nap_server(&of_server, &service);
+    let (_server, starts) = sleepy_server(&of_server, &service);
     let client = client(&of_client);
     client.send(&service, "nap", &0).unwrap();
     assert_eq!(starts.recv_timeout(PATIENCE), Ok(0));
@@ -177,7 +182,7 @@ fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
     let again = client
         .send_async_with(&service, "nap", &2, &options)
         .unwrap();
-    let mut first: Vec<u64> = starts.iter().take(2).collect();
+    let mut first = recv_n(&starts, 2);
     first.sort_unstable();
     assert_eq!(first, [1, 2]);
     assert!(once.try_wait().is_none());
@@ -192,16 +197,12 @@ fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
 #[test]
 fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
     let proxy = Proxy::start(&amqp_url());
-    let broker = quick(&proxy.url);
+    let (broker, states) = watched(&proxy.url);
     let client = client(&broker);
     proxy.both(Mode::Swallow);
     proxy.cut();
     // Until the I/O thread has noticed, calls still go out, and are lost.
-    let hurry = CallOptions::new().timeout(Duration::from_millis(20));
-    eventually("nothing is sent any more", || {
-        let error = client.call_with::<_, ()>("any", "any", &(), &hurry);
-        error.unwrap_err().phase() == Some(Phase::Send)
-    });
+    wait_for(&states, |state| matches!(state, ConnectionState::Lost(_)));
     let timeout = Duration::from_millis(500);
     let options = CallOptions::new().timeout(timeout);
     thread::scope(|scope| {
@@ -236,7 +237,6 @@ fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
 fn hopeless(url: &str) -> Broker {
     Broker::builder(url)
         .reconnect_delays(Duration::from_millis(10), Duration::from_millis(20))
-        .connect_timeout(Duration::from_millis(100))
         .reconnect_limit(2)
         .connect()
         .unwrap()
@@ -247,8 +247,7 @@ fn giving_up_closes_everything() {
     let proxy = Proxy::start(&amqp_url());
     let broker = hopeless(&proxy.url);
     let client = client(&broker);
-    proxy.both(Mode::Swallow);
-    proxy.cut();
+    proxy.cut_for_good();
     eventually("the broker is closed", || {
         let options = CallOptions::new().timeout(Duration::from_millis(50));
         let result = client.call_with::<_, ()>("s", "a", &(), &options);
@@ -269,8 +268,7 @@ fn a_server_without_a_broker_is_not_well() {
         .unwrap();
     assert_eq!(registry.lookup(&service).unwrap().iter().count(), 1);
     assert!(server.state().is_well());
-    proxy.both(Mode::Swallow);
-    proxy.cut();
+    proxy.cut_for_good();
     eventually("it says so itself", || {
         server.state().disconnected.is_some()
     });

@@ -14,11 +14,13 @@ use coney::{
 use crossbeam_channel::unbounded;
 use parking_lot::Mutex;
 
-use crate::support::dead::{dead_letter, letters_of, no_dead_letter};
+use crate::support::dead_letters::{dead_letter, letters_of, no_dead_letter};
 use crate::support::process::Process;
 use crate::support::proxy::Proxy;
 use crate::support::server::Server;
-use crate::support::{PATIENCE, amqp_url, client, eventually, on_both, quick, rabbitmq, unique};
+use crate::support::{
+    PATIENCE, amqp_url, client, eventually, on_both, own_amqp_url, quick, rabbitmq, unique,
+};
 
 on_both!(
     work_handed_back_gracefully_is_new,
@@ -50,8 +52,8 @@ fn work_handed_back_gracefully_is_new(broker: &Broker) {
     }
     first.shutdown(PATIENCE).unwrap();
     for _ in 0..8 {
-        let server = start(20 * MS);
-        thread::sleep(5 * MS);
+        let (server, before) = (start(20 * MS), runs.len());
+        eventually("it has begun", || runs.len() > before || before >= 12);
         server.shutdown(PATIENCE).unwrap();
     }
     let last = start(Duration::ZERO);
@@ -86,8 +88,8 @@ fn ordered_events_survive_restarts(broker: &Broker) {
     }
     first.shutdown(PATIENCE).unwrap();
     for _ in 0..7 {
-        let subscriber = start();
-        thread::sleep(15 * MS);
+        let (subscriber, before) = (start(), runs.len());
+        eventually("it has begun", || runs.len() > before || before >= 40);
         subscriber.shutdown(PATIENCE).unwrap();
     }
     let last = start();
@@ -106,9 +108,10 @@ fn ordered_events_survive_restarts(broker: &Broker) {
 #[test]
 fn the_neighbours_of_poison_live() {
     let service = unique("work");
-    let broker = rabbitmq();
+    let url = own_amqp_url();
+    let broker = Broker::connect(&url).unwrap();
     let client = client(&broker);
-    let first = Process::start(&["serve", &amqp_url(), &service]);
+    let first = Process::start(&["serve", &url, &service]);
     // Two workers: one kills, the other and what waits are innocent.
     for n in 0..8u64 {
         client.send(&service, "work", &n).unwrap();
@@ -127,7 +130,7 @@ fn the_neighbours_of_poison_live() {
     eventually("the poison is found", || {
         workers.retain_mut(Process::is_alive);
         if workers.is_empty() {
-            workers.push(Process::start(&["serve", &amqp_url(), &service]));
+            workers.push(Process::start(&["serve", &url, &service]));
         }
         letters = letters_of(&broker, &service);
         !letters.is_empty()
@@ -145,12 +148,13 @@ fn the_neighbours_of_poison_live() {
 /// A connection that is lost all the time: for 6 s, or as long as `CUT_SECONDS` says.
 #[test]
 fn copies_do_not_multiply() {
-    let proxy = Proxy::start(&amqp_url());
-    let broker = quick(&proxy.url);
+    let url = own_amqp_url();
+    let proxy = Proxy::start(&url);
+    let (broker, direct) = (quick(&proxy.url), Broker::connect(&url).unwrap());
     let service = unique("work");
     let ran: Arc<Mutex<HashMap<u64, u32>>> = Arc::default();
     let count = Arc::clone(&ran);
-    let _server = ServiceServer::builder(&broker, &service)
+    let server = ServiceServer::builder(&broker, &service)
         .workers(2)
         .retry_delays([50 * MS; 5])
         .handler_with("work", move |context: &Context<'_>, n: u64| {
@@ -163,7 +167,7 @@ fn copies_do_not_multiply() {
         })
         .start()
         .unwrap();
-    let sender = client(&rabbitmq());
+    let sender = client(&direct);
     let seconds = std::env::var("CUT_SECONDS").map_or(6, |text| text.parse().unwrap());
     let start = Instant::now();
     let (mut cuts, mut sent) = (0, 0);
@@ -174,22 +178,15 @@ fn copies_do_not_multiply() {
         proxy.cut();
         cuts += 1;
     }
-    // What is left is done in peace; then nothing comes any more.
-    let total = || ran.lock().values().sum::<u32>();
-    let mut before = 0;
-    eventually("it comes to an end", || {
-        let now = total();
-        let is_over = now == before && ran.lock().len() as u64 == sent;
-        before = now;
-        thread::sleep(1_000 * MS);
-        is_over
-    });
+    // What is left is done in peace.
+    server.drain(4 * PATIENCE).unwrap();
+    assert_eq!(ran.lock().len() as u64, sent);
     // A quarter of them run three times.
     let needed = sent as u32 + 2 * sent.div_ceil(4) as u32;
-    let extra = total() - needed;
+    let extra = ran.lock().values().sum::<u32>() - needed;
     println!("{sent} commands, {cuts} cuts, {extra} executions more than needed");
     assert!(extra <= cuts, "{extra} for {cuts} cuts");
-    no_dead_letter(&rabbitmq(), &service);
+    no_dead_letter(&direct, &service);
 }
 
 /// The broker takes a message back that is handled for too long, and delivers it again.
@@ -204,7 +201,7 @@ fn a_handler_longer_than_the_brokers_timeout_runs_once() {
     let broker = quick(rabbit.url());
     let service = unique("work");
     let (ran, runs) = unbounded();
-    let _server = ServiceServer::builder(&broker, &service)
+    let server = ServiceServer::builder(&broker, &service)
         .consumer_timeout(Duration::from_secs(1))
         .handler("work", move |n: u64| {
             ran.send(n).unwrap();
@@ -216,6 +213,7 @@ fn a_handler_longer_than_the_brokers_timeout_runs_once() {
     let other = Broker::connect(rabbit.url()).unwrap();
     let answer: u64 = client(&other).call(&service, "work", &7).unwrap();
     assert_eq!(answer, 7);
+    server.drain(PATIENCE).unwrap();
     assert_eq!(runs.try_iter().collect::<Vec<_>>(), [7]);
     no_dead_letter(&other, &service);
 }

@@ -9,10 +9,11 @@ use coney::transport::{Link, LinkSpec, QueueOptions, Topology};
 use coney::{CallOptions, ConnectionState, ErrorKind, Phase, ServiceServer};
 use crossbeam_channel::unbounded;
 
-use crate::support::nap::nap_server;
+use crate::support::events::recv_n;
 use crate::support::outage::{rabbit, wait_for, watched, within};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::timing::{GRACE, in_time, stall_since};
+use crate::support::sleepy_service::{GatedServer, sleepy_server};
+use crate::support::timing::{SLACK, in_time, stall_since};
 use crate::support::{PATIENCE, client, eventually, quick, unique};
 
 const MS: Duration = Duration::from_millis(1);
@@ -23,7 +24,7 @@ fn killed_and_restarted() {
     let rabbit = rabbit.as_mut().unwrap();
     let broker = quick(rabbit.url());
     let service = unique("nap");
-    let (server, _starts) = nap_server(&broker, &service);
+    let (server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
     assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
     rabbit.kill();
@@ -90,7 +91,7 @@ fn stopped_and_started() {
     let rabbit = rabbit.as_ref().unwrap();
     let (broker, states) = watched(rabbit.url());
     let service = unique("nap");
-    let (_server, _starts) = nap_server(&broker, &service);
+    let (_server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
     assert_eq!(
         states.recv_timeout(PATIENCE),
@@ -124,22 +125,21 @@ fn connections_closed_by_the_operator() {
     let rabbit = rabbit.as_ref().unwrap();
     let (of_server, of_client) = (quick(rabbit.url()), quick(rabbit.url()));
     let service = unique("nap");
-    let (_server, starts) = nap_server(&of_server, &service);
+    let mut server = GatedServer::start(&of_server, &service, 4);
     let client = client(&of_client);
-    let once = client
-        .call_async::<_, u64>(&service, "nap", &2_000)
-        .unwrap();
+    let once = client.call_async::<_, u64>(&service, "wait", &1).unwrap();
     let options = CallOptions::new().idempotent(true);
     let again = client
-        .call_async_with::<_, u64>(&service, "nap", &2_001, &options)
+        .call_async_with::<_, u64>(&service, "wait", &2, &options)
         .unwrap();
-    assert_eq!(starts.iter().take(2).sum::<u64>(), 4_001);
+    assert_eq!(recv_n(&server.starts, 2).iter().sum::<u64>(), 3);
     rabbit.ctl(&["close_all_connections", "for the tests"]);
     let error = once.wait().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
     assert!(error.to_string().contains("for the tests"), "{error}");
-    assert_eq!(again.wait().unwrap(), 2_001);
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    server.open();
+    assert_eq!(again.wait().unwrap(), 2);
+    assert_eq!(client.call::<_, u64>(&service, "echo", &1).unwrap(), 1);
 }
 
 #[test]
@@ -148,11 +148,11 @@ fn frozen_for_longer_than_two_heartbeats() {
     let rabbit = rabbit.as_ref().unwrap();
     let (broker, states) = watched(rabbit.url());
     let service = unique("nap");
-    let (server, _starts) = nap_server(&broker, &service);
+    let (server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
     client.send(&service, "nap", &1).unwrap();
     let other = quick(rabbit.url());
-    let (other_server, _other_starts) = nap_server(&other, &unique("nap"));
+    let (other_server, _other_starts) = sleepy_server(&other, &unique("nap"));
     rabbit.pause();
     let start = Instant::now();
     let timeout = 200 * MS;
@@ -177,7 +177,7 @@ fn frozen_for_longer_than_two_heartbeats() {
     rabbit.resume();
     eventually("calls work again", || {
         client
-            .call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+            .call_with::<_, u64>(&service, "nap", &1, &within(10 * timeout))
             .is_ok()
     });
     server.shutdown(PATIENCE).unwrap();
@@ -189,13 +189,13 @@ fn a_queue_deleted_under_its_consumer() {
     let rabbit = rabbit.as_ref().unwrap();
     let broker = quick(rabbit.url());
     let service = unique("nap");
-    let (_server, _starts) = nap_server(&broker, &service);
+    let (_server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
     assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
     rabbit.ctl(&["delete_queue", &format!("service.{service}.request")]);
     eventually("it is there again, and served", || {
         client
-            .call_with::<_, u64>(&service, "nap", &1, &within(300 * MS))
+            .call_with::<_, u64>(&service, "nap", &1, &within(2_000 * MS))
             .is_ok()
     });
 }
@@ -206,7 +206,7 @@ fn a_thousand_callers_while_it_restarts() {
     let rabbit = rabbit.as_mut().unwrap();
     let broker = quick(rabbit.url());
     let service = unique("nap");
-    let (_server, starts) = nap_server(&broker, &service);
+    let (_server, starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
     let (timeout, start) = (Duration::from_secs(3), Instant::now());
     let is_back = AtomicBool::new(false);
@@ -238,7 +238,7 @@ fn a_thousand_callers_while_it_restarts() {
                 builder.spawn_scoped(scope, body).unwrap()
             })
             .collect();
-        thread::sleep(500 * MS);
+        recv_n(&starts, 1_000);
         rabbit.kill();
         rabbit.start_again();
         is_back.store(true, Ordering::SeqCst);
@@ -248,8 +248,7 @@ fn a_thousand_callers_while_it_restarts() {
             .max()
     });
     // A thousand threads whose time is over at once take turns on a few cores.
-    let turns = 3 * GRACE;
-    let allowed = timeout + turns + stall_since(start);
+    let allowed = timeout + 2 * SLACK + stall_since(start);
     assert!(slowest.unwrap() <= allowed, "{slowest:?}");
     assert_eq!(client.in_flight(), 0);
     drop(starts);
@@ -263,11 +262,11 @@ fn a_declaration_refused_after_a_reconnect_is_tried_again() {
     let (of_server, of_client) = (quick(&proxy.url), quick(rabbit.url()));
     let service = unique("nap");
     let queue = format!("service.{service}.request");
-    let (_server, _starts) = nap_server(&of_server, &service);
+    let (_server, _starts) = sleepy_server(&of_server, &service);
     // Another client on the server's connection, which must not suffer.
     let neighbour = client(&of_server);
     let other_service = unique("nap");
-    let (_other_server, _other_starts) = nap_server(&of_client, &other_service);
+    let (_other_server, _other_starts) = sleepy_server(&of_client, &other_service);
     proxy.both(Mode::Swallow);
     proxy.cut();
     rabbit.ctl(&["delete_queue", &queue]);
@@ -280,14 +279,14 @@ fn a_declaration_refused_after_a_reconnect_is_tried_again() {
         neighbour.call::<_, u64>(&other_service, "nap", &1).unwrap(),
         1
     );
-    // Its exchange knows the queue no more, so nobody can reach the service.
+    // Its exchange knows the queue no more, so no call reaches the service.
     let client = client(&of_client);
     let error = client.call::<_, u64>(&service, "nap", &1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute, "{error}");
     rabbit.ctl(&["delete_queue", &queue]);
     eventually("it is declared and served again", || {
         client
-            .call_with::<_, u64>(&service, "nap", &1, &within(300 * MS))
+            .call_with::<_, u64>(&service, "nap", &1, &within(2_000 * MS))
             .is_ok()
     });
 }

@@ -11,20 +11,20 @@ use coney::{
 };
 use crossbeam_channel::{Receiver, unbounded};
 
-use crate::support::dead::{dead_letter, letters_of};
+use crate::support::dead_letters::{dead_letter, letters_of};
 use crate::support::server::Server;
-use crate::support::{PATIENCE, amqp_url, client, eventually, unique};
+use crate::support::{PATIENCE, client, eventually, own_amqp_url, unique};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
 /// A connection that takes small messages only, and its changes of state.
 fn small(url: &str) -> (Broker, Receiver<ConnectionState>) {
-    let (told, states) = unbounded();
+    let (sent, states) = unbounded();
     let broker = Broker::builder(url)
         .max_body(64 * KIB)
         .max_dead_letter(256 * KIB)
-        .on_state_change(move |state| drop(told.send(state.clone())))
+        .on_state_change(move |state| drop(sent.send(state.clone())))
         .connect()
         .unwrap();
     (broker, states)
@@ -46,10 +46,11 @@ fn mirror(broker: &Broker, service: &str) -> ServiceServer {
 
 #[test]
 fn a_request_over_the_limit_is_dead_lettered_and_the_service_goes_on() {
-    let (broker, states) = small(&amqp_url());
+    let url = own_amqp_url();
+    let (broker, states) = small(&url);
     let service = unique("mirror");
     let _server = mirror(&broker, &service);
-    let caller = client(&crate::support::rabbitmq());
+    let caller = client(&Broker::connect(&url).unwrap());
     for n in 0..5 {
         let large = "x".repeat(100 * KIB + n);
         let error = caller
@@ -61,7 +62,7 @@ fn a_request_over_the_limit_is_dead_lettered_and_the_service_goes_on() {
         let echoed: String = caller.call(&service, "echo", "small").unwrap();
         assert_eq!(echoed, "small");
     }
-    let letter = dead_letter(&crate::support::rabbitmq(), &service);
+    let letter = dead_letter(&Broker::connect(&url).unwrap(), &service);
     assert_eq!(letter.reason(), "too_large");
     assert_eq!(letter.action(), Some("echo"));
     assert!(letter.body().len() > 100 * KIB, "it is kept whole");
@@ -75,7 +76,7 @@ fn a_request_over_the_limit_is_dead_lettered_and_the_service_goes_on() {
         let error = pending.unwrap().wait().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PayloadTooLarge, "{error}");
     }
-    let all = crate::support::rabbitmq();
+    let all = Broker::connect(&url).unwrap();
     eventually("all of them are kept", || {
         letters_of(&all, &service).len() == 14
     });
@@ -89,12 +90,13 @@ fn a_request_over_the_limit_is_dead_lettered_and_the_service_goes_on() {
 
 #[test]
 fn beyond_the_second_limit_the_letter_says_what_it_lacks() {
-    let (broker, states) = small(&amqp_url());
+    let url = own_amqp_url();
+    let (broker, states) = small(&url);
     let service = unique("mirror");
     let _server = mirror(&broker, &service);
-    let caller = client(&crate::support::rabbitmq());
+    let caller = client(&Broker::connect(&url).unwrap());
     caller.send(&service, "echo", &"x".repeat(3 * MIB)).unwrap();
-    let letter = dead_letter(&crate::support::rabbitmq(), &service);
+    let letter = dead_letter(&Broker::connect(&url).unwrap(), &service);
     assert_eq!(letter.reason(), "too_large");
     assert!(letter.body().is_empty());
     assert!(
@@ -106,15 +108,16 @@ fn beyond_the_second_limit_the_letter_says_what_it_lacks() {
 
 #[test]
 fn a_large_letter_does_not_keep_others_from_being_looked_at() {
-    let (broker, states) = small(&amqp_url());
+    let url = own_amqp_url();
+    let (broker, states) = small(&url);
     let service = unique("mirror");
     let server = mirror(&broker, &service);
-    let caller = client(&crate::support::rabbitmq());
+    let caller = client(&Broker::connect(&url).unwrap());
     caller
         .send(&service, "echo", &"x".repeat(100 * KIB))
         .unwrap();
     caller.send(&service, "no such action", &1).unwrap();
-    let whole = crate::support::rabbitmq();
+    let whole = Broker::connect(&url).unwrap();
     eventually("both are there", || letters_of(&whole, &service).len() == 2);
     // With this connection's limit the large one has no body, and stays when it is replayed.
     let letters = letters_of(&broker, &service);
@@ -131,9 +134,9 @@ fn a_large_letter_does_not_keep_others_from_being_looked_at() {
 
 #[test]
 fn a_reply_over_the_limit_is_its_callers_error_alone() {
-    let service = unique("mirror");
-    let _server = mirror(&crate::support::rabbitmq(), &service);
-    let (broker, states) = small(&amqp_url());
+    let (url, service) = (own_amqp_url(), unique("mirror"));
+    let _server = mirror(&Broker::connect(&url).unwrap(), &service);
+    let (broker, states) = small(&url);
     let client = client(&broker);
     let beside = client
         .call_async::<_, String>(&service, "repeat", &10)
@@ -157,9 +160,9 @@ fn a_reply_over_the_limit_is_its_callers_error_alone() {
 #[test]
 fn the_brokers_own_limit_is_learnt_and_costs_nothing_else() {
     let rabbit = Server::rabbitmq_with(&["max_message_size = 2097152"]);
-    let (told, states) = unbounded();
+    let (sent, states) = unbounded();
     let broker = Broker::builder(rabbit.url())
-        .on_state_change(move |state| drop(told.send(state.clone())))
+        .on_state_change(move |state| drop(sent.send(state.clone())))
         .connect()
         .unwrap();
     let service = unique("mirror");
@@ -204,7 +207,7 @@ fn the_brokers_own_limit_is_learnt_and_costs_nothing_else() {
 }
 
 #[test]
-fn a_request_or_command_that_the_broker_refuses_is_told_so() {
+fn a_request_or_command_that_the_broker_refuses_has_its_reason() {
     let rabbit = Server::rabbitmq_with(&["max_message_size = 2097152"]);
     let too_large = "x".repeat(3 * MIB);
     let service = unique("mirror");
@@ -235,7 +238,8 @@ fn a_request_or_command_that_the_broker_refuses_is_told_so() {
 /// It waits behind a handler when its server shuts down.
 #[test]
 fn one_that_was_not_begun_goes_back_whole() {
-    let (broker, _states) = small(&amqp_url());
+    let url = own_amqp_url();
+    let (broker, _states) = small(&url);
     let service = unique("mirror");
     let (began, begins) = unbounded();
     let (release, released) = unbounded::<()>();
@@ -248,7 +252,7 @@ fn one_that_was_not_begun_goes_back_whole() {
         })
         .start()
         .unwrap();
-    let sender = client(&crate::support::rabbitmq());
+    let sender = client(&Broker::connect(&url).unwrap());
     sender.send(&service, "wait", &()).unwrap();
     begins.recv_timeout(PATIENCE).unwrap();
     let large = "x".repeat(100 * KIB);
@@ -259,9 +263,9 @@ fn one_that_was_not_begun_goes_back_whole() {
     let error = first.shutdown(one).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     drop(release);
-    let (broker, _states) = small(&amqp_url());
+    let (broker, _states) = small(&url);
     let _second = mirror(&broker, &service);
-    let other = crate::support::rabbitmq();
+    let other = Broker::connect(&url).unwrap();
     eventually("it is kept whole", || {
         let letters = letters_of(&other, &service);
         let mut large = letters.iter().filter(|it| it.reason() == "too_large");

@@ -68,11 +68,11 @@ fn each_part_needs_no_more_in_rabbitmq() {
         &format!(r"event\.exchange|dead\.exchange|{event}"),
     );
     let (handled, events) = unbounded();
-    let told = handled.clone();
+    let failing = handled.clone();
     let subscriber = EventSubscriber::builder(&broker, &service)
         .retry_delays([Duration::from_millis(10)])
         .subscribe(Subscription::to("permitted.*", move |n: u64| {
-            told.send(n).unwrap();
+            failing.send(n).unwrap();
             Err::<(), _>("no luck")
         }))
         .subscribe(

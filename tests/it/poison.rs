@@ -2,23 +2,23 @@
 
 use coney::Broker;
 
-use crate::support::dead::{dead_letter, no_dead_letter};
+use crate::support::dead_letters::{dead_letter, no_dead_letter};
 use crate::support::process::Process;
-use crate::support::{amqp_url, client, eventually, rabbitmq, unique};
+use crate::support::{client, eventually, own_amqp_url, unique};
 
 /// Starts a process that serves.
-fn worker(service: &str) -> Process {
-    Process::start(&["serve", &amqp_url(), service])
+fn worker(url: &str, service: &str) -> Process {
+    Process::start(&["serve", url, service])
 }
 
 #[test]
 fn a_worker_killed_in_mid_handler_loses_nothing() {
-    let service = unique("work");
-    let first = worker(&service);
-    let broker = rabbitmq();
+    let (url, service) = (own_amqp_url(), unique("work"));
+    let first = worker(&url, &service);
+    let broker = Broker::connect(&url).unwrap();
     client(&broker).send(&service, "sleep", &()).unwrap();
     first.wait_for("sleep false");
-    let second = worker(&service);
+    let second = worker(&url, &service);
     drop(first);
     second.wait_for("sleep true");
     no_dead_letter(&broker, &service);
@@ -26,9 +26,9 @@ fn a_worker_killed_in_mid_handler_loses_nothing() {
 
 #[test]
 fn poison_does_not_kill_every_worker() {
-    let service = unique("work");
-    let mut workers: Vec<Process> = (0..3).map(|_| worker(&service)).collect();
-    let broker: Broker = rabbitmq();
+    let (url, service) = (own_amqp_url(), unique("work"));
+    let mut workers: Vec<Process> = (0..3).map(|_| worker(&url, &service)).collect();
+    let broker = Broker::connect(&url).unwrap();
     let client = client(&broker);
     client.send(&service, "abort", &()).unwrap();
     let letter = dead_letter(&broker, &service);

@@ -23,22 +23,22 @@ fn a_password_is_wanted_and_never_shown() {
     for (login, wanted) in [
         (String::new(), "NOAUTH"),
         (":wrong-hunter3@".to_owned(), "WRONGPASS"),
-        ("nobody:hunter2@".to_owned(), "WRONGPASS"),
+        ("unknown:hunter2@".to_owned(), "WRONGPASS"),
     ] {
         let registry = registry(&format!("redis://{login}{address}"), SECOND * 2);
         let error = in_time(LOOKUP_TIMEOUT, "a look-up", || registry.lookup("web")).unwrap_err();
         let builder = Redis::builder(&format!("redis://{login}{address}"));
         let text = format!("{error} {error:?} {registry:?} {builder:?}");
         assert!(!text.contains("hunter"), "{text}");
-        // Which of the two is told first is up to the machine.
-        let told = || {
+        // Which of the two errors comes first is up to the machine.
+        let is_reported = || {
             registry
                 .refresh("web")
                 .unwrap_err()
                 .to_string()
                 .contains(wanted)
         };
-        eventually(wanted, told);
+        eventually(wanted, is_reported);
     }
     let registry = registry(&format!("redis://:hunter2@{address}/3"), SECOND * 2);
     let _one = registry

@@ -61,7 +61,7 @@ fn killed_and_started_empty() {
     let error = in_time(LOOKUP_TIMEOUT, "a first look-up", || there.lookup("other"));
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Registry);
     redis.start_again();
-    // It has lost everything, and everybody comes back by themselves.
+    // It has lost everything, and all come back by themselves.
     finds_the_same_for(2 * SECOND, &there, "web", true);
     eventually("it is known for sure again", || {
         !there.lookup("web").unwrap().is_stale()
@@ -92,21 +92,22 @@ fn emptied() {
     eventually("and known for sure", || {
         !there.lookup("web").unwrap().is_stale()
     });
-    // One that has said goodbye is believed to be gone, though nothing is left then.
+    // One that has deregistered is believed to be gone, though nothing is left then.
     drop(here.register("mail", Instance::new().with_id("2")).unwrap());
     assert!(there.lookup("mail").unwrap().is_empty());
     // So is a peer that leaves no mark; one that is never heard of after a loss is
     // given up.
     let php = format!(r#"{{"last_heartbeat":{}}}"#, unix_seconds() + 1);
-    for (service, is_goodbye) in [("php-1", true), ("php-2", false)] {
+    for (service, is_deregistered) in [("php-1", true), ("php-2", false)] {
         let key = format!("service:registry:{service}");
         redis.ctl(&["HSET", &key, "3", &php]);
         assert_eq!(ids(&there.lookup(service).unwrap()), ["3"]);
         redis.ctl(
-            &[if is_goodbye { "DEL" } else { "FLUSHALL" }, &key][..1 + usize::from(is_goodbye)],
+            &[if is_deregistered { "DEL" } else { "FLUSHALL" }, &key]
+                [..1 + usize::from(is_deregistered)],
         );
         let found = there.refresh(service).unwrap();
-        assert_eq!(found.is_empty(), is_goodbye, "{found:?}");
+        assert_eq!(found.is_empty(), is_deregistered, "{found:?}");
         eventually("it is given up", || {
             there.lookup(service).unwrap().is_empty()
         });
@@ -126,7 +127,7 @@ fn frozen() {
     finds_the_same_for(3 * SECOND, &there, "web", true);
     let error = in_time(LOOKUP_TIMEOUT, "a first look-up", || there.lookup("other"));
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Registry);
-    let error = in_time(500 * MS, "a goodbye", || one.deregister(500 * MS)).unwrap_err();
+    let error = in_time(500 * MS, "deregistering", || one.deregister(500 * MS)).unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Registry),
         "{error}"
@@ -137,7 +138,7 @@ fn frozen() {
         let service = format!("s{n}");
         assert!(there.refresh(&service).unwrap().is_empty());
     }
-    // It could not say goodbye, but nobody beats for it any more.
+    // It could not deregister, but has no heartbeat any more.
     eventually("it has died", || there.refresh("web").unwrap().is_empty());
 }
 
@@ -155,7 +156,7 @@ fn full_and_wrong_and_unreadable() {
         panic!("{:?}", two.state());
     };
     assert!(because.contains("OOM"), "{because}");
-    // Nobody can be heard of, which does not make anybody dead.
+    // No heartbeat arrives, which makes no instance dead.
     finds_the_same_for(3 * SECOND, &there, "web", true);
     let found = there.lookup("web").unwrap();
     assert!(found.stale_reason().unwrap().contains("OOM"), "{found:?}");
@@ -170,7 +171,9 @@ fn full_and_wrong_and_unreadable() {
     let error = there.lookup("odd").unwrap_err();
     assert!(error.to_string().contains("WRONGTYPE"), "{error}");
     let odd = here.register("odd", Instance::new().with_id("3")).unwrap();
-    thread::sleep(300 * MS);
+    eventually("it cannot be registered", || {
+        matches!(odd.state(), RegistrationState::Pending(_))
+    });
     assert_eq!(there.refresh("web").unwrap().iter().len(), 2);
     let three = here.register("web", Instance::new().with_id("3")).unwrap();
     assert_eq!(
@@ -184,7 +187,7 @@ fn full_and_wrong_and_unreadable() {
     });
     assert_eq!(ids(&there.refresh("odd").unwrap()), ["3"]);
 
-    // Values that nobody can read.
+    // Values that cannot be read.
     for (id, value) in [
         ("a", "not json"),
         ("b", "[1]"),
@@ -195,7 +198,7 @@ fn full_and_wrong_and_unreadable() {
         redis.ctl(&["HSET", "service:registry:odd", id, value]);
     }
     assert_eq!(ids(&there.refresh("odd").unwrap()), ["3"]);
-    // Over our own it gives way, as it is of use to nobody.
+    // Over our own it gives way, as it is of no use.
     let not_utf8 = "redis.call('HSET', 'service:registry:odd', '3', '\\255')";
     for change in [
         &["HSET", "service:registry:odd", "3", "not json"][..],
@@ -209,7 +212,7 @@ fn full_and_wrong_and_unreadable() {
 }
 
 #[test]
-fn a_server_that_never_answers_holds_up_nobody() {
+fn a_server_that_never_answers_holds_nothing_up() {
     for greeting in ["", "HTTP/1.1 400 Bad Request\r\n\r\n"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("redis://:pw@{}", listener.local_addr().unwrap());

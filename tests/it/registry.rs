@@ -12,7 +12,7 @@ use coney::{
     RegistrationState, Registry, RegistryStore, Result, StoredInstances,
 };
 
-use crate::support::timing::stall_since;
+use crate::support::timing::{SLACK, stall_since};
 use crate::support::{PATIENCE, eventually, unique};
 
 /// Each test gets a way to open a store; all of one test's are the same store, as
@@ -44,8 +44,8 @@ on_both_stores!(
     everything_an_instance_says_arrives,
     one_that_stops_beating_is_dead_and_then_removed,
     beats_keep_it_alive_and_only_change_the_beat,
-    a_heartbeat_brings_nobody_back,
-    somebody_elses_goodbye_counts,
+    a_heartbeat_brings_none_back,
+    a_deregistration_by_another_counts,
     one_taken_for_dead_comes_back_with_its_next_beat,
     the_unwell_are_left_out,
     a_hundred_threads_ask_once,
@@ -140,14 +140,14 @@ fn one_that_stops_beating_is_dead_and_then_removed(open: Open<'_>) {
     stall_since(start); // the measuring begins with the first call
     let registry = Registry::builder(open(2 * SECOND)).build().unwrap();
     assert_eq!(ids(&registry.lookup(&service).unwrap()), ["dying"]);
-    eventually("whoever notices removes the dead one", || {
+    eventually("the reader removes the dead one", || {
         store.instances(&service).unwrap().instances.len() < 2
     });
     while !registry.lookup(&service).unwrap().is_empty() {
         assert!(start.elapsed() < PATIENCE);
         thread::sleep(Duration::from_millis(5));
     }
-    let allowed = Duration::from_millis(2_300) + stall_since(start);
+    let allowed = Duration::from_millis(2_300) + SLACK + stall_since(start);
     assert!(start.elapsed() < allowed, "{:?}", start.elapsed());
     eventually("the store has forgotten it", || {
         registry.refresh(&service).unwrap();
@@ -172,7 +172,7 @@ fn beats_keep_it_alive_and_only_change_the_beat(open: Open<'_>) {
         .register(&service, Instance::new().with_port(1))
         .unwrap();
     let first = store.instances(&service).unwrap().instances.remove(0);
-    // Somebody else writes something into it, as an operator would.
+    // Another program writes something into it, as an operator would.
     let other = open(2 * SECOND);
     let json = first
         .to_json()
@@ -180,22 +180,21 @@ fn beats_keep_it_alive_and_only_change_the_beat(open: Open<'_>) {
     other
         .register(&Instance::from_json(&service, registration.id(), &json).unwrap())
         .unwrap();
-    let end = Instant::now() + 4 * SECOND;
-    while Instant::now() < end {
-        assert_eq!(registry.lookup(&service).unwrap().iter().len(), 1);
-        thread::sleep(Duration::from_millis(10));
-    }
-    let last = store.instances(&service).unwrap().instances.remove(0);
-    assert!(
-        last.last_heartbeat() >= first.last_heartbeat() + 2,
-        "{last:?}"
+    let mut last = first.clone();
+    eventually(
+        "it has beaten for longer than one that does not would live",
+        || {
+            assert_eq!(registry.lookup(&service).unwrap().iter().len(), 1);
+            last = store.instances(&service).unwrap().instances.remove(0);
+            last.last_heartbeat() > first.last_heartbeat() + 3
+        },
     );
     assert_eq!(last.registered_at(), first.registered_at());
-    assert_eq!(last.port(), Some(2), "what somebody else wrote stays");
+    assert_eq!(last.port(), Some(2), "what another wrote stays");
     assert_eq!(last.metadata::<String>("note").as_deref(), Some("by hand"));
 }
 
-fn a_heartbeat_brings_nobody_back(open: Open<'_>) {
+fn a_heartbeat_brings_none_back(open: Open<'_>) {
     let service = unique("web");
     let store = open(MINUTE);
     let (here, gone) = (beaten(&service, "here", 5), beaten(&service, "gone", 5));
@@ -228,7 +227,7 @@ fn a_heartbeat_brings_nobody_back(open: Open<'_>) {
     );
 }
 
-fn somebody_elses_goodbye_counts(open: Open<'_>) {
+fn a_deregistration_by_another_counts(open: Open<'_>) {
     let service = unique("web");
     let registry = Registry::builder(open(2 * SECOND))
         .heartbeat_interval(Duration::from_millis(50))
@@ -241,7 +240,15 @@ fn somebody_elses_goodbye_counts(open: Open<'_>) {
     eventually("it is noticed", || {
         registration.state() == RegistrationState::Deregistered
     });
-    thread::sleep(Duration::from_millis(200));
+    // Another instance of the same registry shows that it has beaten since.
+    let beating = unique("beating");
+    let _other = registry.register(&beating, Instance::new()).unwrap();
+    let heartbeat = || {
+        let found = registry.refresh(&beating).unwrap();
+        found.iter().next().map(Instance::last_heartbeat)
+    };
+    let first = heartbeat();
+    eventually("more beats", || heartbeat() > first);
     assert!(registry.refresh(&service).unwrap().is_empty());
 }
 

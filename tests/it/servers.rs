@@ -1,8 +1,8 @@
 //! `ServiceServer`: context, raw handlers, sharing, draining.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ on_both!(
 fn the_context_knows_the_request(broker: &Broker) {
     let service = unique("ctx");
     let _server = ServiceServer::builder(broker, &service)
-        .handler_with("tell", |context: &Context<'_>, (): ()| {
+        .handler_with("describe", |context: &Context<'_>, (): ()| {
             assert!(context.message_id().starts_with("msg_"));
             assert!(!context.is_redelivered());
             assert_eq!(context.header::<String>("missing"), None);
@@ -48,10 +48,10 @@ fn the_context_knows_the_request(broker: &Broker) {
         .timeout(Duration::from_secs(7))
         .header("trace-id", "abc \"1\"");
     let (source, action, trace): (String, String, Option<String>) = client(broker)
-        .call_with(&service, "tell", &(), &options)
+        .call_with(&service, "describe", &(), &options)
         .unwrap();
     assert_eq!(source, "order-service");
-    assert_eq!(action, "tell");
+    assert_eq!(action, "describe");
     assert_eq!(trace.as_deref(), Some("abc \"1\""));
 }
 
@@ -82,9 +82,11 @@ fn handlers_run_in_parallel_up_to_the_workers(broker: &Broker) {
         .prefetch(10)
         .handler("nap", {
             let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+            // Only if three run at the same time can any of them end.
+            let three = Barrier::new(3);
             move |(): ()| {
                 most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                thread::sleep(Duration::from_millis(50));
+                three.wait();
                 running.fetch_sub(1, Ordering::SeqCst);
                 Ok::<_, HandlerError>(thread::current().name().map(str::to_owned))
             }
@@ -168,8 +170,8 @@ fn shutdown_lets_running_handlers_reply(broker: &Broker) {
     server.shutdown(PATIENCE).unwrap();
     assert_eq!(pending.wait().unwrap(), 200);
     server.shutdown(PATIENCE).unwrap();
-    // Nobody serves any more, but the queue remains: the request waits.
-    let hurry = CallOptions::new().timeout(Duration::from_millis(100));
+    // No server is left, but the queue remains: the request waits.
+    let hurry = CallOptions::new().timeout(Duration::from_secs(1));
     let error = client.call_with::<_, u64>(&service, "nap", &1, &hurry);
     assert_eq!(error.unwrap_err().phase(), Some(Phase::Reply));
 }
@@ -177,33 +179,44 @@ fn shutdown_lets_running_handlers_reply(broker: &Broker) {
 fn shutdown_gives_back_what_was_not_started(broker: &Broker) {
     let service = unique("handover");
     let (started, starts) = crossbeam_channel::unbounded();
+    let (release, gate) = crossbeam_channel::bounded::<()>(0);
     let first = ServiceServer::builder(broker, &service)
         .workers(1)
-        .handler("nap", move |ms: u64| {
+        .handler("wait", move |_: u64| {
             started.send(()).unwrap();
-            thread::sleep(Duration::from_millis(ms));
+            let _ = gate.recv();
             Ok::<_, HandlerError>("first")
         })
         .start()
         .unwrap();
     let client = client(broker);
     let running = client
-        .call_async::<_, String>(&service, "nap", &500)
+        .call_async::<_, String>(&service, "wait", &0)
         .unwrap();
     starts.recv_timeout(PATIENCE).unwrap();
     let waiting: Vec<_> = (0..5)
-        .map(|_| client.call_async::<_, String>(&service, "nap", &0).unwrap())
+        .map(|_| {
+            client
+                .call_async::<_, String>(&service, "wait", &0)
+                .unwrap()
+        })
         .collect();
-    thread::sleep(Duration::from_millis(200)); // until they have been fetched
-    first.shutdown(PATIENCE).unwrap();
-    assert_eq!(running.wait().unwrap(), "first");
+    // Confirmed when it is in the queue, and those before it are or have been fetched.
+    client.send(&service, "wait", &0).unwrap();
     let _second = ServiceServer::builder(broker, &service)
-        .handler_with("nap", |context: &Context<'_>, _: u64| {
+        .handler_with("wait", |context: &Context<'_>, _: u64| {
             Ok::<_, HandlerError>(format!("second, redelivered {}", context.is_redelivered()))
         })
         .start()
         .unwrap();
-    let answers: Vec<String> = waiting.into_iter().map(|p| p.wait().unwrap()).collect();
+    let answers: Vec<String> = thread::scope(|scope| {
+        let stopping = scope.spawn(|| first.shutdown(PATIENCE));
+        let answers = waiting.into_iter().map(|p| p.wait().unwrap()).collect();
+        drop(release);
+        stopping.join().unwrap().unwrap();
+        answers
+    });
+    assert_eq!(running.wait().unwrap(), "first");
     assert!(
         answers.iter().all(|a| a.starts_with("second")),
         "{answers:?}"
@@ -327,17 +340,17 @@ fn odd_panics_stop_no_thread(broker: &Broker) {
         assert_eq!(error.remote_code(), Some("panic"), "{error}");
         assert_eq!(client.call::<_, u64>(&service, "work", &n).unwrap(), n);
     }
-    let (told, tells) = unbounded();
+    let (sent, callbacks) = unbounded();
     for n in 0..3u64 {
         let pending = client.call_async::<_, u64>(&service, "work", &n).unwrap();
-        let told = told.clone();
+        let sent = sent.clone();
         pending
             .then(move |_| {
-                told.send(n).unwrap();
+                sent.send(n).unwrap();
                 std::panic::panic_any(Grenade)
             })
             .unwrap();
-        assert_eq!(tells.recv_timeout(PATIENCE), Ok(n));
+        assert_eq!(callbacks.recv_timeout(PATIENCE), Ok(n));
     }
     server.shutdown(PATIENCE).unwrap();
 }

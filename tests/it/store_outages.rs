@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use coney::{
     Broker, CallOptions, ClaimOutcome, ErrorKind, HandlerError, MemoryReplyStore, Redis,
     RedisReplyStore, ReplyStore, ServiceServer, ServiceServerBuilder, StoreError,
 };
-use crossbeam_channel::unbounded;
+use crossbeam_channel::{bounded, unbounded};
 
-use crate::support::dead::{letters_of, no_dead_letter};
+use crate::support::dead_letters::{letters_of, no_dead_letter};
 use crate::support::server::Server;
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
@@ -30,6 +29,9 @@ const MS: Duration = Duration::from_millis(1);
 struct Flaky {
     store: MemoryReplyStore,
     is_away: AtomicBool,
+    /// The requests while it was away, and the renewals of leases.
+    refused: AtomicU32,
+    renewed: AtomicU32,
 }
 
 impl Flaky {
@@ -37,12 +39,17 @@ impl Flaky {
         Arc::new(Self {
             store: MemoryReplyStore::new(1_000),
             is_away: AtomicBool::new(false),
+            refused: AtomicU32::new(0),
+            renewed: AtomicU32::new(0),
         })
     }
 
     fn check(&self) -> Result<(), StoreError> {
         match self.is_away.load(Ordering::SeqCst) {
-            true => Err("no route to the store".into()),
+            true => {
+                self.refused.fetch_add(1, Ordering::SeqCst);
+                Err("no route to the store".into())
+            }
             false => Ok(()),
         }
     }
@@ -56,6 +63,7 @@ impl ReplyStore for Flaky {
 
     fn renew(&self, key: &str, owner: u64, lease: Duration) -> Result<bool, StoreError> {
         self.check()?;
+        self.renewed.fetch_add(1, Ordering::SeqCst);
         self.store.renew(key, owner, lease)
     }
 
@@ -100,8 +108,10 @@ fn while_the_store_is_away_nothing_is_lost_or_used_up(broker: &Broker) {
     for n in 10..20u64 {
         client.send(&service, "work", &n).unwrap();
     }
-    // Many times as long as all attempts would take.
-    thread::sleep(500 * MS);
+    // More often than all attempts of all commands.
+    eventually("the store is asked again and again", || {
+        store.refused.load(Ordering::SeqCst) > 40
+    });
     assert!(runs.is_empty());
     no_dead_letter(broker, &service);
     store.is_away.store(false, Ordering::SeqCst);
@@ -135,14 +145,14 @@ fn a_store_that_stays_away_pauses_the_server(broker: &Broker) {
 fn an_id_is_anothers_under_another_action(broker: &Broker) {
     let service = unique("pay");
     let (ran, runs) = unbounded();
-    let told = ran.clone();
+    let captured = ran.clone();
     let server = builder(broker, &service, Flaky::new())
         .handler("reserve", move |_: u64| {
             ran.send("reserve").unwrap();
             Ok::<_, HandlerError>(())
         })
         .handler("capture", move |_: u64| {
-            told.send("capture").unwrap();
+            captured.send("capture").unwrap();
             Ok::<_, HandlerError>(())
         })
         .start()
@@ -159,14 +169,15 @@ fn an_id_is_anothers_under_another_action(broker: &Broker) {
 }
 
 fn a_lease_is_renewed_while_the_handler_runs(broker: &Broker) {
-    let (service, store) = (unique("work"), Arc::new(MemoryReplyStore::new(10)));
+    let (service, store) = (unique("work"), Flaky::new());
     let ran = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&ran);
-    let _server = builder(broker, &service, store)
-        .deduplication_lease(100 * MS)
+    let (release, gate) = bounded::<()>(0);
+    let _server = builder(broker, &service, store.clone())
+        .deduplication_lease(1_000 * MS)
         .handler("work", move |_: u64| {
             let n = count.fetch_add(1, Ordering::SeqCst);
-            thread::sleep(500 * MS); // five leases
+            let _ = gate.recv();
             Ok::<_, HandlerError>(n)
         })
         .start()
@@ -179,8 +190,16 @@ fn a_lease_is_renewed_while_the_handler_runs(broker: &Broker) {
             .unwrap()
     };
     let first = call();
-    thread::sleep(250 * MS);
+    let renewals = |count: u32| {
+        let wanted = store.renewed.load(Ordering::SeqCst) + count;
+        eventually("renewals for longer than a lease", || {
+            store.renewed.load(Ordering::SeqCst) >= wanted
+        });
+    };
+    renewals(5);
     let second = call();
+    renewals(1);
+    drop(release);
     assert_eq!((first.wait().unwrap(), second.wait().unwrap()), (0, 0));
     assert_eq!(ran.load(Ordering::SeqCst), 1);
 }

@@ -1,7 +1,7 @@
 # What the scripts that run private servers share; to be sourced.
 # shellcheck shell=bash
 
-# A port nobody listens on, below the range the system hands out by itself.
+# A port on which no program listens, below the range the system hands out by itself.
 free_port() {
     local port
     while :; do

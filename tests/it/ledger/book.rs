@@ -24,7 +24,7 @@ pub struct Book {
     pub refused: AtomicU64,
     pub replies: AtomicU64,
     pub failed_calls: AtomicU64,
-    /// How late the latest call or command was told, in microseconds, beyond its
+    /// How late the latest call or command ended, in microseconds, beyond its
     /// deadline and what the machine is to blame for.
     latest: AtomicU64,
 }

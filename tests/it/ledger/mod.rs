@@ -26,7 +26,7 @@ fn nothing_confirmed_is_lost_and_no_call_is_late() {
         Ok(seed) => seed.parse().expect("LEDGER_SEED is a number"),
         Err(_) => fastrand::u64(..),
     };
-    // RUST_LOG=coney=warn tells the story.
+    // RUST_LOG=coney=warn shows what happens.
     let quiet = env_logger::Env::default().default_filter_or("off");
     let _ = env_logger::Builder::from_env(quiet).try_init();
     println!("LEDGER_SEED={seed}");
@@ -64,7 +64,7 @@ fn nothing_confirmed_is_lost_and_no_call_is_late() {
     let late = account.latest;
     assert!(
         late <= GRACE,
-        "told {late:?} after the deadline; LEDGER_SEED={seed}"
+        "ended {late:?} after the deadline; LEDGER_SEED={seed}"
     );
 }
 

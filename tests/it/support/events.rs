@@ -1,4 +1,4 @@
-//! What the tests of events have in common.
+//! Publishers, subscribers and handlers of the tests of events.
 
 use std::time::Duration;
 
@@ -19,13 +19,15 @@ pub fn subscriber(broker: &Broker, service: &str) -> EventSubscriberBuilder {
     EventSubscriber::builder(broker, service).retry_delays([20 * MS, 40 * MS])
 }
 
-/// A handler that passes on what it gets.
-pub fn tell<T: Send + 'static>(told: &Sender<T>) -> impl Fn(T) -> Result<(), String> + use<T> {
-    let told = told.clone();
-    move |event| told.send(event).map_err(|_| "nobody listens".to_owned())
+/// A handler that sends what it gets into a channel.
+pub fn sending_to<T: Send + 'static>(
+    channel: &Sender<T>,
+) -> impl Fn(T) -> Result<(), String> + use<T> {
+    let channel = channel.clone();
+    move |event| channel.send(event).map_err(|_| "disconnected".to_owned())
 }
 
-pub fn take<T>(events: &Receiver<T>, count: usize) -> Vec<T> {
+pub fn recv_n<T>(events: &Receiver<T>, count: usize) -> Vec<T> {
     let next = |_| events.recv_timeout(PATIENCE).expect("another event");
     (0..count).map(next).collect()
 }
@@ -35,10 +37,10 @@ pub fn sorted(mut numbers: Vec<u64>) -> Vec<u64> {
     numbers
 }
 
-/// Nothing more comes.
-pub fn is_all<T: std::fmt::Debug>(events: &Receiver<T>) {
-    let more = events.recv_timeout(150 * MS);
-    assert!(more.is_err(), "{more:?}");
+/// To be called when no handler can run any more: after a drain or a shutdown.
+pub fn assert_no_more<T: std::fmt::Debug>(events: &Receiver<T>) {
+    let more: Vec<T> = events.try_iter().collect();
+    assert!(more.is_empty(), "{more:?}");
 }
 
 /// Event names that no other test hears, nor an example.

@@ -1,7 +1,7 @@
-pub mod dead;
+pub mod dead_letters;
 pub mod events;
+pub mod instance_echo;
 pub mod math;
-pub mod nap;
 pub mod outage;
 pub mod peer;
 pub mod process;
@@ -9,38 +9,68 @@ pub mod proxy;
 pub mod raw_amqp;
 pub mod registry;
 pub mod server;
+pub mod sleepy_service;
 pub mod timing;
-pub mod who;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use coney::{Broker, ServiceClient};
 
 /// Long enough for a busy machine; nothing waits for it unless it fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Defines each test twice: `memory::name` and `rabbitmq::name`.
+/// Defines each test twice: `memory::name`, and `rabbitmq::name` in a virtual host of its own.
 macro_rules! on_both {
     ($($name:ident),+ $(,)?) => {
         mod memory {
             $(#[test] fn $name() { super::$name(&coney::Broker::memory()); })+
         }
         mod rabbitmq {
-            $(#[test] fn $name() { super::$name(&crate::support::rabbitmq()); })+
+            $(#[test] fn $name() { super::$name(&crate::support::own_rabbitmq()); })+
         }
     };
 }
 pub(crate) use on_both;
 
-/// The shared RabbitMQ that `tests/run` has started for this run. Without it
-/// tests fail; they never fall back to a server that happens to be there.
+/// The shared RabbitMQ that `tests/run` has started for this run, and its virtual host
+/// `/`: for tests that do not look at dead letters. Without it tests fail; they never
+/// fall back to a server that happens to be there.
 pub fn amqp_url() -> String {
     std::env::var("CONEY_TEST_AMQP_URL")
         .expect("CONEY_TEST_AMQP_URL is not set: run the tests with tests/run")
 }
 
 pub fn rabbitmq() -> Broker {
-    Broker::connect(&amqp_url()).expect("the test's RabbitMQ takes connections")
+    patient(&amqp_url()).expect("the test's RabbitMQ takes connections")
+}
+
+/// The shared RabbitMQ of this run, and a virtual host that no other test has: it has
+/// its own dead letters.
+pub fn own_amqp_url() -> String {
+    own_virtual_host().0
+}
+
+/// A connection to a virtual host of its own.
+pub fn own_rabbitmq() -> Broker {
+    own_virtual_host().1
+}
+
+fn own_virtual_host() -> (String, Broker) {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let url = format!("{}/test-{number}", amqp_url());
+    let broker = patient(&url).unwrap_or_else(|error| {
+        panic!(
+            "the test's RabbitMQ takes no connection to the virtual host test-{number}; if it \
+             has too few, raise --vhosts of tests/servers/rabbitmq in tests/run: {error}"
+        )
+    });
+    (url, broker)
+}
+
+fn patient(url: &str) -> coney::Result<Broker> {
+    Broker::builder(url).connect_timeout(PATIENCE).connect()
 }
 
 /// The shared Redis of this run.
@@ -53,8 +83,8 @@ pub fn redis_url() -> String {
 pub fn quick(url: &str) -> Broker {
     Broker::builder(url)
         .reconnect_delays(Duration::from_millis(20), Duration::from_millis(200))
-        .operation_timeout(Duration::from_millis(500))
-        .connect_timeout(Duration::from_secs(2))
+        .operation_timeout(Duration::from_secs(2))
+        .connect_timeout(Duration::from_secs(10))
         .heartbeat(Duration::from_secs(1))
         .connect()
         .expect("the test's RabbitMQ takes connections")

@@ -1,4 +1,4 @@
-//! A broker of the tests' own that is broken on purpose, and connections to it that tell.
+//! A broker of the tests' own that is broken on purpose, and connections that report their state.
 
 use std::time::{Duration, Instant};
 
@@ -26,14 +26,14 @@ pub fn within(timeout: Duration) -> CallOptions {
     CallOptions::new().timeout(timeout)
 }
 
-/// Like `quick`, and tells what becomes of the connection.
+/// Like `quick`, with the changes of the connection's state.
 pub fn watched(url: &str) -> (Broker, Receiver<ConnectionState>) {
-    let (told, states) = unbounded();
+    let (sent, states) = unbounded();
     let broker = Broker::builder(url)
         .reconnect_delays(20 * MS, 200 * MS)
-        .operation_timeout(500 * MS)
+        .operation_timeout(1_000 * MS)
         .heartbeat(Duration::from_secs(1))
-        .on_state_change(move |state| drop(told.send(state.clone())))
+        .on_state_change(move |state| drop(sent.send(state.clone())))
         .connect()
         .unwrap();
     (broker, states)

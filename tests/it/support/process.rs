@@ -67,12 +67,13 @@ impl Process {
     /// Reads until a line that says so.
     pub fn wait_for(&self, wanted: &str) {
         let end = Instant::now() + PATIENCE;
-        while let Ok(line) = self.lines.recv_deadline(end) {
-            if line.contains(wanted) {
-                return;
+        loop {
+            match self.lines.recv_deadline(end) {
+                Ok(line) if line.contains(wanted) => return,
+                Ok(_) => {}
+                Err(error) => panic!("the process did not say {wanted:?}: {error:?}"),
             }
         }
-        panic!("the process did not say {wanted:?}");
     }
 
     /// Its output has ended, and so has it.

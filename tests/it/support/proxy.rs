@@ -1,10 +1,10 @@
 //! A TCP proxy in front of a RabbitMQ, so that a test can break its own
-//! connection and nobody else's.
+//! connection and no other.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -41,23 +41,34 @@ pub struct Proxy {
     /// To the broker, and from it.
     modes: [Arc<AtomicU8>; 2],
     sockets: Arc<Mutex<Vec<TcpStream>>>,
+    refuses: Arc<AtomicBool>,
 }
 
 impl Proxy {
-    /// In front of the broker with this URL.
+    /// In front of the broker with this URL, for the same virtual host.
     pub fn start(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("amqp://guest:guest@{}", listener.local_addr().unwrap());
-        let target = target.rsplit_once('@').unwrap().1.to_owned();
+        let target = target.rsplit_once('@').unwrap().1;
+        let (target, virtual_host) = match target.split_once('/') {
+            Some((target, name)) => (target.to_owned(), format!("/{name}")),
+            None => (target.to_owned(), String::new()),
+        };
+        let address = listener.local_addr().unwrap();
+        let url = format!("amqp://guest:guest@{address}{virtual_host}");
         let proxy = Self {
             url,
             modes: Default::default(),
             sockets: Arc::default(),
+            refuses: Arc::default(),
         };
         let modes = proxy.modes.clone();
         let sockets = Arc::clone(&proxy.sockets);
+        let refuses = Arc::clone(&proxy.refuses);
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
+                if refuses.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let Ok(server) = TcpStream::connect(&target) else {
                     continue;
                 };
@@ -90,6 +101,12 @@ impl Proxy {
 
     pub fn cut(&self) {
         self.cut_from(0);
+    }
+
+    /// Cuts all connections, and closes every later one at once.
+    pub fn cut_for_good(&self) {
+        self.refuses.store(true, Ordering::SeqCst);
+        self.cut();
     }
 
     /// Cuts the connection that was made last.

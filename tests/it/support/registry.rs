@@ -7,11 +7,11 @@ use coney::{Lookup, Redis, RedisRegistryStore, Registry};
 const MS: Duration = Duration::from_millis(1);
 
 /// What their look-ups may take at most.
-pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(300);
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Beats often, so that the tests need not wait long.
 pub fn registry(url: &str, heartbeat_ttl: Duration) -> Registry {
-    let redis = Redis::builder(url).timeout(200 * MS).build().unwrap();
+    let redis = Redis::builder(url).timeout(1_000 * MS).build().unwrap();
     let store = RedisRegistryStore::new(&redis).with_heartbeat_ttl(heartbeat_ttl);
     Registry::builder(store)
         .heartbeat_interval(100 * MS)

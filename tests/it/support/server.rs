@@ -92,7 +92,7 @@ impl Server {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// Adds a user of RabbitMQ who may do everything, and returns the URL with its login.
+    /// Adds a user of RabbitMQ with all permissions, and returns the URL with its login.
     pub fn add_user(&self, name: &str) -> String {
         self.ctl(&["add_user", name, "pw"]);
         self.ctl(&["set_permissions", name, ".*", ".*", ".*"]);
@@ -105,7 +105,7 @@ impl Server {
         output.expect("the script made it").status.success()
     }
 
-    /// Stops its processes in their tracks: connections stay, nobody answers.
+    /// Stops its processes in their tracks: connections stay, without an answer.
     pub fn pause(&self) {
         self.signal("-STOP");
     }

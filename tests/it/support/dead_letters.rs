@@ -1,10 +1,8 @@
-//! Looking for dead letters in a queue that all tests share.
-
-use std::time::Instant;
+//! Looks for the dead letters of one service.
 
 use coney::{Broker, DeadLetter, DeadLetters};
 
-use super::{PATIENCE, eventually};
+use super::eventually;
 
 /// Those of a service now.
 pub fn letters_of(broker: &Broker, service: &str) -> Vec<DeadLetter> {
@@ -29,11 +27,8 @@ pub fn dead_letter(broker: &Broker, service: &str) -> DeadLetter {
     found.unwrap()
 }
 
-/// Several looks: what would be one may still be on its way.
+/// To be called when nothing of the service is on its way: after a drain.
 pub fn no_dead_letter(broker: &Broker, service: &str) {
-    let end = Instant::now() + PATIENCE / 100;
-    while Instant::now() < end {
-        let found = letters_of(broker, service);
-        assert!(found.is_empty(), "{found:?}");
-    }
+    let found = letters_of(broker, service);
+    assert!(found.is_empty(), "{found:?}");
 }

@@ -1,4 +1,4 @@
-//! A service whose instances say who they are.
+//! A service whose instances answer with their own id.
 
 use std::thread;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use coney::{
 
 use super::PATIENCE;
 
-/// A server of `who`, which answers the id of the instance.
+/// A server of the action `who`, which answers the id of the instance.
 pub fn server(
     broker: &Broker,
     service: &str,
@@ -32,6 +32,6 @@ pub fn finder(broker: &Broker, registry: &Registry) -> ServiceClientBuilder {
         .registry(registry)
 }
 
-pub fn who(client: &ServiceClient, service: &str) -> String {
+pub fn answering_instance(client: &ServiceClient, service: &str) -> String {
     client.call(service, "who", &0).unwrap()
 }
