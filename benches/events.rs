@@ -82,7 +82,7 @@ fn publish(
 ) {
     // Makes the queue, and leaves it.
     let subscriber = EventSubscriber::builder(broker, "bench-alone")
-        .on(ALONE, |_: String| Ok::<_, String>(()))
+        .listen(ALONE, |_: String| ())
         .start();
     drop(subscriber.expect("the subscriber starts"));
     let mut bare = Bare::new(bare_connection::connect(url), EXCHANGE, ALONE, false);
@@ -116,9 +116,8 @@ fn fan_out(
             let handled = Arc::clone(&by_coney);
             let broker = &brokers[group % connections];
             let subscriber = EventSubscriber::builder(broker, &format!("bench-group-{group}"));
-            let subscriber = subscriber.on(BY_CONEY, move |_: String| {
+            let subscriber = subscriber.listen(BY_CONEY, move |_: String| {
                 handled.fetch_add(1, Ordering::Relaxed);
-                Ok::<_, String>(())
             });
             subscriber.start().expect("the subscriber starts")
         })

@@ -54,7 +54,7 @@ fn main() {
 /// A client and a server that do nothing: resident memory, processor time.
 fn idle(broker: &Broker) {
     let _server = ServiceServer::builder(broker, "bench-idle")
-        .handler("echo", |text: String| Ok::<_, String>(text))
+        .respond("echo", |text: String| text)
         .start()
         .expect("a server");
     let client = ServiceClient::new(broker, "bench").expect("a client");

@@ -40,7 +40,7 @@ fn main() {
         .connect()
         .expect("the broker is there");
     let _server = ServiceServer::builder(&broker, "recovery")
-        .handler("echo", |n: u64| Ok::<_, String>(n))
+        .respond("echo", |n: u64| n)
         .start()
         .expect("the server starts");
     let client = ServiceClient::new(&broker, "bench").expect("the client starts");

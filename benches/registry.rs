@@ -21,10 +21,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use coney::balance::Balancer;
 use coney::balance::{
     ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin, Weighted,
 };
-use coney::{Balancer, Instance, Redis, RedisRegistryStore, Registry, RegistryStore};
+use coney::redis::{Redis, RedisRegistryStore};
+use coney::registry::RegistryStore;
+use coney::{Instance, Registry};
 use hdrhistogram::Histogram;
 use r2d2_redis::redis;
 

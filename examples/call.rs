@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use coney::{Broker, CallOptions, Error, ErrorKind, ServiceClient};
+use coney::{Broker, CallOptions, Error, ErrorKind, SendOptions, ServiceClient};
 use hdrhistogram::Histogram;
 use serde_json::Value;
 
@@ -67,7 +67,12 @@ fn run(options: &Options) -> coney::Result<()> {
     let client = ServiceClient::new(&broker, "call")?;
     if options.send {
         let (service, action) = (&options.service, &options.action);
-        return client.send_with(service, action, &options.payload, &within(options));
+        return client.send_with(
+            service,
+            action,
+            &options.payload,
+            &SendOptions::new().timeout(timeout(options)),
+        );
     }
     if options.repeat == 1 {
         println!("{}", call(&client, options)?);
@@ -82,7 +87,11 @@ fn call(client: &ServiceClient, options: &Options) -> coney::Result<Value> {
 }
 
 fn within(options: &Options) -> CallOptions {
-    CallOptions::new().timeout(Duration::from_millis(options.timeout_ms))
+    CallOptions::new().timeout(timeout(options))
+}
+
+fn timeout(options: &Options) -> Duration {
+    Duration::from_millis(options.timeout_ms)
 }
 
 /// Calls from several threads; an error ends its thread, and is the result.

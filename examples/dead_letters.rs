@@ -11,7 +11,8 @@
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use coney::{Broker, DeadLetter, DeadLetters};
+use coney::dead_letters::DeadLetter;
+use coney::{Broker, DeadLetters};
 
 #[derive(Parser)]
 #[command(about = "Lists, shows, replays and purges dead letters")]

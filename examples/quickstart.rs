@@ -11,9 +11,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use coney::{
-    Broker, CallOptions, HandlerError, Registry, ServiceClient, ServiceProxyFactory, ServiceServer,
-};
+use coney::client::ServiceProxyFactory;
+use coney::{Broker, CallOptions, HandlerError, Registry, ServiceClient, ServiceServer};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -72,9 +71,8 @@ fn main() -> Result<(), coney::Error> {
     let server = ServiceServer::builder(&broker, "user-service")
         .handler("get_user", get_user)
         .handler("validate_token", validate_token)
-        .handler("sleep", |ms: u64| {
+        .respond("sleep", |ms: u64| {
             thread::sleep(Duration::from_millis(ms));
-            Ok::<_, HandlerError>(())
         })
         .registry(&registry)
         .start()?;
@@ -107,12 +105,12 @@ fn main() -> Result<(), coney::Error> {
 
     println!("\n3. What goes wrong comes back as an error that says what to do.");
     let token = "short".to_owned();
-    let invalid = users.call::<_, TokenState>("validateToken", &ValidateToken { token });
+    let invalid = users.call::<TokenState>("validateToken", &ValidateToken { token });
     explain("the handler refuses", invalid.map(|state| state.valid));
-    explain("no such action", users.call::<_, ()>("deleteUser", &1001));
+    explain("no such action", users.call::<()>("deleteUser", &1001));
     let hurry = CallOptions::new().timeout(Duration::from_millis(100));
-    explain("too slow", users.call_with::<_, ()>("sleep", &400, &hurry));
-    let nobody = client.call::<_, ()>("no-such-service", "get_user", &1001);
+    explain("too slow", users.call_with::<()>("sleep", &400, &hurry));
+    let nobody = client.call::<()>("no-such-service", "get_user", &1001);
     explain("nobody there", nobody);
 
     println!("\n4. The registry knows who serves.");
@@ -129,7 +127,7 @@ fn main() -> Result<(), coney::Error> {
 
     println!("\n5. Shutdown deregisters, and lets running handlers finish.");
     server.shutdown(Duration::from_secs(10))?;
-    let gone = finder.call::<_, User>("user-service", "get_user", &GetUser { user_id: 1004 });
+    let gone = finder.call::<User>("user-service", "get_user", &GetUser { user_id: 1004 });
     explain("nobody any more", gone);
     client.close();
     println!("   done");

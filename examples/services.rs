@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Parser;
-use coney::{Instance, Lookup, Registry};
+use coney::registry::Lookup;
+use coney::{Instance, Registry};
 
 #[derive(Parser)]
 #[command(about = "Shows the services of a registry and their instances")]

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use clap::Parser;
-use coney::{Broker, Context, HandlerError, Instance, Registry, ServiceServer};
+use coney::{Broker, Context, HandlerError, HandlerResult, Instance, Registry, ServiceServer};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -86,12 +86,12 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         .prefetch(options.prefetch)
         .handler("get_user", get_user)
         .handler("validate_token", validate_token)
-        .raw_handler("echo", |_: &Context<'_>, payload: &str| {
-            Ok::<_, HandlerError>(payload.to_owned())
-        })
-        .handler("sleep", |request: Sleep| {
+        .handler_raw(
+            "echo",
+            |_: &Context<'_>, payload: &str| -> HandlerResult<_> { Ok(payload.to_owned()) },
+        )
+        .respond("sleep", |request: Sleep| {
             std::thread::sleep(Duration::from_millis(request.ms));
-            Ok::<_, HandlerError>(())
         })
         .handler("fail", |request: Fail| {
             Err::<(), _>(HandlerError::new(request.error))

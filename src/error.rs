@@ -1,23 +1,24 @@
+//! The error type, its kinds, and what each says about retrying.
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
-/// The result of everything in this crate that can fail.
+/// The result of every operation of this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, told so that the caller knows what it may do next.
+/// The error of every operation of this crate.
 ///
-/// [`kind`](Error::kind) says which sort of failure it is and
-/// [`is_safe_to_retry`](Error::is_safe_to_retry) whether the other side can
-/// have seen the request. The text names the service, action, queue or host
-/// concerned; it never contains a password or a payload. The cause below, if
-/// there is one, is [`source`](StdError::source).
+/// [`kind`](Error::kind) classifies the failure, and
+/// [`is_safe_to_retry`](Error::is_safe_to_retry) says whether the request can have run. The
+/// text names the service, action, queue or host concerned; it never contains a password or a
+/// payload. The underlying cause, if there is one, is [`source`](StdError::source).
 ///
 /// ```
 /// use coney::{Broker, ErrorKind, ServiceClient};
 ///
 /// let client = ServiceClient::new(&Broker::memory(), "order-service")?;
-/// let error = client.call::<_, String>("nobody", "get_user", &1).unwrap_err();
+/// let error = client.call::<String>("user-service", "get_user", &1).unwrap_err();
 /// assert_eq!(error.kind(), ErrorKind::NoRoute);
 /// assert!(error.is_safe_to_retry());
 /// # Ok::<(), coney::Error>(())
@@ -32,105 +33,145 @@ struct Repr {
     code: Option<String>,
     text: Option<String>,
     retry_after: Option<Duration>,
-    /// Nothing ran, or something may have, where the kind alone does not say.
+    /// Whether certainly nothing ran, where the kind alone does not decide it.
     nothing_ran: Option<bool>,
 }
 
-/// The sorts of failure, by what the caller may do about them.
+/// The kinds of failure, by what the caller may do next.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// Nobody has ever listened for that service: its queue does not exist.
-    /// (Once a server has run, its queue stays; calls then wait for the next
-    /// server and time out.) Or the call was [addressed](crate::CallOptions::instance) to
-    /// an instance that is not there, or takes no requests now. Nothing ran; retrying is
-    /// safe.
+    /// No queue takes the message. For a call or a command: the service's queue does not
+    /// exist, because none of its servers has ever run. (Once a server has run, its queue
+    /// stays; calls then wait for the next server and time out.) For a call
+    /// [addressed](crate::CallOptions::instance) to an instance: the instance does not exist,
+    /// or takes no requests now. For a mandatory event: no subscription matches. Nothing ran;
+    /// retrying is safe.
     NoRoute,
-    /// The registry knows no live and healthy instance of that service. Nothing was
+    /// The registry has no live and healthy instance of the service. Nothing was
     /// sent; retrying is safe.
     NoInstance,
-    /// The connection was closed, or given up, before the request was sent.
-    /// Nothing ran; retrying, over another connection, is safe.
+    /// The connection was closed, or reconnecting was given up, before the request was sent.
+    /// Nothing ran; retrying over another connection is safe.
     NotSent,
-    /// The deadline passed. [`Error::phase`] says what was being waited for
-    /// and so whether the request can have run.
+    /// The deadline passed. [`Error::phase`] says which operation ran out of time, and so
+    /// whether the request can have run.
     TimedOut,
     /// The connection was lost after the request was sent: whether it ran, or the
-    /// broker has it, is unknown. Retry only what may run twice.
+    /// broker has it, is unknown. Retry only requests that may run twice.
     ConnectionLost,
-    /// The service answered with an error, as a rule its handler's: see
+    /// The service replied with an error, usually its handler's: see
     /// [`Error::remote_message`] and [`Error::remote_code`].
     Remote,
-    /// The service is there but has no handler for that action.
+    /// The service runs but has no handler for the action. Nothing ran.
     UnknownAction,
-    /// A local policy refused the call before anything was sent: too many are
+    /// A limit of this client refused the call before anything was sent: too many calls are
     /// in flight.
     Rejected,
-    /// The service is there and refused before it began: it has too much to do, or
-    /// something it needs is away. Nothing ran; retry after
+    /// The service refused the request before its handler began: the service is overloaded,
+    /// or something that it needs is unavailable. Nothing ran; retry after
     /// [`Error::retry_after`].
     Busy,
     /// The payload could not be encoded. Nothing was sent.
     Encode,
-    /// A message is larger than the sender, the broker or the receiver takes. Of a
-    /// request, nothing ran; of a reply, the handler has run, and
+    /// A message is larger than the sender, the broker or the receiver takes. If it is the
+    /// request, nothing ran; if it is the reply, the handler has run, and
     /// [`Error::is_safe_to_retry`] is false.
     PayloadTooLarge,
-    /// The reply could not be decoded into the type asked for:
-    /// [`Error::raw_text`] has it as it came. (A request that the service could
+    /// The reply could not be decoded into the requested type:
+    /// [`Error::raw_text`] has it as it was received. (A request that the service could
     /// not decode is [`ErrorKind::Remote`] with the code `bad_request`.)
     Decode,
-    /// A name, URL or option is not valid; nothing was tried.
+    /// A name, URL or option is not valid. Nothing was tried.
     InvalidConfig,
+    /// The operating system refused a resource, such as a thread. Nothing was tried.
+    Io,
     /// No connection could be made: host, port, credentials or virtual host.
     Connect,
     /// The broker refused an operation, for example declaring a queue that
-    /// exists with other properties, or taking a command into a queue that is full.
+    /// exists with other properties, or taking a command into a full queue.
     Broker,
-    /// The registry's store did not do what it was asked to: it cannot be reached, or
-    /// it refuses.
+    /// The registry's store failed: it does not answer, or refuses.
     Registry,
-    /// The broker, client or server has been closed; or what is asked for has been taken
-    /// already.
+    /// The broker, client, server or subscriber has been closed.
     Closed,
-    /// A call from a place where it could only wait for itself, such as the thread of
-    /// the AMQP library (through a logger), or a process forked after the connection was
-    /// made. Nothing was tried.
+    /// The program used the library in a way that cannot work: a call that would wait for
+    /// itself (from a logger on the AMQP library's thread, or a handler that shuts down its
+    /// own server), a connection of the process from which this one was forked, a reply that
+    /// was taken already or belongs to another batch. Nothing was tried.
     Misuse,
 }
 
-/// What was being waited for when a deadline passed.
+impl ErrorKind {
+    /// Returns the name of the kind in snake case, for labels of metrics and fields of logs.
+    ///
+    /// ```
+    /// assert_eq!(coney::ErrorKind::TimedOut.as_str(), "timed_out");
+    /// ```
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoRoute => "no_route",
+            Self::NoInstance => "no_instance",
+            Self::NotSent => "not_sent",
+            Self::TimedOut => "timed_out",
+            Self::ConnectionLost => "connection_lost",
+            Self::Remote => "remote",
+            Self::UnknownAction => "unknown_action",
+            Self::Rejected => "rejected",
+            Self::Busy => "busy",
+            Self::Encode => "encode",
+            Self::PayloadTooLarge => "payload_too_large",
+            Self::Decode => "decode",
+            Self::InvalidConfig => "invalid_config",
+            Self::Io => "io",
+            Self::Connect => "connect",
+            Self::Broker => "broker",
+            Self::Registry => "registry",
+            Self::Closed => "closed",
+            Self::Misuse => "misuse",
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    /// Writes the name of the kind in snake case.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The operation that ran out of time.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// For the connection, or for room in the queue of what is to be sent:
-    /// the request never left this process.
+    /// Waiting for the connection, or for room in the outgoing queue: the request never left
+    /// this process.
     Send,
-    /// For the reply: the request was sent and may have run.
+    /// Waiting for the reply: the request was sent and may have run.
     Reply,
-    /// For the broker to confirm a command: it was sent, and the broker may have
-    /// taken it.
+    /// Waiting for the publisher confirm of a command or an event: it was sent, and the
+    /// broker may have it.
     Confirm,
-    /// For the broker to carry out an operation such as declaring a queue.
+    /// Waiting for the broker to carry out an operation, such as declaring a queue.
     Broker,
-    /// For running handlers to finish during a shutdown.
+    /// Waiting for running handlers to finish during a shutdown.
     Shutdown,
 }
 
 impl Error {
-    /// Which sort of failure this is.
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// True if the request certainly did not run: sending it again cannot make it run
+    /// Returns true if the request certainly did not run: sending it again cannot make it run
     /// twice.
     ///
-    /// That says nothing about whether it will succeed: a request that cannot be encoded
-    /// fails the same way again. Bound a loop by attempts or by time, and look at the
-    /// time before each attempt, not at its error: an attempt that begins with no time
-    /// left ends as [`TimedOut`](ErrorKind::TimedOut), which hides why the ones before
-    /// failed.
+    /// This does not mean that another attempt will succeed: a request that cannot be encoded
+    /// fails the same way again. Bound a retry loop by attempts or by time, and check the
+    /// remaining time before each attempt: an attempt that begins with no time
+    /// left ends as [`TimedOut`](ErrorKind::TimedOut), which hides the error of the attempt
+    /// before.
     ///
     /// ```
     /// use std::time::{Duration, Instant};
@@ -140,7 +181,7 @@ impl Error {
     /// let end = Instant::now() + Duration::from_millis(100);
     /// let pause = Duration::from_millis(20);
     /// let result = loop {
-    ///     match client.call::<_, u64>("stock", "count", &7) {
+    ///     match client.call::<u64>("stock", "count", &7) {
     ///         Err(error) if error.is_safe_to_retry() && Instant::now() + pause < end => {
     ///             std::thread::sleep(error.retry_after().unwrap_or(pause));
     ///         }
@@ -161,25 +202,26 @@ impl Error {
             | ErrorKind::PayloadTooLarge
             | ErrorKind::UnknownAction
             | ErrorKind::InvalidConfig
+            | ErrorKind::Io
             | ErrorKind::Misuse => true,
             ErrorKind::TimedOut => self.0.phase == Some(Phase::Send),
             _ => false,
         })
     }
 
-    /// The time to wait before another attempt, where the service has said so:
-    /// with [`ErrorKind::Busy`].
+    /// Returns the time to wait before another attempt, if the service gave one with
+    /// [`ErrorKind::Busy`].
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
-    /// For [`ErrorKind::TimedOut`]: what was being waited for.
+    /// Returns the operation that ran out of time, for [`ErrorKind::TimedOut`].
     pub fn phase(&self) -> Option<Phase> {
         self.0.phase
     }
 
-    /// For [`ErrorKind::Remote`] and [`ErrorKind::UnknownAction`]: the text
-    /// the service answered, as it came.
+    /// Returns the error text of the service's reply, for [`ErrorKind::Remote`] and
+    /// [`ErrorKind::UnknownAction`].
     pub fn remote_message(&self) -> Option<&str> {
         match self.0.kind {
             ErrorKind::Remote | ErrorKind::UnknownAction => self.0.text.as_deref(),
@@ -187,22 +229,32 @@ impl Error {
         }
     }
 
-    /// For [`ErrorKind::Remote`] and [`ErrorKind::UnknownAction`]: the code
-    /// the service answered, if it gave one. Peers in other languages give none.
+    /// Returns the error code of the service's reply, if it has one. Peers in other languages
+    /// send none.
     ///
-    /// Beside the handlers' own there are `bad_request` (the payload does not
-    /// decode into what the handler takes), `bad_envelope`, `bad_reply` (what the
-    /// handler returned has no JSON), `reply_too_large`, `panic`, `expired` (the
-    /// deadline had passed before the handler was started), `unknown_action`, `poison`
-    /// (its workers died on it), `busy` (refused before it began), `too_large` (larger
-    /// than the server takes), `deduplication_failed` (the request was handled before and
-    /// its reply cannot be read) and, in a batch, `in_progress` (the same request is being
-    /// handled, and took too long).
+    /// A handler's own code comes from
+    /// [`HandlerError::with_code`](crate::HandlerError::with_code). coney's codes are:
+    ///
+    /// | code | meaning |
+    /// | --- | --- |
+    /// | `bad_request` | the payload does not decode into the handler's type |
+    /// | `bad_envelope` | the envelope cannot be read |
+    /// | `bad_reply` | the handler's result cannot be encoded as JSON |
+    /// | `reply_too_large` | the reply is larger than the server may send |
+    /// | `panic` | the handler panicked |
+    /// | `expired` | the deadline had passed before the handler began |
+    /// | `unknown_action` | the service has no such action |
+    /// | `poison` | the workers of the request died repeatedly |
+    /// | `busy`, `rate_limited` | refused before the handler began |
+    /// | `busy_downstream` | a call that the handler made was refused as busy |
+    /// | `too_large` | the request is larger than the server takes |
+    /// | `deduplication_failed` | the request was handled before, and its reply cannot be read |
+    /// | `in_progress` | in a batch: the same request was being handled for too long |
     pub fn remote_code(&self) -> Option<&str> {
         self.0.code.as_deref()
     }
 
-    /// For [`ErrorKind::Decode`]: the text that could not be decoded.
+    /// Returns the text that could not be decoded, for [`ErrorKind::Decode`].
     pub fn raw_text(&self) -> Option<&str> {
         match self.0.kind {
             ErrorKind::Decode => self.0.text.as_deref(),
@@ -229,7 +281,7 @@ impl Error {
         error
     }
 
-    /// The same error with what was being done when it came up.
+    /// Adds the operation that failed to the front of the text.
     pub(crate) fn about(self, what: impl std::fmt::Display) -> Self {
         let message = format!("{what}: {self}");
         let mut error = Self::new(self.kind(), message);
@@ -239,8 +291,8 @@ impl Error {
         error.with_source(self)
     }
 
-    /// The same error for somebody else whom it concerns.
-    pub(crate) fn same(&self) -> Self {
+    /// Returns a copy without the cause, for another caller that the error concerns.
+    pub(crate) fn duplicate(&self) -> Self {
         let Repr {
             kind,
             message,
@@ -276,7 +328,7 @@ impl Error {
         self
     }
 
-    /// Says for certain whether nothing ran, where the kind alone does not.
+    /// Sets whether certainly nothing ran, where the kind alone does not decide it.
     pub(crate) fn with_nothing_ran(mut self, nothing_ran: bool) -> Self {
         self.0.nothing_ran = Some(nothing_ran);
         self
@@ -325,9 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_send_sync_and_one_word() {
-        fn check<T: Send + Sync + 'static>() {}
-        check::<Error>();
+    fn an_error_is_one_word() {
         assert_eq!(size_of::<Error>(), size_of::<usize>());
     }
 

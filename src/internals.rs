@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
-use crate::client::pending_table::{self, PendingCall, Waiter};
+use crate::client::pending_table::{self, PendingCall, Waiter, Wake};
 use crate::message::CorrelationId;
 use crate::transport::SendState;
 
@@ -33,7 +33,10 @@ impl PendingTable {
         let id = CorrelationId::random();
         let call = PendingCall {
             send_state: Arc::new(SendState::until(Instant::now())),
-            waiter: Waiter::Thread(bounded(1).0, Some(std::thread::current())),
+            waiter: Waiter {
+                slot: bounded(1).0,
+                wake: Wake::Thread(std::thread::current()),
+            },
             resend_copy: None,
             sent_in: None,
             balanced: None,

@@ -184,35 +184,71 @@
 //! fork.
 
 mod base;
-mod client;
+pub mod client;
 mod consumer;
-mod dead_letters;
+pub mod dead_letters;
 mod error;
-mod events;
+pub mod events;
 #[doc(hidden)]
 pub mod internals;
 pub mod message;
-mod redis;
-mod registry;
-mod server;
+pub mod redis;
+pub mod registry;
+pub mod server;
 mod topology;
 pub mod transport;
 
-pub use client::batch::{Batch, BatchLimits, BatchReplies, CallKey, PendingBatch};
-pub use client::proxy::{ServiceProxy, ServiceProxyFactory, action_name};
-pub use client::{CallOptions, PendingConfirm, PendingReply, ServiceClient, ServiceClientBuilder};
-pub use consumer::{ClaimOutcome, Context, HandlerError, MemoryReplyStore, ReplyStore, StoreError};
-pub use dead_letters::{DeadLetter, DeadLetters, ReplayReport};
+pub use client::batch::builder::Batch;
+pub use client::options::{CallOptions, SendOptions};
+pub use client::pending_confirm::PendingConfirm;
+pub use client::pending_reply::PendingReply;
+pub use client::proxy::ServiceProxy;
+pub use client::service_client::ServiceClient;
+pub use consumer::context::Context;
+pub use consumer::handler::{HandlerError, HandlerResult};
+pub use dead_letters::queue::DeadLetters;
 pub use error::{Error, ErrorKind, Phase, Result};
-pub use events::{EventPublisher, EventSubscriber, EventSubscriberBuilder, RawEvent, Subscription};
-pub use redis::{Redis, RedisBuilder, RedisRegistryStore, RedisReplyStore};
-pub use registry::{
-    Balancer, Candidate, HeartbeatResult, Instance, Lookup, MemoryRegistryStore, PickedInstance,
-    Registration, RegistrationState, Registry, RegistryBuilder, RegistryStore, StoredInstances,
-    balance,
-};
-pub use server::{ServerState, ServiceServer, ServiceServerBuilder};
-pub use transport::{Broker, BrokerBuilder, ConnectionState};
+pub use events::options::PublishOptions;
+pub use events::publisher::EventPublisher;
+pub use events::subscriber::EventSubscriber;
+pub use events::subscription::Subscription;
+pub use registry::handle::Registry;
+pub use registry::instance::Instance;
+pub use server::service_server::ServiceServer;
+pub use transport::amqp::builder::BrokerBuilder;
+pub use transport::amqp::state_listener::ConnectionState;
+pub use transport::broker::Broker;
+
+/// Many calls to one service in few messages: limits, keys and replies of a
+/// [`Batch`](crate::Batch).
+pub mod batch {
+    pub use crate::client::batch::{BatchLimits, BatchReplies, CallKey, PendingBatch};
+}
+
+/// Stores of replies, by which a server or a subscriber recognises repeated requests.
+pub mod deduplication {
+    pub use crate::consumer::{ClaimOutcome, MemoryReplyStore, ReplyStore, StoreError};
+}
+
+/// Balancers: the choice among several instances of a service.
+///
+/// ```
+/// use coney::{Broker, Registry, ServiceClient, balance::LowestLatency};
+///
+/// let registry = Registry::memory();
+/// let client = ServiceClient::builder(&Broker::memory(), "shop")
+///     .registry(&registry)
+///     .balancer(LowestLatency)
+///     .build()?;
+/// # let _ = client;
+/// # Ok::<(), coney::Error>(())
+/// ```
+pub mod balance {
+    pub use crate::registry::balance::{
+        Balancer, ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin, Weighted,
+    };
+    pub use crate::registry::candidate::Candidate;
+}
 
 /// Runs the README's program as a test.
 #[cfg(doctest)]

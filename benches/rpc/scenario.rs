@@ -1,4 +1,5 @@
-use coney::{BatchLimits, Broker, ServiceClient, ServiceServer};
+use coney::batch::BatchLimits;
+use coney::{Broker, ServiceClient, ServiceServer};
 
 use crate::bare::{BareAmqp, BareMemory};
 use crate::measure::{Call, Setup};
@@ -52,7 +53,7 @@ impl Coney {
         };
         let server = |number| {
             ServiceServer::builder(&of_servers, &format!("bench-coney-{number}"))
-                .handler("echo", |text: String| Ok::<_, String>(text))
+                .respond("echo", |text: String| text)
                 .start()
                 .expect("the server starts")
         };
@@ -84,7 +85,7 @@ impl Setup for Coney {
             Scenario::Batch => Box::new(move || {
                 let mut batch = client.batch(&service);
                 for _ in 0..size {
-                    batch.add::<_, String>("echo", &payload);
+                    batch.add::<String>("echo", &payload);
                 }
                 let replies = batch.call().into_results::<String>();
                 let is_right = |text: coney::Result<String>| text.is_ok_and(|it| it == payload);

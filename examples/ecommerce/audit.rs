@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{DeadLetter, DeadLetters, ServiceClient};
+use coney::dead_letters::DeadLetter;
+use coney::{DeadLetters, ServiceClient};
 
 use crate::contract::{Books, INVENTORY, LOGISTICS, ORDER, Order, PAYMENT, Reservation, Run};
 use crate::platform::Platform;

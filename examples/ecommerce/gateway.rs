@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{CallOptions, ErrorKind, ServiceClient, ServiceProxyFactory};
+use coney::client::ServiceProxyFactory;
+use coney::{CallOptions, ErrorKind, SendOptions, ServiceClient};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::audit;
@@ -50,10 +51,8 @@ pub fn run(platform: &Platform, orders: u64, customers: usize) -> coney::Result<
     });
     bar.finish();
     // What nobody can do is not lost either.
-    again(
-        |options| client.send_with(ORDER, "gift_wrap", &run, options),
-        &format!("{run}-gift"),
-    )?;
+    let gift = format!("{run}-gift");
+    again(|| client.send_with(ORDER, "gift_wrap", &run, &command(&gift)))?;
     let placed = orders - refused.into_inner();
     println!(
         "placed within {:.1} s; waiting until all are settled\n",
@@ -74,15 +73,10 @@ fn order(client: &ServiceClient, run: &str, number: u64) -> coney::Result<()> {
         _ => number % 6,
     };
     let id = format!("{run}-{number}");
-    let user: User = again(
-        |options| users.call_with("authenticate", &token, options),
-        &id,
-    )?;
+    let options = CallOptions::new().idempotent(true).message_id(&id);
+    let user: User = again(|| users.call_with("authenticate", &token, &options))?;
     let wanted = ProductId { product_id };
-    let product: Product = again(
-        |options| products.call_with("describe", &wanted, options),
-        &id,
-    )?;
+    let product: Product = again(|| products.call_with("describe", &wanted, &options))?;
     // However many there are: between the look and the order that changes, and only
     // inventory knows.
     let quantity = 1 + number % 3;
@@ -93,22 +87,20 @@ fn order(client: &ServiceClient, run: &str, number: u64) -> coney::Result<()> {
         quantity,
         cents: quantity * product.cents,
     };
-    again(
-        |options| client.send_with(ORDER, "create_order", &order, options),
-        &id,
-    )
+    again(|| client.send_with(ORDER, "create_order", &order, &command(&id)))
+}
+
+/// Returns the options of a command that may be sent twice.
+fn command(message_id: &str) -> SendOptions {
+    SendOptions::new().idempotent(true).message_id(message_id)
 }
 
 /// Tries until it succeeds, or fails for a reason that will not go away. May do so even
 /// where it may have worked before: what is asked for here can be asked for twice.
-fn again<T>(
-    mut act: impl FnMut(&CallOptions) -> coney::Result<T>,
-    message_id: &str,
-) -> coney::Result<T> {
-    let options = CallOptions::new().idempotent(true).message_id(message_id);
+fn again<T>(mut act: impl FnMut() -> coney::Result<T>) -> coney::Result<T> {
     let end = Instant::now() + PATIENCE;
     loop {
-        match act(&options) {
+        match act() {
             Err(error) if is_passing(error.kind()) && Instant::now() < end => {
                 log::info!("again, after: {error}");
                 thread::sleep(Duration::from_millis(100));

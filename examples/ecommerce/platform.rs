@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coney::deduplication::ReplyStore;
+use coney::events::EventSubscriberBuilder;
+use coney::redis::{Redis, RedisReplyStore};
+use coney::server::ServiceServerBuilder;
 use coney::{
-    Broker, EventPublisher, EventSubscriber, EventSubscriberBuilder, Instance, Redis,
-    RedisReplyStore, Registry, ReplyStore, ServiceClient, ServiceServer, ServiceServerBuilder,
+    Broker, EventPublisher, EventSubscriber, Instance, Registry, ServiceClient, ServiceServer,
 };
 
 use crate::stats::Stats;
@@ -45,7 +48,7 @@ impl Platform {
             None => Self {
                 broker,
                 registry: Registry::memory(),
-                replies: Arc::new(coney::MemoryReplyStore::new(100_000)),
+                replies: Arc::new(coney::deduplication::MemoryReplyStore::new(100_000)),
             },
         })
     }
@@ -65,7 +68,7 @@ impl Platform {
             .instance(Instance::new().with_version(env!("CARGO_PKG_VERSION")))
             .retry_delays(RETRY_DELAYS)
             .deduplicate(Arc::clone(&self.replies), REMEMBER)
-            .handler("report", move |()| Ok::<_, String>(stats.report()))
+            .respond("report", move |()| stats.report())
     }
 
     pub fn subscriber(&self, name: &str) -> EventSubscriberBuilder {

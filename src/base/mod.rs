@@ -1,5 +1,6 @@
 //! Tools that know nothing of messages: deadlines, names, threads, waiting, randomness.
 
+pub(crate) mod callbacks;
 pub(crate) mod catch;
 pub(crate) mod deadline;
 pub(crate) mod log_relay;

@@ -1,4 +1,4 @@
-//! Peers that know what to do with several requests in one message, and peers that do not.
+//! Services that do not know messages of several requests.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,52 +11,53 @@ use serde_json::value::RawValue;
 use crate::message::batch::{BATCH_ACTION, MOST_ITEMS};
 use crate::message::{BoundedSeq, Reply};
 
-/// A peer that did not understand is asked no sooner again: it may have been replaced.
-const BELIEVED_FOR: Duration = Duration::from_secs(60);
+/// The time after which a service is sent a batch again: it may have been replaced.
+const UNSUPPORTED_FOR: Duration = Duration::from_secs(60);
 
-/// Which queues' consumers do not understand, and until when that is believed. No more
-/// than have been asked in that time.
+/// The routing keys whose services do not know batches, each with the moment until which that
+/// is believed. At most those that were called in that time.
 #[derive(Default)]
 pub(super) struct BatchSupport {
-    any: AtomicBool,
-    not: Mutex<HashMap<String, Instant>>,
+    any_unsupported: AtomicBool,
+    unsupported: Mutex<HashMap<String, Instant>>,
 }
 
 impl BatchSupport {
-    /// May several requests with this routing key share a message?
+    /// Returns true if several requests with this routing key may share a message.
     pub(super) fn is_supported(&self, routing_key: &str) -> bool {
-        if !self.any.load(Ordering::Relaxed) {
+        if !self.any_unsupported.load(Ordering::Relaxed) {
             return true;
         }
-        let mut not = self.not.lock();
-        match not.get(routing_key) {
+        let mut unsupported = self.unsupported.lock();
+        match unsupported.get(routing_key) {
             Some(&until) if Instant::now() < until => false,
             Some(_) => {
-                not.remove(routing_key);
-                self.any.store(!not.is_empty(), Ordering::Relaxed);
+                unsupported.remove(routing_key);
+                self.any_unsupported
+                    .store(!unsupported.is_empty(), Ordering::Relaxed);
                 true
             }
             None => true,
         }
     }
 
-    /// Its consumer does not understand.
+    /// Records that the service behind a routing key does not know batches.
     pub(super) fn mark_unsupported(&self, routing_key: &str) {
-        let mut not = self.not.lock();
+        let mut unsupported = self.unsupported.lock();
         let now = Instant::now();
-        not.retain(|_, until| now < *until);
-        if !not.contains_key(routing_key) {
+        unsupported.retain(|_, until| now < *until);
+        if !unsupported.contains_key(routing_key) {
             log::info!(
                 target: "coney::client",
-                "what takes {routing_key} does not know batches: it is sent one request at a time"
+                "{routing_key} does not know batches: its requests are sent one by one"
             );
         }
-        not.insert(routing_key.to_owned(), now + BELIEVED_FOR);
-        self.any.store(true, Ordering::Relaxed);
+        unsupported.insert(routing_key.to_owned(), now + UNSUPPORTED_FOR);
+        self.any_unsupported.store(true, Ordering::Relaxed);
     }
 }
 
-/// Is it the answer of a peer that does not understand?
+/// Returns true for the reply of a service that does not know batches.
 pub(super) fn is_unknown(body: &[u8]) -> bool {
     let unknown = |reply: Reply<'_>| {
         !reply.success && reply.error.strip_prefix("Unknown action: ") == Some(BATCH_ACTION)
@@ -64,19 +65,19 @@ pub(super) fn is_unknown(body: &[u8]) -> bool {
     Reply::decode(body).is_ok_and(unknown)
 }
 
-/// Is it the answer of one that did not fail?
+/// Returns true for a reply that is no error.
 pub(super) fn is_success(body: &[u8]) -> bool {
     Reply::decode(body).is_ok_and(|reply| reply.success)
 }
 
-/// An answer to several requests, each with its own reply.
+/// A reply to several requests, which holds a reply to each.
 #[derive(Deserialize)]
 struct Replies<'a> {
     #[serde(borrow)]
     data: BoundedSeq<&'a RawValue, MOST_ITEMS>,
 }
 
-/// The replies in an answer to several requests, if it is one.
+/// Returns the replies in a reply to several requests, if it is one.
 pub(super) fn replies(body: &[u8]) -> Option<Vec<&RawValue>> {
     let replies: Replies<'_> = serde_json::from_slice(body).ok()?;
     Some(replies.data.0)
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_contracts_words_are_understood() {
+    fn the_contracts_error_text_is_recognised() {
         assert!(is_unknown(
             br#"{"success":false,"error":"Unknown action: $batch"}"#
         ));
@@ -102,17 +103,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_counts_for_that_queue() {
+    fn a_mark_counts_for_its_routing_key_and_ends() {
         let batch_support = BatchSupport::default();
         assert!(batch_support.is_supported("request.a"));
         batch_support.mark_unsupported("request.a");
         assert!(!batch_support.is_supported("request.a"));
         assert!(batch_support.is_supported("request.b"));
         batch_support
-            .not
+            .unsupported
             .lock()
             .insert("request.a".to_owned(), Instant::now());
         assert!(batch_support.is_supported("request.a"));
-        assert!(!batch_support.any.load(Ordering::Relaxed));
+        assert!(!batch_support.any_unsupported.load(Ordering::Relaxed));
     }
 }

@@ -1,3 +1,5 @@
+//! The options of a client.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +17,7 @@ use crate::registry::{Balancer, Registry};
 use crate::topology;
 use crate::transport::{Broker, LinkSpec, Sink};
 
-/// Options for a [`ServiceClient`]; made by [`ServiceClient::builder`].
+/// The options of a [`ServiceClient`]. Made by [`ServiceClient::builder`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,6 +30,7 @@ use crate::transport::{Broker, LinkSpec, Sink};
 /// # let _ = client;
 /// # Ok::<(), coney::Error>(())
 /// ```
+#[must_use = "a client is made by build"]
 pub struct ServiceClientBuilder {
     broker: Broker,
     name: String,
@@ -40,23 +43,22 @@ pub struct ServiceClientBuilder {
 }
 
 impl ServiceClient {
-    /// A client with the default options. `name` is the service that calls, as
-    /// others see it in `source_service`.
+    /// Creates a client with the default options. `name` is the calling service, which handlers
+    /// read by [`Context::source_service`](crate::Context::source_service).
     ///
-    /// Blocks until the broker has made its reply queue, at most 10 s.
+    /// Blocks until the broker has created its reply queue, at most 10 s.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a name that does not fit,
-    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut),
-    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) or
-    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) if
-    /// the broker does not oblige.
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for an invalid name;
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if the broker does not answer in time,
+    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) if it refuses, and
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after it was closed.
     pub fn new(broker: &Broker, name: &str) -> Result<Self> {
         Self::builder(broker, name).build()
     }
 
-    /// Options for a client.
+    /// Returns the options of a client.
     pub fn builder(broker: &Broker, name: &str) -> ServiceClientBuilder {
         ServiceClientBuilder::new(broker, name)
     }
@@ -76,38 +78,38 @@ impl ServiceClientBuilder {
         }
     }
 
-    /// How long a call or a command may take where its options do not say.
-    /// Default: 5 s.
+    /// Sets the longest time of a call or a command whose options have no timeout. Defaults to
+    /// 5 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How many calls may wait for replies at a time; one more is refused with
-    /// [`ErrorKind::Rejected`] before anything is sent. A message of a
-    /// [`Batch`](crate::Batch) counts as one. Default: 65,536, at
-    /// under 2 KiB each; with a balancer, or if it is [coalesced](ServiceClientBuilder::coalesce)
-    /// or idempotent, and the request once more.
+    /// Sets the largest number of calls that wait for replies at a time; a further call is refused
+    /// with [`ErrorKind::Rejected`] before anything is sent. A message of a
+    /// [`Batch`](crate::Batch) counts as one. Defaults to 65,536, at under 2 KiB each, plus the size
+    /// of the request if there is a balancer, or if the call is
+    /// [coalesced](ServiceClientBuilder::coalesce) or idempotent.
     pub fn max_in_flight(mut self, calls: usize) -> Self {
         self.max_in_flight = calls;
         self
     }
 
-    /// Where to look services up. A call to a service that has no live and healthy instance then
-    /// fails at once, with [`ErrorKind::NoInstance`], instead of waiting for one until
-    /// its deadline. While the registry cannot be asked, calls are sent as without it.
-    /// Commands are sent whoever is there. Default: none.
+    /// Sets the registry in which services are looked up. A call to a service without a live and
+    /// healthy instance then fails at once, with [`ErrorKind::NoInstance`], instead of waiting for
+    /// one until its deadline. While the registry does not answer, calls are sent as without it.
+    /// Commands are always sent. Defaults to none.
     ///
     /// The first call to a service blocks until the registry has answered, at most its
-    /// look-up timeout and a quarter of the call's own; so does one to a service that had
-    /// nobody a second ago.
+    /// look-up timeout and a quarter of the call's own; so does a call to a service that had
+    /// no instance a second ago.
     ///
     /// ```
     /// # use coney::{Broker, ErrorKind, Registry, ServiceClient};
     /// let client = ServiceClient::builder(&Broker::memory(), "order-service")
     ///     .registry(&Registry::memory())
     ///     .build()?;
-    /// let error = client.call::<_, ()>("user-service", "get_user", &7).unwrap_err();
+    /// let error = client.call::<()>("user-service", "get_user", &7).unwrap_err();
     /// assert_eq!(error.kind(), ErrorKind::NoInstance);
     /// # Ok::<(), coney::Error>(())
     /// ```
@@ -116,40 +118,39 @@ impl ServiceClientBuilder {
         self
     }
 
-    /// Whether a call to a service without a live and healthy instance fails at once.
-    /// Default: true, with a [`registry`](ServiceClientBuilder::registry).
+    /// Sets whether a call to a service without a live and healthy instance fails at once.
+    /// Defaults to true, with a [`registry`](ServiceClientBuilder::registry).
     pub fn require_instance(mut self, required: bool) -> Self {
         self.require_instance = required;
         self
     }
 
-    /// Which instance gets a call, of those in the
-    /// [`registry`](ServiceClientBuilder::registry). One that has gone meanwhile is passed over, and
-    /// the call goes to whoever is free; so does a call to a service whose instances
-    /// cannot be addressed. Default: none, every call goes to whoever is free, which
-    /// balances by itself, as an instance takes no more than it can hold.
+    /// Sets the balancer, which picks the instance of each call from the
+    /// [`registry`](ServiceClientBuilder::registry). If that instance's queue does not exist, the
+    /// call goes to the queue that all instances share; so do calls to a service whose instances
+    /// have no queues of their own. Defaults to none: every call goes to the shared queue, which
+    /// balances by itself, because an instance fetches no more than its prefetch.
     pub fn balancer(mut self, balancer: impl Balancer + 'static) -> Self {
         self.balancer = Some(Box::new(balancer));
         self
     }
 
-    /// Lets calls to one service that wait to be sent at the same moment share a message,
-    /// up to these limits. Nothing waits for company: a call alone leaves alone and at once,
-    /// and the more threads call, the more of their calls leave together. Each keeps its
+    /// Lets calls to one service share a message if they wait to be sent at the same moment, up to
+    /// these limits. There is no delay: a call alone is sent alone and at once,
+    /// and the more threads call, the more of their calls share a message. Each call keeps its
     /// own deadline, reply and error, and is answered as soon as it has been handled.
     ///
-    /// For clients that many threads call through at a time: with hundreds, over RabbitMQ,
-    /// it multiplies the rate. A service that does not know batches is called as without;
-    /// to a server of coney's that is older than they are, each attempt leaves a dead letter, one
-    /// a minute. In the memory broker nothing waits to be sent, and every call leaves alone.
+    /// Meant for clients that many threads call through at a time: with hundreds, over RabbitMQ,
+    /// it multiplies the rate. A service that does not know batches is called without;
+    /// a coney server older than batches gets one dead letter a minute by the attempt. In the
+    /// memory broker nothing waits to be sent, and every call is sent alone.
     ///
-    /// What shares a message shares its fate: a server that dies over one of its calls has
-    /// the next run all of them again, answered or not. And the limit in bytes must not be over
-    /// what the servers' [`max_body`](crate::BrokerBuilder::max_body) allows. Default: one
-    /// message a call.
+    /// If a server dies while it handles one call of a message, the next server runs all of them
+    /// again, answered or not. The limit in bytes must not exceed the servers'
+    /// [`max_body`](crate::BrokerBuilder::max_body). Defaults to one message a call.
     ///
     /// ```
-    /// # use coney::{BatchLimits, Broker, ServiceClient};
+    /// # use coney::{Broker, ServiceClient, batch::BatchLimits};
     /// let client = ServiceClient::builder(&Broker::memory(), "gateway")
     ///     .coalesce(BatchLimits::new())
     ///     .build()?;
@@ -161,23 +162,23 @@ impl ServiceClientBuilder {
         self
     }
 
-    /// Makes the client. Blocks until the broker has made its reply queue, at
+    /// Creates the client. Blocks until the broker has created its reply queue, at
     /// most 10 s.
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::new`].
+    /// Fails as [`ServiceClient::new`] does.
     pub fn build(self) -> Result<ServiceClient> {
         self.build_until(None)
     }
 
-    /// The same, at most until then.
+    /// Creates the client; blocks at most until `deadline`.
     pub(crate) fn build_until(self, deadline: Option<Instant>) -> Result<ServiceClient> {
         check_service(&self.name)?;
         if self.max_in_flight == 0 {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
-                "a client that may have no call in flight can make none",
+                "max_in_flight must be at least 1",
             ));
         }
         let discovery = match (self.registry, self.balancer) {

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::ServiceClient;
 use super::decode::CallTarget;
 use super::discovery::Route;
-use super::options::Kind;
-use super::pending_table::{PendingCall, Refusal, Waiter};
+use super::options::{Kind, RequestOptions};
+use super::pending_table::{PendingCall, Refusal, Waiter, Wake};
 use super::reply_slot::ReplySlot;
 use super::sent_call::SentCall;
-use super::{CallOptions, ServiceClient};
 use crate::base::deadline;
 use crate::base::name::check_short_string;
 use crate::error::Result;
@@ -20,22 +20,23 @@ use crate::message::{Body, CorrelationId, ServiceMessage};
 use crate::topology::{self, SERVICE_EXCHANGE};
 use crate::transport::{Properties, Publication, SendState};
 
-/// A request before it is handed over.
+/// A request before it is given to the transport.
 pub(super) struct PreparedCall {
     pub(super) id: CorrelationId,
     pub(super) send_state: Arc<SendState>,
     pub(super) publication: Publication,
 }
 
-/// How long a call or command may take, and until when.
+/// The time that a call or command may take, and its end.
 #[derive(Clone, Copy)]
 pub(super) struct CallDeadline {
     pub(super) timeout: Duration,
     pub(super) deadline: Instant,
 }
 
-/// From this size on encoding twice costs less than holding what cannot be sent.
-const ENCODED_AGAIN: usize = 16 << 10;
+/// The size in bytes from which encoding twice costs less than holding a body that cannot be
+/// sent yet.
+const ENCODED_TWICE: usize = 16 << 10;
 
 impl CallDeadline {
     fn left(self) -> Duration {
@@ -44,8 +45,8 @@ impl CallDeadline {
 }
 
 impl ServiceClient {
-    /// Starts a request's clock.
-    pub(super) fn deadline_for(&self, options: &CallOptions) -> CallDeadline {
+    /// Computes the deadline of a request that begins now.
+    pub(super) fn deadline_for(&self, options: &RequestOptions) -> CallDeadline {
         let mut timeout = options.timeout.unwrap_or(self.inner.timeout);
         if let Some(until) = self.until {
             timeout = timeout.min(until.saturating_duration_since(Instant::now()));
@@ -61,7 +62,7 @@ impl ServiceClient {
         &self,
         target: CallTarget<'_>,
         request: &Req,
-        options: &CallOptions,
+        options: &RequestOptions,
         kind: Kind,
         limit: CallDeadline,
     ) -> Result<PreparedCall> {
@@ -78,21 +79,21 @@ impl ServiceClient {
         )
     }
 
-    /// Encodes a request, and finds it room among those that wait to be sent. While there is
-    /// none, a large one is not held in memory: it is encoded again when there is.
+    /// Encodes a request, and reserves room for it in the outgoing queue. While there is
+    /// none, a large body is not held in memory: it is encoded again when there is.
     pub(super) fn request_with_room<Req: Serialize + ?Sized>(
         &self,
         target: CallTarget<'_>,
         request: &Req,
-        options: &CallOptions,
+        options: &RequestOptions,
         kind: Kind,
         limit: CallDeadline,
     ) -> Result<PreparedCall> {
         let encode = || self.request(target, request, options, kind, limit);
         let mut encoded = encode()?;
         let bytes = encoded.publication.body.len();
-        if bytes < ENCODED_AGAIN {
-            return Ok(encoded); // the transport finds it room
+        if bytes < ENCODED_TWICE {
+            return Ok(encoded); // the transport reserves its room
         }
         let broker = &self.inner.broker;
         if let Ok(room) = broker.reserve(bytes, None) {
@@ -107,12 +108,12 @@ impl ServiceClient {
         Ok(encoded)
     }
 
-    /// The same, encoded by `encode`.
+    /// Prepares a request whose body `encode` writes.
     pub(super) fn request_of<P>(
         &self,
         target: CallTarget<'_>,
         payload: P,
-        options: &CallOptions,
+        options: &RequestOptions,
         kind: Kind,
         limit: CallDeadline,
         encode: impl FnOnce(&ServiceMessage<'_, P>) -> Result<Body>,
@@ -144,7 +145,7 @@ impl ServiceClient {
                 persistent: options.persistent.unwrap_or(kind != Kind::AsyncCall),
                 message_id: Some(message_id),
                 correlation_id: Some(correlation_id),
-                // Set to what is left of it when it is sent.
+                // Set to the remaining time when it is sent.
                 expiration: (kind != Kind::Command).then_some(Duration::ZERO),
                 ..Properties::json()
             },
@@ -166,23 +167,23 @@ impl ServiceClient {
 }
 
 impl ServiceClient {
-    /// Sends a request whose reply is waited for.
+    /// Starts a call.
     pub(super) fn start_call<Req: Serialize + ?Sized>(
         &self,
         target: CallTarget<'_>,
         request: &Req,
-        options: &CallOptions,
+        options: &RequestOptions,
         kind: Kind,
     ) -> Result<SentCall> {
         self.start_call_until(target, request, options, kind, self.deadline_for(options))
     }
 
-    /// The same, until then.
+    /// Starts a call that ends by a given deadline.
     pub(super) fn start_call_until<Req: Serialize + ?Sized>(
         &self,
         target: CallTarget<'_>,
         request: &Req,
-        options: &CallOptions,
+        options: &RequestOptions,
         kind: Kind,
         limit: CallDeadline,
     ) -> Result<SentCall> {
@@ -193,7 +194,7 @@ impl ServiceClient {
         self.enqueue(target, request, route, kind, limit)
     }
 
-    /// Enters a request in the table and gives it to the transport.
+    /// Adds a call to the pending table and gives its request to the transport.
     pub(super) fn enqueue(
         &self,
         target: CallTarget<'_>,
@@ -213,12 +214,15 @@ impl ServiceClient {
             .coalesce
             .filter(|_| router.batch_support.is_supported(&publication.routing_key));
         let slot = ReplySlot::take();
-        // One that may do something else meanwhile must not be woken from it.
+        // A thread that may do something else meanwhile must not be unparked from it.
         let thread = (kind == Kind::Call).then(thread::current);
         let thread_id = thread.as_ref().map(Thread::id);
         let call = PendingCall {
             send_state: Arc::clone(&send_state),
-            waiter: Waiter::Thread(slot.sender(), thread),
+            waiter: Waiter {
+                slot: slot.sender(),
+                wake: thread.map_or(Wake::Nothing, Wake::Thread),
+            },
             resend_copy: publication
                 .idempotent
                 .then(|| Box::new(publication.clone())),

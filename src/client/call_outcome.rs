@@ -1,51 +1,51 @@
+//! The outcome of a call, before it is decoded.
+
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::Receiver;
-
-use crate::message::CorrelationId;
 use crate::transport::Publication;
 
-/// How a call ended.
+/// The outcome of a call.
 #[derive(Clone, Debug)]
 pub(crate) enum CallOutcome {
     Reply {
         body: ReplyBody,
-        /// How long it took, if somebody wants to know.
+        /// The time from sending to the reply, if a balancer picked the instance.
         after: Option<Duration>,
-        /// The request, if it was kept: freed fastest by the thread that made it.
+        /// The copy of the request, if there is one: freed fastest by the thread that made it.
         _request: Option<Box<Publication>>,
     },
     NoRoute {
         reason: String,
-        /// The queue, if it was for one in particular.
+        /// The queue of the instance, if the call was addressed to one.
         queue: Option<String>,
     },
     /// A message was larger than its receiver takes.
     TooLarge(TooLarge),
-    /// The broker would not take the request; why.
+    /// The broker refused the request, for this reason.
     Refused(String),
     Lost(Arc<str>),
-    /// Closed before the request was sent.
+    /// The client or the connection was closed before the request was sent.
     NotSent(Arc<str>),
-    /// Closed when it was.
+    /// The client or the connection was closed after the request was sent.
     Closed(Arc<str>),
-    /// Decided, and not told: whoever was to tell it has died, or is about to.
-    Untold,
+    /// The call was taken out of the table, and its outcome never came: the thread that took it
+    /// has died.
+    Unreported,
 }
 
 /// The message that was too large.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TooLarge {
-    /// The request, for the broker.
+    /// The request was too large for the broker.
     Request { bytes: usize, limit: Option<usize> },
-    /// The reply, for this client.
+    /// The reply was too large for this client.
     Reply { bytes: u64 },
 }
 
-/// The body of a reply, or where it stands among others.
+/// The body of a reply, in a message of its own or among others.
 #[derive(Clone)]
 pub(crate) enum ReplyBody {
     Own(Vec<u8>),
@@ -68,26 +68,4 @@ impl fmt::Debug for ReplyBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ReplyBody({} bytes)", self.len())
     }
-}
-
-/// What a callback is told: how the call ended, or that its time is over.
-pub(crate) type Callback = Box<dyn FnOnce(Option<CallOutcome>) + Send>;
-
-/// What the callback thread is woken by.
-pub(crate) enum CallbackEvent {
-    /// A call has a callback from now on. Its outcome may be in its slot
-    /// already.
-    Watch {
-        id: CorrelationId,
-        deadline: Instant,
-        slot: Receiver<CallOutcome>,
-        callback: Callback,
-    },
-    /// A call has ended.
-    Done {
-        id: CorrelationId,
-        outcome: CallOutcome,
-    },
-    /// The client is gone.
-    Stop,
 }

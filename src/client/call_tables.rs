@@ -74,19 +74,15 @@ impl CallTables {
 
     /// Takes out the requests to be sent again after a loss, whose calls go on waiting, and
     /// the other calls whose requests have been sent.
-    pub(super) fn take_sent(
-        &mut self,
-        may_resend: bool,
-    ) -> (Vec<Publication>, Vec<(CorrelationId, PendingCall)>) {
+    pub(super) fn take_sent(&mut self, may_resend: bool) -> (Vec<Publication>, Vec<PendingCall>) {
         let (resend, lost) = self.calls.sent(may_resend);
-        let lost = lost.into_iter();
-        let lost = lost.filter_map(|id| Some((id, self.remove(id)?))).collect();
-        (resend, lost)
+        let lost = lost.into_iter().filter_map(|id| self.remove(id));
+        (resend, lost.collect())
     }
 
     /// Takes out every call, and takes no more.
-    pub(super) fn close(&mut self, cause: Arc<str>) -> Vec<(CorrelationId, PendingCall)> {
+    pub(super) fn close(&mut self, cause: Arc<str>) -> Vec<PendingCall> {
         let all = self.calls.close(cause).into_iter();
-        all.filter_map(|id| Some((id, self.remove(id)?))).collect()
+        all.filter_map(|id| self.remove(id)).collect()
     }
 }

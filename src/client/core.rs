@@ -3,18 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
-use super::CallOptions;
-use super::call_outcome::{CallOutcome, CallbackEvent};
-use super::callback::CallbackThread;
+use super::call_outcome::CallOutcome;
 use super::decode::CallTarget;
 use super::discovery::{Discovery, Route};
+use super::options::RequestOptions;
 use super::router::Router;
 use super::sent_call::SentCall;
-use crate::error::{Error, Result};
+use crate::base::callbacks::{CallbackThread, Watched};
+use crate::error::{Error, ErrorKind, Result};
 use crate::topology;
 use crate::transport::{Broker, CoalesceLimits, LinkHandle, Sink};
 
@@ -39,7 +38,7 @@ impl ClientCore {
     pub(super) fn route(
         &self,
         target: CallTarget<'_>,
-        options: &CallOptions,
+        options: &RequestOptions,
         deadline: Instant,
     ) -> Result<Route> {
         if let Some(id) = &options.instance {
@@ -98,14 +97,23 @@ impl ClientCore {
         self.broker.address()
     }
 
-    /// Returns the sender to the callback thread, which starts with the first callback.
-    pub(super) fn callback_events(&self) -> Result<Sender<CallbackEvent>> {
+    /// Watches a result on the callback thread, which starts with the first.
+    pub(super) fn watch(&self, watched: Box<dyn Watched>) -> Result<()> {
         let mut callbacks = self.callbacks.lock();
-        let thread = match &mut *callbacks {
-            Some(thread) => thread,
-            none => none.insert(CallbackThread::start(&self.name, Arc::clone(&self.router))?),
-        };
-        Ok(thread.events().clone())
+        if callbacks.is_none() {
+            let started = CallbackThread::start(&self.name).map_err(|error| {
+                let fault = format!("{}: cannot start the callback thread", self.name);
+                // The request is on its way.
+                Error::new(ErrorKind::Io, fault)
+                    .with_source(error)
+                    .with_nothing_ran(false)
+            })?;
+            *callbacks = Some(started);
+        }
+        if let Some(thread) = &*callbacks {
+            thread.watch(watched);
+        }
+        Ok(())
     }
 
     pub(super) fn close(&self) {

@@ -1,4 +1,4 @@
-//! From how a call ended to what its caller is told.
+//! From the outcome of a call to its result: decoding, and the error texts.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::registry::Lookup;
 use crate::topology;
 use crate::transport::SendState;
 
-/// What was called, for decoding replies and for every error text.
+/// The service and the action of a call, for decoding replies and for error texts.
 #[derive(Clone, Copy)]
 pub(super) struct CallTarget<'a> {
     pub(super) service: &'a str,
@@ -22,7 +22,7 @@ pub(super) struct CallTarget<'a> {
 }
 
 impl CallTarget<'_> {
-    /// Checks what does not depend on the request.
+    /// Checks both names.
     pub(super) fn check(self) -> Result<()> {
         check_service(self.service)?;
         check_action(self.action)
@@ -71,7 +71,7 @@ impl CallTarget<'_> {
             )),
             CallOutcome::NotSent(cause) => Err(never_sent(&self, &cause)),
             CallOutcome::Closed(cause) => Err(closed_after(&self, &cause)),
-            CallOutcome::Untold => Err(closed_after(&self, "its outcome never came")),
+            CallOutcome::Unreported => Err(closed_after(&self, "its outcome never came")),
         }
     }
 
@@ -126,8 +126,8 @@ impl CallTarget<'_> {
         Err(error.with_code(reply.error_code.map(Into::into)))
     }
 
-    /// The deadline has passed. Gives up on the request first, so that the
-    /// answer to "can it still run?" is certain.
+    /// Creates the error of a call whose deadline has passed. Abandons the request first, so
+    /// that it is certain whether it can still be sent.
     pub(super) fn timed_out(self, send_state: &SendState, timeout: Duration, peer: &str) -> Error {
         let Self { service, action } = self;
         if send_state.abandon() {
@@ -142,18 +142,18 @@ impl CallTarget<'_> {
         )
     }
 
-    /// Says what was being called in an error from further down.
+    /// Adds the target to an error of the transport.
     pub(super) fn not_sent(self, error: Error) -> Error {
         error.about(format_args!("cannot call {self}"))
     }
 
-    /// The registry knows nobody who would answer.
+    /// Creates the error of a service that the registry has no instance of.
     pub(super) fn no_instance(self, lookup: &Lookup) -> Error {
         let Self { service, action } = self;
-        let nobody = lookup.no_instance();
+        let fault = lookup.no_instance();
         Error::new(
             ErrorKind::NoInstance,
-            format!("{service}.{action} was not sent: {nobody}"),
+            format!("{service}.{action} was not sent: {fault}"),
         )
     }
 
@@ -183,7 +183,7 @@ impl fmt::Display for CallTarget<'_> {
     }
 }
 
-/// The broker takes no message of that size.
+/// Creates the error of a message that is larger than the broker takes.
 pub(super) fn request_too_large(
     what: &dyn fmt::Display,
     bytes: usize,
@@ -212,7 +212,7 @@ pub(super) fn no_route(what: &dyn fmt::Display, service: &str, reason: &str, pee
     )
 }
 
-/// Error codes with which a server says that no handler was started.
+/// Returns true for the error codes of replies to requests whose handlers did not begin.
 fn nothing_ran(code: &str) -> bool {
     matches!(
         code,

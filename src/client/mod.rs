@@ -1,4 +1,6 @@
-//! The calling side: requests out, replies back to the waiting calls.
+//! The calling side: the options of clients, proxies, and waiting for several results.
+//!
+//! [`ServiceClient`](crate::ServiceClient) itself is at the crate's root.
 
 pub(crate) mod batch;
 mod batch_support;
@@ -7,25 +9,26 @@ mod builder;
 mod call;
 mod call_outcome;
 mod call_tables;
-mod callback;
 mod coalesced;
 mod core;
 mod decode;
 mod discovery;
-mod options;
-mod pending_confirm;
-mod pending_reply;
+pub(crate) mod options;
+mod pending;
+pub(crate) mod pending_confirm;
+pub(crate) mod pending_reply;
 pub(crate) mod pending_table;
 pub(crate) mod proxy;
 mod reply_slot;
 mod router;
 mod send;
 mod sent_call;
-mod service_client;
+pub(crate) mod service_client;
 
 pub use self::builder::ServiceClientBuilder;
-pub use self::options::CallOptions;
-pub use self::pending_confirm::PendingConfirm;
-pub(crate) use self::pending_confirm::SendTarget;
-pub use self::pending_reply::PendingReply;
-pub use self::service_client::ServiceClient;
+pub(crate) use self::options::{CallOptions, RequestOptions, SendOptions};
+pub use self::pending::{Pending, wait_any};
+pub(crate) use self::pending_confirm::{PendingConfirm, SendTarget};
+pub(crate) use self::pending_reply::PendingReply;
+pub use self::proxy::{ServiceProxyFactory, action_name};
+pub(crate) use self::service_client::ServiceClient;

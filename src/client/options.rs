@@ -1,3 +1,5 @@
+//! The options of calls and commands.
+
 use std::fmt;
 use std::time::Duration;
 
@@ -7,28 +9,20 @@ use crate::message::{DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
 /// The header that marks an asynchronous call.
 const ASYNC_HEADER: &str = "async_callback";
 
-/// What is sent.
+/// The kinds of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
+    /// A call whose caller blocks.
     Call,
+    /// A call that returns a handle.
     AsyncCall,
-    /// One way: no reply, but a confirmation.
+    /// A request without a reply, which the broker confirms.
     Command,
 }
 
-/// Options for one call, command or event.
-///
-/// ```
-/// use std::time::Duration;
-/// use coney::CallOptions;
-///
-/// let options = CallOptions::new()
-///     .timeout(Duration::from_millis(300))
-///     .header("trace-id", "4bf92f35");
-/// # let _ = options;
-/// ```
+/// The settings of one request, whichever verb sends it.
 #[derive(Clone, Default)]
-pub struct CallOptions {
+pub(crate) struct RequestOptions {
     pub(crate) timeout: Option<Duration>,
     pub(crate) persistent: Option<bool>,
     pub(crate) idempotent: bool,
@@ -38,11 +32,42 @@ pub struct CallOptions {
     headers: Vec<(String, String)>,
 }
 
-impl fmt::Debug for CallOptions {
+impl RequestOptions {
+    /// Adds a header of the program's.
+    pub(crate) fn add_header(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.headers.push((name.into(), value.into()));
+    }
+
+    /// Returns the program's headers.
+    pub(crate) fn own_headers(&self) -> Headers<'static> {
+        let mut headers = Headers::new();
+        for (name, value) in &self.headers {
+            headers.insert(name, value);
+        }
+        headers
+    }
+
+    /// Returns the envelope's headers: the program's first, so that coney's prevail.
+    pub(super) fn wire_headers(&self, timeout: Duration, kind: Kind) -> Headers<'static> {
+        let mut headers = self.own_headers();
+        if kind == Kind::AsyncCall {
+            headers.insert(ASYNC_HEADER, &true);
+        }
+        // A command is carried out however late it arrives.
+        if kind != Kind::Command {
+            headers.insert(DEADLINE_HEADER, &deadline::unix_millis_after(timeout));
+            let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            headers.insert(TIMEOUT_HEADER, &millis.min(LONGEST_TIMEOUT_MS));
+        }
+        headers
+    }
+}
+
+impl fmt::Debug for RequestOptions {
     /// Shows the names of the headers only: headers may hold tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.headers.iter().map(|(name, _)| &**name).collect();
-        f.debug_struct("CallOptions")
+        f.debug_struct("RequestOptions")
             .field("timeout", &self.timeout)
             .field("persistent", &self.persistent)
             .field("idempotent", &self.idempotent)
@@ -54,64 +79,84 @@ impl fmt::Debug for CallOptions {
     }
 }
 
+/// The longest timeout that is sent, in milliseconds: a year, as for the deadline beside it.
+const LONGEST_TIMEOUT_MS: u64 = 365 * 24 * 60 * 60 * 1_000;
+
+/// The options of one call, blocking or asynchronous.
+///
+/// ```
+/// use std::time::Duration;
+/// use coney::CallOptions;
+///
+/// let options = CallOptions::new()
+///     .timeout(Duration::from_millis(300))
+///     .header("trace-id", "4bf92f35");
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "options have no effect until a call gets them"]
+pub struct CallOptions {
+    pub(super) request: RequestOptions,
+}
+
 impl CallOptions {
-    /// The defaults: the client's timeout, no headers of one's own.
+    /// Creates options with the defaults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How long the call may take in all, from now to the reply; of a command,
-    /// to the broker's confirmation. Default: the client's timeout.
+    /// Sets the longest time for the whole call, from now to the reply. Defaults to the
+    /// client's [timeout](crate::client::ServiceClientBuilder::timeout).
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.request.timeout = Some(timeout);
         self
     }
 
-    /// Adds a header to the envelope, for the handler's
+    /// Adds a header to the envelope; the handler reads it by
     /// [`Context::header`](crate::Context::header).
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.push((name.into(), value.into()));
+        self.request.add_header(name, value);
         self
     }
 
-    /// Whether the broker keeps the request on disk until it is handled.
-    /// Default: true for a blocking call and for a command, false for an
-    /// asynchronous call, as the wire contract has it.
+    /// Sets whether the broker keeps the request on disk until it is handled. Defaults to true
+    /// for a blocking call and to false for an asynchronous one, as the wire contract has it.
     pub fn persistent(mut self, persistent: bool) -> Self {
-        self.persistent = Some(persistent);
+        self.request.persistent = Some(persistent);
         self
     }
 
-    /// The request's message id, at most 255 bytes, by which a server
-    /// [that remembers](crate::ServiceServerBuilder::deduplicate) knows a repeated one: for
-    /// sending again oneself what may or may not have arrived. Default: a new one.
-    pub fn message_id(mut self, id: impl Into<String>) -> Self {
-        self.message_id = Some(id.into());
-        self
-    }
-
-    /// The request may run twice: if the connection is lost after it was sent, it
-    /// is sent again, with the same message id, until the deadline, instead of
-    /// failing with [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost).
-    /// A server that [remembers](crate::ServiceServerBuilder::deduplicate) message ids
-    /// runs it once all the same. Default: false.
+    /// Sets whether the request may run twice. If so, it is sent again by itself after the
+    /// connection was lost, over the next one, until the deadline, with the same message id. A
+    /// server that [deduplicates](crate::server::ServiceServerBuilder::deduplicate) runs it
+    /// once. Defaults to false: the call fails with
+    /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost).
     pub fn idempotent(mut self, idempotent: bool) -> Self {
-        self.idempotent = idempotent;
+        self.request.idempotent = idempotent;
         self
     }
 
-    /// Addresses a call to one instance of the service, by its id: see
-    /// [`Lookup`](crate::Lookup). If it is not there, the call fails at once with
-    /// [`ErrorKind::NoRoute`](crate::ErrorKind::NoRoute); what it has not begun when it
-    /// shuts down goes to the others. Only instances that were made with a
-    /// [registry](crate::ServiceServerBuilder::registry) can be addressed, and only
-    /// by calls: a command goes to the service. Default: whoever is free.
+    /// Sets the message id, by which a server that
+    /// [deduplicates](crate::server::ServiceServerBuilder::deduplicate) recognises a repeated
+    /// request. Give a retried call the id of the first. At most 255 bytes. Defaults to a new
+    /// id for each call.
+    pub fn message_id(mut self, id: impl Into<String>) -> Self {
+        self.request.message_id = Some(id.into());
+        self
+    }
+
+    /// Addresses the call to the instance with this registry id instead of the queue that all
+    /// instances share. If the instance does not exist, or is unhealthy, the call fails at once
+    /// with [`ErrorKind::NoRoute`](crate::ErrorKind::NoRoute); requests that it has not begun
+    /// when it shuts down go to the other instances. Only servers with a
+    /// [registry](crate::server::ServiceServerBuilder::registry) have instances. Defaults to
+    /// the shared queue.
     ///
     /// ```
     /// # use coney::{Broker, CallOptions, Registry, ServiceClient, ServiceServer};
     /// # let (broker, registry) = (Broker::memory(), Registry::memory());
     /// # let server = ServiceServer::builder(&broker, "cache")
-    /// #     .handler("clear", |()| Ok::<_, String>(true)).registry(&registry).start()?;
+    /// #     .respond("clear", |()| true).registry(&registry).start()?;
     /// # let client = ServiceClient::new(&broker, "admin")?;
     /// for instance in registry.lookup("cache")?.iter() {
     ///     let options = CallOptions::new().instance(instance.id());
@@ -120,44 +165,81 @@ impl CallOptions {
     /// # Ok::<(), coney::Error>(())
     /// ```
     pub fn instance(mut self, id: impl Into<String>) -> Self {
-        self.instance = Some(id.into());
+        self.request.instance = Some(id.into());
         self
     }
 
-    /// What the client's [balancer](crate::ServiceClientBuilder::balancer) may go by, such as a
-    /// user's id for [`ConsistentHash`](crate::balance::ConsistentHash). Default: nothing.
+    /// Sets the key that the client's
+    /// [balancer](crate::client::ServiceClientBuilder::balancer) may go by, such as a user's id
+    /// for [`ConsistentHash`](crate::balance::ConsistentHash). Defaults to none.
     pub fn balance_key(mut self, key: impl Into<String>) -> Self {
-        self.balance_key = Some(key.into());
+        self.request.balance_key = Some(key.into());
         self
-    }
-
-    /// The user's headers.
-    pub(crate) fn own_headers(&self) -> Headers<'static> {
-        let mut headers = Headers::new();
-        for (name, value) in &self.headers {
-            headers.insert(name, value);
-        }
-        headers
-    }
-
-    /// The envelope's headers: the user's first, so that ours prevail.
-    pub(super) fn wire_headers(&self, timeout: Duration, kind: Kind) -> Headers<'static> {
-        let mut headers = self.own_headers();
-        if kind == Kind::AsyncCall {
-            headers.insert(ASYNC_HEADER, &true);
-        }
-        // A command is to be carried out however late it comes.
-        if kind != Kind::Command {
-            headers.insert(DEADLINE_HEADER, &deadline::unix_millis_after(timeout));
-            let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-            headers.insert(TIMEOUT_HEADER, &millis.min(LONGEST_TIMEOUT));
-        }
-        headers
     }
 }
 
-/// A year, as for the deadline beside it.
-const LONGEST_TIMEOUT: u64 = 365 * 24 * 60 * 60 * 1_000;
+/// The options of one command.
+///
+/// ```
+/// use std::time::Duration;
+/// use coney::SendOptions;
+///
+/// let options = SendOptions::new()
+///     .timeout(Duration::from_secs(2))
+///     .message_id("order-4711-created");
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "options have no effect until a command gets them"]
+pub struct SendOptions {
+    pub(super) request: RequestOptions,
+}
+
+impl SendOptions {
+    /// Creates options with the defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the longest time from now to the publisher confirm. Defaults to the client's
+    /// [timeout](crate::client::ServiceClientBuilder::timeout).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.request.timeout = Some(timeout);
+        self
+    }
+
+    /// Adds a header to the envelope; the handler reads it by
+    /// [`Context::header`](crate::Context::header).
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.request.add_header(name, value);
+        self
+    }
+
+    /// Sets whether the broker keeps the command on disk until it is handled. Defaults to true.
+    pub fn persistent(mut self, persistent: bool) -> Self {
+        self.request.persistent = Some(persistent);
+        self
+    }
+
+    /// Sets whether the command may run twice. If so, it is sent again by itself after the
+    /// connection was lost before the confirm, over the next one, until the deadline, with the
+    /// same message id. A server that
+    /// [deduplicates](crate::server::ServiceServerBuilder::deduplicate) runs it once. Defaults
+    /// to false: sending fails with
+    /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost).
+    pub fn idempotent(mut self, idempotent: bool) -> Self {
+        self.request.idempotent = idempotent;
+        self
+    }
+
+    /// Sets the message id, by which a server that
+    /// [deduplicates](crate::server::ServiceServerBuilder::deduplicate) recognises a repeated
+    /// command. At most 255 bytes. Defaults to a new id for each command.
+    pub fn message_id(mut self, id: impl Into<String>) -> Self {
+        self.request.message_id = Some(id.into());
+        self
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -167,14 +249,15 @@ mod tests {
     fn headers_on_the_wire() {
         let options = CallOptions::new()
             .header("a", "1")
-            .header("deadline_ms", "0");
+            .header("deadline_ms", "0")
+            .request;
         let headers = options.wire_headers(Duration::from_secs(5), Kind::AsyncCall);
         assert_eq!(headers.get::<String>("a").as_deref(), Some("1"));
         assert_eq!(headers.get::<bool>(ASYNC_HEADER), Some(true));
         assert!(headers.get::<u64>(DEADLINE_HEADER) > Some(1_700_000_000_000));
-        let plain = CallOptions::new().wire_headers(Duration::ZERO, Kind::Call);
+        let plain = RequestOptions::default().wire_headers(Duration::ZERO, Kind::Call);
         assert_eq!(plain.get::<bool>(ASYNC_HEADER), None);
-        let command = CallOptions::new().wire_headers(Duration::ZERO, Kind::Command);
+        let command = RequestOptions::default().wire_headers(Duration::ZERO, Kind::Command);
         assert_eq!(command, Headers::new());
     }
 }

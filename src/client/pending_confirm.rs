@@ -1,21 +1,25 @@
+//! The publisher confirm of a command or an event, still to come.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::decode::{never_sent, no_route, request_too_large, too_late_to_send};
+use super::pending::{Pending, Progress, ReadyOn};
+use crate::base::callbacks::{Notifier, Watched};
 use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::topology;
 use crate::transport::{Broker, ConfirmOutcome, ConfirmReceiver, SendState};
 
-/// Why a transport lets go of a message.
-const LET_GO: &str =
+/// The reason why a transport drops a message.
+const DROPPED: &str =
     "the connection was closed, or the broker refuses coney's channel (see the log)";
 
-/// The broker's confirmation of a command or an event, still to come.
+/// The publisher confirm of a command or an event, still to come.
 ///
-/// The deadline runs from the start: what has not been sent by then is not sent any
-/// more. Dropping this takes nothing back; the outcome is then nobody's.
+/// The deadline runs from the start: a message that has not been sent by then is not sent any
+/// more. Dropping this takes nothing back; the outcome is then unknown.
 #[must_use = "only the outcome says whether the broker has it"]
 pub struct PendingConfirm {
     /// Keeps the connection open until the outcome is known.
@@ -28,7 +32,7 @@ pub struct PendingConfirm {
     bytes: usize,
 }
 
-/// What was sent, for texts.
+/// The command or event that was sent, for error texts.
 pub(crate) enum SendTarget {
     Command { service: String, action: String },
     Event { name: String },
@@ -62,38 +66,77 @@ impl PendingConfirm {
         }
     }
 
-    /// Blocks until the broker has spoken, at most until the deadline.
+    /// Blocks until the broker has confirmed, at most until the deadline.
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::send`](crate::ServiceClient::send) and
-    /// [`EventPublisher::publish`](crate::EventPublisher::publish).
+    /// Fails as [`ServiceClient::send`](crate::ServiceClient::send) and
+    /// [`EventPublisher::publish`](crate::EventPublisher::publish) do.
     pub fn wait(self) -> Result<()> {
         self.wait_until(self.send_state.deadline())
             .unwrap_or_else(|| Err(self.timed_out()))
     }
 
-    /// Blocks until the broker has spoken, at most `timeout`; `None` means not
-    /// yet. Once the deadline has passed, `Some` with the error; a
-    /// confirmation that comes later than that still counts if it is asked again.
+    /// Blocks until the broker has confirmed, at most `timeout`; `None` means not
+    /// yet. Once the deadline has passed, returns `Some` with the error; a
+    /// confirm that comes later still counts if this is called again.
     ///
     /// # Errors
     ///
-    /// As [`wait`](PendingConfirm::wait).
-    pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
-        self.wait_until(deadline::after(timeout).min(self.send_state.deadline()))
-            .or_else(|| {
-                (Instant::now() >= self.send_state.deadline()).then(|| Err(self.timed_out()))
-            })
+    /// Fails as [`wait`](PendingConfirm::wait) does.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<()>> {
+        self.wait_deadline(deadline::after(timeout))
     }
 
-    /// The outcome if it is known; never blocks.
+    /// Blocks until the broker has confirmed, at most until `deadline`; `None` means not yet.
     ///
     /// # Errors
     ///
-    /// As [`wait`](PendingConfirm::wait).
-    pub fn try_wait(&self) -> Option<Result<()>> {
+    /// Fails as [`wait`](PendingConfirm::wait) does.
+    pub fn wait_deadline(&mut self, deadline: Instant) -> Option<Result<()>> {
+        let end = self.send_state.deadline();
+        self.wait_until(deadline.min(end))
+            .or_else(|| (Instant::now() >= end).then(|| Err(self.timed_out())))
+    }
+
+    /// Returns the outcome if it is known; never blocks.
+    ///
+    /// # Errors
+    ///
+    /// Fails as [`wait`](PendingConfirm::wait) does.
+    pub fn try_wait(&mut self) -> Option<Result<()>> {
         self.wait_timeout(Duration::ZERO)
+    }
+
+    /// Runs `callback` when the broker has confirmed, has refused, or the deadline has passed.
+    /// Returns at once. Callbacks run one after the other on the connection's one callback
+    /// thread, which starts with the first: one that blocks holds up the others. A panic in a
+    /// callback is logged.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the callback thread cannot be started; the callback does not run
+    /// then.
+    ///
+    /// ```
+    /// # use coney::{Broker, EventPublisher};
+    /// # let (sender, receiver) = std::sync::mpsc::channel();
+    /// let publisher = EventPublisher::new(&Broker::memory(), "order-service")?;
+    /// publisher.publish_async("order.created", &4711)?.then(move |outcome| {
+    ///     sender.send(outcome).unwrap();
+    /// })?;
+    /// assert!(receiver.recv().unwrap().is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn then<F>(self, callback: F) -> Result<()>
+    where
+        F: FnOnce(Result<()>) + Send + 'static,
+    {
+        let broker = self.broker.clone();
+        broker.watch(Box::new(ConfirmCallback {
+            pending: self,
+            callback,
+        }))
     }
 
     fn wait_until(&self, until: Instant) -> Option<Result<()>> {
@@ -101,7 +144,7 @@ impl PendingConfirm {
             return Some(Err(error));
         }
         let outcome = self.confirmation.wait(until)?;
-        // Let go of because it is too late to send it.
+        // Dropped because it is too late to send it.
         if outcome == ConfirmOutcome::Dropped && Instant::now() >= self.send_state.deadline() {
             return Some(Err(self.timed_out()));
         }
@@ -147,13 +190,13 @@ impl PendingConfirm {
                 },
             )),
             ConfirmOutcome::Lost(cause) => Err(unknown(&cause)),
-            ConfirmOutcome::Dropped if self.send_state.abandon() => Err(never_sent(what, LET_GO)),
-            ConfirmOutcome::Dropped => Err(unknown(LET_GO)),
+            ConfirmOutcome::Dropped if self.send_state.abandon() => Err(never_sent(what, DROPPED)),
+            ConfirmOutcome::Dropped => Err(unknown(DROPPED)),
         }
     }
 
-    /// The deadline has passed. Gives up first, so that the answer to "can it still be
-    /// sent?" is certain.
+    /// Creates the error of a message whose deadline has passed. Abandons it first, so that it is
+    /// certain whether it can still be sent.
     fn timed_out(&self) -> Error {
         let (what, peer, timeout) = (&self.what, self.broker.address(), self.timeout);
         if self.send_state.abandon() {
@@ -168,6 +211,50 @@ impl PendingConfirm {
         )
     }
 }
+
+/// A callback that waits for a publisher confirm.
+struct ConfirmCallback<F> {
+    pending: PendingConfirm,
+    callback: F,
+}
+
+impl<F> Watched for ConfirmCallback<F>
+where
+    F: FnOnce(Result<()>) + Send + 'static,
+{
+    fn start(&mut self, ready: &Notifier) {
+        self.pending.confirmation.set_notifier(ready.clone());
+    }
+
+    fn is_ready(&mut self, _ready: &Notifier) -> bool {
+        self.pending.confirmation.is_decided()
+    }
+
+    fn deadline(&self) -> Instant {
+        self.pending.send_state.deadline()
+    }
+
+    fn finish(self: Box<Self>) {
+        let Self { pending, callback } = *self;
+        callback(pending.wait());
+    }
+}
+
+impl Progress for PendingConfirm {
+    fn is_ready(&mut self) -> bool {
+        self.confirmation.is_decided()
+    }
+
+    fn deadline(&self) -> Instant {
+        self.send_state.deadline()
+    }
+
+    fn ready_on(&self) -> ReadyOn<'_> {
+        ReadyOn::Confirm(&self.confirmation)
+    }
+}
+
+impl Pending for PendingConfirm {}
 
 impl fmt::Debug for PendingConfirm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,3 +1,5 @@
+//! The calls that wait for their replies.
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -6,24 +8,24 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
-use super::call_outcome::{CallOutcome, CallbackEvent};
+use super::call_outcome::CallOutcome;
+use crate::base::callbacks::Notifier;
 use crate::message::CorrelationId;
 use crate::registry::PickedInstance;
 use crate::transport::{Publication, SendState};
 
-/// The calls that wait for their replies: a plain struct with one owner.
+/// The calls that wait for their replies. A plain struct with one owner.
 #[derive(Debug)]
 pub(crate) struct PendingTable {
     calls: HashMap<CorrelationId, PendingCall, ById>,
-    /// Finished calls whose callbacks have not run yet; they count as in flight.
+    /// The number of ended calls whose callbacks have not run yet; they count as in flight.
     callbacks_due: usize,
     max: usize,
-    /// Why it takes no more.
+    /// The reason why no more calls are taken, if so.
     closed: Option<Arc<str>>,
 }
 
-/// Hashes by a part of the id, which is as random as a hash would make it. Nobody else
-/// chooses it.
+/// A hash that is a part of the id, which is random: peers do not choose it.
 pub(super) type ById = BuildHasherDefault<IdHasher>;
 
 #[derive(Default)]
@@ -45,49 +47,56 @@ impl Hasher for IdHasher {
     }
 }
 
-/// Why a call is not entered.
+/// The reason why a call is not added.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Closed(Arc<str>),
-    /// So many are in flight already.
+    /// This many calls are in flight already.
     Full(usize),
 }
 
-/// A call that waits.
+/// A call that waits for its reply.
 #[derive(Debug)]
 pub(crate) struct PendingCall {
     pub(crate) send_state: Arc<SendState>,
     pub(crate) waiter: Waiter,
-    /// The request, if it may have to be sent again: after a loss, if it is idempotent,
-    /// or alone, if it was sent with others.
+    /// The request, if it may have to be sent again: after a lost connection, if it is
+    /// idempotent, or alone, if it was sent in a coalesced message.
     pub(crate) resend_copy: Option<Box<Publication>>,
-    /// The message it was sent in with others.
+    /// The coalesced message it was sent in, if any.
     pub(crate) sent_in: Option<CorrelationId>,
-    /// If a balancer has picked the instance it is for.
+    /// The balancer's choice, if there is a balancer.
     pub(crate) balanced: Option<Box<Balanced>>,
 }
 
 /// A call for an instance that a balancer has picked.
 #[derive(Debug)]
 pub(crate) struct Balanced {
-    /// Until it is known not to be there.
+    /// The instance, until its queue turns out not to exist.
     pub(crate) pick: Option<PickedInstance>,
-    /// What to send then: the request to whoever is free.
+    /// The request to the shared queue, which is sent then.
     pub(crate) fallback: Option<Publication>,
-    /// When it was picked.
+    /// The moment when it was picked.
     pub(crate) at: Instant,
 }
 
-/// Who waits for it.
+/// The receiver of a call's outcome.
 #[derive(Debug)]
-pub(crate) enum Waiter {
-    /// A thread, on a channel with one slot that only this call uses. It is to be unparked
-    /// then.
-    ///
-    /// An asynchronous call has no thread yet: whichever waits for it waits in the channel.
-    Thread(Sender<CallOutcome>, Option<Thread>),
+pub(crate) struct Waiter {
+    /// A channel with one slot that only this call uses.
+    pub(crate) slot: Sender<CallOutcome>,
+    pub(crate) wake: Wake,
+}
+
+/// What is woken when the outcome is in its slot.
+#[derive(Debug)]
+pub(crate) enum Wake {
+    /// Nothing: the threads that wait for an asynchronous call wait in the channel.
+    Nothing,
+    /// The thread of a blocking call, which is parked.
+    Thread(Thread),
     /// The callback thread.
-    Callback(Sender<CallbackEvent>),
+    Callback(Notifier),
 }
 
 impl PendingTable {
@@ -112,10 +121,10 @@ impl PendingTable {
         Ok(())
     }
 
-    /// Takes a call out; `None` if it has ended already.
+    /// Takes out a call; `None` if it has ended already.
     pub(crate) fn remove(&mut self, id: CorrelationId) -> Option<PendingCall> {
         let call = self.calls.remove(&id)?;
-        if matches!(call.waiter, Waiter::Callback(_)) {
+        if matches!(call.waiter.wake, Wake::Callback(_)) {
             self.callbacks_due += 1;
         }
         Some(call)
@@ -135,7 +144,7 @@ impl PendingTable {
         Some(call.sent_in.replace(message))
     }
 
-    /// The request to send alone that was sent with others and has not run.
+    /// Returns the request of a coalesced call that did not run, to be sent alone.
     pub(crate) fn take_for_single_send(&mut self, id: CorrelationId) -> Option<Publication> {
         let call = self.calls.get_mut(&id)?;
         let mut request = match call.resend_copy.take()? {
@@ -148,7 +157,7 @@ impl PendingTable {
         Some(request)
     }
 
-    /// The request to send in place of one that was returned, if there is one.
+    /// Returns the request to send in place of one that was returned, if there is one.
     pub(crate) fn take_fallback(&mut self, id: CorrelationId) -> Option<Publication> {
         let call = self.calls.get_mut(&id)?;
         let balanced = call.balanced.as_mut()?;
@@ -163,15 +172,12 @@ impl PendingTable {
         Some(fallback)
     }
 
-    /// Hands a waiting call over to the callback thread; false if it has ended.
-    pub(crate) fn set_callback(
-        &mut self,
-        id: CorrelationId,
-        events: Sender<CallbackEvent>,
-    ) -> bool {
+    /// Sets the callback thread as the receiver of a call's outcome; false if the call has
+    /// ended.
+    pub(crate) fn set_callback(&mut self, id: CorrelationId, ready: Notifier) -> bool {
         match self.calls.get_mut(&id) {
             Some(call) => {
-                call.waiter = Waiter::Callback(events);
+                call.waiter.wake = Wake::Callback(ready);
                 true
             }
             None => {
@@ -181,13 +187,13 @@ impl PendingTable {
         }
     }
 
-    /// A callback has run.
+    /// Records that a callback has run.
     pub(crate) fn callback_done(&mut self) {
         self.callbacks_due = self.callbacks_due.saturating_sub(1);
     }
 
-    /// After a loss: the requests to be sent again, whose calls go on waiting, and the ids of
-    /// the other calls whose requests have been sent.
+    /// Returns, after a lost connection, the requests to be sent again, whose calls go on
+    /// waiting, and the ids of the other calls whose requests have been sent.
     pub(crate) fn sent(&self, may_resend: bool) -> (Vec<Publication>, Vec<CorrelationId>) {
         let (mut resend, mut lost) = (Vec::new(), Vec::new());
         let calls = self.calls.iter();
@@ -203,7 +209,7 @@ impl PendingTable {
         (resend, lost)
     }
 
-    /// Takes no more calls; returns the ids of those that wait.
+    /// Refuses further calls; returns the ids of those that wait.
     pub(crate) fn close(&mut self, cause: Arc<str>) -> Vec<CorrelationId> {
         self.closed.get_or_insert(cause);
         self.calls.keys().copied().collect()
@@ -230,7 +236,10 @@ mod tests {
             send_state: Arc::new(SendState::until(crate::base::deadline::after(
                 Duration::MAX,
             ))),
-            waiter: Waiter::Thread(bounded(1).0, Some(thread::current())),
+            waiter: Waiter {
+                slot: bounded(1).0,
+                wake: Wake::Thread(thread::current()),
+            },
             resend_copy: None,
             sent_in: None,
             balanced: None,
@@ -258,7 +267,7 @@ mod tests {
         let mut table = PendingTable::new(1);
         let id = CorrelationId::random();
         table.insert(id, call()).unwrap();
-        assert!(table.set_callback(id, crossbeam_channel::unbounded().0));
+        assert!(table.set_callback(id, Notifier::new(crossbeam_channel::unbounded().0, 1)));
         assert!(table.remove(id).is_some());
         assert_eq!(
             table.insert(CorrelationId::random(), call()),

@@ -1,19 +1,23 @@
+//! One service as seen by its callers, with methods in `camelCase`.
+
 use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::client::{CallOptions, PendingReply, ServiceClient};
+use super::batch::Batch;
+use super::{CallOptions, PendingConfirm, PendingReply, SendOptions, ServiceClient};
 use crate::error::Result;
 
-/// Makes [`ServiceProxy`]s that share one client.
+/// A factory of [`ServiceProxy`]s that share one client.
 ///
 /// ```
-/// use coney::{Broker, ServiceClient, ServiceProxyFactory, ServiceServer};
+/// use coney::client::ServiceProxyFactory;
+/// use coney::{Broker, ServiceClient, ServiceServer};
 ///
 /// let broker = Broker::memory();
 /// let server = ServiceServer::builder(&broker, "user-service")
-///     .handler("get_name", |id: u32| Ok::<_, String>(format!("user {id}")))
+///     .respond("get_name", |id: u32| format!("user {id}"))
 ///     .start()?;
 /// let services = ServiceProxyFactory::new(ServiceClient::new(&broker, "order-service")?);
 /// let users = services.create("user-service");
@@ -27,23 +31,20 @@ pub struct ServiceProxyFactory {
 }
 
 impl ServiceProxyFactory {
-    /// A factory for proxies over `client`.
+    /// Creates a factory over `client`.
     pub fn new(client: ServiceClient) -> Self {
         Self { client }
     }
 
-    /// A proxy for `service`. Sends nothing; whether the service exists shows
-    /// at the first call.
+    /// Creates a proxy for `service`, as [`ServiceClient::proxy`]. Sends nothing: the first
+    /// call shows whether the service exists.
     pub fn create(&self, service: &str) -> ServiceProxy {
-        ServiceProxy {
-            client: self.client.clone(),
-            service: service.to_owned(),
-        }
+        self.client.proxy(service)
     }
 }
 
-/// One service as seen by its callers: methods in `camelCase`, which become
-/// actions in `snake_case` by [`action_name`].
+/// One service as seen by its callers. Its methods are named in `camelCase` and converted to
+/// actions in `snake_case` by [`action_name`]. Made by [`ServiceClient::proxy`].
 #[derive(Clone)]
 pub struct ServiceProxy {
     client: ServiceClient,
@@ -51,17 +52,23 @@ pub struct ServiceProxy {
 }
 
 impl ServiceProxy {
-    /// Calls a method and blocks until the reply is here: see
-    /// [`ServiceClient::call`].
+    pub(super) fn new(client: ServiceClient, service: &str) -> Self {
+        Self {
+            client,
+            service: service.to_owned(),
+        }
+    }
+
+    /// Calls a method and blocks until the reply arrives: see [`ServiceClient::call`].
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::call`].
-    pub fn call<Req, Resp>(&self, method: &str, request: &Req) -> Result<Resp>
-    where
-        Req: Serialize + ?Sized,
-        Resp: DeserializeOwned,
-    {
+    /// Fails as [`ServiceClient::call`] does.
+    pub fn call<Resp: DeserializeOwned>(
+        &self,
+        method: &str,
+        request: &(impl Serialize + ?Sized),
+    ) -> Result<Resp> {
         self.call_with(method, request, &CallOptions::new())
     }
 
@@ -69,33 +76,46 @@ impl ServiceProxy {
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::call`].
-    pub fn call_with<Req, Resp>(
+    /// Fails as [`ServiceClient::call`] does.
+    pub fn call_with<Resp: DeserializeOwned>(
         &self,
         method: &str,
-        request: &Req,
+        request: &(impl Serialize + ?Sized),
         options: &CallOptions,
-    ) -> Result<Resp>
-    where
-        Req: Serialize + ?Sized,
-        Resp: DeserializeOwned,
-    {
+    ) -> Result<Resp> {
+        let action = action_name(method);
         self.client
-            .call_with(&self.service, &action_name(method), request, options)
+            .call_with(&self.service, &action, request, options)
     }
 
-    /// Calls a method and returns at once: see [`ServiceClient::call_async`].
+    /// Calls a method and returns a handle: see [`ServiceClient::call_async`].
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::call_async`].
-    pub fn call_async<Req, Resp>(&self, method: &str, request: &Req) -> Result<PendingReply<Resp>>
-    where
-        Req: Serialize + ?Sized,
-        Resp: DeserializeOwned,
-    {
+    /// Fails as [`ServiceClient::call_async`] does.
+    pub fn call_async<Resp: DeserializeOwned>(
+        &self,
+        method: &str,
+        request: &(impl Serialize + ?Sized),
+    ) -> Result<PendingReply<Resp>> {
+        self.call_async_with(method, request, &CallOptions::new())
+    }
+
+    /// Calls a method with options and returns a handle: see
+    /// [`ServiceClient::call_async_with`].
+    ///
+    /// # Errors
+    ///
+    /// Fails as [`ServiceClient::call_async`] does.
+    pub fn call_async_with<Resp: DeserializeOwned>(
+        &self,
+        method: &str,
+        request: &(impl Serialize + ?Sized),
+        options: &CallOptions,
+    ) -> Result<PendingReply<Resp>> {
+        let action = action_name(method);
         self.client
-            .call_async(&self.service, &action_name(method), request)
+            .call_async_with(&self.service, &action, request, options)
     }
 
     /// Sends a command and blocks until the broker has confirmed it: see
@@ -103,16 +123,48 @@ impl ServiceProxy {
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::send`].
-    pub fn send<Req>(&self, method: &str, request: &Req) -> Result<()>
-    where
-        Req: Serialize + ?Sized,
-    {
-        self.client
-            .send(&self.service, &action_name(method), request)
+    /// Fails as [`ServiceClient::send`] does.
+    pub fn send(&self, method: &str, request: &(impl Serialize + ?Sized)) -> Result<()> {
+        self.send_with(method, request, &SendOptions::new())
     }
 
-    /// The service it stands for.
+    /// Sends a command with options: see [`ServiceClient::send_with`].
+    ///
+    /// # Errors
+    ///
+    /// Fails as [`ServiceClient::send`] does.
+    pub fn send_with(
+        &self,
+        method: &str,
+        request: &(impl Serialize + ?Sized),
+        options: &SendOptions,
+    ) -> Result<()> {
+        let action = action_name(method);
+        self.client
+            .send_with(&self.service, &action, request, options)
+    }
+
+    /// Sends a command and returns before it is confirmed: see [`ServiceClient::send_async`].
+    ///
+    /// # Errors
+    ///
+    /// Fails as [`ServiceClient::send_async`] does.
+    pub fn send_async(
+        &self,
+        method: &str,
+        request: &(impl Serialize + ?Sized),
+    ) -> Result<PendingConfirm> {
+        let action = action_name(method);
+        self.client.send_async(&self.service, &action, request)
+    }
+
+    /// Returns an empty batch of calls to the service; its actions are named in `snake_case`:
+    /// see [`ServiceClient::batch`].
+    pub fn batch(&self) -> Batch {
+        self.client.batch(&self.service)
+    }
+
+    /// Returns the name of the service.
     pub fn service(&self) -> &str {
         &self.service
     }
@@ -126,11 +178,11 @@ impl fmt::Debug for ServiceProxy {
     }
 }
 
-/// The action a proxy's method stands for: an underscore before every ASCII
+/// Converts a proxy's method name into an action: an underscore before every ASCII
 /// capital but a leading one, then lower case.
 ///
 /// ```
-/// use coney::action_name;
+/// use coney::client::action_name;
 ///
 /// assert_eq!(action_name("getUser"), "get_user");
 /// assert_eq!(action_name("GetUser"), "get_user");

@@ -1,3 +1,5 @@
+//! The channel by which a caller gets its outcome.
+
 use std::cell::Cell;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -7,9 +9,9 @@ use super::call_outcome::CallOutcome;
 /// A channel with one slot, for the outcome of one call at a time.
 ///
 /// Making one costs as much as encoding a request, so each thread keeps one for its next
-/// call. Whoever is to fill it takes the call out of the pending table before, and whoever
-/// waits either takes the call out itself, or takes the outcome: so one that is given back
-/// is empty, and stays so. One whose outcome has been decided and has not come is not.
+/// call. The thread that fills it takes the call out of the pending table first, and the
+/// caller either takes the call out itself, or takes the outcome: so a slot that is put back
+/// is empty, and stays so. A slot whose outcome was decided and never came is not put back.
 #[derive(Clone)]
 pub(super) struct ReplySlot {
     sender: Sender<CallOutcome>,
@@ -21,7 +23,7 @@ thread_local! {
 }
 
 impl ReplySlot {
-    /// This thread's, or another if that is in use.
+    /// Takes this thread's slot, or creates one if that is in use.
     pub(super) fn take() -> Self {
         let spare = SPARE.try_with(Cell::take).ok().flatten();
         spare.unwrap_or_else(|| {
@@ -34,8 +36,8 @@ impl ReplySlot {
         self.sender.clone()
     }
 
-    /// For the next call: its own call has ended, and its outcome been taken, if there was
-    /// one.
+    /// Keeps the slot for this thread's next call. The call has ended, and its outcome was
+    /// taken if there was one.
     pub(super) fn put_back(self) {
         let _ = SPARE.try_with(|spare| spare.set(Some(self)));
     }

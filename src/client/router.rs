@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::batch_support::BatchSupport;
-use super::call_outcome::{CallOutcome, CallbackEvent, ReplyBody, TooLarge};
+use super::call_outcome::{CallOutcome, ReplyBody, TooLarge};
 use super::call_tables::{CallTables, Taken};
-use super::pending_table::{PendingCall, Refusal, Waiter};
+use super::pending_table::{PendingCall, Refusal, Waiter, Wake};
+use crate::base::callbacks::Notifier;
 use crate::base::log_relay;
 use crate::message::CorrelationId;
 use crate::topology;
@@ -41,14 +41,14 @@ impl Router {
         self.tables.lock().calls.insert(id, call)
     }
 
-    /// Forgets a call; false if its outcome is decided and on its way.
+    /// Drops a call; false if its outcome is decided and on its way.
     pub(crate) fn forget(&self, id: CorrelationId) -> bool {
         let call = self.tables.lock().remove(id);
         call.is_some()
     }
 
-    /// The same for a call whose time is over: if it was for a picked instance, that
-    /// is how fast it is.
+    /// Drops a call whose deadline has passed, and records the delay at the instance that a
+    /// balancer picked for it; false if its outcome is decided and on its way.
     pub(crate) fn expire(&self, id: CorrelationId) -> bool {
         let call = self.tables.lock().remove(id);
         let is_there = call.is_some();
@@ -61,8 +61,8 @@ impl Router {
         is_there
     }
 
-    pub(crate) fn set_callback(&self, id: CorrelationId, events: Sender<CallbackEvent>) -> bool {
-        self.tables.lock().calls.set_callback(id, events)
+    pub(crate) fn set_callback(&self, id: CorrelationId, ready: Notifier) -> bool {
+        self.tables.lock().calls.set_callback(id, ready)
     }
 
     pub(crate) fn callback_done(&self) {
@@ -73,7 +73,7 @@ impl Router {
         self.tables.lock().calls.in_flight()
     }
 
-    /// Why it takes no more calls, once it does not.
+    /// Returns the reason why no more calls are taken, if so.
     pub(crate) fn closed_cause(&self) -> Option<Arc<str>> {
         self.tables.lock().calls.closed_cause()
     }
@@ -88,16 +88,16 @@ impl Router {
         outcome: impl FnOnce(&mut PendingCall) -> CallOutcome,
     ) {
         let call = id.and_then(|id| self.tables.lock().remove(id));
-        match (id, call) {
-            (Some(id), Some(mut call)) => {
+        match call {
+            Some(mut call) => {
                 let outcome = outcome(&mut call);
-                wake(id, call, outcome);
+                wake(call, outcome);
             }
-            _ => self.count_unclaimed(),
+            None => self.count_unclaimed(),
         }
     }
 
-    /// Nobody waits for what has come.
+    /// Counts a reply that no call waits for.
     fn count_unclaimed(&self) {
         self.unclaimed.fetch_add(1, Ordering::Relaxed);
         log_relay::log(
@@ -111,22 +111,23 @@ impl Router {
         self.finish(id, |call| reply_outcome(call, body));
     }
 
-    /// Takes out the call or the coalesced message with this correlation id.
-    fn take(&self, id: CorrelationId) -> Taken {
-        self.tables.lock().take(id)
+    /// Takes out the call or the coalesced message with this correlation id, if it is one of
+    /// this client's.
+    fn take(&self, id: Option<CorrelationId>) -> Taken {
+        id.map_or(Taken::Nothing, |id| self.tables.lock().take(id))
     }
 
     /// Handles a reply that is larger than this client takes.
     fn too_large(&self, id: Option<CorrelationId>, bytes: u64) {
         let outcome = || CallOutcome::TooLarge(TooLarge::Reply { bytes });
-        match id.map(|id| (id, self.take(id))) {
-            Some((id, Taken::Call(call))) => wake(id, call, outcome()),
-            Some((_, Taken::Batch(calls))) => {
+        match self.take(id) {
+            Taken::Call(call) => wake(call, outcome()),
+            Taken::Batch(calls) => {
                 for id in calls {
                     self.finish(Some(id), |_| outcome());
                 }
             }
-            Some((_, Taken::Nothing)) | None => self.count_unclaimed(),
+            Taken::Nothing => self.count_unclaimed(),
         }
     }
 
@@ -159,19 +160,15 @@ impl Router {
     }
 }
 
-/// Never blocks: a thread's channel has a slot for this one outcome, and the
-/// callback thread's takes one event for each call in flight.
-fn wake(id: CorrelationId, call: PendingCall, outcome: CallOutcome) {
-    match call.waiter {
-        Waiter::Thread(slot, thread) => {
-            let _ = slot.try_send(outcome);
-            if let Some(thread) = thread {
-                thread.unpark();
-            }
-        }
-        Waiter::Callback(events) => {
-            let _ = events.try_send(CallbackEvent::Done { id, outcome });
-        }
+/// Puts the outcome into its slot, which holds this one outcome, and wakes the receiver. Never
+/// blocks.
+fn wake(call: PendingCall, outcome: CallOutcome) {
+    let Waiter { slot, wake } = call.waiter;
+    let _ = slot.try_send(outcome);
+    match wake {
+        Wake::Nothing => {}
+        Wake::Thread(thread) => thread.unpark(),
+        Wake::Callback(ready) => ready.notify(),
     }
 }
 
@@ -198,14 +195,14 @@ impl Sink for Router {
             return Ok(Vec::new());
         }
         let body = delivery.into_body();
-        match id.map(|id| (id, self.take(id))) {
-            Some((id, Taken::Call(mut call))) => {
+        match self.take(id) {
+            Taken::Call(mut call) => {
                 let outcome = reply_outcome(&mut call, ReplyBody::Own(body));
-                wake(id, call, outcome);
+                wake(call, outcome);
             }
-            Some((_, Taken::Batch(calls))) => return Ok(self.answered_as_batch(&calls, body)),
-            None if is_reply_batch && self.answered_in_reply_batch(&Arc::new(body)) => {}
-            Some((_, Taken::Nothing)) | None => self.count_unclaimed(),
+            Taken::Batch(calls) => return Ok(self.answered_as_batch(&calls, body)),
+            Taken::Nothing if is_reply_batch && self.answered_in_reply_batch(&Arc::new(body)) => {}
+            Taken::Nothing => self.count_unclaimed(),
         }
         Ok(Vec::new())
     }
@@ -235,8 +232,8 @@ impl Sink for Router {
     fn lost(&self, cause: &str, may_resend: bool) -> Vec<Publication> {
         let (again, lost) = self.tables.lock().take_sent(may_resend);
         let cause: Arc<str> = cause.into();
-        for (id, call) in lost {
-            wake(id, call, CallOutcome::Lost(Arc::clone(&cause)));
+        for call in lost {
+            wake(call, CallOutcome::Lost(Arc::clone(&cause)));
         }
         again
     }
@@ -244,14 +241,14 @@ impl Sink for Router {
     fn closed(&self, cause: &str) {
         let cause: Arc<str> = cause.into();
         let all = self.tables.lock().close(Arc::clone(&cause));
-        for (id, call) in all {
+        for call in all {
             let cause = Arc::clone(&cause);
             let outcome = if call.send_state.abandon() {
                 CallOutcome::NotSent(cause)
             } else {
                 CallOutcome::Closed(cause)
             };
-            wake(id, call, outcome);
+            wake(call, outcome);
         }
     }
 }

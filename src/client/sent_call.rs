@@ -13,19 +13,20 @@ use crate::base::park;
 use crate::message::CorrelationId;
 use crate::transport::SendState;
 
-/// A request on its way: what a caller needs to wait for its reply.
+/// A call on its way, as its caller waits for it.
 #[derive(Clone)]
 pub(super) struct SentCall {
     pub(super) id: CorrelationId,
     pub(super) send_state: Arc<SendState>,
     pub(super) slot: ReplySlot,
-    /// Which thread is unparked when it is there; others wait in the channel.
+    /// The thread that is unparked when the outcome is there; others wait in the channel.
     pub(super) woken: Option<ThreadId>,
     pub(super) timeout: Duration,
 }
 
 impl SentCall {
-    /// Blocks until the outcome is there, at most until then.
+    /// Blocks until the outcome is there, at most until `until`; spins for `spin_for` before it
+    /// sleeps.
     pub(super) fn wait(&self, until: Instant, spin_for: Duration) -> Option<CallOutcome> {
         if self.woken != Some(thread::current().id()) {
             return self.slot.outcome.recv_deadline(until).ok();
@@ -33,8 +34,13 @@ impl SentCall {
         park::recv_parked(&self.slot.outcome, until, spin_for)
     }
 
-    /// Ends the wait at the deadline: `None`, unless the outcome was decided
-    /// at the last moment.
+    /// Returns true if the outcome can be taken.
+    pub(super) fn has_outcome(&self) -> bool {
+        !self.slot.outcome.is_empty()
+    }
+
+    /// Ends the wait at the deadline. Returns the outcome if it was decided at the last
+    /// moment.
     pub(super) fn expire(&self, router: &Router) -> Option<CallOutcome> {
         if router.expire(self.id) {
             None
@@ -44,10 +50,10 @@ impl SentCall {
     }
 }
 
-/// The outcome of a call that has left the table: in its slot, or put there
+/// Takes the outcome of a call that has left the table: it is in its slot, or put there
 /// this moment by the thread that took the call out.
-pub(super) fn decided(slot: &Receiver<CallOutcome>) -> CallOutcome {
-    // A moment, unless that thread has died.
+fn decided(slot: &Receiver<CallOutcome>) -> CallOutcome {
+    // Takes a moment, unless that thread has died.
     slot.recv_timeout(Duration::from_secs(1))
-        .unwrap_or(CallOutcome::Untold)
+        .unwrap_or(CallOutcome::Unreported)
 }

@@ -11,10 +11,11 @@ use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::decode::CallTarget;
 use super::options::Kind;
+use super::proxy::ServiceProxy;
 use super::{CallOptions, PendingReply};
 use crate::error::Result;
 
-/// Calls services and waits for their answers.
+/// A client of other services.
 ///
 /// Cheap to clone and free to share between threads: all clones use one reply
 /// queue on the broker's one connection, however many threads call. A call
@@ -25,7 +26,7 @@ use crate::error::Result;
 ///
 /// let broker = Broker::memory();
 /// let server = ServiceServer::builder(&broker, "math")
-///     .handler("double", |n: u64| Ok::<_, String>(n * 2))
+///     .respond("double", |n: u64| n * 2)
 ///     .start()?;
 /// let client = ServiceClient::new(&broker, "order-service")?;
 /// let answer: u64 = client.call("math", "double", &21)?;
@@ -35,126 +36,123 @@ use crate::error::Result;
 #[derive(Clone)]
 pub struct ServiceClient {
     pub(super) inner: Arc<ClientCore>,
-    /// When everything this handle sends must be done.
+    /// The deadline of everything that this handle sends, if it has one.
     pub(super) until: Option<Instant>,
 }
 
 impl ServiceClient {
-    /// Calls `action` of `service` and blocks until the reply is here, at most
-    /// the client's timeout, by default 5 s. The type of the reply must be known:
-    /// `let n: u64 = client.call(…)?`, or `client.call::<_, ()>(…)?`.
+    /// Calls `action` of `service` and blocks until the reply arrives, at most
+    /// the client's timeout, 5 s by default. The type of the reply is inferred, or named:
+    /// `let n: u64 = client.call(…)?` or `client.call::<u64>(…)?`.
     ///
     /// # Errors
     ///
     /// Any [`ErrorKind`](crate::ErrorKind); the kind says whether the request can have run.
-    pub fn call<Req, Resp>(&self, service: &str, action: &str, request: &Req) -> Result<Resp>
-    where
-        Req: Serialize + ?Sized,
-        Resp: DeserializeOwned,
-    {
+    ///
+    /// ```
+    /// # use coney::{Broker, ErrorKind, ServiceClient};
+    /// # let client = ServiceClient::new(&Broker::memory(), "order-service")?;
+    /// let error = client.call::<u64>("stock", "count", "apple").unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::NoRoute);
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn call<Resp: DeserializeOwned>(
+        &self,
+        service: &str,
+        action: &str,
+        request: &(impl Serialize + ?Sized),
+    ) -> Result<Resp> {
         self.call_with(service, action, request, &CallOptions::new())
     }
 
-    /// Calls with options: timeout, headers, persistence.
+    /// Calls with options: timeout, headers, persistence, one instance.
     ///
     /// # Errors
     ///
-    /// As [`call`](ServiceClient::call).
+    /// Fails as [`call`](ServiceClient::call) does.
     ///
     /// ```
     /// # use coney::{Broker, CallOptions, ErrorKind, Phase, ServiceClient, ServiceServer};
     /// # use std::time::Duration;
     /// # let broker = Broker::memory();
     /// # let server = ServiceServer::builder(&broker, "slow")
-    /// #     .handler("nap", |()| { std::thread::sleep(Duration::from_millis(200)); Ok::<_, String>(()) })
+    /// #     .respond("nap", |()| std::thread::sleep(Duration::from_millis(200)))
     /// #     .start()?;
     /// # let client = ServiceClient::new(&broker, "order-service")?;
     /// let options = CallOptions::new()
     ///     .timeout(Duration::from_millis(50))
     ///     .header("trace-id", "4bf92f35");
-    /// let error = client.call_with::<_, ()>("slow", "nap", &(), &options).unwrap_err();
+    /// let error = client.call_with::<()>("slow", "nap", &(), &options).unwrap_err();
     /// assert_eq!(error.kind(), ErrorKind::TimedOut);
     /// assert_eq!(error.phase(), Some(Phase::Reply));
     /// # Ok::<(), coney::Error>(())
     /// ```
-    pub fn call_with<Req, Resp>(
+    pub fn call_with<Resp: DeserializeOwned>(
         &self,
         service: &str,
         action: &str,
-        request: &Req,
+        request: &(impl Serialize + ?Sized),
         options: &CallOptions,
-    ) -> Result<Resp>
-    where
-        Req: Serialize + ?Sized,
-        Resp: DeserializeOwned,
-    {
+    ) -> Result<Resp> {
         let target = CallTarget { service, action };
-        let sent = self.start_call(target, request, options, Kind::Call)?;
+        let sent = self.start_call(target, request, &options.request, Kind::Call)?;
         let outcome = self.inner.outcome(&sent);
-        let is_untold = matches!(outcome, Some(CallOutcome::Untold));
+        let is_unreported = matches!(outcome, Some(CallOutcome::Unreported));
         let result = match outcome {
             Some(outcome) => self.inner.result(target, outcome),
             None => Err(self.inner.timed_out(target, &sent)),
         };
-        if !is_untold {
+        if !is_unreported {
             sent.slot.put_back();
         }
         result
     }
 
-    /// Sends the request and returns at once; the reply is waited for through
-    /// the [`PendingReply`], or given to a callback by [`PendingReply::then`].
+    /// Sends the request and returns a handle, not a future: wait for the reply through
+    /// the [`PendingReply`], or give it to a callback by [`PendingReply::then`].
     ///
-    /// Blocks only while too many requests wait to be sent, at most the
-    /// timeout, which runs from now.
+    /// Blocks only while the outgoing queue is full, at most the timeout, which runs from now.
     ///
     /// # Errors
     ///
-    /// What can go wrong before the request is under way: encoding, names,
-    /// the limit on calls in flight, the timeout, a closed client.
+    /// Fails if the request cannot be sent: encoding, names, the limit on calls in flight, the
+    /// timeout, a closed client.
     ///
     /// ```
     /// # use coney::{Broker, ServiceClient, ServiceServer};
     /// # let broker = Broker::memory();
     /// # let server = ServiceServer::builder(&broker, "math")
-    /// #     .handler("double", |n: u64| Ok::<_, String>(n * 2)).start()?;
+    /// #     .respond("double", |n: u64| n * 2).start()?;
     /// # let client = ServiceClient::new(&broker, "order-service")?;
-    /// let first = client.call_async::<_, u64>("math", "double", &1)?;
-    /// let second = client.call_async::<_, u64>("math", "double", &2)?;
+    /// let first = client.call_async::<u64>("math", "double", &1)?;
+    /// let second = client.call_async::<u64>("math", "double", &2)?;
     /// assert_eq!(first.wait()? + second.wait()?, 6);
     /// # Ok::<(), coney::Error>(())
     /// ```
-    pub fn call_async<Req, Resp>(
+    pub fn call_async<Resp: DeserializeOwned>(
         &self,
         service: &str,
         action: &str,
-        request: &Req,
-    ) -> Result<PendingReply<Resp>>
-    where
-        Req: Serialize + ?Sized,
-        Resp: DeserializeOwned,
-    {
+        request: &(impl Serialize + ?Sized),
+    ) -> Result<PendingReply<Resp>> {
         self.call_async_with(service, action, request, &CallOptions::new())
     }
 
-    /// [`call_async`](ServiceClient::call_async) with options.
+    /// Sends the request with options and returns a handle, as
+    /// [`call_async`](ServiceClient::call_async).
     ///
     /// # Errors
     ///
-    /// As [`call_async`](ServiceClient::call_async).
-    pub fn call_async_with<Req, Resp>(
+    /// Fails as [`call_async`](ServiceClient::call_async) does.
+    pub fn call_async_with<Resp: DeserializeOwned>(
         &self,
         service: &str,
         action: &str,
-        request: &Req,
+        request: &(impl Serialize + ?Sized),
         options: &CallOptions,
-    ) -> Result<PendingReply<Resp>>
-    where
-        Req: Serialize + ?Sized,
-        Resp: DeserializeOwned,
-    {
+    ) -> Result<PendingReply<Resp>> {
         let target = CallTarget { service, action };
-        let sent = self.start_call(target, request, options, Kind::AsyncCall)?;
+        let sent = self.start_call(target, request, &options.request, Kind::AsyncCall)?;
         Ok(PendingReply::new(
             Arc::clone(&self.inner),
             sent,
@@ -163,7 +161,23 @@ impl ServiceClient {
         ))
     }
 
-    /// A handle on the same client all of whose calls and commands end by
+    /// Returns a proxy for one service, whose methods are named in `camelCase`. Sends nothing.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// # let broker = Broker::memory();
+    /// # let server = ServiceServer::builder(&broker, "user-service")
+    /// #     .respond("get_name", |id: u32| format!("user {id}")).start()?;
+    /// # let client = ServiceClient::new(&broker, "order-service")?;
+    /// let users = client.proxy("user-service");
+    /// assert_eq!(users.call::<String>("getName", &7)?, "user 7");
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn proxy(&self, service: &str) -> ServiceProxy {
+        ServiceProxy::new(self.clone(), service)
+    }
+
+    /// Returns a handle on the same client all of whose calls and commands end by
     /// `deadline`, however long their own timeouts are.
     ///
     /// ```
@@ -172,7 +186,7 @@ impl ServiceClient {
     /// # let client = ServiceClient::new(&Broker::memory(), "order-service")?;
     /// let hurried = client.with_deadline(Instant::now() + Duration::from_millis(100));
     /// # std::thread::sleep(Duration::from_millis(110));
-    /// # let error = hurried.call::<_, ()>("s", "a", &()).unwrap_err();
+    /// # let error = hurried.call::<()>("s", "a", &()).unwrap_err();
     /// # assert_eq!(error.kind(), ErrorKind::TimedOut);
     /// # Ok::<(), coney::Error>(())
     /// ```
@@ -183,19 +197,19 @@ impl ServiceClient {
         }
     }
 
-    /// How many calls are waiting for their replies, or for their callbacks
+    /// Returns the number of calls that wait for their replies, or for their callbacks
     /// to run.
     pub fn in_flight(&self) -> usize {
         self.inner.router.in_flight()
     }
 
-    /// How many replies arrived that nobody waited for: too late, or forgotten
-    /// by dropping their [`PendingReply`], or never asked for.
+    /// Returns the number of replies that no call waited for: late ones, those of dropped
+    /// [`PendingReply`]s, and unsolicited ones.
     pub fn unclaimed_replies(&self) -> u64 {
         self.inner.router.unclaimed()
     }
 
-    /// Closes the client: calls in flight, and all later ones, fail with
+    /// Closes the client, for all of its clones: calls in flight, and all later ones, fail with
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed), those not sent yet with
     /// [`ErrorKind::NotSent`](crate::ErrorKind::NotSent). Does not block. The broker stays open.
     pub fn close(&self) {

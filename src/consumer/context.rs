@@ -31,7 +31,7 @@ pub struct Context<'a> {
     pub(super) attempt: u32,
     pub(super) deadline: Option<Instant>,
     /// False for commands and events.
-    pub(super) wants_answer: bool,
+    pub(super) wants_reply: bool,
     pub(super) nested: &'a NestedClient,
     pub(super) instance_id: Option<&'a str>,
 }

@@ -100,7 +100,7 @@ impl RequestExecutor {
             redelivered: info.redelivered,
             attempt: u32::try_from(info.failed + 1).unwrap_or(u32::MAX),
             deadline,
-            wants_answer: answer.is_wanted(),
+            wants_reply: answer.is_wanted(),
             nested: &self.nested,
             instance_id: self.instance_id.as_deref(),
         };
@@ -148,7 +148,7 @@ impl RequestExecutor {
                 // Another attempt may succeed, unless the handler says that it will not.
                 if let Some(claim) = claim
                     && answer.is_wanted()
-                    && !error.may_be_retried()
+                    && !error.is_retryable()
                     && !error.is_undecodable()
                 {
                     claim.complete(&answer.failure(error.message(), error.code()));

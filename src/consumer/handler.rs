@@ -1,22 +1,48 @@
+//! Handlers without their types, and the error of handlers.
+
+use std::any::Any;
 use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Context;
-use crate::message::{self, Json, Reply};
+use crate::error::{Error, ErrorKind};
+use crate::message::{self, CODE_BUSY_DOWNSTREAM, Json, Reply, is_reserved_code};
 
-/// What a handler fails with: a text for the caller and, if it helps, a code
-/// for the caller's program.
+/// The result of a handler.
 ///
-/// Everything that displays becomes one by `?` or `into()`, so a handler may
-/// return any error type. That is why it does not display itself: print its
+/// ```
+/// use coney::HandlerResult;
+///
+/// fn divide((a, b): (u64, u64)) -> HandlerResult<u64> {
+///     Ok(a.checked_div(b).ok_or("division by zero")?)
+/// }
+/// assert!(divide((1, 0)).is_err());
+/// ```
+pub type HandlerResult<T = ()> = Result<T, HandlerError>;
+
+/// The error of a handler: a text for the caller, an optional code for the caller's program,
+/// and whether another attempt makes sense. It is not a [`std::error::Error`] and does not
+/// implement `Display`, so that every type that does converts into it.
+///
+/// Handlers return any error type that implements `Display` and holds no borrowed data; it is
+/// converted by `?` or `into()`. Print a `HandlerError` by its
 /// [`message`](HandlerError::message).
 ///
-/// Of an [`Error`](crate::Error) from a call to another service only the text
-/// is taken over, as a rule the right thing: its code belongs to that service's
-/// contract. To pass it on, build the error with
-/// [`with_code`](HandlerError::with_code).
+/// # Errors of nested calls
+///
+/// An [`Error`] of a call that the handler made keeps more than its text:
+///
+/// | of the nested error | in the `HandlerError` |
+/// | --- | --- |
+/// | [`kind`](Error::kind) | [`nested_kind`](HandlerError::nested_kind) |
+/// | the code of the other service's handler | [`code`](HandlerError::code), and so the reply's |
+/// | [`ErrorKind::Busy`] | the code `busy_downstream` |
+/// | a request that cannot be encoded, is too large or is misused | the command is [not retried](HandlerError::do_not_retry) |
+///
+/// coney's own codes, such as `expired`, say something about the nested request and nothing
+/// about the handler's, so they are not passed on.
 ///
 /// ```
 /// use coney::HandlerError;
@@ -31,32 +57,35 @@ use crate::message::{self, Json, Reply};
 /// }
 /// assert_eq!(charge(1).unwrap_err().message(), "invalid digit found in string");
 /// ```
+#[must_use = "a handler has to return its error"]
 pub struct HandlerError {
     message: String,
     code: Option<String>,
     do_not_retry: bool,
-    /// The handler was not reached: the payload does not decode.
+    /// True if the handler did not run, because the payload does not decode.
     undecodable: bool,
+    nested: Option<ErrorKind>,
 }
 
 impl HandlerError {
-    /// An error with this text, which the caller gets as it is.
+    /// Creates an error with this text, which the caller gets unchanged.
     pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             code: None,
             do_not_retry: false,
             undecodable: false,
+            nested: None,
         }
     }
 
-    /// Another attempt would fail too: a command that fails with this goes to the
-    /// dead letters at once. For a call it makes no difference; the caller gets
+    /// Marks the error as final: another attempt would fail too. A command that fails with it
+    /// is dead-lettered at once. For a call it makes no difference: the caller gets
     /// the error and decides.
     ///
     /// ```
-    /// # use coney::HandlerError;
-    /// fn ship(country: &str) -> Result<(), HandlerError> {
+    /// # use coney::{HandlerError, HandlerResult};
+    /// fn ship(country: &str) -> HandlerResult {
     ///     match country {
     ///         "XX" => Err(HandlerError::new("no such country").do_not_retry()),
     ///         _ => Ok(()),
@@ -69,25 +98,31 @@ impl HandlerError {
         self
     }
 
-    /// Adds a code, sent as `error_code`; coney's clients have it in
+    /// Sets the code, sent as `error_code`; coney's clients read it by
     /// [`Error::remote_code`](crate::Error::remote_code).
     pub fn with_code(mut self, code: impl Into<String>) -> Self {
         self.code = Some(code.into());
         self
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// The code, if it has one.
+    /// Returns the code, if there is one.
     pub fn code(&self) -> Option<&str> {
         self.code.as_deref()
     }
 
-    pub(super) fn may_be_retried(&self) -> bool {
+    /// Returns true if another attempt may succeed.
+    pub fn is_retryable(&self) -> bool {
         !self.do_not_retry
+    }
+
+    /// Returns the kind of the nested call's error that this was converted from, if it was.
+    pub fn nested_kind(&self) -> Option<ErrorKind> {
+        self.nested
     }
 
     pub(super) fn is_undecodable(&self) -> bool {
@@ -98,13 +133,40 @@ impl HandlerError {
         self.undecodable = true;
         self.do_not_retry()
     }
+
+    /// Takes over the kind, the code and the retryability of a nested call's error.
+    fn of_nested(error: &Error) -> Self {
+        let kind = error.kind();
+        let code = match kind {
+            ErrorKind::Busy => Some(CODE_BUSY_DOWNSTREAM),
+            ErrorKind::Remote => error.remote_code().filter(|code| !is_reserved_code(code)),
+            _ => None,
+        };
+        // The same request fails in the same way again.
+        let is_final = matches!(
+            kind,
+            ErrorKind::Encode
+                | ErrorKind::PayloadTooLarge
+                | ErrorKind::InvalidConfig
+                | ErrorKind::Misuse
+        );
+        Self {
+            code: code.map(str::to_owned),
+            do_not_retry: is_final,
+            nested: Some(kind),
+            ..Self::new(error.to_string())
+        }
+    }
 }
 
-/// Possible because `HandlerError` itself does not display; otherwise it would
-/// collide with every type's `From` itself.
-impl<E: fmt::Display> From<E> for HandlerError {
+/// Possible because `HandlerError` itself does not implement `Display`; otherwise it would
+/// overlap with `From<HandlerError> for HandlerError`.
+impl<E: fmt::Display + 'static> From<E> for HandlerError {
     fn from(error: E) -> Self {
-        Self::new(error.to_string())
+        match (&error as &dyn Any).downcast_ref::<Error>() {
+            Some(nested) => Self::of_nested(nested),
+            None => Self::new(error.to_string()),
+        }
     }
 }
 
@@ -113,15 +175,15 @@ impl fmt::Debug for HandlerError {
         f.debug_struct("HandlerError")
             .field("message", &self.message)
             .field("code", &self.code)
-            .finish()
+            .field("nested", &self.nested)
+            .finish_non_exhaustive()
     }
 }
 
-/// A handler with its types taken off: from a request's payload, as JSON, to the body
-/// of a reply.
-pub(crate) type Handler =
-    Box<dyn Fn(&Context<'_>, &str) -> Result<Vec<u8>, HandlerError> + Send + Sync>;
+/// A handler without its types: from a request's payload, as JSON, to the body of a reply.
+pub(crate) type Handler = Box<dyn Fn(&Context<'_>, &str) -> HandlerResult<Vec<u8>> + Send + Sync>;
 
+/// Wraps a handler that may fail.
 pub(crate) fn typed<Req, Resp, E, F>(handler: F) -> Handler
 where
     F: Fn(&Context<'_>, Req) -> Result<Resp, E> + Send + Sync + 'static,
@@ -136,6 +198,20 @@ where
     })
 }
 
+/// Wraps a handler that cannot fail.
+pub(crate) fn infallible<Req, Resp, F>(handler: F) -> Handler
+where
+    F: Fn(&Context<'_>, Req) -> Resp + Send + Sync + 'static,
+    Req: DeserializeOwned,
+    Resp: Serialize,
+{
+    Box::new(move |context, payload| {
+        let request = decode(context, payload)?;
+        reply(&handler(context, request), context)
+    })
+}
+
+/// Wraps a handler that takes and returns JSON text.
 pub(crate) fn raw<E, F>(handler: F) -> Handler
 where
     F: Fn(&Context<'_>, &str) -> Result<String, E> + Send + Sync + 'static,
@@ -143,7 +219,7 @@ where
 {
     Box::new(move |context, payload| {
         let response = handler(context, payload).map_err(Into::into)?;
-        if !context.wants_answer {
+        if !context.wants_reply {
             return Ok(Vec::new());
         }
         let json: Json<'_> = serde_json::from_str(&response).map_err(|fault| {
@@ -158,7 +234,7 @@ where
     })
 }
 
-/// A handler of events, which are not answered.
+/// Wraps a handler of events, which have no reply.
 pub(crate) fn of_event<T, E, F>(handler: F) -> Handler
 where
     F: Fn(&Context<'_>, T) -> Result<(), E> + Send + Sync + 'static,
@@ -172,7 +248,7 @@ where
     })
 }
 
-/// The same for the payload as JSON text.
+/// Wraps a handler of events that takes the payload as JSON text.
 pub(crate) fn of_raw_event<E, F>(handler: F) -> Handler
 where
     F: Fn(&Context<'_>, &str) -> Result<(), E> + Send + Sync + 'static,
@@ -184,7 +260,7 @@ where
     })
 }
 
-fn decode<T: DeserializeOwned>(context: &Context<'_>, payload: &str) -> Result<T, HandlerError> {
+fn decode<T: DeserializeOwned>(context: &Context<'_>, payload: &str) -> HandlerResult<T> {
     message::decode(payload).map_err(|fault| {
         let action = context.action();
         HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
@@ -193,15 +269,55 @@ fn decode<T: DeserializeOwned>(context: &Context<'_>, payload: &str) -> Result<T
     })
 }
 
-/// The body of the answer; empty where none is wanted, as from a command: what is not
-/// sent need not be encodable. Another attempt would not make it so.
-fn reply<T: Serialize>(response: &T, context: &Context<'_>) -> Result<Vec<u8>, HandlerError> {
-    if !context.wants_answer {
+/// Encodes the body of the reply; empty where none is wanted, as for a command: a result that
+/// is not sent need not be encodable, and another attempt would not make it so.
+fn reply<T: Serialize>(response: &T, context: &Context<'_>) -> HandlerResult<Vec<u8>> {
+    if !context.wants_reply {
         return Ok(Vec::new());
     }
-    Reply::success_by(context.instance_id(), response, context.message_id()).map_err(|error| {
-        HandlerError::from(error)
+    let encoded = Reply::success_by(context.instance_id(), response, context.message_id());
+    encoded.map_err(|error| {
+        HandlerError::new(error.to_string())
             .with_code("bad_reply")
             .do_not_retry()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remote(code: &str) -> HandlerError {
+        let error = Error::new(ErrorKind::Remote, "pay-service.charge failed");
+        HandlerError::from(error.with_code(Some(code.to_owned())))
+    }
+
+    #[test]
+    fn a_nested_error_keeps_its_kind_its_code_and_its_retryability() {
+        fn call() -> crate::Result<()> {
+            Err(Error::new(ErrorKind::Busy, "pay-service refused charge"))
+        }
+        fn handler() -> HandlerResult {
+            Ok(call()?)
+        }
+        let busy = handler().unwrap_err();
+        assert_eq!(busy.nested_kind(), Some(ErrorKind::Busy));
+        assert_eq!(busy.code(), Some("busy_downstream"));
+        assert!(busy.is_retryable());
+        assert_eq!(busy.message(), "pay-service refused charge");
+        let declined = remote("card_declined");
+        assert_eq!(declined.code(), Some("card_declined"));
+        assert_eq!(declined.nested_kind(), Some(ErrorKind::Remote));
+        let large = HandlerError::from(Error::new(ErrorKind::PayloadTooLarge, "too large"));
+        assert!(!large.is_retryable());
+        let other = HandlerError::from("text");
+        assert_eq!((other.nested_kind(), other.code()), (None, None));
+    }
+
+    #[test]
+    fn codes_about_the_nested_request_are_not_passed_on() {
+        for code in ["expired", "bad_request", "panic", "busy", "unknown_action"] {
+            assert_eq!(remote(code).code(), None, "{code}");
+        }
+    }
 }

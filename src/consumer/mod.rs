@@ -4,14 +4,14 @@
 
 mod batch_job;
 mod clock_offsets;
-mod context;
+pub(crate) mod context;
 mod copy;
 mod deduplication;
 mod dispatcher;
 mod drain;
 mod executor;
 mod failure;
-mod handler;
+pub(crate) mod handler;
 mod leases;
 mod local_retry;
 mod memory_reply_store;
@@ -28,14 +28,14 @@ mod workers;
 
 pub(crate) use self::batch_job::BatchJob;
 pub(crate) use self::clock_offsets::ClockOffsets;
-pub use self::context::Context;
+pub(crate) use self::context::Context;
 pub(crate) use self::context::NestedClient;
 pub(crate) use self::deduplication::Deduplication;
 pub(crate) use self::dispatcher::{AfterDelivery, Dispatcher};
 pub(crate) use self::drain::{Left, drain};
 pub(crate) use self::executor::{Handlers, RequestExecutor};
-pub use self::handler::HandlerError;
-pub(crate) use self::handler::{Handler, of_event, of_raw_event, raw, typed};
+pub(crate) use self::handler::{Handler, infallible, of_event, of_raw_event, raw, typed};
+pub(crate) use self::handler::{HandlerError, HandlerResult};
 pub(crate) use self::local_retry::LocalAttempts;
 pub use self::memory_reply_store::MemoryReplyStore;
 pub(crate) use self::options::{ConsumedQueue, Options};

@@ -138,9 +138,9 @@ impl Republisher {
     ) -> Option<LocalRetry> {
         let before = self.failed_attempts(delivery.delivery(), &attempt);
         let delay = match self.retries.delays().get(before) {
-            Some(&delay) if error.may_be_retried() => delay,
+            Some(&delay) if error.is_retryable() => delay,
             _ => {
-                let reason = match error.may_be_retried() {
+                let reason = match error.is_retryable() {
                     true => Reason::RetriesExhausted,
                     false if error.is_undecodable() => Reason::Undecodable,
                     false => Reason::Rejected,

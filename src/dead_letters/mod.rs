@@ -1,7 +1,9 @@
 //! The queue of messages that failed for good: listing, replaying and purging them.
+//!
+//! [`DeadLetters`](crate::DeadLetters) itself is at the crate's root.
 
 mod letter;
-mod queue;
+pub(crate) mod queue;
 
 pub use self::letter::DeadLetter;
-pub use self::queue::{DeadLetters, ReplayReport};
+pub use self::queue::ReplayReport;

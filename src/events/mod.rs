@@ -1,16 +1,21 @@
-//! Events: publishing, and subscriptions in groups, broadcast, or in order.
+//! Events: the options of subscribers.
+//!
+//! [`EventPublisher`](crate::EventPublisher), [`EventSubscriber`](crate::EventSubscriber) and
+//! [`Subscription`](crate::Subscription) are at the crate's root.
 
 mod active_subscription;
 mod begin_marks;
 mod builder;
 mod delay_queue;
 mod key_queues;
-mod publisher;
+pub(crate) mod options;
+pub(crate) mod publisher;
 mod start;
-mod subscriber;
-mod subscription;
+pub(crate) mod subscriber;
+pub(crate) mod subscription;
 
 pub use self::builder::EventSubscriberBuilder;
-pub use self::publisher::EventPublisher;
-pub use self::subscriber::EventSubscriber;
-pub use self::subscription::{RawEvent, Subscription};
+pub(crate) use self::options::PublishOptions;
+pub(crate) use self::subscriber::EventSubscriber;
+pub use self::subscription::RawEvent;
+pub(crate) use self::subscription::Subscription;

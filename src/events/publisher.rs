@@ -1,29 +1,32 @@
+//! Publishing events.
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::PublishOptions;
 use crate::base::deadline;
 use crate::base::name::{check_event, check_service, check_short_string};
-use crate::client::{CallOptions, PendingConfirm, SendTarget};
+use crate::client::{PendingConfirm, SendTarget};
 use crate::error::{Error, Result};
 use crate::message::ServiceMessage;
 use crate::topology::EVENT_EXCHANGE;
 use crate::transport::{Broker, Properties, Publication, SendState};
 
-/// Publishes events: what has happened, told to whoever has subscribed, now and, where
-/// a [group](crate::Subscription) shares a queue, later.
+/// A publisher of events. An *event* notifies every subscription that matches its name, now
+/// and, where a [group](crate::Subscription) shares a queue, later.
 ///
-/// Cheap to clone and free to share between threads. Events go over the connection's
-/// confirmed link, as commands do; no threads of its own.
+/// Cheap to clone and free to share between threads. Events are sent over the connection's
+/// link with publisher confirms, as commands are; no threads of its own.
 ///
 /// ```
 /// use coney::{Broker, EventPublisher, EventSubscriber};
 ///
 /// let broker = Broker::memory();
-/// # let (told, mails) = std::sync::mpsc::channel();
+/// # let (sender, mails) = std::sync::mpsc::channel();
 /// let subscriber = EventSubscriber::builder(&broker, "notification-service")
-///     .on("order.created", move |order: u64| told.send(order))
+///     .on("order.created", move |order: u64| sender.send(order))
 ///     .start()?;
 /// let publisher = EventPublisher::new(&broker, "order-service")?;
 /// publisher.publish("order.created", &4711)?;
@@ -35,100 +38,103 @@ pub struct EventPublisher {
     broker: Broker,
     source: String,
     timeout: Duration,
-    require_subscriber: bool,
+    mandatory: bool,
 }
 
 impl EventPublisher {
-    /// A publisher with the default options. `source` is the service that publishes, as
-    /// others see it in `source_service`. Does not block.
+    /// Creates a publisher with the default options. `source` is the publishing service, which
+    /// handlers read by [`Context::source_service`](crate::Context::source_service). Does not
+    /// block.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a name that does
-    /// not fit.
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for an invalid name.
     pub fn new(broker: &Broker, source: &str) -> Result<Self> {
         check_service(source)?;
         Ok(Self {
             broker: broker.clone(),
             source: source.to_owned(),
             timeout: Duration::from_secs(5),
-            require_subscriber: false,
+            mandatory: false,
         })
     }
 
-    /// How long publishing may take where its options do not say. Default: 5 s.
+    /// Sets the longest time of a publication whose options have no timeout. Defaults to 5 s.
+    #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Whether an event that nobody has subscribed to is an error,
-    /// [`ErrorKind::NoRoute`](crate::ErrorKind::NoRoute). Default: no, it is dropped.
-    pub fn mandatory(mut self, required: bool) -> Self {
-        self.require_subscriber = required;
+    /// Sets whether an event without a matching subscription is an error,
+    /// [`ErrorKind::NoRoute`](crate::ErrorKind::NoRoute). Defaults to false: the event is
+    /// dropped.
+    #[must_use]
+    pub fn mandatory(mut self, mandatory: bool) -> Self {
+        self.mandatory = mandatory;
         self
     }
 
     /// Publishes an event and blocks until the broker has confirmed it, that is, has
-    /// it on disk in the queue of every group that has subscribed, at most the timeout.
+    /// it on disk in the queue of every matching group, at most the timeout.
     /// `name` is dotted words, the source first: `order.created`.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) or
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) in
-    /// [`Phase::Confirm`](crate::Phase::Confirm) if it is not known whether the broker has
-    /// it, [`ErrorKind::Broker`](crate::ErrorKind::Broker) if it refuses; and as
-    /// [`publish_async`](EventPublisher::publish_async).
-    pub fn publish<T: Serialize + ?Sized>(&self, name: &str, payload: &T) -> Result<()> {
-        self.publish_with(name, payload, &CallOptions::new())
+    /// [`Phase::Confirm`](crate::Phase::Confirm) if it is unknown whether the broker has
+    /// it, [`ErrorKind::Broker`](crate::ErrorKind::Broker) if the broker refuses it; and those
+    /// of [`publish_async`](EventPublisher::publish_async).
+    pub fn publish(&self, name: &str, payload: &(impl Serialize + ?Sized)) -> Result<()> {
+        self.publish_with(name, payload, &PublishOptions::new())
     }
 
-    /// [`publish`](EventPublisher::publish) with options: timeout, headers, message id,
-    /// persistence, and whether it may be sent twice.
+    /// Publishes an event with options, as [`publish`](EventPublisher::publish).
     ///
     /// # Errors
     ///
-    /// As [`publish`](EventPublisher::publish).
-    pub fn publish_with<T: Serialize + ?Sized>(
+    /// Fails as [`publish`](EventPublisher::publish) does.
+    pub fn publish_with(
         &self,
         name: &str,
-        payload: &T,
-        options: &CallOptions,
+        payload: &(impl Serialize + ?Sized),
+        options: &PublishOptions,
     ) -> Result<()> {
         self.publish_async_with(name, payload, options)?.wait()
     }
 
     /// Publishes an event and returns before it is confirmed, so that thousands can be
-    /// under way. The [`PendingConfirm`] tells what became of this one.
+    /// under way. Wait for the confirm through the [`PendingConfirm`].
     ///
-    /// Blocks only while too many wait to be sent, or 16,384 of this connection to be
-    /// confirmed, at most the timeout, which runs from now. Events of one thread are sent
+    /// Blocks only while the outgoing queue is full, or 16,384 messages of this connection are
+    /// unconfirmed, at most the timeout, which runs from now. Events of one thread are sent
     /// in order.
     ///
     /// # Errors
     ///
-    /// What can go wrong before it is under way: encoding, names, the timeout, a closed
-    /// broker. It was not sent then.
-    pub fn publish_async<T: Serialize + ?Sized>(
+    /// Fails if the event was not sent: encoding, names, the timeout, a closed broker.
+    pub fn publish_async(
         &self,
         name: &str,
-        payload: &T,
+        payload: &(impl Serialize + ?Sized),
     ) -> Result<PendingConfirm> {
-        self.publish_async_with(name, payload, &CallOptions::new())
+        self.publish_async_with(name, payload, &PublishOptions::new())
     }
 
-    /// [`publish_async`](EventPublisher::publish_async) with options.
+    /// Publishes an event with options and returns before it is confirmed, as
+    /// [`publish_async`](EventPublisher::publish_async).
     ///
     /// # Errors
     ///
-    /// As [`publish_async`](EventPublisher::publish_async).
-    pub fn publish_async_with<T: Serialize + ?Sized>(
+    /// Fails as [`publish_async`](EventPublisher::publish_async) does.
+    pub fn publish_async_with(
         &self,
         name: &str,
-        payload: &T,
-        options: &CallOptions,
+        payload: &(impl Serialize + ?Sized),
+        options: &PublishOptions,
     ) -> Result<PendingConfirm> {
+        let options = &options.request;
         check_event(name)?;
         let not_sent = |error: Error| error.about(format!("cannot publish the event {name}"));
         let timeout = options.timeout.unwrap_or(self.timeout);
@@ -150,7 +156,7 @@ impl EventPublisher {
                 correlation_id: Some(message.correlation_id.into_owned()),
                 ..Properties::json()
             },
-            mandatory: self.require_subscriber,
+            mandatory: self.mandatory,
             send_state: Some(Arc::clone(&send_state)),
             idempotent: options.idempotent,
             ..Publication::new(EVENT_EXCHANGE, name, body)
@@ -160,12 +166,12 @@ impl EventPublisher {
             .broker
             .publish_confirmed(publication, deadline)
             .map_err(not_sent)?;
-        let what = SendTarget::Event {
+        let sent_to = SendTarget::Event {
             name: name.to_owned(),
         };
         Ok(PendingConfirm::new(
             &self.broker,
-            what,
+            sent_to,
             confirmation,
             send_state,
             timeout,
@@ -174,7 +180,7 @@ impl EventPublisher {
     }
 
     /// Publishes many events of one name, all under way at once, and blocks until each is
-    /// confirmed, at most the timeout for all of them. Says what became of each, in order.
+    /// confirmed, at most the timeout for all of them. Returns the outcome of each, in order.
     ///
     /// ```
     /// # use coney::{Broker, EventPublisher};
@@ -185,7 +191,7 @@ impl EventPublisher {
     /// }
     /// # Ok::<(), coney::Error>(())
     /// ```
-    #[must_use = "an event of which this says that it failed is lost"]
+    #[must_use = "an event whose outcome is an error is lost"]
     pub fn publish_batch<'p, T: Serialize + 'p>(
         &self,
         name: &str,
@@ -194,7 +200,7 @@ impl EventPublisher {
         let deadline = deadline::after(self.timeout);
         let publish = |payload| {
             let left = deadline.saturating_duration_since(Instant::now());
-            self.publish_async_with(name, payload, &CallOptions::new().timeout(left))
+            self.publish_async_with(name, payload, &PublishOptions::new().timeout(left))
         };
         let pending: Vec<_> = payloads.into_iter().map(publish).collect();
         let outcomes = pending.into_iter();

@@ -1,21 +1,23 @@
+//! Subscriptions: the events, the handler, and how the events are shared.
+
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 
-use crate::consumer::{Context, Handler, HandlerError, of_event, of_raw_event};
+use crate::consumer::{Context, Handler, HandlerError, HandlerResult, of_event, of_raw_event};
 use crate::message::Json;
 
-/// What to subscribe to, who handles it, and how it is shared; for
-/// [`EventSubscriberBuilder::subscribe`](crate::EventSubscriberBuilder::subscribe).
+/// A subscription to events: a name pattern, a handler, and how the events are shared. For
+/// [`EventSubscriberBuilder::subscribe`](crate::events::EventSubscriberBuilder::subscribe).
 ///
-/// | shared as | who gets an event | queue | while everybody is offline |
+/// | shared as | receivers of an event | queue | while all are offline |
 /// | --- | --- | --- | --- |
-/// | group (default) | one of the service's instances | `event.SERVICE.NAME` | it waits |
-/// | [broadcast](Subscription::broadcast) | every instance | one of each instance's own | it is missed |
-/// | [singleton](Subscription::singleton) | one in the whole system | `singleton.NAME` | it waits |
+/// | group (default) | one of the service's instances | `event.SERVICE.NAME` | the event waits |
+/// | [broadcast](Subscription::broadcast) | every instance | one for each instance | the event is missed |
+/// | [singleton](Subscription::singleton) | one subscriber in the whole system | `singleton.NAME` | the event waits |
 ///
-/// The name is the pattern unless it is [given](Subscription::named). A durable queue
+/// `NAME` is the pattern unless a [name](Subscription::named) is given. A durable queue
 /// goes on collecting when the program no longer subscribes, and keeps its old pattern
 /// beside a new one: delete it then.
 ///
@@ -24,11 +26,8 @@ use crate::message::Json;
 ///
 /// let subscriber = EventSubscriber::builder(&Broker::memory(), "billing")
 ///     .subscribe(
-///         Subscription::to("order.*", |order: u64| {
-///             println!("order {order}");
-///             Ok::<_, String>(())
-///         })
-///         .ordered_by(|order: &u64| *order),
+///         Subscription::listen("order.*", |order: u64| println!("order {order}"))
+///             .ordered_by(|order: &u64| *order),
 ///     )
 ///     .start()?;
 /// # Ok::<(), coney::Error>(())
@@ -40,7 +39,7 @@ pub struct Subscription<T = RawEvent> {
     event: PhantomData<fn(T)>,
 }
 
-/// The event type of a subscription whose handler gets the payload as JSON text: see
+/// The event type of a subscription whose handler takes the payload as JSON text: see
 /// [`Subscription::to_raw`].
 #[derive(Debug)]
 pub enum RawEvent {}
@@ -54,7 +53,7 @@ pub(super) struct Untyped {
     pub(super) key: Option<KeyOf>,
 }
 
-/// Who gets an event.
+/// The receivers of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DeliveryScope {
     Group,
@@ -62,13 +61,13 @@ pub(super) enum DeliveryScope {
     Singleton,
 }
 
-/// What events must be in order with: those of the same key.
+/// The function that returns the key of an event; events with the same key stay in order.
 pub(super) type KeyOf = Box<dyn Fn(Json<'_>) -> Option<String> + Send + Sync>;
 
 impl<T: DeserializeOwned> Subscription<T> {
-    /// Events whose names fit `pattern`: dotted words, `*` for one word, `#` for any
-    /// number. The handler gets the decoded payload; an error that displays has the
-    /// event tried again later.
+    /// Subscribes to the events whose names match `pattern`: dotted words, `*` for one word,
+    /// `#` for any number. The handler takes the decoded payload; if it returns an error, the
+    /// event is retried.
     pub fn to<E, F>(pattern: &str, handler: F) -> Self
     where
         F: Fn(T) -> Result<(), E> + Send + Sync + 'static,
@@ -77,9 +76,21 @@ impl<T: DeserializeOwned> Subscription<T> {
         Self::new(pattern, of_event(move |_, event| handler(event)))
     }
 
-    /// The same with a handler that also gets the [`Context`]: the event's name, its id,
-    /// who published it, the attempt.
-    pub fn to_with<E, F>(pattern: &str, handler: F) -> Self
+    /// Subscribes as [`to`](Subscription::to), with a handler that cannot fail.
+    pub fn listen<F>(pattern: &str, handler: F) -> Self
+    where
+        F: Fn(T) + Send + Sync + 'static,
+    {
+        let handler = move |_: &Context<'_>, event| -> HandlerResult {
+            handler(event);
+            Ok(())
+        };
+        Self::new(pattern, of_event(handler))
+    }
+
+    /// Subscribes as [`to`](Subscription::to), with a handler that also takes the [`Context`]:
+    /// the event's name, its id, the publishing service, the attempt.
+    pub fn to_with_context<E, F>(pattern: &str, handler: F) -> Self
     where
         F: Fn(&Context<'_>, T) -> Result<(), E> + Send + Sync + 'static,
         E: Into<HandlerError>,
@@ -88,25 +99,26 @@ impl<T: DeserializeOwned> Subscription<T> {
     }
 
     /// Handles events with the same key one after the other, in the order in which they
-    /// were published, while others run at the same time. One that fails is tried
-    /// again before the next with its key is begun, and holds up no others.
+    /// were published, while events with other keys run at the same time. An event that fails
+    /// is retried before the next with its key begins, and holds up no other key.
     ///
-    /// The order holds over all instances, so one of them at a time gets the
-    /// events of a group, and the next when it goes. An event that waits stays
-    /// unacknowledged, so no more than the [prefetch](crate::EventSubscriberBuilder::prefetch)
-    /// count can wait: raise it where keys fail for long. After the last attempt an event goes to
-    /// the dead letters, and the next with its key is begun. (What cannot be helped: one that
-    /// the dead letters do not take comes back behind its successors.) Events that do not
-    /// decode share one key. The order has a connection of its own, of which
-    /// [`on_state_change`](crate::BrokerBuilder::on_state_change) does not tell. The queue is a quorum queue, which the broker does not
-    /// make of one that exists: delete that first.
+    /// The order holds over all instances: one instance at a time gets the
+    /// events of a group, and the next takes over when it ends. An event that waits for its turn
+    /// stays unacknowledged, so no more than the
+    /// [prefetch](crate::events::EventSubscriberBuilder::prefetch) count can wait: raise it
+    /// where keys fail for long. After the last attempt an event is dead-lettered, and the next
+    /// with its key begins. (One exception: an event that the dead-letter queue refuses returns
+    /// behind its successors.) Events that do not decode share one key. The subscription has a
+    /// connection of its own, whose changes
+    /// [`on_state_change`](crate::BrokerBuilder::on_state_change) does not report. Its queue is
+    /// a quorum queue; a classic queue of the same name must be deleted first.
     ///
-    /// The function gets what the handler gets; another type does not compile:
+    /// The function takes what the handler takes; another type does not compile:
     ///
     /// ```compile_fail
     /// use coney::Subscription;
     ///
-    /// let _ = Subscription::to("order.*", |order: u64| Ok::<_, String>(drop(order)))
+    /// let _ = Subscription::listen("order.*", |order: u64| drop(order))
     ///     .ordered_by(|order: &String| order.clone());
     /// ```
     pub fn ordered_by<K, F>(mut self, key: F) -> Self
@@ -123,7 +135,8 @@ impl<T: DeserializeOwned> Subscription<T> {
 }
 
 impl Subscription<RawEvent> {
-    /// Events as [`to`](Subscription::to), with a handler that gets the payload as JSON text.
+    /// Subscribes as [`to`](Subscription::to), with a handler that takes the payload as JSON
+    /// text.
     pub fn to_raw<E, F>(pattern: &str, handler: F) -> Self
     where
         F: Fn(&Context<'_>, &str) -> Result<(), E> + Send + Sync + 'static,
@@ -133,7 +146,7 @@ impl Subscription<RawEvent> {
     }
 
     /// Handles events with the same key in order, as [`ordered_by`](Subscription::ordered_by).
-    /// The function gets the payload as JSON text.
+    /// The function takes the payload as JSON text.
     pub fn ordered_by_raw<K, F>(mut self, key: F) -> Self
     where
         F: Fn(&str) -> K + Send + Sync + 'static,
@@ -160,22 +173,22 @@ impl<T> Subscription<T> {
         }
     }
 
-    /// A name for its queue. Needed for two subscriptions of one service to the same
-    /// pattern. Default: the pattern.
+    /// Sets the name in the queue's name. Needed for two subscriptions of one service to the
+    /// same pattern. Defaults to the pattern.
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.untyped.name = Some(name.into());
         self
     }
 
-    /// Every instance gets every event that is published while it runs and is connected.
-    /// What fails waits for its next attempt in this process.
+    /// Delivers every event that is published while an instance runs and is connected to that
+    /// instance. A failed event waits for its next attempt in this process.
     pub fn broadcast(mut self) -> Self {
         self.untyped.scope = DeliveryScope::Broadcast;
         self
     }
 
-    /// One subscriber in the whole system gets every event, whatever service it is of;
-    /// when it goes, the next one does. All that give the same name are of one kind.
+    /// Delivers every event to one subscriber in the whole system, of whatever service; when
+    /// it ends, the next takes over. Subscriptions with the same name compete.
     pub fn singleton(mut self) -> Self {
         self.untyped.scope = DeliveryScope::Singleton;
         self
@@ -183,7 +196,7 @@ impl<T> Subscription<T> {
 }
 
 impl Untyped {
-    /// What its queue is named after.
+    /// Returns the name in the queue's name.
     pub(super) fn label(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.pattern)
     }

@@ -15,3 +15,26 @@ pub(crate) const CODE_TOO_LARGE: &str = "too_large";
 
 /// The error code a coney server adds to `Unknown action: …`.
 pub(crate) const CODE_UNKNOWN_ACTION: &str = "unknown_action";
+
+/// The error code of a handler whose nested call was refused as busy.
+pub(crate) const CODE_BUSY_DOWNSTREAM: &str = "busy_downstream";
+
+/// Returns true for the codes that coney's servers put into replies themselves.
+pub(crate) fn is_reserved_code(code: &str) -> bool {
+    matches!(
+        code,
+        CODE_BUSY
+            | CODE_RATE_LIMITED
+            | CODE_TOO_LARGE
+            | CODE_UNKNOWN_ACTION
+            | "bad_envelope"
+            | "bad_reply"
+            | "bad_request"
+            | "deduplication_failed"
+            | "expired"
+            | "in_progress"
+            | "panic"
+            | "poison"
+            | "reply_too_large"
+    )
+}

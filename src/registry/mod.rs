@@ -5,16 +5,16 @@
 //! a store, a cache in front of it for look-ups, and a thread that renews the heartbeats of
 //! the instances registered here.
 
-pub mod balance;
+pub(crate) mod balance;
 mod builder;
 mod cache;
 mod cached_service;
-mod candidate;
+pub(crate) mod candidate;
 mod clock;
 mod fields;
-mod handle;
+pub(crate) mod handle;
 mod heartbeat;
-mod instance;
+pub(crate) mod instance;
 mod json;
 mod liveness;
 mod lookup;
@@ -25,12 +25,12 @@ mod registration_state;
 mod snapshot;
 mod store;
 
-pub use self::balance::Balancer;
+pub(crate) use self::balance::Balancer;
 pub use self::builder::RegistryBuilder;
-pub use self::candidate::{Candidate, PickedInstance};
-pub use self::handle::Registry;
-pub use self::instance::Instance;
-pub(crate) use self::instance::{CAPABILITIES, OWN_QUEUE};
+pub(crate) use self::candidate::Candidate;
+pub use self::candidate::PickedInstance;
+pub(crate) use self::handle::Registry;
+pub(crate) use self::instance::{CAPABILITIES, Instance, OWN_QUEUE};
 pub use self::lookup::Lookup;
 pub use self::memory::MemoryRegistryStore;
 pub use self::registration::Registration;

@@ -1,3 +1,5 @@
+//! The options and handlers of a server.
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -10,26 +12,28 @@ use super::ServiceServer;
 use super::health::Check;
 use crate::base::name::check_action;
 use crate::client::ServiceClient;
-use crate::consumer::{Context, Handler, HandlerError, Options, ReplyStore, raw, typed};
+use crate::consumer::{
+    Context, Handler, HandlerError, Options, ReplyStore, infallible, raw, typed,
+};
 use crate::error::{Error, ErrorKind};
 use crate::message::batch::BATCH_ACTION;
 use crate::registry::{Instance, Registry};
 use crate::transport::Broker;
 
-/// Options and handlers for a [`ServiceServer`](crate::ServiceServer); made by
-/// [`ServiceServer::builder`](crate::ServiceServer::builder).
+/// The options and handlers of a [`ServiceServer`]. Made by [`ServiceServer::builder`].
 ///
 /// Handlers run on the server's workers, several at a time, so they must be
-/// `Sync`. What one returns as an error becomes an error reply, and so does a
+/// `Sync`. An error that a handler returns becomes an error reply, and so does a
 /// panic; neither disturbs the server. A handler may call other services,
-/// its own included, through a [`ServiceClient`](crate::ServiceClient), as
-/// long as a worker is free to answer.
+/// its own included, through a [`ServiceClient`], as long as a worker is free to answer. A
+/// handler owns its request: take `String`, not `&str`.
 ///
-/// # When it does not compile
-///
-/// A closure whose error type cannot be inferred names it: end with
-/// `Ok::<_, HandlerError>(value)`, or declare what it returns. A handler owns its
-/// request: take `String`, not `&str`.
+/// | method | the handler |
+/// | --- | --- |
+/// | [`respond`](ServiceServerBuilder::respond) | cannot fail: returns the response |
+/// | [`handler`](ServiceServerBuilder::handler) | returns a `Result` with any error type that displays |
+/// | [`handler_with_context`](ServiceServerBuilder::handler_with_context) | also takes the [`Context`] |
+/// | [`handler_raw`](ServiceServerBuilder::handler_raw) | takes and returns JSON text |
 #[must_use = "a server does nothing until it is started"]
 pub struct ServiceServerBuilder {
     pub(super) broker: Broker,
@@ -46,7 +50,7 @@ pub struct ServiceServerBuilder {
 }
 
 impl ServiceServer {
-    /// Options and handlers for a server of `service`.
+    /// Returns the options of a server of `service`.
     pub fn builder(broker: &Broker, service: &str) -> ServiceServerBuilder {
         ServiceServerBuilder::new(broker, service)
     }
@@ -69,11 +73,24 @@ impl ServiceServerBuilder {
         }
     }
 
-    /// Adds a handler: a function from the decoded payload to an answer, or to
-    /// any error that displays.
+    /// Adds a handler that may fail: a function from the decoded payload to a `Result`. Every
+    /// error type that displays converts into [`HandlerError`].
     ///
     /// A payload that does not decode into `Req` is answered with an error
     /// (code `bad_request`) and does not reach the handler.
+    ///
+    /// ```
+    /// use coney::{Broker, HandlerResult, ServiceServer};
+    ///
+    /// fn divide((a, b): (u64, u64)) -> HandlerResult<u64> {
+    ///     Ok(a.checked_div(b).ok_or("division by zero")?)
+    /// }
+    ///
+    /// let server = ServiceServer::builder(&Broker::memory(), "math")
+    ///     .handler("divide", divide)
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
     pub fn handler<Req, Resp, E, F>(self, action: &str, handler: F) -> Self
     where
         F: Fn(Req) -> std::result::Result<Resp, E> + Send + Sync + 'static,
@@ -84,8 +101,28 @@ impl ServiceServerBuilder {
         self.add(action, typed(move |_, request| handler(request)))
     }
 
-    /// Adds a handler that also gets the request's [`Context`].
-    pub fn handler_with<Req, Resp, E, F>(self, action: &str, handler: F) -> Self
+    /// Adds a handler that cannot fail: a function from the decoded payload to the response.
+    ///
+    /// ```
+    /// use coney::{Broker, ServiceServer};
+    ///
+    /// let server = ServiceServer::builder(&Broker::memory(), "math")
+    ///     .respond("double", |n: u64| n * 2)
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn respond<Req, Resp, F>(self, action: &str, handler: F) -> Self
+    where
+        F: Fn(Req) -> Resp + Send + Sync + 'static,
+        Req: DeserializeOwned,
+        Resp: Serialize,
+    {
+        self.add(action, infallible(move |_, request| handler(request)))
+    }
+
+    /// Adds a handler as [`handler`](ServiceServerBuilder::handler) does, which also takes the
+    /// request's [`Context`].
+    pub fn handler_with_context<Req, Resp, E, F>(self, action: &str, handler: F) -> Self
     where
         F: Fn(&Context<'_>, Req) -> std::result::Result<Resp, E> + Send + Sync + 'static,
         Req: DeserializeOwned,
@@ -95,18 +132,44 @@ impl ServiceServerBuilder {
         self.add(action, typed(handler))
     }
 
-    /// Adds a handler that gets the payload as JSON text and answers in JSON
-    /// text, for programs that only pass it on.
+    /// Adds a handler as [`respond`](ServiceServerBuilder::respond) does, which also takes the
+    /// request's [`Context`].
     ///
     /// ```
     /// use coney::{Broker, Context, ServiceServer};
     ///
-    /// let server = ServiceServer::builder(&Broker::memory(), "mirror")
-    ///     .raw_handler("echo", |_: &Context<'_>, json: &str| Ok::<_, String>(json.to_owned()))
+    /// let server = ServiceServer::builder(&Broker::memory(), "user-service")
+    ///     .respond_with_context("caller", |context: &Context<'_>, ()| {
+    ///         context.source_service().to_owned()
+    ///     })
     ///     .start()?;
     /// # Ok::<(), coney::Error>(())
     /// ```
-    pub fn raw_handler<E, F>(self, action: &str, handler: F) -> Self
+    pub fn respond_with_context<Req, Resp, F>(self, action: &str, handler: F) -> Self
+    where
+        F: Fn(&Context<'_>, Req) -> Resp + Send + Sync + 'static,
+        Req: DeserializeOwned,
+        Resp: Serialize,
+    {
+        self.add(action, infallible(handler))
+    }
+
+    /// Adds a handler that takes the payload as JSON text and returns JSON
+    /// text, for programs that only pass it on.
+    ///
+    /// ```
+    /// use coney::{Broker, Context, HandlerResult, ServiceServer};
+    ///
+    /// fn echo(_: &Context<'_>, json: &str) -> HandlerResult<String> {
+    ///     Ok(json.to_owned())
+    /// }
+    ///
+    /// let server = ServiceServer::builder(&Broker::memory(), "mirror")
+    ///     .handler_raw("echo", echo)
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn handler_raw<E, F>(self, action: &str, handler: F) -> Self
     where
         F: Fn(&Context<'_>, &str) -> std::result::Result<String, E> + Send + Sync + 'static,
         E: Into<HandlerError>,
@@ -114,35 +177,37 @@ impl ServiceServerBuilder {
         self.add(action, raw(handler))
     }
 
-    /// How many worker threads run handlers. Handlers that call their own
-    /// service need more than one. Default: 10.
+    /// Sets the number of worker threads that run handlers. Handlers that call their own
+    /// service need more than one. Defaults to 10.
     pub fn workers(mut self, workers: usize) -> Self {
         self.options.workers = workers;
         self
     }
 
-    /// How many requests are fetched ahead of their acknowledgement. Fewer
-    /// than workers leaves workers idle; more waits in this process instead of
-    /// going to another server. Default: 10.
+    /// Sets the number of unacknowledged requests that the broker sends ahead. Fewer
+    /// than workers leaves workers idle; more wait in this process instead of
+    /// going to another server. Defaults to 10.
     pub fn prefetch(mut self, prefetch: u16) -> Self {
         self.options.prefetch = prefetch;
         self
     }
 
-    /// How long dropping the server may wait for running handlers. Default: 10 s.
+    /// Sets the longest time for which dropping the server waits for running handlers. Defaults
+    /// to 10 s.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.options.shutdown_timeout = timeout;
         self
     }
 
-    /// How long a command whose handler has failed waits before its second
-    /// attempt, its third, and so on; after the last it goes to the dead letters.
-    /// Default: 1 s, 5 s, 25 s and 125 s, that is, five attempts. None means one.
+    /// Sets the delays before the second attempt at a failed command, the third, and so on;
+    /// after the last attempt the command is dead-lettered.
+    /// Defaults to 1 s, 5 s, 25 s and 125 s, that is, five attempts. An empty list means one
+    /// attempt.
     ///
     /// A command is a request without `reply_to`. It waits in a queue of the
     /// broker, `service.NAME.retry.MILLISECONDS`, and not in a worker; these are
-    /// quorum queues, which RabbitMQ has from 3.10 on as they are needed here. Calls
-    /// are not tried again: their callers get the error.
+    /// quorum queues with message TTL, which RabbitMQ has from 3.10 on. Calls
+    /// are not retried: their callers get the error.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -158,54 +223,54 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// The number of times that a message may come back because its worker died. One
-    /// more goes to the dead letters unopened, for it may be what kills the workers.
-    /// Default: 5.
+    /// Sets the number of redeliveries of a request whose worker process died. One more, and
+    /// the request is dead-lettered, and its caller gets the code `poison`. Defaults to 5.
     ///
-    /// Only what had begun counts. A message that comes back, begun or not, is moved to the
-    /// queue `service.NAME.suspect`, from which each process handles one at a time. What a
-    /// process has finished, and could not settle because its connection was lost, is
-    /// settled when it comes back and not run again.
+    /// Only requests that had begun count. A redelivered request is moved to the queue
+    /// `service.NAME.suspect`, from which each process handles one at a time. A request that
+    /// this process has finished, and could not settle because its connection was lost, is
+    /// settled when it is redelivered and not run again.
     pub fn redelivery_limit(mut self, redeliveries: u32) -> Self {
         self.options.redelivery_limit = redeliveries;
         self
     }
 
-    /// Runs a request that has been handled before, in the last `ttl`, no second time: it
-    /// gets the reply of the first. A repeated command is acknowledged. A request is the
-    /// same if its message id, its action and the service that sent it are. Repeated are what is delivered again, what the client sent again
-    /// because it is [idempotent](crate::CallOptions::idempotent), and what its sender gave
-    /// the same [`message_id`](crate::CallOptions::message_id). What failed may be repeated; of
-    /// failures only those that are [final](HandlerError::do_not_retry) are remembered.
+    /// Runs a request once: if it was handled in the last `ttl`, it gets the reply of the first
+    /// time, and a repeated command is acknowledged. Requests are the same if their message id,
+    /// action and source service are. Repeated requests are redelivered ones, those that a
+    /// client sent again because they are [idempotent](crate::CallOptions::idempotent), and
+    /// those that got the same [`message_id`](crate::CallOptions::message_id). A failed request
+    /// may be repeated; only [final](HandlerError::do_not_retry) errors are remembered.
     ///
-    /// While the store is away nothing is run: calls are answered with
-    /// [`ErrorKind::Busy`], commands wait in the longest of the retry queues, at no attempt's
-    /// cost, and after [a while](ServiceServerBuilder::reply_store_outage_limit) the server
-    /// stops consuming until the store is back. Default: every request is run.
+    /// While the store does not answer, no request is run: calls are answered with
+    /// [`ErrorKind::Busy`], commands wait in the longest retry queue, and no attempt is used
+    /// up; after [a while](ServiceServerBuilder::reply_store_outage_limit) the server
+    /// stops consuming until the store answers again. Defaults to no deduplication.
     pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
         self.options.deduplication = Some((store, ttl));
         self
     }
 
-    /// Sets after how long another worker may begin with a request whose worker has died.
-    /// While a handler runs, its claim is renewed every third of it. Defaults to 60 s.
+    /// Sets the time after which another worker may begin with a request whose worker process
+    /// died. While a handler runs, its claim is renewed every third of this. Defaults to 60 s.
     pub fn deduplication_lease(mut self, lease: Duration) -> Self {
         self.options.deduplication_lease = lease;
         self
     }
 
-    /// Sets how long the reply store may be away before the server stops consuming.
-    /// Defaults to 30 s.
+    /// Sets the longest time for which the reply store may be unavailable before the server
+    /// stops consuming. Defaults to 30 s.
     pub fn reply_store_outage_limit(mut self, patience: Duration) -> Self {
         self.options.reply_store_outage_limit = patience;
         self
     }
 
-    /// Sets how long the broker lets a delivery be unacknowledged: its `consumer_timeout`. A
+    /// Sets the broker's `consumer_timeout`: the longest time for which a delivery may be
+    /// unacknowledged. A
     /// warning is logged when a handler has run for 80 % of it. Past it the broker closes
-    /// the channel (`delivery acknowledgement on channel N timed out`) and delivers the
-    /// message again; where it comes back to this process, a handler that is still at it
-    /// settles it when it returns, and is not run again; another server of the service may
+    /// the channel (`delivery acknowledgement on channel N timed out`) and redelivers the
+    /// message. If it is redelivered to this process, the handler that still runs settles it
+    /// when it returns, and it is not run again; another server of the service may
     /// run it meanwhile. Defaults to 30 min, as RabbitMQ's does.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.options.consumer_timeout = timeout;
@@ -215,7 +280,7 @@ impl ServiceServerBuilder {
     /// Sets whether replies go to queues of any name. By default they go only to queues that
     /// the broker has named (`amq.gen-…`) and to RabbitMQ's direct reply-to, because a
     /// sender that may name any queue writes to it with this server's rights. A request that
-    /// names another is dead-lettered and answered nowhere. Never do replies go to coney's own
+    /// names another queue is dead-lettered and gets no reply. Replies never go to coney's own
     /// queues. Defaults to false.
     pub fn any_reply_queue(mut self, any: bool) -> Self {
         self.options.any_reply_queue = any;
@@ -223,33 +288,35 @@ impl ServiceServerBuilder {
     }
 
     /// Makes the service's queue a quorum queue: replicated in a cluster, and
-    /// counting redeliveries itself. For those who own the whole topology: a peer that declares the
-    /// service's queue must declare it the same way, and a classic one that exists
-    /// must be deleted first. Default: classic queues, as the wire contract has them.
+    /// counting redeliveries itself. Every peer that declares the
+    /// service's queue must declare it the same way, and a classic queue that exists
+    /// must be deleted first. Defaults to classic queues, as the wire contract has them.
     pub fn quorum_queues(mut self) -> Self {
         self.quorum = true;
         self
     }
 
-    /// The client that [`Context::client`] gives out. Default: one with the
-    /// default options on the server's broker, made when it is first needed.
+    /// Sets the client that [`Context::client`] returns. Defaults to one with the
+    /// default options on the server's broker, created when it is first needed.
     pub fn client(mut self, client: ServiceClient) -> Self {
         self.options.client = Some(client);
         self
     }
 
-    /// Where to register the instance, from the start to the beginning of its shutdown.
+    /// Sets the registry in which the instance is registered, from the start to the beginning of
+    /// its shutdown.
     ///
-    /// It also gets a queue of its own, `service.NAME.instance.ID`, for calls that are
-    /// [addressed](crate::CallOptions::instance) to it. What is in that queue when
-    /// it shuts down, or is not well, goes to the other instances; when its process dies or its
-    /// connection is lost, it is gone, and its callers wait for their deadlines. Default: none.
+    /// The instance also gets a queue of its own, `service.NAME.instance.ID`, for calls that are
+    /// [addressed](crate::CallOptions::instance) to it. Requests in that queue when
+    /// the instance shuts down, or becomes unhealthy, go to the other instances; when its
+    /// process dies or its connection is lost, they are lost, and their callers wait for their
+    /// deadlines. Defaults to none.
     ///
     /// ```
     /// # use coney::{Broker, Registry, ServiceServer};
     /// let registry = Registry::memory();
     /// let server = ServiceServer::builder(&Broker::memory(), "user-service")
-    ///     .handler("get_user", |id: u64| Ok::<_, String>(id))
+    ///     .respond("get_user", |id: u64| id)
     ///     .registry(&registry)
     ///     .start()?;
     /// let found = registry.lookup("user-service")?;
@@ -261,32 +328,32 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// What to register. The host is filled in if it does not say; the actions, and as
-    /// metadata `pid`, `coney` (the library's version) and `capabilities`, are always the
-    /// server's. Default: an instance that says nothing.
+    /// Sets the description of the instance in the registry. A missing host is filled in; the
+    /// actions, and as metadata `pid`, `coney` (the library's version) and `capabilities`, are
+    /// always the server's. Defaults to an empty description.
     pub fn instance(mut self, instance: Instance) -> Self {
         self.instance = instance;
         self
     }
 
-    /// Adds a check of something the handlers need, such as a database. It runs every
+    /// Adds a check of something that the handlers need, such as a database. It runs every
     /// [`health_interval`](ServiceServerBuilder::health_interval) on a thread of
     /// the server's, `coney-health-SERVICE`, one check after the other; a panic is a failure.
     ///
-    /// While one fails, with or without a registry, the server takes no requests: what it has
-    /// not begun goes to the other instances, and callers who do not look it up wait for it,
-    /// or for another. In the registry the instance is marked as not well, and look-ups leave
-    /// it out. Everybody who reads the registry can read the check's error, of which 200
-    /// bytes are told: it should have no secret in it.
+    /// While a check fails, with or without a registry, the server consumes nothing: requests
+    /// that it has not begun go to the other instances, and calls without a look-up wait for it
+    /// or for another instance. In the registry the instance is marked as unhealthy, and
+    /// look-ups leave it out. Every reader of the registry can read the check's error, of which
+    /// 200 bytes are stored: it should have no secret in it.
     ///
-    /// A check should have a timeout of its own: while one hangs, the last verdict stands.
-    /// [`start`](ServiceServerBuilder::start) waits for the first round of all checks, and takes
-    /// one of over 10 s for a failure.
+    /// A check should have a timeout of its own: while one hangs, the last result stands.
+    /// [`start`](ServiceServerBuilder::start) waits for the first round of all checks, and
+    /// treats one of over 10 s as a failure.
     ///
     /// ```
     /// # use coney::{Broker, ServiceServer};
     /// let server = ServiceServer::builder(&Broker::memory(), "user-service")
-    ///     .handler("get_user", |id: u64| Ok::<_, String>(id))
+    ///     .respond("get_user", |id: u64| id)
     ///     .health_check("disk", || std::fs::metadata("/").map(drop))
     ///     .start()?;
     /// # Ok::<(), coney::Error>(())
@@ -304,14 +371,14 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// How long after a round of checks the next begins. Default: 5 s.
+    /// Sets the pause between two rounds of checks. Defaults to 5 s.
     pub fn health_interval(mut self, interval: Duration) -> Self {
         self.health_interval = interval;
         self
     }
 
-    /// Sets how many times in a row a check must fail before the server stops consuming. At
-    /// the start one failure is enough, and afterwards one success resumes. Defaults to 3.
+    /// Sets the number of failures of a check in a row after which the server stops consuming.
+    /// At the start one failure is enough, and afterwards one success resumes. Defaults to 3.
     pub fn health_failures(mut self, failures: u32) -> Self {
         self.health_failures = failures;
         self

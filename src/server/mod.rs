@@ -1,10 +1,13 @@
 //! The serving side: deliveries in, handlers on a pool of workers, replies out.
+//!
+//! [`ServiceServer`](crate::ServiceServer) itself is at the crate's root.
 
 mod builder;
 mod health;
-mod service_server;
+pub(crate) mod service_server;
 mod sources;
 mod start;
 
 pub use self::builder::ServiceServerBuilder;
-pub use self::service_server::{ServerState, ServiceServer};
+pub use self::service_server::ServerState;
+pub(crate) use self::service_server::ServiceServer;

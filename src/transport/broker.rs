@@ -10,6 +10,7 @@ use super::{
     ConfirmOutcome, ConfirmReceiver, LinkHandle, LinkSpec, Publication, Room, SendState, Sink,
     Transport,
 };
+use crate::base::callbacks::{CallbackThread, Watched};
 use crate::base::deadline;
 use crate::base::log_relay;
 use crate::base::thread::OwnerProcess;
@@ -57,6 +58,8 @@ struct Inner {
     others: Mutex<Vec<Weak<Inner>>>,
     /// Held by the one that looks through the dead letters.
     turn: Mutex<()>,
+    /// The callbacks of confirms.
+    callbacks: Mutex<Option<CallbackThread>>,
 }
 
 impl Broker {
@@ -211,6 +214,25 @@ impl Broker {
         Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(false))
     }
 
+    /// Watches a result on the connection's callback thread, which starts with the first.
+    pub(crate) fn watch(&self, watched: Box<dyn Watched>) -> Result<()> {
+        let mut callbacks = self.inner.callbacks.lock();
+        if callbacks.is_none() {
+            let started = CallbackThread::start(self.address()).map_err(|error| {
+                let fault = format!("{}: cannot start the callback thread", self.address());
+                // The message is on its way.
+                Error::new(ErrorKind::Io, fault)
+                    .with_source(error)
+                    .with_nothing_ran(false)
+            })?;
+            *callbacks = Some(started);
+        }
+        if let Some(thread) = &*callbacks {
+            thread.watch(watched);
+        }
+        Ok(())
+    }
+
     pub(crate) fn is_another(&self, than: &Self) -> bool {
         !Arc::ptr_eq(&self.inner, &than.inner)
     }
@@ -227,6 +249,7 @@ impl Broker {
                 confirmed: ConfirmLinks::new(),
                 others: Mutex::default(),
                 turn: Mutex::default(),
+                callbacks: Mutex::default(),
             }),
         }
     }

@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::base::callbacks::Notifier;
+
 /// What became of a message that wanted to be confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ConfirmOutcome {
@@ -27,8 +29,15 @@ pub(crate) enum ConfirmOutcome {
 
 #[derive(Default)]
 struct Shared {
-    outcome: Mutex<Option<ConfirmOutcome>>,
+    state: Mutex<State>,
     decided: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    outcome: Option<ConfirmOutcome>,
+    /// Notified when the outcome is decided.
+    notifier: Option<Notifier>,
 }
 
 /// The transport's end. Dropping it says [`ConfirmOutcome::Dropped`], so that nobody ever
@@ -58,8 +67,14 @@ impl ConfirmSender {
     }
 
     fn decide(&self, outcome: ConfirmOutcome) {
-        self.shared.outcome.lock().get_or_insert(outcome);
+        let mut state = self.shared.state.lock();
+        state.outcome.get_or_insert(outcome);
+        let notifier = state.notifier.take();
+        drop(state);
         self.shared.decided.notify_all();
+        if let Some(notifier) = notifier {
+            notifier.notify();
+        }
     }
 }
 
@@ -72,18 +87,24 @@ impl Drop for ConfirmSender {
 impl ConfirmReceiver {
     /// Blocks until the fate is known, at most until `deadline`.
     pub(crate) fn wait(&self, deadline: Instant) -> Option<ConfirmOutcome> {
-        let mut outcome = self.shared.outcome.lock();
-        while outcome.is_none() {
-            if self
-                .shared
-                .decided
-                .wait_until(&mut outcome, deadline)
-                .timed_out()
-            {
+        let mut state = self.shared.state.lock();
+        while state.outcome.is_none() {
+            let decided = &self.shared.decided;
+            if decided.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
         }
-        outcome.clone()
+        state.outcome.clone()
+    }
+
+    /// Returns true if the outcome is known.
+    pub(crate) fn is_decided(&self) -> bool {
+        self.shared.state.lock().outcome.is_some()
+    }
+
+    /// Has `notifier` notified when the outcome is decided after this; replaces the one before.
+    pub(crate) fn set_notifier(&self, notifier: Notifier) {
+        self.shared.state.lock().notifier = Some(notifier);
     }
 }
 

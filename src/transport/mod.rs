@@ -8,7 +8,7 @@
 //! follow coney's contract.
 
 pub(crate) mod amqp;
-mod broker;
+pub(crate) mod broker;
 mod confirm_link;
 mod confirmation;
 mod delivery;
@@ -23,8 +23,7 @@ mod send_state;
 mod traits;
 pub(crate) mod x_death;
 
-pub use self::amqp::{BrokerBuilder, ConnectionState};
-pub use self::broker::Broker;
+pub(crate) use self::broker::Broker;
 pub(crate) use self::confirmation::{ConfirmOutcome, ConfirmReceiver, ConfirmSender};
 pub use self::delivery::Delivery;
 pub(crate) use self::delivery::{DeliveryToken, Disposition, PartialReply, Replier, Settler};
@@ -40,5 +39,4 @@ pub use self::publication::{Message, Properties, Publication, RareProperties, Re
 pub(crate) use self::room::{Budget, Room};
 pub(crate) use self::send_state::SendState;
 pub(crate) use self::traits::{LinkHandle, NoSink, Refused, Sink, Transport};
-pub use crate::message::Body;
 pub use crate::topology::{ExchangeKind, QueueOptions, Topology};

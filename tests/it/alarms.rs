@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use coney::transport::{Link, LinkSpec, Publication, QueueOptions, Topology};
 use coney::{ConnectionState, ErrorKind, Phase};
 
-use crate::support::outage::{rabbit, wait_for, watched, within};
+use crate::support::outage::{rabbit, sent_within, wait_for, watched, within};
 use crate::support::sleepy_service::sleepy_server;
 use crate::support::timing::in_time;
 use crate::support::{PATIENCE, client, quick, unique};
@@ -40,25 +40,25 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
     let large: Vec<_> = (0..20)
         .map(|_| {
             client
-                .send_async_with(&service, "nap", &large, &within(PATIENCE))
+                .send_async_with(&service, "nap", &large, &sent_within(PATIENCE))
                 .unwrap()
         })
         .collect();
     let timeout = 200 * MS;
     let call = in_time(timeout, "the first call in an alarm", || {
-        client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+        client.call_with::<u64>(&service, "nap", &1, &within(timeout))
     });
     call.unwrap_err();
     wait_for(&states, |state| {
         matches!(state, ConnectionState::Blocked(_))
     });
     let send = in_time(timeout, "a command in an alarm", || {
-        client.send_with(&service, "nap", &1, &within(timeout))
+        client.send_with(&service, "nap", &1, &sent_within(timeout))
     });
     let error = send.unwrap_err();
     assert_eq!(error.phase(), Some(Phase::Send), "{error}");
-    let waiting = client
-        .send_async_with(&service, "nap", &2, &within(PATIENCE))
+    let mut waiting = client
+        .send_async_with(&service, "nap", &2, &sent_within(PATIENCE))
         .unwrap();
     assert!(
         link.recv_timeout(PATIENCE).is_some(),
@@ -75,7 +75,7 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
         send.wait().expect("the connection has outlasted the alarm");
     }
     wait_for(&states, |state| *state == ConnectionState::Unblocked);
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "nap", &1).unwrap(), 1);
 }
 
 /// Far more than the sockets and all queues on the way take, through an alarm of five
@@ -95,7 +95,7 @@ fn an_alarm_outlasts_no_connection() {
         let senders: Vec<_> = (0..20)
             .map(|_| {
                 scope.spawn(|| {
-                    let patient = within(6 * PATIENCE);
+                    let patient = sent_within(6 * PATIENCE);
                     (0..10).all(|_| client.send_with(&service, "nap", &body, &patient).is_ok())
                 })
             })
@@ -107,7 +107,7 @@ fn an_alarm_outlasts_no_connection() {
         while Instant::now() < end {
             let timeout = 200 * MS;
             let call = in_time(timeout, "a call in an alarm", || {
-                client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+                client.call_with::<u64>(&service, "nap", &1, &within(timeout))
             });
             assert_eq!(call.unwrap_err().kind(), ErrorKind::TimedOut);
         }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, ErrorKind, HandlerError, ServiceServer};
+use coney::{Broker, CallOptions, ErrorKind, ServiceServer};
 
 use crate::support::sleepy_service::GatedServer;
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
@@ -22,7 +22,7 @@ on_both!(
 
 fn echo_server(broker: &Broker, service: &str) -> ServiceServer {
     ServiceServer::builder(broker, service)
-        .handler("echo", |n: u64| Ok::<_, HandlerError>(n))
+        .respond("echo", |n: u64| n)
         .start()
         .unwrap()
 }
@@ -32,12 +32,7 @@ fn replies_can_be_waited_for_in_any_order(broker: &Broker) {
     let _server = echo_server(broker, &service);
     let client = client(broker);
     let mut pending: Vec<_> = (0..100u64)
-        .map(|n| {
-            (
-                n,
-                client.call_async::<_, u64>(&service, "echo", &n).unwrap(),
-            )
-        })
+        .map(|n| (n, client.call_async::<u64>(&service, "echo", &n).unwrap()))
         .collect();
     fastrand::shuffle(&mut pending);
     for (n, reply) in pending {
@@ -49,12 +44,12 @@ fn waiting_a_little_and_not_at_all(broker: &Broker) {
     let service = unique("echo");
     let mut server = GatedServer::start(broker, &service, 2);
     let client = client(broker);
-    let mut slow = client.call_async::<_, u64>(&service, "wait", &300).unwrap();
+    let mut slow = client.call_async::<u64>(&service, "wait", &300).unwrap();
     assert!(slow.try_wait().is_none());
     assert!(slow.wait_timeout(Duration::from_millis(20)).is_none());
     let hurry = CallOptions::new().timeout(Duration::from_millis(30));
     let mut late = client
-        .call_async_with::<_, u64>(&service, "wait", &1, &hurry)
+        .call_async_with::<u64>(&service, "wait", &1, &hurry)
         .unwrap();
     let error = late.wait_timeout(PATIENCE).unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
@@ -73,7 +68,7 @@ fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {
         let sent = sent.clone();
         let options = CallOptions::new().timeout(timeout);
         client
-            .call_async_with::<_, u64>(service, action, &payload, &options)
+            .call_async_with::<u64>(service, action, &payload, &options)
             .unwrap()
             .then(move |reply| sent.send(reply).unwrap())
             .unwrap();
@@ -88,7 +83,7 @@ fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {
     assert_eq!(error.kind(), ErrorKind::TimedOut);
 
     // One whose reply is here before the callback is.
-    let pending = client.call_async::<_, u64>(&service, "echo", &9).unwrap();
+    let pending = client.call_async::<u64>(&service, "echo", &9).unwrap();
     eventually("its reply", || client.in_flight() == 0);
     let last = sent.clone();
     pending
@@ -97,7 +92,7 @@ fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {
     assert_eq!(replies.recv_timeout(PATIENCE).unwrap().unwrap(), 9);
 
     // And one that a closing client leaves without a reply.
-    let pending = client.call_async::<_, u64>(&service, "wait", &401).unwrap();
+    let pending = client.call_async::<u64>(&service, "wait", &401).unwrap();
     pending
         .then(move |reply| sent.send(reply).unwrap())
         .unwrap();
@@ -114,7 +109,7 @@ fn callbacks_never_run_on_the_io_thread(broker: &Broker) {
     let client = client(broker);
     let (sent, replies) = crossbeam_channel::unbounded();
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
-    let blocked = client.call_async::<_, u64>(&service, "echo", &1).unwrap();
+    let blocked = client.call_async::<u64>(&service, "echo", &1).unwrap();
     blocked
         .then(move |_| {
             sent.send(thread::current().name().map(str::to_owned))
@@ -125,7 +120,7 @@ fn callbacks_never_run_on_the_io_thread(broker: &Broker) {
     let name = replies.recv_timeout(PATIENCE).unwrap().unwrap();
     assert!(name.starts_with("coney-callback"), "{name}");
     // While the callback blocks its thread, replies still arrive.
-    assert_eq!(client.call::<_, u64>(&service, "echo", &2).unwrap(), 2);
+    assert_eq!(client.call::<u64>(&service, "echo", &2).unwrap(), 2);
     drop(release);
 }
 
@@ -137,7 +132,7 @@ fn a_panicking_callback_does_not_stop_the_others(broker: &Broker) {
     for n in 0..3 {
         let sent = sent.clone();
         client
-            .call_async::<_, u64>(&service, "echo", &n)
+            .call_async::<u64>(&service, "echo", &n)
             .unwrap()
             .then(move |reply| {
                 assert!(n != 1, "a panic that the test wants");
@@ -162,7 +157,7 @@ fn a_callback_may_hold_the_last_client(broker: &Broker) {
         let client = client(broker);
         let last = client.clone();
         client
-            .call_async::<_, u64>(&service, "echo", &1)
+            .call_async::<u64>(&service, "echo", &1)
             .unwrap()
             .then(move |reply| {
                 drop(last);
@@ -177,12 +172,12 @@ fn a_forgotten_call_is_forgotten(broker: &Broker) {
     let service = unique("echo");
     let _server = GatedServer::start(broker, &service, 2);
     let client = client(broker);
-    let pending = client.call_async::<_, u64>(&service, "wait", &1).unwrap();
+    let pending = client.call_async::<u64>(&service, "wait", &1).unwrap();
     assert_eq!(client.in_flight(), 1);
     drop(pending);
     assert_eq!(client.in_flight(), 0);
     // Sent or not by then, it disturbs no other call.
-    assert_eq!(client.call::<_, u64>(&service, "echo", &5).unwrap(), 5);
+    assert_eq!(client.call::<u64>(&service, "echo", &5).unwrap(), 5);
 }
 
 fn ten_thousand_in_flight(broker: &Broker) {
@@ -190,7 +185,7 @@ fn ten_thousand_in_flight(broker: &Broker) {
     let _server = echo_server(broker, &service);
     let client = client(broker);
     let pending: Vec<_> = (0..10_000u64)
-        .map(|n| client.call_async::<_, u64>(&service, "echo", &n).unwrap())
+        .map(|n| client.call_async::<u64>(&service, "echo", &n).unwrap())
         .collect();
     for (n, reply) in pending.into_iter().enumerate() {
         assert_eq!(reply.wait().unwrap(), n as u64);
@@ -203,7 +198,7 @@ fn a_reply_is_waited_for_by_one_thread_after_another(broker: &Broker) {
     let service = unique("nap");
     let mut server = GatedServer::start(broker, &service, 2);
     let client = client(broker);
-    let mut pending = client.call_async::<_, u64>(&service, "wait", &300).unwrap();
+    let mut pending = client.call_async::<u64>(&service, "wait", &300).unwrap();
     let pending = std::thread::spawn(move || {
         assert!(pending.try_wait().is_none());
         assert!(pending.wait_timeout(Duration::from_millis(20)).is_none());
@@ -215,7 +210,7 @@ fn a_reply_is_waited_for_by_one_thread_after_another(broker: &Broker) {
     assert_eq!(pending.wait().unwrap(), 300);
     assert!(begin.elapsed() < PATIENCE / 2, "{:?}", begin.elapsed());
     // And by another thread alone.
-    let pending = client.call_async::<_, u64>(&service, "wait", &50).unwrap();
+    let pending = client.call_async::<u64>(&service, "wait", &50).unwrap();
     let reply = std::thread::spawn(move || pending.wait());
     assert_eq!(reply.join().unwrap().unwrap(), 50);
 }

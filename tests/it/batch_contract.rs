@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use coney::deduplication::MemoryReplyStore;
 use coney::message::{Reply, ServiceMessage};
-use coney::{
-    Broker, CallOptions, DeadLetters, ErrorKind, HandlerError, MemoryReplyStore, ServiceServer,
-};
+use coney::{Broker, DeadLetters, ErrorKind, ServiceServer};
 use serde_json::{Value, json};
 
 use crate::support::math::math;
@@ -26,11 +25,9 @@ on_both!(
 fn what_a_batch_sends(broker: &Broker) {
     let service = unique("php-service");
     let link = serve(broker, &service);
-    let mut batch = client(broker)
-        .batch(&service)
-        .options(&CallOptions::new().header("trace-id", "t1"));
-    batch.add::<_, u64>("double", &[7]);
-    batch.add::<_, u64>("find", &());
+    let mut batch = client(broker).batch(&service).header("trace-id", "t1");
+    batch.add::<u64>("double", &[7]);
+    batch.add::<u64>("find", &());
     let pending = batch.call_async();
     let delivery = recv(&link);
     let body: Value = serde_json::from_str(&text(&delivery)).unwrap();
@@ -91,9 +88,9 @@ fn a_peer_that_does_not_know_batches_is_called_one_by_one(broker: &Broker) {
         for _ in 0..2 {
             let mut batch = client.batch(&service);
             for n in 1..=2 {
-                batch.add::<_, u64>("double", &n);
+                batch.add::<u64>("double", &n);
             }
-            batch.add::<_, u64>("fly", &3);
+            batch.add::<u64>("fly", &3);
             let results = batch.call().into_results::<u64>();
             assert_eq!(*results[0].as_ref().unwrap(), 2);
             assert_eq!(*results[1].as_ref().unwrap(), 4);
@@ -123,7 +120,7 @@ fn a_peer_answers_what_is_not_a_batch(broker: &Broker) {
     for (answer, kind) in answers {
         let mut batch = client(broker).batch(&service);
         for n in 1..=2 {
-            batch.add::<_, u64>("double", &n);
+            batch.add::<u64>("double", &n);
         }
         let pending = batch.call_async();
         answer_one(&link, |_| answer.to_owned());
@@ -237,11 +234,11 @@ fn repeated_requests_run_once(broker: &Broker) {
     let runs = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let _server = ServiceServer::builder(broker, &service)
         .any_reply_queue(true)
-        .handler("count", {
+        .respond("count", {
             let runs = Arc::clone(&runs);
             move |()| {
                 thread::sleep(Duration::from_millis(50));
-                Ok::<_, HandlerError>(1 + runs.fetch_add(1, std::sync::atomic::Ordering::SeqCst))
+                1 + runs.fetch_add(1, std::sync::atomic::Ordering::SeqCst)
             }
         })
         .deduplicate(Arc::new(MemoryReplyStore::new(10)), PATIENCE)

@@ -5,7 +5,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use coney::{BatchLimits, Broker, CallOptions, ErrorKind, HandlerError, Phase, ServiceServer};
+use coney::batch::BatchLimits;
+use coney::{Broker, ErrorKind, Phase, ServiceServer};
 
 use crate::support::math::math;
 use crate::support::timing::in_time;
@@ -30,16 +31,16 @@ fn each_call_has_a_type_and_an_error_of_its_own(broker: &Broker) {
     let service = unique("math");
     let _server = math(broker, &service);
     let mut batch = client(broker).batch(&service);
-    let double = batch.add::<_, u64>("double", &21);
-    let refused = batch.add::<_, ()>("refuse", &1);
-    let unknown = batch.add::<_, ()>("fly", &1);
-    let unreadable = batch.add::<_, ()>("double", "x");
-    let panics = batch.add::<_, ()>("panic", &1);
+    let double = batch.add::<u64>("double", &21);
+    let refused = batch.add::<()>("refuse", &1);
+    let unknown = batch.add::<()>("fly", &1);
+    let unreadable = batch.add::<()>("double", "x");
+    let panics = batch.add::<()>("panic", &1);
     let unfit = HashMap::from([((1, 2), 3)]);
-    let unencodable = batch.add::<_, ()>("double", &unfit);
-    let nameless = batch.add::<_, ()>("", &1);
-    let other_type = batch.add::<_, u64>("name", &1);
-    let name = batch.add::<_, String>("name", &7);
+    let unencodable = batch.add::<()>("double", &unfit);
+    let nameless = batch.add::<()>("", &1);
+    let other_type = batch.add::<u64>("name", &1);
+    let name = batch.add::<String>("name", &7);
     assert_eq!(batch.len(), 9);
     let mut replies = batch.call();
     assert_eq!(replies.take(double).unwrap(), 42);
@@ -70,7 +71,7 @@ fn each_call_has_a_type_and_an_error_of_its_own(broker: &Broker) {
         replies.take(other_type).unwrap_err().kind(),
         ErrorKind::Decode
     );
-    let elsewhere = client(broker).batch(&service).add::<_, u64>("double", &1);
+    let elsewhere = client(broker).batch(&service).add::<u64>("double", &1);
     assert_eq!(
         replies.take(elsewhere).unwrap_err().kind(),
         ErrorKind::InvalidConfig
@@ -84,7 +85,7 @@ fn replies_come_in_the_order_asked_over_many_messages(broker: &Broker) {
     let limits = BatchLimits::new().calls(7);
     let mut batch = client.batch(&service).limits(limits);
     for n in 0..1_000 {
-        batch.add::<_, u64>("double", &n);
+        batch.add::<u64>("double", &n);
     }
     let pending = batch.call_async();
     let doubles = pending.wait().into_results::<u64>();
@@ -100,16 +101,16 @@ fn the_workers_share_a_message(broker: &Broker) {
     let barrier = Arc::new(Barrier::new(5));
     let _server = ServiceServer::builder(broker, &service)
         .any_reply_queue(true)
-        .handler("meet", move |n: u64| {
+        .respond("meet", move |n: u64| {
             barrier.wait();
-            Ok::<_, HandlerError>(n)
+            n
         })
         .workers(5)
         .start()
         .unwrap();
     let mut batch = client(broker).batch(&service);
     for n in 0..20 {
-        batch.add::<_, u64>("meet", &n);
+        batch.add::<u64>("meet", &n);
     }
     let met = batch.call().into_results::<u64>();
     assert!(met.iter().all(Result::is_ok), "{met:?}");
@@ -122,9 +123,9 @@ fn one_deadline_for_all_and_what_was_answered_stays(broker: &Broker) {
     let mut batch = client(broker)
         .batch(&service)
         .limits(BatchLimits::new().calls(2))
-        .options(&CallOptions::new().timeout(timeout));
+        .timeout(timeout);
     for millis in [1, 1, 1, 4_000] {
-        batch.add::<_, u64>("nap", &millis);
+        batch.add::<u64>("nap", &millis);
     }
     let naps = in_time(timeout, "a batch", || batch.call()).into_results::<u64>();
     let ended: Vec<_> = naps.iter().map(Result::is_ok).collect();
@@ -140,7 +141,7 @@ fn large_requests_go_in_messages_of_their_own(broker: &Broker) {
     let sizes = [10, 300_000, 300_000, 700_000, 10, 10];
     let mut batch = client(broker).batch(&service);
     for size in sizes {
-        batch.add::<_, String>("echo", &"x".repeat(size));
+        batch.add::<String>("echo", &"x".repeat(size));
     }
     let echoes = batch.call().into_results::<String>();
     let echoed: Vec<_> = echoes.into_iter().map(|text| text.unwrap().len()).collect();
@@ -152,15 +153,13 @@ fn replies_that_do_not_fit_are_errors_of_their_own(broker: &Broker) {
     let most = broker.max_body();
     let _server = ServiceServer::builder(broker, &service)
         .any_reply_queue(true)
-        .handler("inflate", move |parts: usize| {
-            Ok::<_, HandlerError>("x".repeat(parts * most / 32))
-        })
+        .respond("inflate", move |parts: usize| "x".repeat(parts * most / 32))
         .workers(1)
         .start()
         .unwrap();
     let mut batch = client(broker).batch(&service);
     for parts in [8, 0, 16, 24, 32, 1, 1] {
-        batch.add::<_, String>("inflate", &parts);
+        batch.add::<String>("inflate", &parts);
     }
     let texts = batch.call().into_results::<String>();
     // Which go first is up to the workers: none is lost to one that does not fit.
@@ -173,15 +172,13 @@ fn many_replies_that_do_not_fit_leave_those_that_do(broker: &Broker) {
     let service = unique("inflate");
     let _server = ServiceServer::builder(broker, &service)
         .any_reply_queue(true)
-        .handler("inflate", |bytes: usize| {
-            Ok::<_, HandlerError>("x".repeat(bytes))
-        })
+        .respond("inflate", |bytes: usize| "x".repeat(bytes))
         .start()
         .unwrap();
     for bytes in [40_000, 41_000, 45_000] {
         let mut batch = client(broker).batch(&service);
         for _ in 0..500 {
-            batch.add::<_, String>("inflate", &bytes);
+            batch.add::<String>("inflate", &bytes);
         }
         let texts = batch.call().into_results::<String>();
         let most = broker.max_body() / (bytes + 100);
@@ -197,7 +194,7 @@ fn many_replies_that_do_not_fit_leave_those_that_do(broker: &Broker) {
 fn a_missing_service_is_each_calls_error(broker: &Broker) {
     let mut batch = client(broker).batch(&unique("absent"));
     for n in 0..3 {
-        batch.add::<_, u64>("double", &n);
+        batch.add::<u64>("double", &n);
     }
     for result in batch.call().into_results::<u64>() {
         let error = result.unwrap_err();
@@ -206,8 +203,8 @@ fn a_missing_service_is_each_calls_error(broker: &Broker) {
     }
     let client = client(broker);
     let mut batch = client.batch("math");
-    batch.add::<_, u64>("double", &1);
-    batch.add::<_, u64>("double", &2);
+    batch.add::<u64>("double", &1);
+    batch.add::<u64>("double", &2);
     client.close();
     for result in batch.call().into_results::<u64>() {
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Closed);
@@ -220,7 +217,7 @@ fn a_forgotten_batch_is_no_more_in_flight(broker: &Broker) {
     let client = client(broker);
     let mut batch = client.batch(&service).limits(BatchLimits::new().calls(2));
     for _ in 0..5 {
-        batch.add::<_, u64>("nap", &50);
+        batch.add::<u64>("nap", &50);
     }
     let pending = batch.call_async();
     assert_eq!(client.in_flight(), 3, "messages");
@@ -233,16 +230,16 @@ fn shutting_down_ends_a_batch_that_has_begun(broker: &Broker) {
     let (began, begins) = crossbeam_channel::unbounded();
     let server = ServiceServer::builder(broker, &service)
         .any_reply_queue(true)
-        .handler("nap", move |millis: u64| {
+        .respond("nap", move |millis: u64| {
             began.send(()).unwrap();
             thread::sleep(Duration::from_millis(millis));
-            Ok::<_, HandlerError>(millis)
+            millis
         })
         .start()
         .unwrap();
     let mut batch = client(broker).batch(&service);
     for _ in 0..30 {
-        batch.add::<_, u64>("nap", &20);
+        batch.add::<u64>("nap", &20);
     }
     let pending = batch.call_async();
     begins.recv_timeout(PATIENCE).unwrap();
@@ -288,9 +285,9 @@ fn a_payload_that_panics_is_its_own_error(broker: &Broker) {
     let _server = math(broker, &service);
     let client = client(broker);
     let mut batch = client.batch(&service);
-    let first = batch.add::<_, u64>("double", &1);
-    let second = batch.add::<_, u64>("double", &Panics);
-    let third = batch.add::<_, u64>("double", &3);
+    let first = batch.add::<u64>("double", &1);
+    let second = batch.add::<u64>("double", &Panics);
+    let third = batch.add::<u64>("double", &3);
     let mut replies = batch.call();
     assert_eq!(replies.take(first).unwrap(), 2);
     let error = replies.take(second).unwrap_err();

@@ -4,9 +4,7 @@
 use std::time::{Duration, Instant};
 
 use coney::transport::{ExchangeKind, Link, LinkSpec, Publication, Topology};
-use coney::{
-    Broker, CallOptions, ConnectionState, Context, ErrorKind, HandlerError, ServiceServer,
-};
+use coney::{Broker, CallOptions, ConnectionState, Context, ErrorKind, ServiceServer};
 use crossbeam_channel::{Receiver, unbounded};
 
 use crate::support::dead_letters::{dead_letter, letters_of};
@@ -85,7 +83,7 @@ fn a_user_without_a_channel_for_it_does_without_dead_letters() {
     let all = Broker::connect(rabbit.url()).unwrap();
     let serve = |broker: &Broker| {
         ServiceServer::builder(broker, &service)
-            .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+            .respond("work", |n: u64| n)
             .start()
             .unwrap()
     };
@@ -95,15 +93,15 @@ fn a_user_without_a_channel_for_it_does_without_dead_letters() {
     let (broker, states) = watched(&url);
     let _server = serve(&broker);
     let caller = client(&all);
-    assert_eq!(caller.call::<_, u64>(&service, "work", &1).unwrap(), 1);
+    assert_eq!(caller.call::<u64>(&service, "work", &1).unwrap(), 1);
     let begin = losses(&states).len();
     assert!(begin <= 2, "the limit is learnt once");
     // A dead letter needs another channel, and does not get it: nothing else suffers.
     let unknown = CallOptions::new().timeout(300 * MS);
     let end = Instant::now() + Duration::from_secs(4);
     while Instant::now() < end {
-        let _ = caller.call_with::<_, u64>(&service, "unknown", &1, &unknown);
-        assert_eq!(caller.call::<_, u64>(&service, "work", &1).unwrap(), 1);
+        let _ = caller.call_with::<u64>(&service, "unknown", &1, &unknown);
+        assert_eq!(caller.call::<u64>(&service, "work", &1).unwrap(), 1);
     }
     let lost = losses(&states);
     assert!(lost.len() <= 1, "{lost:?}");
@@ -124,7 +122,7 @@ fn a_refused_permission_is_the_operations_error() {
     let service = unique("work");
     let all = Broker::connect(rabbit.url()).unwrap();
     let server = ServiceServer::builder(&all, &service)
-        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .respond("work", |n: u64| n)
         .start()
         .unwrap();
     let url = rabbit.add_user("clerk");
@@ -138,7 +136,7 @@ fn a_refused_permission_is_the_operations_error() {
         let error = publisher.publish("order.created", &1).unwrap_err();
         assert!(error.to_string().contains("ACCESS_REFUSED"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Broker, "{error}");
-        assert_eq!(caller.call::<_, u64>(&service, "work", &1).unwrap(), 1);
+        assert_eq!(caller.call::<u64>(&service, "work", &1).unwrap(), 1);
     }
     assert_eq!(losses(&states), [] as [String; 0]);
     drop(server);
@@ -165,7 +163,7 @@ fn full_dead_letters_hold_nothing_up() {
     let (broker, states) = watched(rabbit.url());
     let service = unique("work");
     let server = ServiceServer::builder(&broker, &service)
-        .handler_with("work", |_: &Context<'_>, n: u64| Ok::<_, HandlerError>(n))
+        .respond_with_context("work", |_: &Context<'_>, n: u64| n)
         .prefetch(3)
         .retry_delays([300 * MS])
         .start()
@@ -176,14 +174,14 @@ fn full_dead_letters_hold_nothing_up() {
     eventually("the policy holds", || {
         // More than it fetches ahead, none of which can be handled.
         for n in 0..5 {
-            let _ = caller.call::<_, u64>(&service, "unknown", &n);
+            let _ = caller.call::<u64>(&service, "unknown", &n);
         }
         server.state().dead_letters_refused.is_some()
     });
     for n in 0..20 {
-        let error = caller.call::<_, u64>(&service, "unknown", &n).unwrap_err();
+        let error = caller.call::<u64>(&service, "unknown", &n).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnknownAction, "{error}");
-        assert_eq!(caller.call::<_, u64>(&service, "work", &n).unwrap(), n);
+        assert_eq!(caller.call::<u64>(&service, "work", &n).unwrap(), n);
     }
     let state = server.state();
     assert!(!state.is_well() && state.unhealthy.is_none(), "{state:?}");

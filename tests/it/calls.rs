@@ -3,10 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{
-    Broker, CallOptions, ErrorKind, HandlerError, Phase, ServiceClient, ServiceProxyFactory,
-    ServiceServer,
-};
+use coney::client::ServiceProxyFactory;
+use coney::{Broker, CallOptions, ErrorKind, HandlerError, Phase, ServiceClient, ServiceServer};
 use serde::{Deserialize, Serialize};
 
 use crate::support::sleepy_service::GatedServer;
@@ -40,9 +38,9 @@ struct User {
 fn typed_request_and_reply(broker: &Broker) {
     let service = unique("user-service");
     let _server = ServiceServer::builder(broker, &service)
-        .handler("get_user", |user_id: u64| {
+        .respond("get_user", |user_id: u64| {
             let name = "张三 \"/\\ \u{1}".to_owned();
-            Ok::<_, HandlerError>(User { user_id, name })
+            User { user_id, name }
         })
         .start()
         .unwrap();
@@ -54,7 +52,7 @@ fn typed_request_and_reply(broker: &Broker) {
 fn many_threads_share_one_client(broker: &Broker) {
     let service = unique("math");
     let _server = ServiceServer::builder(broker, &service)
-        .handler("double", |n: u64| Ok::<_, HandlerError>(n * 2))
+        .respond("double", |n: u64| n * 2)
         .start()
         .unwrap();
     let client = client(broker);
@@ -77,7 +75,7 @@ fn many_threads_share_one_client(broker: &Broker) {
 fn large_payloads_arrive_whole(broker: &Broker) {
     let service = unique("mirror");
     let _server = ServiceServer::builder(broker, &service)
-        .handler("echo", |text: String| Ok::<_, HandlerError>(text))
+        .respond("echo", |text: String| text)
         .start()
         .unwrap();
     let client = client(broker);
@@ -105,7 +103,7 @@ fn handler_errors_reach_the_caller_with_text_and_code(broker: &Broker) {
         .unwrap();
     let client = client(broker);
     let error = client
-        .call::<_, bool>(&service, "validate", "short")
+        .call::<bool>(&service, "validate", "short")
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Remote);
     assert_eq!(error.remote_message(), Some("Invalid token"));
@@ -113,12 +111,12 @@ fn handler_errors_reach_the_caller_with_text_and_code(broker: &Broker) {
     assert!(error.to_string().contains(&service), "{error}");
     for _ in 0..12 {
         // More often than there are workers: a panic kills none.
-        let error = client.call::<_, ()>(&service, "panic", &()).unwrap_err();
+        let error = client.call::<()>(&service, "panic", &()).unwrap_err();
         assert_eq!(error.remote_code(), Some("panic"));
     }
     assert!(
         client
-            .call::<_, bool>(&service, "validate", "long enough")
+            .call::<bool>(&service, "validate", "long enough")
             .unwrap()
     );
 }
@@ -127,7 +125,7 @@ fn unknown_action_is_an_error_of_its_own(broker: &Broker) {
     let service = unique("empty");
     let _server = ServiceServer::builder(broker, &service).start().unwrap();
     let error = client(broker)
-        .call::<_, ()>(&service, "get_user", &1)
+        .call::<()>(&service, "get_user", &1)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownAction);
     assert_eq!(error.remote_message(), Some("Unknown action: get_user"));
@@ -136,11 +134,11 @@ fn unknown_action_is_an_error_of_its_own(broker: &Broker) {
 fn undecodable_payload_never_reaches_the_handler(broker: &Broker) {
     let service = unique("strict");
     let _server = ServiceServer::builder(broker, &service)
-        .handler("get", |_: User| Ok::<_, HandlerError>("reached"))
+        .respond("get", |_: User| "reached")
         .start()
         .unwrap();
     let error = client(broker)
-        .call::<_, String>(&service, "get", &serde_json::json!({"user_id": 1}))
+        .call::<String>(&service, "get", &serde_json::json!({"user_id": 1}))
         .unwrap_err();
     assert_eq!(error.remote_code(), Some("bad_request"));
     assert!(error.to_string().contains("`name`"), "{error}");
@@ -149,11 +147,11 @@ fn undecodable_payload_never_reaches_the_handler(broker: &Broker) {
 fn a_reply_of_another_type_keeps_its_raw_text(broker: &Broker) {
     let service = unique("typed");
     let _server = ServiceServer::builder(broker, &service)
-        .handler("get", |(): ()| Ok::<_, HandlerError>(vec![1, 2]))
+        .respond("get", |(): ()| vec![1, 2])
         .start()
         .unwrap();
     let error = client(broker)
-        .call::<_, User>(&service, "get", &())
+        .call::<User>(&service, "get", &())
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Decode);
     assert_eq!(error.raw_text(), Some("[1,2]"));
@@ -162,9 +160,7 @@ fn a_reply_of_another_type_keeps_its_raw_text(broker: &Broker) {
 fn a_service_that_has_never_run_has_no_route(broker: &Broker) {
     let service = unique("absent");
     let start = Instant::now();
-    let error = client(broker)
-        .call::<_, ()>(&service, "get", &())
-        .unwrap_err();
+    let error = client(broker).call::<()>(&service, "get", &()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute);
     assert!(error.is_safe_to_retry());
     assert!(error.to_string().contains(&service), "{error}");
@@ -179,7 +175,7 @@ fn a_deadline_passes_while_the_handler_runs(broker: &Broker) {
     let options = CallOptions::new().timeout(timeout);
     let start = Instant::now();
     let error = client
-        .call_with::<_, u64>(&service, "wait", &600, &options)
+        .call_with::<u64>(&service, "wait", &600, &options)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert_eq!(error.phase(), Some(Phase::Reply));
@@ -189,19 +185,19 @@ fn a_deadline_passes_while_the_handler_runs(broker: &Broker) {
     // The reply that comes too late is counted and disturbs no call.
     server.open();
     eventually("the late reply", || client.unclaimed_replies() == 1);
-    assert_eq!(client.call::<_, u64>(&service, "wait", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "wait", &1).unwrap(), 1);
 }
 
 fn a_caller_that_has_gone_is_not_served(broker: &Broker) {
     let service = unique("busy");
     let mut server = GatedServer::start(broker, &service, 1);
     let client = client(broker);
-    let first = client.call_async::<_, u64>(&service, "wait", &0).unwrap();
+    let first = client.call_async::<u64>(&service, "wait", &0).unwrap();
     assert_eq!(server.starts.recv_timeout(PATIENCE), Ok(0));
     let timeout = Duration::from_secs(1);
     let hurry = CallOptions::new().timeout(timeout);
     let start = Instant::now();
-    let error = client.call_with::<_, u64>(&service, "wait", &1, &hurry);
+    let error = client.call_with::<u64>(&service, "wait", &1, &hurry);
     assert_eq!(error.unwrap_err().phase(), Some(Phase::Reply));
     // The server counts from the arrival, which is later on a busy machine.
     eventually("it has expired there", || start.elapsed() > 4 * timeout);
@@ -209,7 +205,7 @@ fn a_caller_that_has_gone_is_not_served(broker: &Broker) {
     first.wait().unwrap();
     // The expired request was behind the first; a third one shows that the
     // worker has passed it over.
-    client.call::<_, u64>(&service, "wait", &2).unwrap();
+    client.call::<u64>(&service, "wait", &2).unwrap();
     assert_eq!(server.starts.recv_timeout(PATIENCE), Ok(2));
 }
 
@@ -224,14 +220,14 @@ fn names_are_checked_before_anything_is_sent(broker: &Broker) {
         ("s", "a\0"),
         ("s", long.as_str()),
     ] {
-        let error = client.call::<_, ()>(service, action, &()).unwrap_err();
+        let error = client.call::<()>(service, action, &()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidConfig);
     }
     for name in ["", "a\0", long.as_str()] {
         assert!(ServiceClient::new(broker, name).is_err());
         assert!(ServiceServer::builder(broker, name).start().is_err());
         let server = ServiceServer::builder(broker, "s");
-        let server = server.handler(name, |(): ()| Ok::<_, HandlerError>(()));
+        let server = server.respond(name, |(): ()| ());
         assert_eq!(server.start().unwrap_err().kind(), ErrorKind::InvalidConfig);
     }
 }
@@ -239,30 +235,30 @@ fn names_are_checked_before_anything_is_sent(broker: &Broker) {
 fn payloads_over_the_limit_leave_the_connection_unharmed(broker: &Broker) {
     let service = unique("mirror");
     let _server = ServiceServer::builder(broker, &service)
-        .handler("echo", |text: String| Ok::<_, HandlerError>(text))
-        .handler("repeat", |n: usize| Ok::<_, HandlerError>("x".repeat(n)))
+        .respond("echo", |text: String| text)
+        .respond("repeat", |n: usize| "x".repeat(n))
         .start()
         .unwrap();
     let client = client(broker);
     let too_large = "x".repeat(broker.max_body());
     let error = client
-        .call::<_, String>(&service, "echo", &too_large)
+        .call::<String>(&service, "echo", &too_large)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PayloadTooLarge);
     // So close to the limit that the name of the reply queue exceeds it.
     let nearly = "x".repeat(broker.max_body() - 400);
     let error = client
-        .call::<_, String>(&service, "echo", &nearly)
+        .call::<String>(&service, "echo", &nearly)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PayloadTooLarge);
     // A map with keys that are not strings has no JSON.
     let no_json = std::collections::HashMap::from([((1, 2), 3)]);
     let error = client
-        .call::<_, String>(&service, "echo", &no_json)
+        .call::<String>(&service, "echo", &no_json)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Encode);
     let error = client
-        .call::<_, String>(&service, "repeat", &broker.max_body())
+        .call::<String>(&service, "repeat", &broker.max_body())
         .unwrap_err();
     assert_eq!(error.remote_code(), Some("reply_too_large"));
     let echo: String = client.call(&service, "echo", "still here").unwrap();
@@ -272,7 +268,7 @@ fn payloads_over_the_limit_leave_the_connection_unharmed(broker: &Broker) {
 fn calls_after_close_fail(broker: &Broker) {
     let client = client(broker);
     client.close();
-    let error = client.call::<_, ()>("s", "a", &()).unwrap_err();
+    let error = client.call::<()>("s", "a", &()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
     broker.close(PATIENCE).unwrap();
     assert_eq!(
@@ -292,7 +288,7 @@ fn a_closed_broker_fails_what_is_in_flight(broker: &Broker) {
     let service = unique("slow");
     let mut server = GatedServer::start(broker, &service, 1);
     let client = client(broker);
-    let pending = client.call_async::<_, u64>(&service, "wait", &1).unwrap();
+    let pending = client.call_async::<u64>(&service, "wait", &1).unwrap();
     server.starts.recv_timeout(PATIENCE).unwrap();
     broker.close(PATIENCE).unwrap();
     assert_eq!(pending.wait().unwrap_err().kind(), ErrorKind::Closed);
@@ -302,13 +298,13 @@ fn a_closed_broker_fails_what_is_in_flight(broker: &Broker) {
 fn proxies_turn_camel_case_into_actions(broker: &Broker) {
     let service = unique("user-service");
     let _server = ServiceServer::builder(broker, &service)
-        .handler("get_user", |id: u64| Ok::<_, HandlerError>(id))
+        .respond("get_user", |id: u64| id)
         .start()
         .unwrap();
     let users = ServiceProxyFactory::new(client(broker)).create(&service);
-    assert_eq!(users.call::<_, u64>("getUser", &3).unwrap(), 3);
-    assert_eq!(users.call::<_, u64>("GetUser", &4).unwrap(), 4);
-    let pending = users.call_async::<_, u64>("getUser", &5).unwrap();
+    assert_eq!(users.call::<u64>("getUser", &3).unwrap(), 3);
+    assert_eq!(users.call::<u64>("GetUser", &4).unwrap(), 4);
+    let pending = users.call_async::<u64>("getUser", &5).unwrap();
     assert_eq!(pending.wait().unwrap(), 5);
 }
 
@@ -316,9 +312,8 @@ fn calls_in_flight_are_limited(broker: &Broker) {
     let service = unique("slow");
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
     let _server = ServiceServer::builder(broker, &service)
-        .handler("wait", move |(): ()| {
+        .respond("wait", move |(): ()| {
             let _ = gate.recv();
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
@@ -327,13 +322,13 @@ fn calls_in_flight_are_limited(broker: &Broker) {
         .max_in_flight(2)
         .build()
         .unwrap();
-    let first = client.call_async::<_, ()>(&service, "wait", &()).unwrap();
-    let second = client.call_async::<_, ()>(&service, "wait", &()).unwrap();
-    let error = client.call::<_, ()>(&service, "wait", &()).unwrap_err();
+    let first = client.call_async::<()>(&service, "wait", &()).unwrap();
+    let second = client.call_async::<()>(&service, "wait", &()).unwrap();
+    let error = client.call::<()>(&service, "wait", &()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(error.is_safe_to_retry());
     drop(release);
     first.wait().unwrap();
     second.wait().unwrap();
-    client.call::<_, ()>(&service, "wait", &()).unwrap();
+    client.call::<()>(&service, "wait", &()).unwrap();
 }

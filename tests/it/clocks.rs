@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::transport::{ExchangeKind, Link, LinkSpec, Publication, Topology};
-use coney::{Broker, CallOptions, Context, HandlerError, ServiceServer};
+use coney::{Broker, CallOptions, Context, ServiceServer};
 
 use crate::support::peer::recv;
 use crate::support::process::Process;
@@ -83,7 +83,7 @@ fn a_message_that_waited_does_not_look_fresh(broker: &Broker) {
     let client = client(broker);
     let options = CallOptions::new().timeout(20_000 * MS);
     let pending = client
-        .call_async_with::<_, u64>(&service, "left", &(), &options)
+        .call_async_with::<u64>(&service, "left", &(), &options)
         .unwrap();
     thread::sleep(1_500 * MS); // it waits so long
     let _server = left_server(broker, &service);
@@ -97,11 +97,11 @@ fn a_message_that_waited_does_not_look_fresh(broker: &Broker) {
 fn left_server(broker: &Broker, service: &str) -> ServiceServer {
     ServiceServer::builder(broker, service)
         .any_reply_queue(true)
-        .handler_with("left", |context: &Context<'_>, (): ()| {
+        .respond_with_context("left", |context: &Context<'_>, (): ()| {
             let left = context
                 .remaining()
                 .map_or(u128::MAX, |left| left.as_millis());
-            Ok::<_, HandlerError>(left as u64)
+            left as u64
         })
         .start()
         .unwrap()

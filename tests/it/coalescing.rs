@@ -6,11 +6,12 @@
 use std::thread;
 use std::time::Duration;
 
+use coney::batch::BatchLimits;
 use coney::message::ServiceMessage;
 use coney::transport::{Link, Publication};
 use coney::{
-    BatchLimits, Broker, CallOptions, ConnectionState, ErrorKind, HandlerError, Phase,
-    ServiceClient, ServiceServer,
+    Broker, CallOptions, ConnectionState, ErrorKind, HandlerError, Phase, ServiceClient,
+    ServiceServer,
 };
 use crossbeam_channel::{Receiver, unbounded};
 use serde_json::{Value, json};
@@ -87,7 +88,7 @@ fn coalescing(broker: &Broker, limits: BatchLimits) -> ServiceClient {
 fn every_caller_gets_its_own_reply(broker: &Broker) {
     let service = unique("math");
     let _server = ServiceServer::builder(broker, &service)
-        .handler("double", |n: u64| Ok::<_, HandlerError>(n * 2))
+        .respond("double", |n: u64| n * 2)
         .handler("refuse", |n: u64| {
             Err::<(), _>(HandlerError::from(n).with_code("no"))
         })
@@ -101,9 +102,7 @@ fn every_caller_gets_its_own_reply(broker: &Broker) {
                 for n in 0..50 {
                     let number = caller * 1_000 + n;
                     if n % 10 == 9 {
-                        let error = client
-                            .call::<_, ()>(service, "refuse", &number)
-                            .unwrap_err();
+                        let error = client.call::<()>(service, "refuse", &number).unwrap_err();
                         assert_eq!(error.remote_message(), Some(&*number.to_string()));
                         assert_eq!(error.remote_code(), Some("no"));
                     } else {
@@ -123,16 +122,14 @@ fn a_call_alone_leaves_alone(broker: &Broker) {
     let link = serve(broker, &service);
     let client = coalescing(broker, BatchLimits::new());
     for n in 0..3u64 {
-        let pending = client.call_async::<_, u64>(&service, "double", &n).unwrap();
+        let pending = client.call_async::<u64>(&service, "double", &n).unwrap();
         answer_one(&link, |message| {
             assert_eq!(message.action, "double");
             r#"{"success":true,"data":1}"#.to_owned()
         });
         assert_eq!(pending.wait().unwrap(), 1);
     }
-    let error = client
-        .call::<_, ()>(&unique("absent"), "x", &())
-        .unwrap_err();
+    let error = client.call::<()>(&unique("absent"), "x", &()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute);
 }
 
@@ -301,7 +298,7 @@ fn a_slow_call_holds_up_only_its_caller() {
     held.hold();
     let call = |action: &'static str, n: u64, options: CallOptions| {
         let (client, service) = (held.client.clone(), service.clone());
-        thread::spawn(move || client.call_with::<_, u64>(&service, action, &n, &options))
+        thread::spawn(move || client.call_with::<u64>(&service, action, &n, &options))
     };
     let slow = call("wait", 1, CallOptions::new());
     let hurry = CallOptions::new().timeout(Duration::from_secs(3));
@@ -357,7 +354,7 @@ fn what_answers_no_call_is_no_reply() {
         held.hold();
         let call = || {
             let (client, service) = (held.client.clone(), service.clone());
-            thread::spawn(move || client.call::<_, Value>(&service, "double", &1))
+            thread::spawn(move || client.call::<Value>(&service, "double", &1))
         };
         let calls: Vec<_> = (0..3).map(|_| call()).collect();
         held.release(3);
@@ -380,7 +377,7 @@ fn a_batch_that_is_lost_is_each_callers_loss() {
     let call = |idempotent| {
         let (client, service) = (held.client.clone(), service.clone());
         let options = CallOptions::new().idempotent(idempotent);
-        thread::spawn(move || client.call_with::<_, u64>(&service, "double", &4, &options))
+        thread::spawn(move || client.call_with::<u64>(&service, "double", &4, &options))
     };
     let once: Vec<_> = (0..5).map(|_| call(false)).collect();
     let again: Vec<_> = (0..5).map(|_| call(true)).collect();
@@ -412,14 +409,14 @@ fn deadlines_and_the_bound_hold_while_nothing_can_be_sent() {
     let pending: Vec<_> = (0..8_192u64)
         .map(|n| {
             held.client
-                .call_async_with::<_, u64>(&service, "double", &n, &options)
+                .call_async_with::<u64>(&service, "double", &n, &options)
                 .unwrap()
         })
         .collect();
     // One more than may wait.
     let error = in_time(timeout, "a call", || {
         held.client
-            .call_with::<_, u64>(&service, "double", &1, &options)
+            .call_with::<u64>(&service, "double", &1, &options)
     });
     let error = error.unwrap_err();
     assert_eq!(

@@ -213,7 +213,7 @@ fn a_failed_call_is_not_tried_again(broker: &Broker) {
     let service = unique("work");
     let (server, runs) = serve(broker, &service, |_| Err(HandlerError::new("no")));
     let error = client(broker)
-        .call::<_, u32>(&service, "work", &1)
+        .call::<u32>(&service, "work", &1)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Remote);
     run(&runs);
@@ -260,7 +260,7 @@ fn what_came_back_is_marked_for_the_handler(broker: &Broker) {
     die_on_it(broker, &service, 1);
     let (sent, marks) = unbounded();
     let _server = ServiceServer::builder(broker, &service)
-        .handler_with("mark", move |context: &Context<'_>, (): ()| {
+        .handler_with_context("mark", move |context: &Context<'_>, (): ()| {
             sent.send(context.is_redelivered()).map_err(|_| "gone")
         })
         .retry_delays([50 * MS, 150 * MS])
@@ -273,20 +273,20 @@ fn nested_calls_inherit_the_remaining_time(broker: &Broker) {
     let (outer, inner) = (unique("outer"), unique("inner"));
     let (sent, remaining) = unbounded();
     let _inner = ServiceServer::builder(broker, &inner)
-        .handler_with("mark", move |context: &Context<'_>, (): ()| {
+        .handler_with_context("mark", move |context: &Context<'_>, (): ()| {
             sent.send(context.remaining()).map_err(|_| "gone")
         })
         .start()
         .unwrap();
     let _outer = ServiceServer::builder(broker, &outer)
-        .handler_with("ask", move |context: &Context<'_>, (): ()| {
+        .handler_with_context("ask", move |context: &Context<'_>, (): ()| {
             let client = context.client()?;
             let long = CallOptions::new().timeout(Duration::from_secs(3_600));
-            client.call_with::<_, ()>(&inner, "mark", &(), &long)
+            client.call_with::<()>(&inner, "mark", &(), &long)
         })
         .start()
         .unwrap();
-    client(broker).call::<_, ()>(&outer, "ask", &()).unwrap();
+    client(broker).call::<()>(&outer, "ask", &()).unwrap();
     let remaining = remaining
         .recv_timeout(PATIENCE)
         .unwrap()
@@ -313,7 +313,7 @@ fn quorum_queues_serve(broker: &Broker) {
     };
     let server = start();
     let client = client(broker);
-    assert_eq!(client.call::<_, u32>(&service, "work", &3).unwrap(), 3);
+    assert_eq!(client.call::<u32>(&service, "work", &3).unwrap(), 3);
     run(&runs);
     client.send(&service, "work", &0).unwrap();
     assert!(run(&runs) < run(&runs));

@@ -5,7 +5,7 @@ use std::thread;
 
 use coney::message::{Reply, ServiceMessage};
 use coney::transport::Publication;
-use coney::{Broker, CallOptions, ErrorKind, HandlerError, ServiceServer};
+use coney::{Broker, CallOptions, ErrorKind, ServiceServer};
 use serde::Deserialize;
 
 use crate::support::peer::{answer_one, peer, recv, request, serve, text};
@@ -32,7 +32,7 @@ fn a_php_client_is_served(broker: &Broker) {
     let (service, replies) = (unique("user-service"), unique("replies"));
     let _server = ServiceServer::builder(broker, &service)
         .any_reply_queue(true)
-        .handler("find", |filter: Filter| Ok::<_, HandlerError>(filter.name))
+        .respond("find", |filter: Filter| filter.name)
         .start()
         .unwrap();
     let peer = peer(broker, &replies);
@@ -80,10 +80,10 @@ fn a_php_server_is_called(broker: &Broker) {
         });
         let user: serde_json::Value = client.call(&service, "get_user", &7).unwrap();
         assert_eq!(user["name"], "张三");
-        let error = client.call::<_, ()>(&service, "get_user", &7).unwrap_err();
+        let error = client.call::<()>(&service, "get_user", &7).unwrap_err();
         assert_eq!(error.remote_message(), Some("Invalid token"));
         assert_eq!(error.remote_code(), None);
-        let error = client.call::<_, ()>(&service, "get_user", &7).unwrap_err();
+        let error = client.call::<()>(&service, "get_user", &7).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Decode);
         assert_eq!(error.raw_text(), Some("<html>"));
     });
@@ -102,7 +102,7 @@ fn a_php_servers_unknown_action_is_recognised(broker: &Broker) {
                 )
             });
         });
-        let error = client.call::<_, ()>(&service, "fly", &()).unwrap_err();
+        let error = client.call::<()>(&service, "fly", &()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnknownAction);
     });
 }
@@ -114,7 +114,7 @@ fn what_our_client_sends(broker: &Broker) {
     let options = CallOptions::new().header("trace-id", "t1");
     let blocking = thread::spawn({
         let (client, service) = (client.clone(), service.clone());
-        move || client.call_with::<_, u64>(&service, "get_user", &[7], &options)
+        move || client.call_with::<u64>(&service, "get_user", &[7], &options)
     });
     let delivery = recv(&link);
     let body = text(&delivery);
@@ -176,7 +176,7 @@ fn what_our_client_sends(broker: &Broker) {
     delivery.ack_with(reply);
     assert_eq!(blocking.join().unwrap().unwrap(), 3);
 
-    let _pending = client.call_async::<_, ()>(&service, "later", &()).unwrap();
+    let _pending = client.call_async::<()>(&service, "later", &()).unwrap();
     let delivery = recv(&link);
     let value: serde_json::Value = serde_json::from_str(&text(&delivery)).unwrap();
     assert_eq!(value["headers"]["async_callback"], true);
@@ -229,7 +229,7 @@ fn bodies_that_are_not_envelopes_are_answered(broker: &Broker) {
     let (service, replies) = (unique("user-service"), unique("replies"));
     let server = ServiceServer::builder(broker, &service)
         .any_reply_queue(true)
-        .handler("get", |(): ()| Ok::<_, HandlerError>(1))
+        .respond("get", |(): ()| 1)
         .start()
         .unwrap();
     let peer = peer(broker, &replies);
@@ -258,10 +258,7 @@ fn bodies_that_are_not_envelopes_are_answered(broker: &Broker) {
         silent.properties.reply_to = None;
         peer.publish(silent, PATIENCE).unwrap();
     }
-    assert_eq!(
-        client(broker).call::<_, u64>(&service, "get", &()).unwrap(),
-        1
-    );
+    assert_eq!(client(broker).call::<u64>(&service, "get", &()).unwrap(), 1);
     // Behind all the others in the queue.
     peer.publish(request(&service, "", &replies), PATIENCE)
         .unwrap();
@@ -278,9 +275,8 @@ fn one_way_requests_are_handled_without_a_reply(broker: &Broker) {
     let (ran, runs) = crossbeam_channel::unbounded();
     let _server = ServiceServer::builder(broker, &service)
         .any_reply_queue(true)
-        .handler("note", move |n: u64| {
+        .respond("note", move |n: u64| {
             ran.send(n).unwrap();
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();

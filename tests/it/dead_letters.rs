@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, DeadLetter, DeadLetters, ErrorKind, HandlerError, ServiceServer};
+use coney::dead_letters::DeadLetter;
+use coney::{Broker, CallOptions, DeadLetters, ErrorKind, HandlerError, ServiceServer};
 use crossbeam_channel::{Receiver, unbounded};
 
 use crate::support::{PATIENCE, client, eventually, on_both, own_amqp_url, unique};
@@ -133,7 +134,7 @@ fn a_replayed_call_is_carried_out_however_late(broker: &Broker) {
     let start = Instant::now();
     let client = client(broker);
     let error = client
-        .call_with::<_, u32>(&service, "work", &17, &options)
+        .call_with::<u32>(&service, "work", &17, &options)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownAction);
     let dead = DeadLetters::open(broker).unwrap();

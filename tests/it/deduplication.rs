@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use coney::deduplication::MemoryReplyStore;
 use coney::message::ServiceMessage;
 use coney::transport::{Link, LinkSpec, Publication, Topology};
-use coney::{Broker, HandlerError, MemoryReplyStore, ServiceServer};
+use coney::{Broker, HandlerError, ServiceServer};
 use crossbeam_channel::{Receiver, unbounded};
 
 use crate::support::dead_letters::no_dead_letter;

@@ -27,10 +27,9 @@ fn a_server_handles_what_is_queued_and_ends(broker: &Broker) {
     let count = Arc::clone(&ran);
     let server = ServiceServer::builder(broker, &service)
         .workers(2)
-        .handler("work", move |_: u64| {
+        .respond("work", move |_: u64| {
             thread::sleep(2 * MS);
             count.fetch_add(1, Ordering::SeqCst);
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
@@ -57,10 +56,9 @@ fn a_subscriber_handles_what_is_queued_and_ends(broker: &Broker) {
     );
     let count = Arc::clone(&ran);
     let subscriber = EventSubscriber::builder(broker, &unique("one"))
-        .on(&name, move |_: u64| {
+        .listen(&name, move |_: u64| {
             thread::sleep(2 * MS);
             count.fetch_add(1, Ordering::SeqCst);
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
@@ -77,9 +75,8 @@ fn what_cannot_be_handled_in_time_is_counted(broker: &Broker) {
     let server = ServiceServer::builder(broker, &service)
         .workers(1)
         .prefetch(1)
-        .handler("work", |_: u64| {
+        .respond("work", |_: u64| {
             thread::sleep(100 * MS);
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
@@ -96,7 +93,7 @@ fn another_attempt_is_waited_for(broker: &Broker) {
     let service = unique("work");
     let server = ServiceServer::builder(broker, &service)
         .retry_delays([300 * MS, 1_000 * PATIENCE])
-        .handler_with("work", |context: &coney::Context<'_>, last: u32| {
+        .handler_with_context("work", |context: &coney::Context<'_>, last: u32| {
             match context.attempt() >= last {
                 true => Ok(()),
                 false => Err(HandlerError::new("not yet")),
@@ -129,10 +126,9 @@ fn what_ends_with_the_shutdown_is_drained(broker: &Broker) {
     let service = unique("work");
     let (began, begins) = unbounded();
     let server = ServiceServer::builder(broker, &service)
-        .handler("work", move |(): ()| {
+        .respond("work", move |(): ()| {
             began.send(()).unwrap();
             thread::sleep(4_000 * MS);
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
@@ -150,16 +146,16 @@ fn shutdown_returns_when_the_broker_has_all() {
     let service = unique("work");
     let (began, begins) = unbounded();
     let server = ServiceServer::builder(&broker, &service)
-        .handler("work", move |n: u64| {
+        .respond("work", move |n: u64| {
             began.send(()).unwrap();
-            Ok::<_, HandlerError>(n)
+            n
         })
         .start()
         .unwrap();
     let other = rabbitmq();
     let client = client(&other);
     let pending: Vec<_> = (0..9u64)
-        .map(|n| client.call_async::<_, u64>(&service, "work", &n).unwrap())
+        .map(|n| client.call_async::<u64>(&service, "work", &n).unwrap())
         .collect();
     proxy.forth(Mode::Delay);
     begins.recv_timeout(PATIENCE).unwrap();
@@ -168,7 +164,7 @@ fn shutdown_returns_when_the_broker_has_all() {
     proxy.cut();
     let again = rabbitmq();
     let server = ServiceServer::builder(&again, &service)
-        .handler("work", |n: u64| Ok::<_, HandlerError>(n + 100))
+        .respond("work", |n: u64| n + 100)
         .start()
         .unwrap();
     for (n, pending) in (0..).zip(pending) {
@@ -184,15 +180,15 @@ fn shutdown_says_so_if_the_broker_has_not() {
     let broker = quick(rabbit.url());
     let service = unique("work");
     let server = ServiceServer::builder(&broker, &service)
-        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .respond("work", |n: u64| n)
         .start()
         .unwrap();
     let client = client(&broker);
-    assert_eq!(client.call::<_, u64>(&service, "work", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "work", &1).unwrap(), 1);
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
     // It notices with what is published next.
     let options = coney::CallOptions::new().timeout(300 * MS);
-    let _ = client.call_with::<_, u64>(&service, "work", &1, &options);
+    let _ = client.call_with::<u64>(&service, "work", &1, &options);
     let error = server.shutdown(Duration::from_secs(1)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
@@ -206,10 +202,9 @@ fn a_lost_connection_does_not_end_it() {
     let count = Arc::clone(&ran);
     let server = ServiceServer::builder(&broker, &service)
         .workers(2)
-        .handler("work", move |_: u64| {
+        .respond("work", move |_: u64| {
             thread::sleep(10 * MS);
             count.fetch_add(1, Ordering::SeqCst);
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();

@@ -34,7 +34,7 @@ fn what_fails_is_tried_again_and_kept_in_the_end(broker: &Broker) {
     let (name, service) = (unique_event(), unique("failing"));
     let (sent, attempts) = unbounded();
     let _subscriber = subscriber(broker, &service)
-        .on_with(&name, move |context: &Context<'_>, n: u64| {
+        .on_with_context(&name, move |context: &Context<'_>, n: u64| {
             sent.send((n, context.attempt())).unwrap();
             match n {
                 1 => Err(HandlerError::new(format!("attempt {}", context.attempt()))),
@@ -174,7 +174,7 @@ fn events_of_a_key_stay_in_order_whatever_fails(broker: &Broker) {
                 _ => Ok(()),
             }
         };
-        Subscription::to_with(&name, handle).ordered_by(|(key, _): &(u64, u64)| *key)
+        Subscription::to_with_context(&name, handle).ordered_by(|(key, _): &(u64, u64)| *key)
     };
     let _subscriber = subscriber(broker, &service)
         .prefetch(100)
@@ -243,7 +243,7 @@ fn order_holds_over_several_instances(broker: &Broker) {
 fn a_broadcast_that_fails_is_tried_again_here(broker: &Broker) {
     let (name, service) = (unique_event(), unique("all"));
     let (sent, attempts) = unbounded();
-    let failing = Subscription::to_with(&name, move |context: &Context<'_>, n: u64| {
+    let failing = Subscription::to_with_context(&name, move |context: &Context<'_>, n: u64| {
         sent.send((n, context.attempt())).unwrap();
         if context.attempt() < 3 {
             Err("not yet")

@@ -66,7 +66,7 @@ fn a_broadcast_is_tried_again_over_a_reconnect() {
     let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(&amqp_url()));
     let (name, service) = (unique_event(), unique("all"));
     let (sent, attempts) = unbounded();
-    let failing = Subscription::to_with(&name, move |context: &Context<'_>, n: u64| {
+    let failing = Subscription::to_with_context(&name, move |context: &Context<'_>, n: u64| {
         sent.send((n, context.attempt())).unwrap();
         if context.attempt() == 1 {
             Err("not yet")

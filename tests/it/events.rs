@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coney::deduplication::MemoryReplyStore;
 use coney::message::ServiceMessage;
 use coney::transport::{ExchangeKind, Link, LinkSpec, Publication, Topology};
 use coney::{
-    Broker, CallOptions, Context, ErrorKind, EventPublisher, EventSubscriber, HandlerError,
-    MemoryReplyStore, ServiceServer, Subscription,
+    Broker, Context, ErrorKind, EventPublisher, EventSubscriber, HandlerError, PublishOptions,
+    ServiceServer, Subscription,
 };
 use crossbeam_channel::unbounded;
 
@@ -95,9 +96,9 @@ fn patterns_pick_events(broker: &Broker) {
         }
     };
     let subscriber = subscriber(broker, &service)
-        .on_with(&format!("{source}.*"), heard("one word"))
-        .on_with(&format!("{source}.#"), heard("any"))
-        .on_with(&format!("{source}.a"), heard("exactly"))
+        .on_with_context(&format!("{source}.*"), heard("one word"))
+        .on_with_context(&format!("{source}.#"), heard("any"))
+        .on_with_context(&format!("{source}.a"), heard("exactly"))
         .start()
         .unwrap();
     let publisher = publisher(broker);
@@ -177,7 +178,7 @@ fn a_repeated_event_is_handled_once(broker: &Broker) {
         .subscribe(Subscription::to(&name, sending_to::<u64>(&sent)).named("too"))
         .start()
         .unwrap();
-    let options = CallOptions::new()
+    let options = PublishOptions::new()
         .message_id("evt-1")
         .header("trace-id", "abc");
     for _ in 0..3 {
@@ -217,7 +218,7 @@ fn the_envelope_is_the_contracts(broker: &Broker) {
         .queue(&queue)
         .bind(&queue, "event.exchange", &name);
     let peer = Link::open(broker, LinkSpec::new(topology).consume(&queue, 1)).unwrap();
-    let options = CallOptions::new().header("trace-id", "abc");
+    let options = PublishOptions::new().header("trace-id", "abc");
     publisher(broker)
         .publish_with(&name, &7u64, &options)
         .unwrap();
@@ -292,10 +293,9 @@ fn what_a_subscriber_holds_is_bounded(broker: &Broker) {
     let slow = EventSubscriber::builder(broker, &service)
         .workers(2)
         .prefetch(3)
-        .on(&name, move |n: u64| {
+        .listen(&name, move |n: u64| {
             sent.send(n).unwrap();
             let _ = gate.recv();
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
@@ -319,13 +319,13 @@ fn handlers_may_call_and_publish(broker: &Broker) {
     let (name, next, service) = (unique_event(), unique_event(), unique("chain"));
     let doubler = unique("doubler");
     let _server = ServiceServer::builder(broker, &doubler)
-        .handler("double", |n: u64| Ok::<_, HandlerError>(2 * n))
+        .respond("double", |n: u64| 2 * n)
         .start()
         .unwrap();
     let (sent, events) = unbounded();
     let publisher = publisher(broker);
     let _subscriber = subscriber(broker, &service)
-        .on_with(&name, {
+        .on_with_context(&name, {
             let (publisher, next) = (publisher.clone(), next.clone());
             move |context: &Context<'_>, n: u64| -> Result<(), HandlerError> {
                 assert_eq!(context.source_service(), "order-service");

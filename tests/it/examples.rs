@@ -246,7 +246,7 @@ fn user_service_drains_on_sigterm_and_sigint() {
         let client = client(&Broker::connect(&service.url).unwrap());
         let nap = serde_json::json!({"ms": 1_000});
         let running = client
-            .call_async::<_, ()>(&service.name, "sleep", &nap)
+            .call_async::<()>(&service.name, "sleep", &nap)
             .unwrap();
         // Behind it in the queue: when this is answered, the other has been fetched.
         let echo: u64 = client.call(&service.name, "echo", &1).unwrap();

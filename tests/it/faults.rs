@@ -3,7 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, ConnectionState, ErrorKind, Phase, Registry, ServiceServer};
+use coney::{
+    Broker, CallOptions, ConnectionState, ErrorKind, Phase, Registry, SendOptions, ServiceServer,
+};
 
 use crate::support::events::recv_n;
 use crate::support::outage::{wait_for, watched};
@@ -19,7 +21,7 @@ fn a_lost_connection_fails_what_was_sent_and_then_recovers() {
     let service = unique("nap");
     let mut server = GatedServer::start(&of_server, &service, 2);
     let client = client(&of_client);
-    let pending = client.call_async::<_, u64>(&service, "wait", &300).unwrap();
+    let pending = client.call_async::<u64>(&service, "wait", &300).unwrap();
     assert_eq!(server.starts.recv_timeout(PATIENCE), Ok(300));
     proxy.cut();
     let start = Instant::now();
@@ -29,7 +31,7 @@ fn a_lost_connection_fails_what_was_sent_and_then_recovers() {
     assert!(start.elapsed() < PATIENCE / 2, "it is known at once");
     // The next call waits for the reconnect and succeeds, on a new reply queue.
     server.open();
-    assert_eq!(client.call::<_, u64>(&service, "wait", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "wait", &1).unwrap(), 1);
 }
 
 #[test]
@@ -39,13 +41,13 @@ fn a_servers_lost_connection_gives_its_requests_back() {
     let service = unique("nap");
     let (server, starts) = sleepy_server(&of_server, &service);
     let client = client(&of_client);
-    let pending = client.call_async::<_, u64>(&service, "nap", &200).unwrap();
+    let pending = client.call_async::<u64>(&service, "nap", &200).unwrap();
     assert_eq!(starts.recv_timeout(PATIENCE), Ok(200));
     proxy.cut();
     // Delivered again after the reconnect, while its handler still runs: it does not run
     // twice, and its reply settles the second delivery.
     assert_eq!(pending.wait().unwrap(), 200);
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "nap", &1).unwrap(), 1);
     assert_eq!(starts.try_iter().collect::<Vec<_>>(), [1]);
     server.shutdown(PATIENCE).unwrap();
 }
@@ -64,22 +66,23 @@ fn deadlines_and_shutdown_hold_however_the_connection_hangs() {
         let service = unique("nap");
         let (server, _starts) = sleepy_server(&broker, &service);
         let client = client(&broker);
-        assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+        assert_eq!(client.call::<u64>(&service, "nap", &1).unwrap(), 1);
         client.send(&service, "nap", &1).unwrap();
         proxy.forth(to_broker);
         proxy.back(from_broker);
         let what = format!("{to_broker:?}/{from_broker:?}");
         let timeout = Duration::from_millis(200);
         let options = CallOptions::new().timeout(timeout);
+        let send_options = SendOptions::new().timeout(timeout);
         let large = "x".repeat(1 << 20);
         for _ in 0..6 {
             // More than the socket and amiquip together take without blocking.
             in_time(timeout, &what, || {
-                client.call_with::<_, ()>(&service, "nap", &large, &options)
+                client.call_with::<()>(&service, "nap", &large, &options)
             })
             .unwrap_err();
             in_time(timeout, &what, || {
-                client.send_with(&service, "nap", &large, &options)
+                client.send_with(&service, "nap", &large, &send_options)
             })
             .unwrap_err();
         }
@@ -99,7 +102,7 @@ fn slow_and_sliced_connections_only_take_longer() {
         let (_server, _starts) = sleepy_server(&broker, &service);
         let client = client(&broker);
         for n in 0..3 {
-            assert_eq!(client.call::<_, u64>(&service, "nap", &n).unwrap(), n);
+            assert_eq!(client.call::<u64>(&service, "nap", &n).unwrap(), n);
             client.send(&service, "nap", &n).unwrap();
         }
     }
@@ -115,16 +118,17 @@ fn nonsense_costs_the_connection_and_nothing_else() {
         let client = client(&broker);
         let timeout = Duration::from_millis(100);
         let options = CallOptions::new().timeout(timeout);
+        let send_options = SendOptions::new().timeout(timeout);
         match to_broker {
             true => proxy.forth(Mode::Garble),
             false => proxy.back(Mode::Garble),
         }
         for n in 0..20 {
             let _ = in_time(timeout, "a call into nonsense", || {
-                client.call_with::<_, u64>(&service, "nap", &n, &options)
+                client.call_with::<u64>(&service, "nap", &n, &options)
             });
             let _ = in_time(timeout, "a command into nonsense", || {
-                client.send_with(&service, "nap", &n, &options)
+                client.send_with(&service, "nap", &n, &send_options)
             });
         }
         proxy.both(Mode::Pass);
@@ -132,7 +136,7 @@ fn nonsense_costs_the_connection_and_nothing_else() {
         let options = CallOptions::new().timeout(Duration::from_secs(2));
         eventually("calls work again", || {
             client
-                .call_with::<_, u64>(&service, "nap", &1, &options)
+                .call_with::<u64>(&service, "nap", &1, &options)
                 .is_ok()
         });
     }
@@ -147,11 +151,11 @@ fn what_is_idempotent_is_sent_again() {
     let client = client(&of_client);
     let options = CallOptions::new().idempotent(true);
     let waited_for = client
-        .call_async_with::<_, u64>(&service, "wait", &300, &options)
+        .call_async_with::<u64>(&service, "wait", &300, &options)
         .unwrap();
     let (sent, callback) = crossbeam_channel::bounded(1);
     client
-        .call_async_with::<_, u64>(&service, "wait", &301, &options)
+        .call_async_with::<u64>(&service, "wait", &301, &options)
         .unwrap()
         .then(move |reply| sent.send(reply).unwrap())
         .unwrap();
@@ -177,8 +181,8 @@ fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
     assert_eq!(starts.recv_timeout(PATIENCE), Ok(0));
     // The commands arrive; their confirmations do not.
     proxy.back(Mode::Swallow);
-    let once = client.send_async(&service, "nap", &1).unwrap();
-    let options = CallOptions::new().idempotent(true);
+    let mut once = client.send_async(&service, "nap", &1).unwrap();
+    let options = SendOptions::new().idempotent(true);
     let again = client
         .send_async_with(&service, "nap", &2, &options)
         .unwrap();
@@ -212,7 +216,7 @@ fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
                 let mut pending = Vec::new();
                 in_time(timeout * 2, "filling the queue", || {
                     for _ in 0..400 {
-                        match client.call_async_with::<_, ()>("any", "any", &(), &options) {
+                        match client.call_async_with::<()>("any", "any", &(), &options) {
                             Ok(call) => pending.push(call),
                             Err(error) => {
                                 assert_eq!(error.phase(), Some(Phase::Send), "{error}");
@@ -250,7 +254,7 @@ fn giving_up_closes_everything() {
     proxy.cut_for_good();
     eventually("the broker is closed", || {
         let options = CallOptions::new().timeout(Duration::from_millis(50));
-        let result = client.call_with::<_, ()>("s", "a", &(), &options);
+        let result = client.call_with::<()>("s", "a", &(), &options);
         result.unwrap_err().kind() == ErrorKind::Closed
     });
 }
@@ -263,7 +267,7 @@ fn a_server_without_a_broker_is_not_well() {
     let (registry, service) = (Registry::memory(), unique("lost"));
     let server = ServiceServer::builder(&broker, &service)
         .registry(&registry)
-        .handler("work", |n: u64| Ok::<_, String>(n))
+        .respond("work", |n: u64| n)
         .start()
         .unwrap();
     assert_eq!(registry.lookup(&service).unwrap().iter().count(), 1);

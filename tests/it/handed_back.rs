@@ -37,10 +37,9 @@ fn work_handed_back_gracefully_is_new(broker: &Broker) {
         let ran = ran.clone();
         ServiceServer::builder(broker, &service)
             .workers(1)
-            .handler_with("work", move |context: &Context<'_>, n: u64| {
+            .respond_with_context("work", move |context: &Context<'_>, n: u64| {
                 ran.send((n, context.is_redelivered())).unwrap();
                 thread::sleep(nap);
-                Ok::<_, HandlerError>(())
             })
             .start()
             .unwrap()
@@ -157,7 +156,7 @@ fn copies_do_not_multiply() {
     let server = ServiceServer::builder(&broker, &service)
         .workers(2)
         .retry_delays([50 * MS; 5])
-        .handler_with("work", move |context: &Context<'_>, n: u64| {
+        .handler_with_context("work", move |context: &Context<'_>, n: u64| {
             *count.lock().entry(n).or_default() += 1;
             thread::sleep(100 * MS);
             match n.is_multiple_of(4) && context.attempt() < 3 {
@@ -203,10 +202,10 @@ fn a_handler_longer_than_the_brokers_timeout_runs_once() {
     let (ran, runs) = unbounded();
     let server = ServiceServer::builder(&broker, &service)
         .consumer_timeout(Duration::from_secs(1))
-        .handler("work", move |n: u64| {
+        .respond("work", move |n: u64| {
             ran.send(n).unwrap();
             thread::sleep(4_000 * MS);
-            Ok::<_, HandlerError>(n)
+            n
         })
         .start()
         .unwrap();
@@ -228,12 +227,11 @@ fn a_message_with_too_many_headers_comes_back_and_runs() {
     let (release, released) = unbounded::<()>();
     let _server = ServiceServer::builder(&broker, &service)
         .workers(1)
-        .handler("work", move |n: u64| {
+        .respond("work", move |n: u64| {
             began.send(n).unwrap();
             if n == 0 {
                 let _ = released.recv_timeout(PATIENCE);
             }
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();

@@ -41,7 +41,7 @@ fn the_unwell_take_no_requests_until_they_are_well(broker: &Broker) {
     eventually("it is left out", || {
         registry.lookup(&service).unwrap().is_empty()
     });
-    let error = strict.call::<_, String>(&service, "who", &0).unwrap_err();
+    let error = strict.call::<String>(&service, "who", &0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoInstance);
     assert!(
         error.to_string().contains("database: connection refused"),
@@ -49,12 +49,12 @@ fn the_unwell_take_no_requests_until_they_are_well(broker: &Broker) {
     );
     let direct = CallOptions::new().instance("unsteady").timeout(200 * MS);
     eventually("its own queue is gone", || {
-        let error = strict.call_with::<_, String>(&service, "who", &0, &direct);
+        let error = strict.call_with::<String>(&service, "who", &0, &direct);
         error.is_err_and(|error| error.kind() == ErrorKind::NoRoute)
     });
     // A caller that does not look it up waits until it is healthy, or for another.
     let mut waiting = client(broker)
-        .call_async::<_, String>(&service, "who", &0)
+        .call_async::<String>(&service, "who", &0)
         .unwrap();
     let before = checks.load(Ordering::SeqCst);
     eventually("more checks", || checks.load(Ordering::SeqCst) > before + 3);
@@ -93,7 +93,7 @@ fn one_that_is_unwell_from_the_start_waits(broker: &Broker) {
     let unwell = found.all().next().and_then(Instance::unhealthy_reason);
     assert_eq!(unwell, Some("database: not there yet"));
     let mut waiting = client(broker)
-        .call_async::<_, String>(&service, "who", &0)
+        .call_async::<String>(&service, "who", &0)
         .unwrap();
     let before = checks.load(Ordering::SeqCst);
     eventually("more checks", || checks.load(Ordering::SeqCst) > before + 3);

@@ -6,7 +6,7 @@ use coney::message::{Reply, ServiceMessage};
 use coney::transport::{
     ExchangeKind, HeaderValue, Link, LinkSpec, Properties, Publication, Topology,
 };
-use coney::{Broker, HandlerError, ServiceServer};
+use coney::{Broker, ServiceServer};
 
 use crate::support::dead_letters::dead_letter;
 use crate::support::raw_amqp::{RawPublisher, long, short};
@@ -24,9 +24,7 @@ on_both!(
 fn echo_server(broker: &Broker, service: &str) -> ServiceServer {
     ServiceServer::builder(broker, service)
         .any_reply_queue(true)
-        .handler("echo", |value: serde_json::Value| {
-            Ok::<_, HandlerError>(value)
-        })
+        .respond("echo", |value: serde_json::Value| value)
         .start()
         .unwrap()
 }
@@ -169,7 +167,7 @@ fn a_flood_of_replies_holds_nothing_up(broker: &Broker) {
         .bind(&queue, "service.exchange", format!("request.{silent}"));
     let link = Link::open(broker, LinkSpec::new(topology).consume(&queue, 1)).unwrap();
     let client = client(broker);
-    let _pending = client.call_async::<_, ()>(&silent, "any", &()).unwrap();
+    let _pending = client.call_async::<()>(&silent, "any", &()).unwrap();
     let request = link.recv_timeout(PATIENCE).unwrap();
     let victim = request.message().properties.reply_to.clone().unwrap();
     thread::scope(|scope| {

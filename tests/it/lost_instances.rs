@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use coney::{Instance, RegistrationState};
+use coney::Instance;
+use coney::registry::RegistrationState;
 
 use crate::support::eventually;
 use crate::support::process::Process;

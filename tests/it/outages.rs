@@ -10,7 +10,7 @@ use coney::{CallOptions, ConnectionState, ErrorKind, Phase, ServiceServer};
 use crossbeam_channel::unbounded;
 
 use crate::support::events::recv_n;
-use crate::support::outage::{rabbit, wait_for, watched, within};
+use crate::support::outage::{rabbit, sent_within, wait_for, watched, within};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::timing::{SLACK, in_time, stall_since};
@@ -26,23 +26,23 @@ fn killed_and_restarted() {
     let service = unique("nap");
     let (server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "nap", &1).unwrap(), 1);
     rabbit.kill();
     let timeout = 300 * MS;
     // The first may have been sent before the loss was noticed.
-    let _ = client.call_with::<_, u64>(&service, "nap", &1, &within(timeout));
+    let _ = client.call_with::<u64>(&service, "nap", &1, &within(timeout));
     let error = in_time(timeout, "a call without a broker", || {
-        client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+        client.call_with::<u64>(&service, "nap", &1, &within(timeout))
     });
     let error = error.unwrap_err();
     assert_eq!(error.phase(), Some(Phase::Send), "{error}");
     assert!(error.is_safe_to_retry());
     let error = in_time(timeout, "a command without a broker", || {
-        client.send_with(&service, "nap", &1, &within(timeout))
+        client.send_with(&service, "nap", &1, &sent_within(timeout))
     });
     assert!(error.unwrap_err().is_safe_to_retry());
     let waiting = client
-        .call_async_with::<_, u64>(&service, "nap", &7, &within(PATIENCE * 2))
+        .call_async_with::<u64>(&service, "nap", &7, &within(PATIENCE * 2))
         .unwrap();
     rabbit.start_again();
     assert_eq!(waiting.wait().unwrap(), 7, "it waited for the reconnect");
@@ -66,16 +66,20 @@ fn what_was_confirmed_outlives_the_broker() {
     };
     drop(collect());
     let client = client(&broker);
-    let sends: Vec<_> = (0..2_000u64)
+    let mut sends: Vec<_> = (0..2_000u64)
         .map(|n| (n, client.send_async(&service, "collect", &n).unwrap()))
         .collect();
     // In the middle of it: some are confirmed, and the rest may be.
     sends[100].1.wait_timeout(PATIENCE).unwrap().unwrap();
     rabbit.kill();
-    let confirmed = sends
-        .into_iter()
-        .filter(|(_, send)| matches!(send.wait_timeout(PATIENCE), Some(Ok(()))));
-    let mut missing: HashSet<u64> = confirmed.map(|(n, _)| n).collect();
+    let confirmed =
+        sends
+            .into_iter()
+            .filter_map(|(n, mut send)| match send.wait_timeout(PATIENCE) {
+                Some(Ok(())) => Some(n),
+                _ => None,
+            });
+    let mut missing: HashSet<u64> = confirmed.collect();
     assert!(!missing.is_empty());
     rabbit.start_again();
     let _server = collect();
@@ -101,7 +105,7 @@ fn stopped_and_started() {
         states.recv_timeout(PATIENCE),
         Ok(ConnectionState::Connected)
     );
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "nap", &1).unwrap(), 1);
     rabbit.ctl(&["stop_app"]);
     match states.recv_timeout(PATIENCE) {
         Ok(ConnectionState::Lost(cause)) => {
@@ -112,7 +116,7 @@ fn stopped_and_started() {
     }
     wait_for(&states, |state| *state == ConnectionState::Connecting);
     rabbit.ctl(&["start_app"]);
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "nap", &1).unwrap(), 1);
     wait_for(&states, |state| *state == ConnectionState::Connected);
     broker.close(PATIENCE).unwrap();
     wait_for(&states, |state| matches!(state, ConnectionState::Closed(_)));
@@ -127,10 +131,10 @@ fn connections_closed_by_the_operator() {
     let service = unique("nap");
     let mut server = GatedServer::start(&of_server, &service, 4);
     let client = client(&of_client);
-    let once = client.call_async::<_, u64>(&service, "wait", &1).unwrap();
+    let once = client.call_async::<u64>(&service, "wait", &1).unwrap();
     let options = CallOptions::new().idempotent(true);
     let again = client
-        .call_async_with::<_, u64>(&service, "wait", &2, &options)
+        .call_async_with::<u64>(&service, "wait", &2, &options)
         .unwrap();
     assert_eq!(recv_n(&server.starts, 2).iter().sum::<u64>(), 3);
     rabbit.ctl(&["close_all_connections", "for the tests"]);
@@ -139,7 +143,7 @@ fn connections_closed_by_the_operator() {
     assert!(error.to_string().contains("for the tests"), "{error}");
     server.open();
     assert_eq!(again.wait().unwrap(), 2);
-    assert_eq!(client.call::<_, u64>(&service, "echo", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "echo", &1).unwrap(), 1);
 }
 
 #[test]
@@ -158,13 +162,13 @@ fn frozen_for_longer_than_two_heartbeats() {
     let timeout = 200 * MS;
     while start.elapsed() < Duration::from_secs(4) {
         let call = in_time(timeout, "a call to a frozen broker", || {
-            client.call_with::<_, u64>(&service, "nap", &1, &within(timeout))
+            client.call_with::<u64>(&service, "nap", &1, &within(timeout))
         });
         let kind = call.unwrap_err().kind();
         let noticed = kind == ErrorKind::ConnectionLost;
         assert!(noticed || kind == ErrorKind::TimedOut, "{kind:?}");
         let send = in_time(timeout, "a command to a frozen broker", || {
-            client.send_with(&service, "nap", &1, &within(timeout))
+            client.send_with(&service, "nap", &1, &sent_within(timeout))
         });
         send.unwrap_err();
     }
@@ -177,7 +181,7 @@ fn frozen_for_longer_than_two_heartbeats() {
     rabbit.resume();
     eventually("calls work again", || {
         client
-            .call_with::<_, u64>(&service, "nap", &1, &within(10 * timeout))
+            .call_with::<u64>(&service, "nap", &1, &within(10 * timeout))
             .is_ok()
     });
     server.shutdown(PATIENCE).unwrap();
@@ -191,11 +195,11 @@ fn a_queue_deleted_under_its_consumer() {
     let service = unique("nap");
     let (_server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
-    assert_eq!(client.call::<_, u64>(&service, "nap", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "nap", &1).unwrap(), 1);
     rabbit.ctl(&["delete_queue", &format!("service.{service}.request")]);
     eventually("it is there again, and served", || {
         client
-            .call_with::<_, u64>(&service, "nap", &1, &within(2_000 * MS))
+            .call_with::<u64>(&service, "nap", &1, &within(2_000 * MS))
             .is_ok()
     });
 }
@@ -221,7 +225,7 @@ fn a_thousand_callers_while_it_restarts() {
                         let was_back = is_back.load(Ordering::SeqCst);
                         let begin = Instant::now();
                         let options = within(timeout).idempotent(n % 2 == 0);
-                        let reply = client.call_with::<_, u64>(service, "nap", &0, &options);
+                        let reply = client.call_with::<u64>(service, "nap", &0, &options);
                         slowest = slowest.max(begin.elapsed());
                         match reply {
                             Ok(_) if was_back => return slowest,
@@ -275,18 +279,15 @@ fn a_declaration_refused_after_a_reconnect_is_tried_again() {
     drop(Link::open(&of_client, LinkSpec::new(squatter)).unwrap());
     proxy.both(Mode::Pass);
     proxy.cut();
-    assert_eq!(
-        neighbour.call::<_, u64>(&other_service, "nap", &1).unwrap(),
-        1
-    );
+    assert_eq!(neighbour.call::<u64>(&other_service, "nap", &1).unwrap(), 1);
     // Its exchange knows the queue no more, so no call reaches the service.
     let client = client(&of_client);
-    let error = client.call::<_, u64>(&service, "nap", &1).unwrap_err();
+    let error = client.call::<u64>(&service, "nap", &1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute, "{error}");
     rabbit.ctl(&["delete_queue", &queue]);
     eventually("it is declared and served again", || {
         client
-            .call_with::<_, u64>(&service, "nap", &1, &within(2_000 * MS))
+            .call_with::<u64>(&service, "nap", &1, &within(2_000 * MS))
             .is_ok()
     });
 }

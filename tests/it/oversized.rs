@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use coney::{
-    Broker, CallOptions, ConnectionState, DeadLetters, ErrorKind, HandlerError, ServiceClient,
-    ServiceServer,
+    Broker, CallOptions, ConnectionState, DeadLetters, ErrorKind, ServiceClient, ServiceServer,
 };
 use crossbeam_channel::{Receiver, unbounded};
 
@@ -38,8 +37,8 @@ fn was_lost(states: &Receiver<ConnectionState>) -> bool {
 
 fn mirror(broker: &Broker, service: &str) -> ServiceServer {
     ServiceServer::builder(broker, service)
-        .handler("echo", |text: String| Ok::<_, HandlerError>(text))
-        .handler("repeat", |n: usize| Ok::<_, HandlerError>("x".repeat(n)))
+        .respond("echo", |text: String| text)
+        .respond("repeat", |n: usize| "x".repeat(n))
         .start()
         .unwrap()
 }
@@ -53,9 +52,7 @@ fn a_request_over_the_limit_is_dead_lettered_and_the_service_goes_on() {
     let caller = client(&Broker::connect(&url).unwrap());
     for n in 0..5 {
         let large = "x".repeat(100 * KIB + n);
-        let error = caller
-            .call::<_, String>(&service, "echo", &large)
-            .unwrap_err();
+        let error = caller.call::<String>(&service, "echo", &large).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PayloadTooLarge, "{error}");
         assert!(error.is_safe_to_retry(), "nothing ran");
         assert!(error.to_string().contains("max_body"), "{error}");
@@ -70,7 +67,7 @@ fn a_request_over_the_limit_is_dead_lettered_and_the_service_goes_on() {
     // Several at once, of which one body is held at a time.
     let large = "y".repeat(200 * KIB);
     let pending: Vec<_> = (0..10)
-        .map(|_| caller.call_async::<_, String>(&service, "echo", &large))
+        .map(|_| caller.call_async::<String>(&service, "echo", &large))
         .collect();
     for pending in pending {
         let error = pending.unwrap().wait().unwrap_err();
@@ -122,7 +119,7 @@ fn a_large_letter_does_not_keep_others_from_being_looked_at() {
     // With this connection's limit the large one has no body, and stays when it is replayed.
     let letters = letters_of(&broker, &service);
     assert_eq!(letters.len(), 2);
-    let is_whole = |letter: &coney::DeadLetter| !letter.body().is_empty();
+    let is_whole = |letter: &coney::dead_letters::DeadLetter| !letter.body().is_empty();
     assert_eq!(letters.iter().filter(|letter| is_whole(letter)).count(), 1);
     server.shutdown(PATIENCE).unwrap();
     let dead = DeadLetters::open(&broker).unwrap();
@@ -139,17 +136,17 @@ fn a_reply_over_the_limit_is_its_callers_error_alone() {
     let (broker, states) = small(&url);
     let client = client(&broker);
     let beside = client
-        .call_async::<_, String>(&service, "repeat", &10)
+        .call_async::<String>(&service, "repeat", &10)
         .unwrap();
     let error = client
-        .call::<_, String>(&service, "repeat", &(100 * KIB))
+        .call::<String>(&service, "repeat", &(100 * KIB))
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PayloadTooLarge, "{error}");
     assert!(!error.is_safe_to_retry(), "its handler has run");
     assert_eq!(beside.wait().unwrap().len(), 10);
     assert_eq!(
         client
-            .call::<_, String>(&service, "repeat", &20)
+            .call::<String>(&service, "repeat", &20)
             .unwrap()
             .len(),
         20
@@ -169,35 +166,35 @@ fn the_brokers_own_limit_is_learnt_and_costs_nothing_else() {
     let ran = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&ran);
     let _server = ServiceServer::builder(&broker, &service)
-        .handler("echo", |text: String| Ok::<_, HandlerError>(text))
-        .handler("repeat", move |n: usize| {
+        .respond("echo", |text: String| text)
+        .respond("repeat", move |n: usize| {
             count.fetch_add(1, Ordering::SeqCst);
-            Ok::<_, HandlerError>("x".repeat(n))
+            "x".repeat(n)
         })
-        .handler("nap", |ms: u64| {
+        .respond("nap", |ms: u64| {
             std::thread::sleep(Duration::from_millis(ms));
-            Ok::<_, HandlerError>(ms)
+            ms
         })
         .start()
         .unwrap();
     let client = client(&broker);
     let fits = "x".repeat(3 * MIB / 2);
     assert_eq!(
-        client.call::<_, String>(&service, "echo", &fits).unwrap(),
+        client.call::<String>(&service, "echo", &fits).unwrap(),
         fits
     );
     // In flight meanwhile, and not disturbed.
-    let beside = client.call_async::<_, u64>(&service, "nap", &500).unwrap();
+    let beside = client.call_async::<u64>(&service, "nap", &500).unwrap();
     // First the reply: the broker's limit is not known yet.
     let options = CallOptions::new().timeout(PATIENCE);
     let error = client
-        .call_with::<_, String>(&service, "repeat", &(3 * MIB), &options)
+        .call_with::<String>(&service, "repeat", &(3 * MIB), &options)
         .unwrap_err();
     assert_eq!(error.remote_code(), Some("reply_too_large"), "{error}");
     assert_eq!(ran.load(Ordering::SeqCst), 1, "it is not computed again");
     let too_large = "x".repeat(3 * MIB);
     let error = client
-        .call::<_, String>(&service, "echo", &too_large)
+        .call::<String>(&service, "echo", &too_large)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PayloadTooLarge, "{error}");
     assert!(error.to_string().contains("2097152"), "{error}");
@@ -221,14 +218,14 @@ fn a_request_or_command_that_the_broker_refuses_has_its_reason() {
             let error = match is_command {
                 true => client.send(&service, "echo", &too_large).unwrap_err(),
                 false => client
-                    .call::<_, String>(&service, "echo", &too_large)
+                    .call::<String>(&service, "echo", &too_large)
                     .unwrap_err(),
             };
             assert_eq!(error.kind(), ErrorKind::PayloadTooLarge, "{error}");
             assert!(error.is_safe_to_retry());
         }
         assert_eq!(
-            client.call::<_, String>(&service, "echo", "small").unwrap(),
+            client.call::<String>(&service, "echo", "small").unwrap(),
             "small"
         );
         client.send(&service, "echo", "small").unwrap();
@@ -245,10 +242,9 @@ fn one_that_was_not_begun_goes_back_whole() {
     let (release, released) = unbounded::<()>();
     let first = ServiceServer::builder(&broker, &service)
         .workers(1)
-        .handler("wait", move |(): ()| {
+        .respond("wait", move |(): ()| {
             began.send(()).unwrap();
             let _ = released.recv_timeout(PATIENCE);
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();

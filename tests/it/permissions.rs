@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use coney::redis::{Redis, RedisReplyStore};
 use coney::{
-    Broker, DeadLetters, EventPublisher, EventSubscriber, HandlerError, Instance, Redis,
-    RedisReplyStore, ServiceClient, ServiceServer, Subscription,
+    Broker, DeadLetters, EventPublisher, EventSubscriber, Instance, ServiceClient, ServiceServer,
+    Subscription,
 };
 use crossbeam_channel::unbounded;
 
@@ -34,7 +35,7 @@ fn each_part_needs_no_more_in_rabbitmq() {
     );
     let server = ServiceServer::builder(&broker, &service)
         .retry_delays([Duration::from_millis(10)])
-        .handler("double", |n: u64| Ok::<_, String>(2 * n))
+        .respond("double", |n: u64| 2 * n)
         .handler("fail", |_: u64| Err::<(), _>("no luck"))
         .start()
         .unwrap();
@@ -46,7 +47,7 @@ fn each_part_needs_no_more_in_rabbitmq() {
         r"amq\.gen-.*",
     );
     let client = ServiceClient::new(&broker, "client").unwrap();
-    assert_eq!(client.call::<_, u64>(&service, "double", &2).unwrap(), 4);
+    assert_eq!(client.call::<u64>(&service, "double", &2).unwrap(), 4);
     client.send(&service, "fail", &1).unwrap();
 
     let broker = login(
@@ -76,9 +77,8 @@ fn each_part_needs_no_more_in_rabbitmq() {
             Err::<(), _>("no luck")
         }))
         .subscribe(
-            Subscription::to("permitted.*", move |n: u64| {
+            Subscription::listen("permitted.*", move |n: u64| {
                 handled.send(n).unwrap();
-                Ok::<_, HandlerError>(())
             })
             .named("ordered")
             .ordered_by(|n: &u64| *n),
@@ -131,9 +131,9 @@ fn each_part_needs_no_more_in_redis() {
     let broker = Broker::memory();
     let _server = ServiceServer::builder(&broker, "work")
         .deduplicate(std::sync::Arc::new(store), PATIENCE)
-        .handler("double", |n: u64| Ok::<_, String>(2 * n))
+        .respond("double", |n: u64| 2 * n)
         .start()
         .unwrap();
     let client = ServiceClient::new(&broker, "client").unwrap();
-    assert_eq!(client.call::<_, u64>("work", "double", &2).unwrap(), 4);
+    assert_eq!(client.call::<u64>("work", "double", &2).unwrap(), 4);
 }

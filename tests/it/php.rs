@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use coney::{EventPublisher, EventSubscriber, HandlerError, Instance, ServiceServer};
+use coney::{EventPublisher, EventSubscriber, Instance, ServiceServer};
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 
@@ -43,11 +43,10 @@ fn a_php_client_calls_us() {
     let broker = rabbitmq();
     let (ran, runs) = unbounded();
     let server = ServiceServer::builder(&broker, &service)
-        .handler("echo", |value: Value| Ok::<_, HandlerError>(value))
+        .respond("echo", |value: Value| value)
         .handler("fail", |_: Value| Err::<(), _>("no luck"))
-        .handler("note", move |n: u64| {
+        .respond("note", move |n: u64| {
             ran.send(n).unwrap();
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
@@ -87,12 +86,12 @@ fn we_call_a_php_server() {
     let url = amqp_url();
     let server = Process::run("php", &[&script("server.php"), &url, &service]);
     let client = client(&rabbitmq());
-    assert_eq!(client.call::<_, i64>(&service, "double", &21).unwrap(), 42);
+    assert_eq!(client.call::<i64>(&service, "double", &21).unwrap(), 42);
     let text: String = client.call(&service, "echo", "张三 a/b").unwrap();
     assert_eq!(text, "张三 a/b");
-    let error = client.call::<_, ()>(&service, "fail", &()).unwrap_err();
+    let error = client.call::<()>(&service, "fail", &()).unwrap_err();
     assert_eq!(error.remote_message(), Some("no luck"));
-    let error = client.call::<_, ()>(&service, "nope", &()).unwrap_err();
+    let error = client.call::<()>(&service, "nope", &()).unwrap_err();
     assert_eq!(error.kind(), coney::ErrorKind::UnknownAction);
     client.send(&service, "echo", &1).unwrap();
     server.wait_for("handled nope");
@@ -100,7 +99,7 @@ fn we_call_a_php_server() {
     // A batch is taken apart for one that does not know it.
     let mut batch = client.batch(&service);
     for n in 0..20i64 {
-        batch.add::<_, i64>("double", &n);
+        batch.add::<i64>("double", &n);
     }
     let replies = batch.call().into_results::<i64>();
     let doubled: Vec<i64> = replies.into_iter().map(Result::unwrap).collect();
@@ -119,9 +118,8 @@ fn events_go_both_ways() {
     let (ran, events) = unbounded();
     let broker = rabbitmq();
     let _subscriber = EventSubscriber::builder(&broker, &unique("ours"))
-        .on(&name, move |event: Value| {
+        .listen(&name, move |event: Value| {
             ran.send(event).unwrap();
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use coney::{
-    ClaimOutcome, Instance, Redis, RedisRegistryStore, RedisReplyStore, RegistrationState,
-    RegistryStore, ReplyStore,
-};
+use coney::Instance;
+use coney::deduplication::{ClaimOutcome, ReplyStore};
+use coney::redis::{Redis, RedisRegistryStore, RedisReplyStore};
+use coney::registry::{RegistrationState, RegistryStore};
 
 use crate::support::registry::{LOOKUP_TIMEOUT, ids, registry, unix_seconds};
 use crate::support::server::Server;

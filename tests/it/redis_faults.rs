@@ -7,10 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::balance::Random;
-use coney::{
-    Broker, ErrorKind, HandlerError, Instance, Redis, RedisRegistryStore, RegistrationState,
-    Registry, ServiceClient, ServiceServer,
-};
+use coney::redis::{Redis, RedisRegistryStore};
+use coney::registry::RegistrationState;
+use coney::{Broker, ErrorKind, Instance, Registry, ServiceClient, ServiceServer};
 
 use crate::support::process::Process;
 use crate::support::registry::{LOOKUP_TIMEOUT, ids, registry, unix_seconds};
@@ -246,7 +245,7 @@ fn calls_go_on_without_a_registry() {
     let service = unique("echo");
     let server = in_time(4 * SECOND, "starting", || {
         ServiceServer::builder(&broker, &service)
-            .handler("echo", |n: u64| Ok::<_, HandlerError>(n))
+            .respond("echo", |n: u64| n)
             .registry(&registry)
             .start()
     });
@@ -257,7 +256,7 @@ fn calls_go_on_without_a_registry() {
         .build()
         .unwrap();
     for n in 0..20u64 {
-        assert_eq!(client.call::<_, u64>(&service, "echo", &n).unwrap(), n);
+        assert_eq!(client.call::<u64>(&service, "echo", &n).unwrap(), n);
     }
     redis.start_again();
     eventually("it is registered", || {

@@ -7,10 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::balance::{LeastOutstanding, Random, RoundRobin};
-use coney::{
-    ErrorKind, HeartbeatResult, Instance, Lookup, MemoryRegistryStore, Redis, RedisRegistryStore,
-    RegistrationState, Registry, RegistryStore, Result, StoredInstances,
+use coney::redis::{Redis, RedisRegistryStore};
+use coney::registry::{
+    HeartbeatResult, Lookup, MemoryRegistryStore, RegistrationState, RegistryStore, StoredInstances,
 };
+use coney::{ErrorKind, Instance, Registry, Result};
 
 use crate::support::timing::{SLACK, stall_since};
 use crate::support::{PATIENCE, eventually, unique};

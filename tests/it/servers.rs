@@ -6,7 +6,9 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, Context, ErrorKind, HandlerError, Phase, ServiceServer};
+use coney::{
+    Broker, CallOptions, Context, ErrorKind, HandlerError, HandlerResult, Phase, ServiceServer,
+};
 use crossbeam_channel::unbounded;
 
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
@@ -29,18 +31,18 @@ on_both!(
 fn the_context_knows_the_request(broker: &Broker) {
     let service = unique("ctx");
     let _server = ServiceServer::builder(broker, &service)
-        .handler_with("describe", |context: &Context<'_>, (): ()| {
+        .respond_with_context("describe", |context: &Context<'_>, (): ()| {
             assert!(context.message_id().starts_with("msg_"));
             assert!(!context.is_redelivered());
             assert_eq!(context.header::<String>("missing"), None);
             let remaining = context.remaining().expect("coney's clients say it");
             assert!(remaining <= Duration::from_secs(7), "{remaining:?}");
             assert!(remaining > Duration::from_secs(1), "{remaining:?}");
-            Ok::<_, HandlerError>((
+            (
                 context.source_service().to_owned(),
                 context.action().to_owned(),
                 context.header::<String>("trace-id"),
-            ))
+            )
         })
         .start()
         .unwrap();
@@ -58,11 +60,11 @@ fn the_context_knows_the_request(broker: &Broker) {
 fn raw_handlers_pass_json_through(broker: &Broker) {
     let service = unique("raw");
     let _server = ServiceServer::builder(broker, &service)
-        .raw_handler("echo", |_: &Context<'_>, json: &str| {
-            Ok::<_, HandlerError>(json.to_owned())
+        .handler_raw("echo", |_: &Context<'_>, json: &str| -> HandlerResult<_> {
+            Ok(json.to_owned())
         })
-        .raw_handler("broken", |_: &Context<'_>, _: &str| {
-            Ok::<_, HandlerError>("{".to_owned())
+        .handler_raw("broken", |_: &Context<'_>, _: &str| -> HandlerResult<_> {
+            Ok("{".to_owned())
         })
         .start()
         .unwrap();
@@ -70,7 +72,7 @@ fn raw_handlers_pass_json_through(broker: &Broker) {
     let payload = serde_json::json!({"a": [1, null, "张"], "b": {}});
     let echo: serde_json::Value = client.call(&service, "echo", &payload).unwrap();
     assert_eq!(echo, payload);
-    let error = client.call::<_, ()>(&service, "broken", &1).unwrap_err();
+    let error = client.call::<()>(&service, "broken", &1).unwrap_err();
     assert_eq!(error.remote_code(), Some("bad_reply"));
 }
 
@@ -80,7 +82,7 @@ fn handlers_run_in_parallel_up_to_the_workers(broker: &Broker) {
     let _server = ServiceServer::builder(broker, &service)
         .workers(3)
         .prefetch(10)
-        .handler("nap", {
+        .respond("nap", {
             let (running, most) = (Arc::clone(&running), Arc::clone(&most));
             // Only if three run at the same time can any of them end.
             let three = Barrier::new(3);
@@ -88,18 +90,14 @@ fn handlers_run_in_parallel_up_to_the_workers(broker: &Broker) {
                 most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 three.wait();
                 running.fetch_sub(1, Ordering::SeqCst);
-                Ok::<_, HandlerError>(thread::current().name().map(str::to_owned))
+                thread::current().name().map(str::to_owned)
             }
         })
         .start()
         .unwrap();
     let client = client(broker);
     let pending: Vec<_> = (0..12)
-        .map(|_| {
-            client
-                .call_async::<_, String>(&service, "nap", &())
-                .unwrap()
-        })
+        .map(|_| client.call_async::<String>(&service, "nap", &()).unwrap())
         .collect();
     let names: HashSet<String> = pending.into_iter().map(|p| p.wait().unwrap()).collect();
     assert_eq!(most.load(Ordering::SeqCst), 3);
@@ -113,9 +111,9 @@ fn servers_of_one_service_share_its_requests(broker: &Broker) {
         ServiceServer::builder(broker, &service)
             .prefetch(1)
             .workers(1)
-            .handler("who", move |(): ()| {
+            .respond("who", move |(): ()| {
                 thread::sleep(Duration::from_millis(5));
-                Ok::<_, HandlerError>(name)
+                name
             })
             .start()
             .unwrap()
@@ -123,11 +121,7 @@ fn servers_of_one_service_share_its_requests(broker: &Broker) {
     let _servers = [server("a"), server("b")];
     let client = client(broker);
     let pending: Vec<_> = (0..30)
-        .map(|_| {
-            client
-                .call_async::<_, String>(&service, "who", &())
-                .unwrap()
-        })
+        .map(|_| client.call_async::<String>(&service, "who", &()).unwrap())
         .collect();
     let names: HashSet<String> = pending.into_iter().map(|p| p.wait().unwrap()).collect();
     assert_eq!(names.len(), 2);
@@ -142,37 +136,34 @@ fn a_handler_may_call_its_own_service(broker: &Broker) {
             if n == 0 {
                 return Ok(0);
             }
-            Ok(n + inner.call::<_, u64>(&own, "sum", &(n - 1))?)
+            Ok(n + inner.call::<u64>(&own, "sum", &(n - 1))?)
         })
         .start()
         .unwrap();
     // Ten deep: every worker waits for another one.
-    assert_eq!(
-        client(broker).call::<_, u64>(&service, "sum", &9).unwrap(),
-        45
-    );
+    assert_eq!(client(broker).call::<u64>(&service, "sum", &9).unwrap(), 45);
 }
 
 fn shutdown_lets_running_handlers_reply(broker: &Broker) {
     let service = unique("drain");
     let (started, starts) = crossbeam_channel::unbounded();
     let server = ServiceServer::builder(broker, &service)
-        .handler("nap", move |ms: u64| {
+        .respond("nap", move |ms: u64| {
             started.send(()).unwrap();
             thread::sleep(Duration::from_millis(ms));
-            Ok::<_, HandlerError>(ms)
+            ms
         })
         .start()
         .unwrap();
     let client = client(broker);
-    let pending = client.call_async::<_, u64>(&service, "nap", &200).unwrap();
+    let pending = client.call_async::<u64>(&service, "nap", &200).unwrap();
     starts.recv_timeout(PATIENCE).unwrap();
     server.shutdown(PATIENCE).unwrap();
     assert_eq!(pending.wait().unwrap(), 200);
     server.shutdown(PATIENCE).unwrap();
     // No server is left, but the queue remains: the request waits.
     let hurry = CallOptions::new().timeout(Duration::from_secs(1));
-    let error = client.call_with::<_, u64>(&service, "nap", &1, &hurry);
+    let error = client.call_with::<u64>(&service, "nap", &1, &hurry);
     assert_eq!(error.unwrap_err().phase(), Some(Phase::Reply));
 }
 
@@ -182,30 +173,24 @@ fn shutdown_gives_back_what_was_not_started(broker: &Broker) {
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
     let first = ServiceServer::builder(broker, &service)
         .workers(1)
-        .handler("wait", move |_: u64| {
+        .respond("wait", move |_: u64| {
             started.send(()).unwrap();
             let _ = gate.recv();
-            Ok::<_, HandlerError>("first")
+            "first"
         })
         .start()
         .unwrap();
     let client = client(broker);
-    let running = client
-        .call_async::<_, String>(&service, "wait", &0)
-        .unwrap();
+    let running = client.call_async::<String>(&service, "wait", &0).unwrap();
     starts.recv_timeout(PATIENCE).unwrap();
     let waiting: Vec<_> = (0..5)
-        .map(|_| {
-            client
-                .call_async::<_, String>(&service, "wait", &0)
-                .unwrap()
-        })
+        .map(|_| client.call_async::<String>(&service, "wait", &0).unwrap())
         .collect();
     // Confirmed when it is in the queue, and those before it are or have been fetched.
     client.send(&service, "wait", &0).unwrap();
     let _second = ServiceServer::builder(broker, &service)
-        .handler_with("wait", |context: &Context<'_>, _: u64| {
-            Ok::<_, HandlerError>(format!("second, redelivered {}", context.is_redelivered()))
+        .respond_with_context("wait", |context: &Context<'_>, _: u64| {
+            format!("second, redelivered {}", context.is_redelivered())
         })
         .start()
         .unwrap();
@@ -230,15 +215,14 @@ fn shutdown_names_handlers_that_do_not_end(broker: &Broker) {
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
     let (started, starts) = crossbeam_channel::unbounded();
     let server = ServiceServer::builder(broker, &service)
-        .handler("wait", move |(): ()| {
+        .respond("wait", move |(): ()| {
             started.send(()).unwrap();
             let _ = gate.recv();
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
     let pending = client(broker)
-        .call_async::<_, ()>(&service, "wait", &())
+        .call_async::<()>(&service, "wait", &())
         .unwrap();
     starts.recv_timeout(PATIENCE).unwrap();
     let start = Instant::now();
@@ -249,7 +233,7 @@ fn shutdown_names_handlers_that_do_not_end(broker: &Broker) {
     assert!(error.to_string().contains("1 handler"), "{error}");
     // Its request is free again for another server.
     let _second = ServiceServer::builder(broker, &service)
-        .handler("wait", |(): ()| Ok::<_, HandlerError>(()))
+        .respond("wait", |(): ()| ())
         .start()
         .unwrap();
     pending.wait().unwrap();
@@ -261,19 +245,18 @@ fn dropping_a_server_joins_its_threads(broker: &Broker) {
     let finished = Arc::new(AtomicUsize::new(0));
     let (started, starts) = crossbeam_channel::unbounded();
     let server = ServiceServer::builder(broker, &service)
-        .handler("nap", {
+        .respond("nap", {
             let finished = Arc::clone(&finished);
             move |(): ()| {
                 started.send(()).unwrap();
                 thread::sleep(Duration::from_millis(150));
                 finished.fetch_add(1, Ordering::SeqCst);
-                Ok::<_, HandlerError>(())
             }
         })
         .start()
         .unwrap();
     let client = client(broker);
-    let pending = client.call_async::<_, ()>(&service, "nap", &()).unwrap();
+    let pending = client.call_async::<()>(&service, "nap", &()).unwrap();
     starts.recv_timeout(PATIENCE).unwrap();
     drop(server);
     assert_eq!(finished.load(Ordering::SeqCst), 1);
@@ -286,8 +269,8 @@ fn dropping_a_server_joins_its_threads(broker: &Broker) {
 
 fn the_same_action_twice_is_refused(broker: &Broker) {
     let server = ServiceServer::builder(broker, &unique("twice"))
-        .handler("a", |(): ()| Ok::<_, HandlerError>(()))
-        .handler("a", |(): ()| Ok::<_, HandlerError>(()))
+        .respond("a", |(): ()| ())
+        .respond("a", |(): ()| ())
         .start();
     assert_eq!(server.unwrap_err().kind(), ErrorKind::InvalidConfig);
 }
@@ -309,7 +292,7 @@ fn a_handler_cannot_shut_its_own_server_down(broker: &Broker) {
     own.set(Arc::clone(&server)).unwrap();
     let client = client(broker);
     for _ in 0..2 {
-        let error = client.call::<_, ()>(&service, "quit", &()).unwrap_err();
+        let error = client.call::<()>(&service, "quit", &()).unwrap_err();
         assert!(error.to_string().contains("wait for itself"), "{error}");
     }
     server.shutdown(PATIENCE).unwrap();
@@ -330,19 +313,19 @@ fn odd_panics_stop_no_thread(broker: &Broker) {
         .handler("odd", |(): ()| -> Result<(), HandlerError> {
             std::panic::panic_any(Grenade)
         })
-        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .respond("work", |n: u64| n)
         .health_check("odd", || -> Result<(), String> { Ok(()) })
         .start()
         .unwrap();
     let client = client(broker);
     for n in 0..30 {
-        let error = client.call::<_, ()>(&service, "odd", &()).unwrap_err();
+        let error = client.call::<()>(&service, "odd", &()).unwrap_err();
         assert_eq!(error.remote_code(), Some("panic"), "{error}");
-        assert_eq!(client.call::<_, u64>(&service, "work", &n).unwrap(), n);
+        assert_eq!(client.call::<u64>(&service, "work", &n).unwrap(), n);
     }
     let (sent, callbacks) = unbounded();
     for n in 0..3u64 {
-        let pending = client.call_async::<_, u64>(&service, "work", &n).unwrap();
+        let pending = client.call_async::<u64>(&service, "work", &n).unwrap();
         let sent = sent.clone();
         pending
             .then(move |_| {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use coney::deduplication::{ClaimOutcome, MemoryReplyStore, ReplyStore, StoreError};
+use coney::redis::{Redis, RedisReplyStore};
+use coney::server::ServiceServerBuilder;
 use coney::{
-    Broker, CallOptions, ClaimOutcome, ErrorKind, HandlerError, MemoryReplyStore, Redis,
-    RedisReplyStore, ReplyStore, ServiceServer, ServiceServerBuilder, StoreError,
+    Broker, CallOptions, ErrorKind, HandlerError, HandlerResult, SendOptions, ServiceServer,
 };
 use crossbeam_channel::{bounded, unbounded};
 
@@ -92,15 +94,15 @@ fn while_the_store_is_away_nothing_is_lost_or_used_up(broker: &Broker) {
     let (service, store) = (unique("work"), Flaky::new());
     let (ran, runs) = unbounded();
     let _server = builder(broker, &service, store.clone())
-        .handler("work", move |n: u64| {
+        .respond("work", move |n: u64| {
             ran.send(n).unwrap();
-            Ok::<_, HandlerError>(n)
+            n
         })
         .start()
         .unwrap();
     let client = client(broker);
     store.is_away.store(true, Ordering::SeqCst);
-    let error = client.call::<_, u64>(&service, "work", &1).unwrap_err();
+    let error = client.call::<u64>(&service, "work", &1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
     assert!(error.is_safe_to_retry());
     assert_eq!(error.remote_code(), Some("busy"));
@@ -125,18 +127,18 @@ fn while_the_store_is_away_nothing_is_lost_or_used_up(broker: &Broker) {
 fn a_store_that_stays_away_pauses_the_server(broker: &Broker) {
     let (service, store) = (unique("work"), Flaky::new());
     let server = builder(broker, &service, store.clone())
-        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .respond("work", |n: u64| n)
         .reply_store_outage_limit(100 * MS)
         .health_interval(20 * MS)
         .start()
         .unwrap();
     let client = client(broker);
     store.is_away.store(true, Ordering::SeqCst);
-    client.call::<_, u64>(&service, "work", &1).unwrap_err();
+    client.call::<u64>(&service, "work", &1).unwrap_err();
     eventually("it consumes no more", || server.state().unhealthy.is_some());
     let state = server.state();
     assert!(state.unhealthy.unwrap().contains("no route to the store"));
-    let waiting = client.call_async::<_, u64>(&service, "work", &2).unwrap();
+    let waiting = client.call_async::<u64>(&service, "work", &2).unwrap();
     store.is_away.store(false, Ordering::SeqCst);
     assert_eq!(waiting.wait().unwrap(), 2);
     eventually("it is well", || server.state().is_well());
@@ -147,18 +149,16 @@ fn an_id_is_anothers_under_another_action(broker: &Broker) {
     let (ran, runs) = unbounded();
     let captured = ran.clone();
     let server = builder(broker, &service, Flaky::new())
-        .handler("reserve", move |_: u64| {
+        .respond("reserve", move |_: u64| {
             ran.send("reserve").unwrap();
-            Ok::<_, HandlerError>(())
         })
-        .handler("capture", move |_: u64| {
+        .respond("capture", move |_: u64| {
             captured.send("capture").unwrap();
-            Ok::<_, HandlerError>(())
         })
         .start()
         .unwrap();
     let client = client(broker);
-    let options = CallOptions::new().message_id("order-4711");
+    let options = SendOptions::new().message_id("order-4711");
     for action in ["reserve", "capture", "reserve"] {
         client.send_with(&service, action, &1, &options).unwrap();
     }
@@ -175,10 +175,10 @@ fn a_lease_is_renewed_while_the_handler_runs(broker: &Broker) {
     let (release, gate) = bounded::<()>(0);
     let _server = builder(broker, &service, store.clone())
         .deduplication_lease(1_000 * MS)
-        .handler("work", move |_: u64| {
+        .respond("work", move |_: u64| {
             let n = count.fetch_add(1, Ordering::SeqCst);
             let _ = gate.recv();
-            Ok::<_, HandlerError>(n)
+            n
         })
         .start()
         .unwrap();
@@ -186,7 +186,7 @@ fn a_lease_is_renewed_while_the_handler_runs(broker: &Broker) {
     let options = CallOptions::new().message_id("m-1").timeout(PATIENCE);
     let call = || {
         client
-            .call_async_with::<_, u32>(&service, "work", &1, &options)
+            .call_async_with::<u32>(&service, "work", &1, &options)
             .unwrap()
     };
     let first = call();
@@ -222,7 +222,7 @@ fn only_final_errors_are_remembered(broker: &Broker) {
     let client = client(broker);
     let fail = |id: &str, is_final: bool| {
         let options = CallOptions::new().message_id(id);
-        let error = client.call_with::<_, ()>(&service, "work", &is_final, &options);
+        let error = client.call_with::<()>(&service, "work", &is_final, &options);
         error.unwrap_err().remote_message().unwrap().to_owned()
     };
     assert_ne!(fail("a", false), fail("a", false), "it may succeed yet");
@@ -235,13 +235,13 @@ fn the_answer_of_a_command_is_not_encoded(broker: &Broker) {
     let (first, second) = (Arc::clone(&ran), Arc::clone(&ran));
     let server = ServiceServer::builder(broker, &service)
         .retry_delays([10 * MS; 3])
-        .handler("map", move |(): ()| {
+        .respond("map", move |(): ()| {
             first.fetch_add(1, Ordering::SeqCst);
-            Ok::<_, HandlerError>(std::collections::HashMap::from([((1, 2), 3)]))
+            std::collections::HashMap::from([((1, 2), 3)])
         })
-        .raw_handler("raw", move |_, _| {
+        .handler_raw("raw", move |_, _| -> HandlerResult<_> {
             second.fetch_add(1, Ordering::SeqCst);
-            Ok::<_, HandlerError>(String::new())
+            Ok(String::new())
         })
         .start()
         .unwrap();
@@ -249,7 +249,7 @@ fn the_answer_of_a_command_is_not_encoded(broker: &Broker) {
     client.send(&service, "map", &()).unwrap();
     client.send(&service, "raw", &()).unwrap();
     for action in ["map", "raw"] {
-        let error = client.call::<_, ()>(&service, action, &()).unwrap_err();
+        let error = client.call::<()>(&service, action, &()).unwrap_err();
         assert_eq!(error.remote_code(), Some("bad_reply"), "{error}");
     }
     server.drain(PATIENCE).unwrap();
@@ -268,17 +268,17 @@ fn redis_that_is_stopped_is_such_an_outage() {
     connection.ping().unwrap();
     let store = Arc::new(RedisReplyStore::new(&connection));
     let _server = builder(&broker, &service, store)
-        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .respond("work", |n: u64| n)
         .start()
         .unwrap();
     let client = client(&broker);
-    assert_eq!(client.call::<_, u64>(&service, "work", &1).unwrap(), 1);
+    assert_eq!(client.call::<u64>(&service, "work", &1).unwrap(), 1);
     redis.pause();
-    let error = client.call::<_, u64>(&service, "work", &2).unwrap_err();
+    let error = client.call::<u64>(&service, "work", &2).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
     assert_eq!(connection.ping().unwrap_err().kind(), ErrorKind::Registry);
     redis.resume();
     eventually("it is back", || {
-        client.call::<_, u64>(&service, "work", &3).is_ok()
+        client.call::<u64>(&service, "work", &3).is_ok()
     });
 }

@@ -16,10 +16,11 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coney::redis::{Redis, RedisRegistryStore};
+use coney::registry::Registration;
 use coney::{
     Broker, CallOptions, ConnectionState, Context, DeadLetters, ErrorKind, EventPublisher,
-    HandlerError, Instance, Redis, RedisRegistryStore, Registration, Registry, ServiceClient,
-    ServiceServer,
+    HandlerError, Instance, PublishOptions, Registry, SendOptions, ServiceClient, ServiceServer,
 };
 use parking_lot::Mutex;
 
@@ -48,16 +49,15 @@ fn serve(url: &str, service: &str) -> coney::Result<ServiceServer> {
     ServiceServer::builder(&Broker::connect(url)?, service)
         .workers(2)
         .redelivery_limit(1)
-        .handler_with("work", |context: &Context<'_>, n: u64| {
+        .respond_with_context("work", |context: &Context<'_>, n: u64| {
             println!("work {n} {}", context.is_redelivered());
-            Ok::<_, HandlerError>(n)
+            n
         })
-        .handler_with("sleep", |context: &Context<'_>, (): ()| {
+        .respond_with_context("sleep", |context: &Context<'_>, (): ()| {
             println!("sleep {}", context.is_redelivered());
             if !context.is_redelivered() {
                 thread::sleep(Duration::from_secs(3_600));
             }
-            Ok::<_, HandlerError>(())
         })
         .handler("abort", |(): ()| -> Result<(), HandlerError> {
             println!("abort");
@@ -106,7 +106,7 @@ fn trace(url: &str, service: &str) -> coney::Result<()> {
     let broker = Broker::connect(url)?;
     let server = ServiceServer::builder(&broker, service)
         .retry_delays([Duration::from_millis(10)])
-        .handler("echo", |text: String| Ok::<_, HandlerError>(text))
+        .respond("echo", |text: String| text)
         .handler("fail", |_: String| Err::<(), _>("it fails"))
         .handler("panic", |_: String| -> Result<(), HandlerError> {
             panic!("it panics")
@@ -118,14 +118,16 @@ fn trace(url: &str, service: &str) -> coney::Result<()> {
     assert!(!format!("{options:?}").contains(SECRETS[1]));
     let _: String = client.call_with(service, "echo", SECRETS[0], &options)?;
     for action in ["fail", "panic", "unknown"] {
-        let error = client.call_with::<_, ()>(service, action, SECRETS[0], &options);
+        let error = client.call_with::<()>(service, action, SECRETS[0], &options);
         let error = error.expect_err("it does");
         assert!(!format!("{error} {error:?}").contains(SECRETS[0]));
+        let options = SendOptions::new().header("token", SECRETS[1]);
         client.send_with(service, action, SECRETS[0], &options)?;
     }
     client
-        .call_with::<_, u64>(service, "echo", SECRETS[0], &options)
+        .call_with::<u64>(service, "echo", SECRETS[0], &options)
         .expect_err("no number");
+    let options = PublishOptions::new().header("token", SECRETS[1]);
     EventPublisher::new(&broker, "trace")?.publish_with("trace.test", SECRETS[0], &options)?;
     server.drain(Duration::from_secs(60))?;
     for letter in DeadLetters::open(&broker)?.list(10)? {
@@ -178,7 +180,7 @@ impl log::Log for Publisher {
         let options = CallOptions::new().timeout(Duration::from_secs(15));
         let begin = Instant::now();
         let line = record.args().to_string();
-        let result = client.call_with::<_, usize>(service, "log", &line, &options);
+        let result = client.call_with::<usize>(service, "log", &line, &options);
         IS_LOGGING.set(false);
         match result {
             Ok(_) => {}
@@ -200,9 +202,9 @@ fn log(url: &str, service: &str) -> coney::Result<()> {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
     let server = ServiceServer::builder(&broker, service)
-        .handler("log", move |line: String| {
+        .respond("log", move |line: String| {
             counted.fetch_add(1, Ordering::SeqCst);
-            Ok::<_, HandlerError>(line.len())
+            line.len()
         })
         .start()?;
     let client = ServiceClient::new(&broker, "log")?;
@@ -215,7 +217,7 @@ fn log(url: &str, service: &str) -> coney::Result<()> {
         let length: usize = client.call_with(service, "log", &format!("call {n}"), &options)?;
         assert_eq!(length, format!("call {n}").len());
         // A reply that is not waited for any more is logged where it arrives.
-        drop(client.call_async::<_, usize>(service, "log", "late")?);
+        drop(client.call_async::<usize>(service, "log", "late")?);
     }
     // The drained server answers no call, of a logger neither.
     log::set_max_level(log::LevelFilter::Off);
@@ -246,7 +248,7 @@ fn flood(url: &str, service: &str) -> coney::Result<()> {
             let (client, body) = (client.clone(), &body);
             let call = move || {
                 let options = CallOptions::new().timeout(Duration::from_secs(8));
-                let error = client.call_with::<_, ()>(service, "x", body, &options);
+                let error = client.call_with::<()>(service, "x", body, &options);
                 let error = error.expect_err("nothing listens");
                 assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
             };
@@ -275,16 +277,16 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
             .connect(),
     }?;
     let server = ServiceServer::builder(&broker, service)
-        .handler("work", |n: u64| Ok::<_, HandlerError>(n))
+        .respond("work", |n: u64| n)
         .start()?;
     let client = ServiceClient::new(&broker, "fork")?;
-    let before = client.call_async::<_, u64>(service, "work", &0)?;
+    let before = client.call_async::<u64>(service, "work", &0)?;
     println!("ready");
     let child = match fork::fork().expect("a child") {
         fork::Fork::Parent(child) => child,
         fork::Fork::Child => {
             let begin = Instant::now();
-            let error = client.call::<_, u64>(service, "work", &1);
+            let error = client.call::<u64>(service, "work", &1);
             let error = error.expect_err("it has no threads");
             assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
             let error = before.wait().expect_err("it is the parent's");
@@ -299,7 +301,7 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
     assert!(fork::WIFEXITED(status) && fork::WEXITSTATUS(status) == 0);
     assert_eq!(before.wait()?, 0);
     for n in 0..10 {
-        assert_eq!(client.call::<_, u64>(service, "work", &n)?, n);
+        assert_eq!(client.call::<u64>(service, "work", &n)?, n);
     }
     assert_eq!(losses.load(Ordering::SeqCst), 0);
     drop(server);

@@ -7,7 +7,7 @@ fn main() -> coney::Result<()> {
     let broker = Broker::memory();
     let registry = Registry::memory(); // or Registry::connect("redis://localhost")?
     let _server = ServiceServer::builder(&broker, "user-service")
-        .handler("get_user", |id: u64| Ok::<_, String>(format!("user {id}")))
+        .respond("get_user", |id: u64| format!("user {id}"))
         .registry(&registry) // registers, beats every 15 s, deregisters first thing in shutdown
         .instance(
             Instance::new()

@@ -14,14 +14,14 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     let moved: Arc<Mutex<HashMap<u64, u64>>> = Arc::default();
     let server = platform
         .server(ANALYTICS, &stats)
-        .handler("moved", {
+        .respond("moved", {
             let moved = Arc::clone(&moved);
-            move |()| Ok::<_, String>(moved.lock().unwrap().clone())
+            move |()| moved.lock().unwrap().clone()
         })
         .start()?;
     let subscriber = platform
         .subscriber(ANALYTICS)
-        .on_with(
+        .on_with_context(
             "inventory.*",
             move |context: &Context<'_>, change: Reservation| {
                 stats.count(context, || {

@@ -68,7 +68,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     let stock: Arc<Mutex<Stock>> = Arc::default();
     let server = platform
         .server(INVENTORY, &stats)
-        .handler_with("stock", {
+        .handler_with_context("stock", {
             let (stats, stock) = (Arc::clone(&stats), Arc::clone(&stock));
             move |context: &Context<'_>, wanted: ProductId| {
                 stats.count(context, || {
@@ -76,13 +76,13 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
                 })
             }
         })
-        .handler("reservations", {
+        .respond("reservations", {
             let stock = Arc::clone(&stock);
             move |run: String| {
                 let stock = stock.lock().unwrap();
                 let of_run = stock.reserved.values();
                 let of_run = of_run.filter(|one| one.order_id.starts_with(&run));
-                Ok::<_, String>(of_run.cloned().collect::<Vec<Reservation>>())
+                of_run.cloned().collect::<Vec<Reservation>>()
             }
         })
         .start()?;
@@ -96,7 +96,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
         .subscriber(INVENTORY)
         // What is cancelled must not come before what is created.
         .subscribe(
-            Subscription::to_with("order.*", handle)
+            Subscription::to_with_context("order.*", handle)
                 .ordered_by(|order: &Order| order.order_id.clone()),
         )
         .prefetch(100)

@@ -14,22 +14,21 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     let planned: Arc<Mutex<HashSet<String>>> = Arc::default();
     let server = platform
         .server(LOGISTICS, &stats)
-        .handler("planned", {
+        .respond("planned", {
             let planned = Arc::clone(&planned);
             move |run: String| {
                 let planned = planned.lock().unwrap();
-                Ok::<_, String>(
-                    planned
-                        .iter()
-                        .filter(|order| order.starts_with(&run))
-                        .count(),
-                )
+
+                planned
+                    .iter()
+                    .filter(|order| order.starts_with(&run))
+                    .count()
             }
         })
         .start()?;
     let subscriber = platform
         .subscriber(LOGISTICS)
-        .on_with("order.paid", move |context: &Context<'_>, order: Order| {
+        .on_with_context("order.paid", move |context: &Context<'_>, order: Order| {
             stats.count(context, || {
                 planned.lock().unwrap().insert(order.order_id);
                 Ok(())

@@ -14,7 +14,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     let welcomed = Arc::clone(&stats);
     let subscriber = platform
         .subscriber(NOTIFICATION)
-        .on_with(
+        .on_with_context(
             "user.registered",
             move |context: &Context<'_>, user: User| {
                 welcomed.count(context, || {
@@ -23,7 +23,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
                 })
             },
         )
-        .on_with("order.*", move |context: &Context<'_>, order: Order| {
+        .on_with_context("order.*", move |context: &Context<'_>, order: Order| {
             stats.count(context, || {
                 log::debug!("{}: {}", order.order_id, context.action());
                 Ok(())

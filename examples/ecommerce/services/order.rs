@@ -24,7 +24,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     let publisher = platform.publisher(ORDER)?;
     let server = platform
         .server(ORDER, &stats)
-        .handler_with("create_order", {
+        .handler_with_context("create_order", {
             let (stats, orders) = (Arc::clone(&stats), Arc::clone(&orders));
             let publisher = publisher.clone();
             move |context: &Context<'_>, order: Order| {
@@ -37,15 +37,15 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
                 })
             }
         })
-        .handler("books", {
+        .respond("books", {
             let orders = Arc::clone(&orders);
-            move |Run { run }: Run| Ok::<_, String>(books(&orders, &run))
+            move |Run { run }: Run| books(&orders, &run)
         })
         .start()?;
     let greeted = Arc::clone(&stats);
     let subscriber = platform
         .subscriber(ORDER)
-        .on_with(
+        .on_with_context(
             "payment.*",
             move |context: &Context<'_>, payment: Payment| {
                 stats.count(context, || {
@@ -58,7 +58,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
                 })
             },
         )
-        .on_with("user.*", move |context: &Context<'_>, _: User| {
+        .on_with_context("user.*", move |context: &Context<'_>, _: User| {
             greeted.count(context, || Ok(()))
         })
         .start()?;

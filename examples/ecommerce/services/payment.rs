@@ -27,7 +27,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     let publisher = platform.publisher(PAYMENT)?;
     let subscriber = platform
         .subscriber(PAYMENT)
-        .on_with(
+        .on_with_context(
             "order.created",
             move |context: &Context<'_>, order: Order| {
                 stats.count(context, || {

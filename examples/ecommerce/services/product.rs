@@ -23,7 +23,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     let stats = Arc::new(Stats::new());
     let server = platform
         .server(PRODUCT, &stats)
-        .handler_with(
+        .handler_with_context(
             "describe",
             move |context: &Context<'_>, wanted: ProductId| {
                 stats.count(context, || {

@@ -14,7 +14,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     let index: Arc<Mutex<BTreeMap<u64, Product>>> = Arc::default();
     let server = platform
         .server(SEARCH, &stats)
-        .handler_with("search", {
+        .handler_with_context("search", {
             let (stats, index) = (Arc::clone(&stats), Arc::clone(&index));
             move |context: &Context<'_>, text: String| {
                 stats.count(context, || {
@@ -29,7 +29,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
         .start()?;
     let subscriber = platform
         .subscriber(SEARCH)
-        .on_with(
+        .on_with_context(
             "product.*",
             move |context: &Context<'_>, product: Product| {
                 stats.count(context, || {

@@ -18,7 +18,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     let users: Users = Mutex::default();
     let server = platform
         .server(USER, &stats)
-        .handler_with(
+        .handler_with_context(
             "authenticate",
             move |context: &Context<'_>, login: Token| {
                 stats.count(context, || {

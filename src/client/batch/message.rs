@@ -1,21 +1,21 @@
-//! The messages of a batch: what goes into one, and how it is sent.
+//! The messages of a batch: their contents, and how they are sent.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::client::ServiceClient;
 use crate::client::call::CallDeadline;
 use crate::client::decode::CallTarget;
-use crate::client::options::Kind;
+use crate::client::options::{Kind, RequestOptions};
 use crate::client::sent_call::SentCall;
-use crate::client::{CallOptions, ServiceClient};
 use crate::error::Result;
 use crate::message::batch::{BATCH_ACTION, Items};
 use crate::message::{ServiceMessage, new_message_id};
 use crate::topology;
 
-/// What goes into one message.
+/// The calls of one message, encoded.
 #[derive(Default)]
 pub(super) struct BatchMessage {
     items: Items,
@@ -24,19 +24,19 @@ pub(super) struct BatchMessage {
 
 /// A call in a message.
 pub(super) struct BatchedCall {
-    /// Which of the batch's it is.
+    /// The index of the call in the batch.
     pub(super) at: usize,
     payload: Range<usize>,
 }
 
 impl BatchMessage {
-    /// Adds the call that is `at` this place of the batch. Where it would make the message
-    /// too large it is alone in the next, which is returned.
-    pub(super) fn add<Req: Serialize + ?Sized>(
+    /// Adds the call with the index `at`. If it would make the message too large, returns the
+    /// next message, which holds it alone.
+    pub(super) fn add(
         &mut self,
         at: usize,
         action: &str,
-        request: &Req,
+        request: &(impl Serialize + ?Sized),
         most_bytes: usize,
     ) -> Result<Option<Self>> {
         let (start, payload) = self.items.push(action, &new_message_id(), request)?;
@@ -52,37 +52,28 @@ impl BatchMessage {
     }
 }
 
-/// A message of a batch.
+/// A message on its way.
 pub(super) struct SentMessage {
-    pub(super) message: BatchMessage,
-    pub(super) sent: SentAs,
+    pub(super) sent: Result<SentCall>,
+    pub(super) calls: SentCalls,
 }
 
-/// How it was sent.
-pub(super) enum SentAs {
-    /// As it is.
-    BatchSupport(Result<SentCall>),
-    /// Each of its calls as a message.
-    OneByOne(Vec<Result<SentCall>>),
+/// The calls of a message on its way.
+pub(super) enum SentCalls {
+    /// Several calls as a batch.
+    Batch(BatchMessage),
+    /// One call as an ordinary request: its index in the batch.
+    Single(usize),
 }
 
-impl SentMessage {
-    pub(super) fn sent(&self) -> impl Iterator<Item = &SentCall> {
-        let sent = match &self.sent {
-            SentAs::BatchSupport(sent) => std::slice::from_ref(sent),
-            SentAs::OneByOne(sent) => sent,
-        };
-        sent.iter().flatten()
-    }
-}
-
-/// What all calls of a batch have in common.
+/// The settings that all calls of a batch share.
 pub(super) struct BatchContext {
     pub(super) client: ServiceClient,
     pub(super) service: String,
-    pub(super) options: CallOptions,
+    pub(super) options: RequestOptions,
     pub(super) kind: Kind,
     pub(super) actions: Vec<Arc<str>>,
+    /// The number of the batch, by which its [`CallKey`](super::CallKey)s are recognised.
     pub(super) number: u64,
 }
 
@@ -94,16 +85,22 @@ impl BatchContext {
         }
     }
 
-    /// Sends what goes into one message.
-    pub(super) fn send(&self, message: &BatchMessage, limit: CallDeadline) -> SentAs {
+    /// Returns the target of the call with the index `at`.
+    pub(super) fn target_of(&self, at: usize) -> CallTarget<'_> {
+        self.target(&self.actions[at])
+    }
+
+    /// Sends one message: its calls as a batch, or one by one to a service that does not know
+    /// batches.
+    pub(super) fn send(&self, message: BatchMessage, limit: CallDeadline) -> Vec<SentMessage> {
         let batch_support = &self.client.inner.router.batch_support;
-        match &message.calls[..] {
-            [_] => self.send_one_by_one(message, limit),
-            _ if !batch_support.is_supported(&self.routing_key()) => {
-                self.send_one_by_one(message, limit)
-            }
-            _ => SentAs::BatchSupport(self.send_as_batch(message, limit)),
+        if message.calls.len() < 2 || !batch_support.is_supported(&self.routing_key()) {
+            return self.send_one_by_one(&message, limit);
         }
+        vec![SentMessage {
+            sent: self.send_as_batch(&message, limit),
+            calls: SentCalls::Batch(message),
+        }]
     }
 
     fn send_as_batch(&self, message: &BatchMessage, limit: CallDeadline) -> Result<SentCall> {
@@ -118,17 +115,26 @@ impl BatchContext {
     }
 
     /// Sends the calls of a message one by one.
-    pub(super) fn send_one_by_one(&self, message: &BatchMessage, limit: CallDeadline) -> SentAs {
+    pub(super) fn send_one_by_one(
+        &self,
+        message: &BatchMessage,
+        limit: CallDeadline,
+    ) -> Vec<SentMessage> {
         let send = |call: &BatchedCall| {
-            let target = self.target(&self.actions[call.at]);
+            let target = self.target_of(call.at);
             let payload = message.items.payload(call.payload.clone());
-            self.client
-                .start_call_until(target, &payload, &self.options, self.kind, limit)
+            let sent =
+                self.client
+                    .start_call_until(target, &payload, &self.options, self.kind, limit);
+            SentMessage {
+                sent,
+                calls: SentCalls::Single(call.at),
+            }
         };
-        SentAs::OneByOne(message.calls.iter().map(send).collect())
+        message.calls.iter().map(send).collect()
     }
 
-    /// Where its messages go, unless a balancer picks somebody.
+    /// Returns the routing key of the batch's messages, unless a balancer picks an instance.
     pub(super) fn routing_key(&self) -> String {
         match &self.options.instance {
             Some(id) => topology::instance_queue(&self.service, id),

@@ -1,23 +1,31 @@
+//! The replies to a batch, still to come.
+
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::message::{BatchContext, BatchMessage, BatchedCall, SentAs, SentMessage};
+use super::message::{BatchContext, BatchMessage, SentCalls, SentMessage};
 use super::replies::{BatchReplies, BatchedResult};
+use crate::base::callbacks::{Notifier, Watched};
+use crate::base::deadline;
 use crate::client::batch_support;
 use crate::client::call::CallDeadline;
 use crate::client::call_outcome::{CallOutcome, ReplyBody};
+use crate::client::pending::{Pending, Progress, ReadyOn};
+use crate::client::pending_reply::CallbackDone;
 use crate::client::sent_call::SentCall;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::batch::BATCH_ACTION;
 use crate::message::range_in;
 
-/// The replies to a [`Batch`](crate::Batch), still to come. Dropping it forgets the calls:
-/// what has not left is not sent, and what has may run.
-#[must_use = "dropping a PendingBatch forgets its calls"]
+/// The replies to a [`Batch`](crate::Batch), still to come. Dropping it abandons the calls:
+/// requests that have not been sent are not sent, and others may run.
+#[must_use = "dropping a PendingBatch abandons its calls"]
 pub struct PendingBatch {
-    calls: BatchContext,
+    context: BatchContext,
     limit: CallDeadline,
-    parts: VecDeque<SentMessage>,
+    waiting: VecDeque<SentMessage>,
     results: Vec<Option<BatchedResult>>,
     /// The bodies of messages that hold replies.
     bodies: Vec<ReplyBody>,
@@ -25,119 +33,181 @@ pub struct PendingBatch {
 
 impl PendingBatch {
     pub(super) fn new(
-        calls: BatchContext,
+        context: BatchContext,
         limit: CallDeadline,
-        parts: Vec<SentMessage>,
+        sent: impl IntoIterator<Item = SentMessage>,
         results: Vec<Option<BatchedResult>>,
     ) -> Self {
         Self {
-            calls,
+            context,
             limit,
-            parts: parts.into(),
+            waiting: sent.into_iter().collect(),
             results,
             bodies: Vec::new(),
         }
     }
 
-    /// Blocks until the last call has ended, at most until the deadline. The replies say
-    /// what became of each.
+    /// Blocks until the last call has ended, at most until the deadline. Each call has its own
+    /// result.
     pub fn wait(mut self) -> BatchReplies {
-        while let Some(SentMessage { message, sent }) = self.parts.pop_front() {
-            match sent {
-                SentAs::OneByOne(sent) => self.wait_one_by_one(&message, &sent),
-                SentAs::BatchSupport(sent) => {
-                    if !self.wait_for_batch(&message, &sent) {
-                        let sent = self.calls.send_one_by_one(&message, self.limit);
-                        self.parts.push_back(SentMessage { message, sent });
-                    }
-                }
-            }
-        }
-        let calls = &mut self.calls;
-        BatchReplies {
-            client: calls.client.clone(),
-            service: std::mem::take(&mut calls.service),
-            actions: std::mem::take(&mut calls.actions),
-            batch: calls.number,
-            bodies: std::mem::take(&mut self.bodies),
-            results: std::mem::take(&mut self.results),
-        }
+        // The calls have deadlines.
+        let far = deadline::after(Duration::MAX);
+        self.advance(far);
+        self.take_replies()
     }
 
-    /// Waits for a message's answer; false if the service does not know what it means.
-    fn wait_for_batch(&mut self, message: &BatchMessage, sent: &Result<SentCall>) -> bool {
-        let calls = &message.calls;
-        let outcome = self.outcome(sent, calls);
-        if let Some(outcome) = &outcome {
-            let inner = &self.calls.client.inner;
-            inner.record_latency(self.calls.target(BATCH_ACTION), outcome);
-        }
-        match outcome {
-            Some(CallOutcome::Reply { body, .. }) if batch_support::is_unknown(&body) => {
-                let batch_support = &self.calls.client.inner.router.batch_support;
-                batch_support.mark_unsupported(&self.calls.routing_key());
+    /// Blocks until the last call has ended, at most `timeout`; `None` means not yet. After the
+    /// replies have been taken, every result is [`ErrorKind::Misuse`].
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Option<BatchReplies> {
+        self.wait_deadline(deadline::after(timeout))
+    }
+
+    /// Blocks until the last call has ended, at most until `deadline`; `None` means not yet.
+    pub fn wait_deadline(&mut self, deadline: Instant) -> Option<BatchReplies> {
+        self.advance(deadline).then(|| self.take_replies())
+    }
+
+    /// Returns the replies if the last call has ended; blocks only to send calls again, one by
+    /// one, to a service that does not know batches.
+    pub fn try_wait(&mut self) -> Option<BatchReplies> {
+        self.wait_timeout(Duration::ZERO)
+    }
+
+    /// Runs `callback` with the replies when the last call has ended. Returns at once. The
+    /// callback runs as that of [`PendingReply::then`](crate::PendingReply::then).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the callback thread cannot be started; the callback does not run
+    /// then.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// # let broker = Broker::memory();
+    /// # let server = ServiceServer::builder(&broker, "math")
+    /// #     .respond("double", |n: u64| n * 2).start()?;
+    /// # let client = ServiceClient::new(&broker, "order-service")?;
+    /// # let (sender, receiver) = std::sync::mpsc::channel();
+    /// let mut batch = client.batch("math");
+    /// batch.add::<u64>("double", &1);
+    /// batch.add::<u64>("double", &2);
+    /// batch.call_async().then(move |replies| {
+    ///     sender.send(replies.into_results::<u64>()).unwrap();
+    /// })?;
+    /// assert_eq!(receiver.recv().unwrap().len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn then<F>(self, callback: F) -> Result<()>
+    where
+        F: FnOnce(BatchReplies) + Send + 'static,
+    {
+        let core = Arc::clone(&self.context.client.inner);
+        core.watch(Box::new(BatchCallback {
+            pending: self,
+            callback,
+            watched: 0,
+        }))
+    }
+
+    /// Takes outcomes in the order of the messages, and waits for each at most until `until`.
+    /// Returns true if the last has been taken.
+    fn advance(&mut self, until: Instant) -> bool {
+        while let Some(message) = self.waiting.pop_front() {
+            let Some(outcome) = self.outcome(&message, until) else {
+                self.waiting.push_front(message);
                 return false;
-            }
-            Some(CallOutcome::Reply { body, .. }) => self.replied(calls, body),
-            Some(outcome) => self.end(calls, || BatchedResult::CallOutcome(outcome.clone())),
-            None => {}
+            };
+            let again = self.settle(message, outcome);
+            self.waiting.extend(again);
         }
         true
     }
 
-    fn wait_one_by_one(&mut self, message: &BatchMessage, sent: &[Result<SentCall>]) {
-        for (call, sent) in message.calls.iter().zip(sent) {
-            if let Some(outcome) = self.outcome(sent, std::slice::from_ref(call)) {
-                self.results[call.at] = Some(BatchedResult::CallOutcome(outcome));
-            }
+    /// Waits for the outcome of a message, at most until `until`; the inner `None` means that
+    /// it has none by its deadline, or was not sent.
+    fn outcome(&self, message: &SentMessage, until: Instant) -> Option<Option<CallOutcome>> {
+        let Ok(sent) = &message.sent else {
+            return Some(None);
+        };
+        let core = &self.context.client.inner;
+        let end = sent.send_state.deadline();
+        match sent.wait(until.min(end), core.broker.spin_for()) {
+            Some(outcome) => Some(Some(outcome)),
+            None if Instant::now() >= end => Some(sent.expire(&core.router)),
+            None => None,
         }
     }
 
-    /// Waits for what becomes of a message. Where that is an error, so it is for its calls.
-    fn outcome(&mut self, sent: &Result<SentCall>, calls: &[BatchedCall]) -> Option<CallOutcome> {
-        let sent = match sent {
-            Ok(sent) => sent,
-            Err(error) => {
-                self.end(calls, || BatchedResult::Failed(error.same()));
-                return None;
+    /// Records the results of a message's calls. Returns the messages that were sent in its
+    /// place, if the service does not know batches.
+    fn settle(&mut self, message: SentMessage, outcome: Option<CallOutcome>) -> Vec<SentMessage> {
+        let SentMessage { sent, calls } = message;
+        let outcome = match (outcome, &sent) {
+            (Some(outcome), _) => outcome,
+            (None, Ok(sent)) => {
+                self.timed_out(&calls, sent);
+                return Vec::new();
+            }
+            (None, Err(error)) => {
+                self.set_all(&calls, || BatchedResult::Failed(error.duplicate()));
+                return Vec::new();
             }
         };
-        let outcome = self.calls.client.inner.outcome(sent);
-        if outcome.is_none() {
-            for call in calls {
-                let target = self.calls.target(&self.calls.actions[call.at]);
-                let error = self.calls.client.inner.timed_out(target, sent);
-                let error = match calls {
-                    [_] => error,
-                    more => error.about(format_args!(
-                        "{target} or another of the {} calls of its message was not answered",
-                        more.len()
-                    )),
-                };
-                self.results[call.at] = Some(BatchedResult::Failed(error));
+        let SentCalls::Batch(message) = &calls else {
+            self.set_all(&calls, || BatchedResult::Outcome(outcome.clone()));
+            return Vec::new();
+        };
+        let core = &self.context.client.inner;
+        core.record_latency(self.context.target(BATCH_ACTION), &outcome);
+        match outcome {
+            CallOutcome::Reply { body, .. } if batch_support::is_unknown(&body) => {
+                let support = &core.router.batch_support;
+                support.mark_unsupported(&self.context.routing_key());
+                return self.context.send_one_by_one(message, self.limit);
             }
+            CallOutcome::Reply { body, .. } => self.replied(message, body),
+            outcome => self.set_all(&calls, || BatchedResult::Outcome(outcome.clone())),
         }
-        outcome
+        Vec::new()
     }
 
-    /// A message has been answered.
-    fn replied(&mut self, calls: &[BatchedCall], body: ReplyBody) {
+    fn timed_out(&mut self, calls: &SentCalls, sent: &SentCall) {
+        let count = calls.count();
+        for at in calls.indices() {
+            let target = self.context.target_of(at);
+            let error = self.context.client.inner.timed_out(target, sent);
+            let error = match count {
+                1 => error,
+                more => error.about(format_args!(
+                    "{target} or another of the {more} calls of its message was not answered"
+                )),
+            };
+            self.results[at] = Some(BatchedResult::Failed(error));
+        }
+    }
+
+    /// Records the replies in the reply to a message.
+    fn replied(&mut self, message: &BatchMessage, body: ReplyBody) {
+        let calls = &message.calls;
         let in_body = self.bodies.len();
         let replies = batch_support::replies(&body);
         let Some(replies) = replies.filter(|replies| replies.len() == calls.len()) else {
-            // An error, which is then each call's own; or it is not to be understood.
+            // An error is each call's own; any other reply cannot be understood.
             let is_success = batch_support::is_success(&body);
-            return self.end(calls, || match is_success {
-                false => BatchedResult::CallOutcome(CallOutcome::Reply {
-                    body: body.clone(),
-                    after: None,
-                    _request: None,
-                }),
-                true => BatchedResult::Failed(Error::new(
-                    ErrorKind::Decode,
-                    "the batch was answered with something else than as many replies",
-                )),
-            });
+            for call in calls {
+                self.results[call.at] = Some(match is_success {
+                    false => BatchedResult::Outcome(CallOutcome::Reply {
+                        body: body.clone(),
+                        after: None,
+                        _request: None,
+                    }),
+                    true => BatchedResult::Failed(Error::new(
+                        ErrorKind::Decode,
+                        "the batch was answered with something else than as many replies",
+                    )),
+                });
+            }
+            return;
         };
         for (call, reply) in calls.iter().zip(&replies) {
             let range = range_in(&body, reply.get());
@@ -146,17 +216,139 @@ impl PendingBatch {
         self.bodies.push(body);
     }
 
-    fn end(&mut self, calls: &[BatchedCall], how: impl Fn() -> BatchedResult) {
-        for call in calls {
-            self.results[call.at] = Some(how());
+    fn set_all(&mut self, calls: &SentCalls, result: impl Fn() -> BatchedResult) {
+        for at in calls.indices() {
+            self.results[at] = Some(result());
+        }
+    }
+
+    fn take_replies(&mut self) -> BatchReplies {
+        let taken = self.results.iter().map(|_| None).collect();
+        BatchReplies {
+            client: self.context.client.clone(),
+            service: self.context.service.clone(),
+            actions: self.context.actions.clone(),
+            batch: self.context.number,
+            bodies: std::mem::take(&mut self.bodies),
+            results: std::mem::replace(&mut self.results, taken),
         }
     }
 }
 
+impl SentCalls {
+    fn count(&self) -> usize {
+        match self {
+            Self::Batch(message) => message.calls.len(),
+            Self::Single(_) => 1,
+        }
+    }
+
+    fn indices(&self) -> impl Iterator<Item = usize> {
+        let (batch, single) = match self {
+            Self::Batch(message) => (&*message.calls, None),
+            Self::Single(at) => (&[][..], Some(*at)),
+        };
+        batch.iter().map(|call| call.at).chain(single)
+    }
+}
+
+/// A callback that waits for the replies to a batch.
+struct BatchCallback<F> {
+    pending: PendingBatch,
+    callback: F,
+    /// The number of messages that are in flight until the callback has run.
+    watched: usize,
+}
+
+impl<F> BatchCallback<F> {
+    /// Has the callback thread notified of the outcomes of these messages.
+    fn watch(&mut self, ready: &Notifier, messages: Vec<SentMessage>) {
+        let mut messages = VecDeque::from(messages);
+        while let Some(message) = messages.pop_front() {
+            let router = &self.pending.context.client.inner.router;
+            let Ok(sent) = &message.sent else {
+                self.pending.waiting.push_back(message);
+                continue;
+            };
+            self.watched += 1;
+            if router.set_callback(sent.id, ready.clone()) {
+                self.pending.waiting.push_back(message);
+                continue;
+            }
+            // It has ended, and is not notified any more.
+            let outcome = sent.expire(router);
+            messages.extend(self.pending.settle(message, outcome));
+        }
+    }
+}
+
+impl<F> Watched for BatchCallback<F>
+where
+    F: FnOnce(BatchReplies) + Send + 'static,
+{
+    fn start(&mut self, ready: &Notifier) {
+        let waiting = std::mem::take(&mut self.pending.waiting);
+        self.watch(ready, waiting.into());
+    }
+
+    fn is_ready(&mut self, ready: &Notifier) -> bool {
+        let now = Instant::now();
+        while let Some(message) = self.pending.waiting.pop_front() {
+            let Some(outcome) = self.pending.outcome(&message, now) else {
+                self.pending.waiting.push_front(message);
+                return false;
+            };
+            let again = self.pending.settle(message, outcome);
+            self.watch(ready, again);
+        }
+        true
+    }
+
+    fn deadline(&self) -> Instant {
+        self.pending.limit.deadline
+    }
+
+    fn finish(self: Box<Self>) {
+        let Self {
+            mut pending,
+            callback,
+            watched,
+        } = *self;
+        // Before the callback runs: it may panic.
+        let done = CallbackDone(Arc::clone(&pending.context.client.inner), watched);
+        pending.advance(pending.limit.deadline);
+        let replies = pending.take_replies();
+        drop(pending);
+        callback(replies);
+        drop(done);
+    }
+}
+
+impl Progress for PendingBatch {
+    fn is_ready(&mut self) -> bool {
+        self.advance(Instant::now())
+    }
+
+    fn deadline(&self) -> Instant {
+        self.limit.deadline
+    }
+
+    fn ready_on(&self) -> ReadyOn<'_> {
+        match self.waiting.front().map(|message| &message.sent) {
+            Some(Ok(sent)) => ReadyOn::Reply(&sent.slot.outcome),
+            _ => ReadyOn::Nothing,
+        }
+    }
+}
+
+impl Pending for PendingBatch {}
+
 impl Drop for PendingBatch {
     fn drop(&mut self) {
-        for sent in self.parts.iter().flat_map(SentMessage::sent) {
-            self.calls.client.inner.forget(sent);
+        for message in &self.waiting {
+            if let Ok(sent) = &message.sent {
+                self.context.client.inner.forget(sent);
+            }
         }
     }
 }
@@ -164,7 +356,7 @@ impl Drop for PendingBatch {
 impl fmt::Debug for PendingBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PendingBatch")
-            .field("service", &self.calls.service)
+            .field("service", &self.context.service)
             .field("calls", &self.results.len())
             .finish_non_exhaustive()
     }

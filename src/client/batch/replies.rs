@@ -1,3 +1,5 @@
+//! The replies to a batch.
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -10,20 +12,20 @@ use crate::client::call_outcome::{CallOutcome, ReplyBody};
 use crate::client::decode::CallTarget;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What became of the calls of a [`Batch`](crate::Batch): each has a reply, or an error of
-/// its own, in the order asked.
+/// The results of a [`Batch`](crate::Batch)'s calls, in their order: each has a reply, or an
+/// error of its own.
 pub struct BatchReplies {
     pub(super) client: ServiceClient,
     pub(super) service: String,
     pub(super) actions: Vec<Arc<str>>,
     pub(super) batch: u64,
-    /// The messages that hold replies, undecoded.
+    /// The bodies of the messages that hold replies, undecoded.
     pub(super) bodies: Vec<ReplyBody>,
-    /// Until they are taken.
+    /// The results that have not been taken.
     pub(super) results: Vec<Option<BatchedResult>>,
 }
 
-/// Which call of a batch it is, for taking its reply.
+/// The key of one call of a batch, by which its reply is taken.
 #[derive(Debug)]
 pub struct CallKey<T> {
     at: usize,
@@ -41,51 +43,50 @@ impl<T> CallKey<T> {
     }
 }
 
-/// How a call of a batch ended.
+/// The result of one call of a batch.
 pub(super) enum BatchedResult {
-    /// With a reply among others.
+    /// A reply among others in one body.
     Reply {
         in_body: usize,
         range: Range<usize>,
     },
-    /// As a call alone.
-    CallOutcome(CallOutcome),
+    /// The outcome of a call that was sent alone.
+    Outcome(CallOutcome),
     Failed(Error),
 }
 
 impl BatchReplies {
-    /// The reply to one call.
+    /// Takes the reply to one call.
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::call`], for this call;
-    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if it was asked for in
-    /// another batch.
-    pub fn take<T: DeserializeOwned>(&mut self, asked: CallKey<T>) -> Result<T> {
-        if asked.batch != self.batch {
+    /// Fails as [`ServiceClient::call`] does, for this call; with [`ErrorKind::Misuse`] if the
+    /// key is another batch's.
+    pub fn take<T: DeserializeOwned>(&mut self, key: CallKey<T>) -> Result<T> {
+        if key.batch != self.batch {
             return Err(Error::new(
-                ErrorKind::InvalidConfig,
+                ErrorKind::Misuse,
                 format!(
-                    "this reply was asked for in another batch, not in this one to {}",
+                    "this key belongs to a call of another batch, not of this one to {}",
                     self.service
                 ),
             ));
         }
-        self.result(asked.at)
+        self.result(key.at)
     }
 
-    /// All replies, in the order asked, where they are of one type. Those that were taken
-    /// before are [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    /// Returns all replies, in the order of the calls, where they are of one type. A reply that
+    /// was taken before is [`ErrorKind::Misuse`].
     pub fn into_results<T: DeserializeOwned>(mut self) -> Vec<Result<T>> {
         (0..self.results.len()).map(|at| self.result(at)).collect()
     }
 
-    /// How many there are.
+    /// Returns the number of calls.
     pub fn len(&self) -> usize {
         self.results.len()
     }
 
-    /// True if there are none.
+    /// Returns true if there were no calls.
     pub fn is_empty(&self) -> bool {
         self.results.is_empty()
     }
@@ -99,10 +100,10 @@ impl BatchReplies {
             Some(BatchedResult::Reply { in_body, range }) => {
                 target.decode(&self.bodies[in_body][range])
             }
-            Some(BatchedResult::CallOutcome(outcome)) => self.client.inner.result(target, outcome),
+            Some(BatchedResult::Outcome(outcome)) => self.client.inner.result(target, outcome),
             Some(BatchedResult::Failed(error)) => Err(error),
             None => Err(Error::new(
-                ErrorKind::Closed,
+                ErrorKind::Misuse,
                 format!("the reply of {target} has been taken already"),
             )),
         }

@@ -5,7 +5,7 @@
 //! `link_channel` (an AMQP channel and its consumer) for each link; amiquip's own
 //! socket thread runs below, on the `stream` that checks every byte.
 
-mod builder;
+pub(crate) mod builder;
 mod coalesce_buffer;
 mod command;
 mod config;
@@ -15,13 +15,12 @@ mod io_thread;
 mod link_handle;
 mod link_table;
 mod session;
-mod state_listener;
+pub(crate) mod state_listener;
 mod stream;
 mod transit;
 mod transport;
 mod url;
 mod watchdog;
 
-pub use self::builder::BrokerBuilder;
-pub use self::state_listener::ConnectionState;
+pub(crate) use self::state_listener::ConnectionState;
 pub(crate) use self::transport::AmqpTransport;

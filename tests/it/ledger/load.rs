@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use coney::message::ServiceMessage;
 use coney::{
     Broker, CallOptions, Context, DeadLetters, EventPublisher, EventSubscriber, HandlerError,
-    PendingConfirm, ServiceClient, ServiceServer,
+    PendingConfirm, PublishOptions, SendOptions, ServiceClient, ServiceServer,
 };
 
 use super::book::Book;
@@ -129,7 +129,7 @@ fn subscribe(broker: &Broker, book: &Arc<Book>) -> EventSubscriber {
     EventSubscriber::builder(broker, "ledger")
         .prefetch(100)
         .retry_delays(DELAYS)
-        .on_with(HAPPENED, move |context: &Context<'_>, number| {
+        .on_with_context(HAPPENED, move |context: &Context<'_>, number| {
             handle(&book, context, number)
         })
         .start()
@@ -152,13 +152,13 @@ fn serve(broker: &Broker, book: &Arc<Book>) -> [ServiceServer; 2] {
     let orders = ServiceServer::builder(broker, ORDERS)
         .prefetch(100)
         .retry_delays(DELAYS)
-        .handler_with("order", move |context: &Context<'_>, number| {
+        .handler_with_context("order", move |context: &Context<'_>, number| {
             handle(&book, context, number)
         })
         .start()
         .unwrap();
     let echo = ServiceServer::builder(broker, ECHO)
-        .handler("echo", |number: u64| Ok::<_, HandlerError>(number))
+        .respond("echo", |number: u64| number)
         .start()
         .unwrap();
     [orders, echo]
@@ -179,13 +179,17 @@ fn produce(client: &ServiceClient, events: &EventPublisher, book: &Book, stop: &
     };
     while !stop.load(Ordering::SeqCst) {
         let (number, sent) = (book.attempt(), Instant::now());
-        let options = CallOptions::new()
-            .timeout(SEND_TIMEOUT)
-            .idempotent(number.is_multiple_of(3));
+        let idempotent = number.is_multiple_of(3);
         // Every fourth is an event.
         let pending_send = match number % 4 {
-            1 => events.publish_async_with(HAPPENED, &number, &options),
-            _ => client.send_async_with(ORDERS, "order", &number, &options),
+            1 => {
+                let options = PublishOptions::new().timeout(SEND_TIMEOUT);
+                events.publish_async_with(HAPPENED, &number, &options.idempotent(idempotent))
+            }
+            _ => {
+                let options = SendOptions::new().timeout(SEND_TIMEOUT);
+                client.send_async_with(ORDERS, "order", &number, &options.idempotent(idempotent))
+            }
         };
         match pending_send {
             Ok(send) => pending.push_back((number, sent, send)),

@@ -1,6 +1,7 @@
 //! Looks for the dead letters of one service.
 
-use coney::{Broker, DeadLetter, DeadLetters};
+use coney::dead_letters::DeadLetter;
+use coney::{Broker, DeadLetters};
 
 use super::eventually;
 

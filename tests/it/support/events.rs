@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use coney::{Broker, DeadLetters, EventPublisher, EventSubscriber, EventSubscriberBuilder};
+use coney::events::EventSubscriberBuilder;
+use coney::{Broker, DeadLetters, EventPublisher, EventSubscriber};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::{PATIENCE, unique};
@@ -49,7 +50,7 @@ pub fn unique_event() -> String {
 }
 
 /// The dead letters of a queue.
-pub fn letters(broker: &Broker, queue: &str) -> Vec<coney::DeadLetter> {
+pub fn letters(broker: &Broker, queue: &str) -> Vec<coney::dead_letters::DeadLetter> {
     let dead = DeadLetters::open(broker).unwrap();
     let mut letters = dead.list(usize::MAX).unwrap();
     letters.retain(|letter| letter.queue() == queue);

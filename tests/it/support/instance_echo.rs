@@ -3,10 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use coney::{
-    Broker, Context, HandlerError, Instance, Registry, ServiceClient, ServiceClientBuilder,
-    ServiceServer, ServiceServerBuilder,
-};
+use coney::client::ServiceClientBuilder;
+use coney::server::ServiceServerBuilder;
+use coney::{Broker, Context, Instance, Registry, ServiceClient, ServiceServer};
 
 use super::PATIENCE;
 
@@ -20,9 +19,9 @@ pub fn server(
     ServiceServer::builder(broker, service)
         .registry(registry)
         .instance(Instance::new().with_id(id))
-        .handler_with("who", |context: &Context<'_>, nap: u64| {
+        .respond_with_context("who", |context: &Context<'_>, nap: u64| {
             thread::sleep(Duration::from_millis(nap));
-            Ok::<_, HandlerError>(context.instance_id().map(str::to_owned))
+            context.instance_id().map(str::to_owned)
         })
 }
 

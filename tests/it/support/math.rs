@@ -8,21 +8,19 @@ use coney::{Broker, HandlerError, ServiceServer};
 pub fn math(broker: &Broker, service: &str) -> ServiceServer {
     ServiceServer::builder(broker, service)
         .any_reply_queue(true)
-        .handler("double", |n: u64| Ok::<_, HandlerError>(n * 2))
-        .handler("name", |n: u64| {
-            Ok::<_, HandlerError>(format!("number {n}"))
-        })
+        .respond("double", |n: u64| n * 2)
+        .respond("name", |n: u64| format!("number {n}"))
         .handler("refuse", |_: u64| {
             Err::<(), _>(HandlerError::new("not today").with_code("closed"))
         })
         .handler("panic", |_: u64| -> Result<(), HandlerError> {
             panic!("on purpose")
         })
-        .handler("nap", |millis: u64| {
+        .respond("nap", |millis: u64| {
             thread::sleep(Duration::from_millis(millis));
-            Ok::<_, HandlerError>(millis)
+            millis
         })
-        .handler("echo", |text: String| Ok::<_, HandlerError>(text))
+        .respond("echo", |text: String| text)
         .start()
         .unwrap()
 }

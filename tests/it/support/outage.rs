@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, ConnectionState};
+use coney::{Broker, CallOptions, ConnectionState, SendOptions};
 use crossbeam_channel::{Receiver, unbounded};
 use parking_lot::{Mutex, MutexGuard};
 
@@ -24,6 +24,10 @@ pub fn rabbit() -> MutexGuard<'static, Option<Server>> {
 
 pub fn within(timeout: Duration) -> CallOptions {
     CallOptions::new().timeout(timeout)
+}
+
+pub fn sent_within(timeout: Duration) -> SendOptions {
+    SendOptions::new().timeout(timeout)
 }
 
 /// Like `quick`, with the changes of the connection's state.

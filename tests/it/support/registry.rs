@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use coney::{Lookup, Redis, RedisRegistryStore, Registry};
+use coney::Registry;
+use coney::redis::{Redis, RedisRegistryStore};
+use coney::registry::Lookup;
 
 const MS: Duration = Duration::from_millis(1);
 

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use coney::{Broker, HandlerError, ServiceServer};
+use coney::{Broker, ServiceServer};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 /// Its action `nap` sleeps for so many milliseconds; the receiver gets them when it
@@ -11,10 +11,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 pub fn sleepy_server(broker: &Broker, service: &str) -> (ServiceServer, Receiver<u64>) {
     let (started, starts) = unbounded();
     let server = ServiceServer::builder(broker, service)
-        .handler("nap", move |ms: u64| {
+        .respond("nap", move |ms: u64| {
             started.send(ms).unwrap();
             thread::sleep(Duration::from_millis(ms));
-            Ok::<_, HandlerError>(ms)
+            ms
         })
         .start()
         .unwrap();
@@ -36,12 +36,12 @@ impl GatedServer {
         let (gate, opened) = bounded::<()>(0);
         let server = ServiceServer::builder(broker, service)
             .workers(workers)
-            .handler("wait", move |n: u64| {
+            .respond("wait", move |n: u64| {
                 started.send(n).unwrap();
                 let _ = opened.recv();
-                Ok::<_, HandlerError>(n)
+                n
             })
-            .handler("echo", |n: u64| Ok::<_, HandlerError>(n))
+            .respond("echo", |n: u64| n)
             .start()
             .unwrap();
         Self {
