@@ -188,7 +188,7 @@ impl BrokerBuilder {
         self
     }
 
-    /// Connects. Blocks until connected, at most the connect timeout plus the
+    /// Connects to RabbitMQ. Blocks until connected, at most the connect timeout plus the
     /// [`initial_connect_timeout`](BrokerBuilder::initial_connect_timeout).
     ///
     /// # Errors

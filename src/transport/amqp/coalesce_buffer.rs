@@ -88,7 +88,7 @@ impl Messages {
 
 impl CoalesceBuffer {
     pub(super) fn new(max_body: usize) -> Self {
-        /// The bytes of a reply batch beside its replies.
+        /// The bytes of a reply batch other than those of its replies.
         const OVERHEAD: usize = 1_024;
         Self {
             state: Mutex::default(),

@@ -188,7 +188,7 @@ impl CommandReceiver {
     }
 }
 
-/// Creates both ends for a connection on which messages of up to `bytes` may wait to be sent.
+/// Creates both ends for a connection with room for `bytes` of messages that wait to be sent.
 pub(super) fn channels(bytes: usize) -> (CommandSender, CommandReceiver) {
     let (commands, commands_in) = crossbeam_channel::unbounded();
     let (outgoing, outgoing_in) = crossbeam_channel::unbounded();

@@ -1,4 +1,4 @@
-//! The I/O thread of a connection: connects, runs a session, backs off, reconnects.
+//! The I/O thread of a connection, which connects, runs a session, backs off and reconnects.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -13,7 +13,7 @@ use crate::transport::{Publication, Refused, Returned};
 pub(super) struct LinkTable {
     links: BTreeMap<LinkId, RegisteredLink>,
     /// Messages that were sent and may be sent again, or elsewhere. They go before all others.
-    /// No more than were in flight.
+    /// There are no more than were in flight.
     pub(super) resend: VecDeque<Outgoing>,
     /// The link whose channel the broker closed in the last session. A message that it had
     /// sent may be the cause, and sent again would close the next channel.
@@ -51,8 +51,8 @@ impl LinkTable {
         ))
     }
 
-    /// Drops expired messages, and keeps the others of `new`, which were queued for sending.
-    /// Called while nothing can be sent.
+    /// Keeps the unexpired of the messages to be sent, and drops the others. `new` are those that
+    /// were queued meanwhile. Called while nothing can be sent.
     pub(super) fn keep_unsent(&mut self, new: impl Iterator<Item = Outgoing>) {
         self.resend.extend(new);
         self.resend.retain(|outgoing| !outgoing.is_expired());

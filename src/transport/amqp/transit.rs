@@ -154,7 +154,8 @@ impl Meter {
         }
     }
 
-    /// Counts the messages and acknowledgements that `bytes`, just written, complete.
+    /// Parses `bytes`, which have been written, and removes the messages and acknowledgements
+    /// that they complete from `transit`.
     pub(super) fn wrote(&mut self, mut bytes: &[u8], transit: &Transit) {
         while !bytes.is_empty() {
             if !self.began {
@@ -171,7 +172,7 @@ impl Meter {
                 bytes = &bytes[count..];
                 if self.known == FRAME_HEADER {
                     let [_, _, _, a, b, c, d, ..] = self.start;
-                    // And the frame end.
+                    // Plus the frame-end octet.
                     self.left = u32::from_be_bytes([a, b, c, d]) as usize + 1;
                 }
                 continue;
@@ -303,7 +304,10 @@ mod tests {
     proptest! {
         #[test]
         fn counts_are_right_however_the_bytes_are_split(
-            bodies in prop::collection::vec((1..3u8, prop::collection::vec(1..50usize, 0..4)), 0..20),
+            bodies in prop::collection::vec(
+                (1..3u8, prop::collection::vec(1..50usize, 0..4)),
+                0..20,
+            ),
             cut in 1..40usize,
         ) {
             let transit = Transit::new();

@@ -9,8 +9,8 @@ use url::Url;
 use super::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 
-const FORM: &str = "expected amqp://user:password@host:port/vhost, with special characters of user, \
-                    password and vhost percent-encoded";
+const FORM: &str = "expected amqp://user:password@host:port/vhost, with special characters of \
+                    user, password and vhost percent-encoded";
 
 /// Parses an AMQP URL into `config`.
 ///

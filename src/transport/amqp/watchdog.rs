@@ -15,8 +15,8 @@ use crate::base::deadline;
 /// The interval at which an operation is checked again while the broker is blocked.
 const BLOCKED_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The timeouts of operations to which the broker does not answer: amiquip's calls have no
-/// timeout, but shutting the socket down ends whatever is blocked on it within milliseconds.
+/// A watchdog that ends operations to which the broker does not answer: amiquip's calls have
+/// no timeout, but shutting the socket down ends whatever is blocked on it within milliseconds.
 ///
 /// One thread per connection. It sleeps until an operation is armed, and while
 /// operations begin and end it wakes once per limit, not once per operation.
@@ -76,7 +76,8 @@ impl Watchdog {
         self.arm_until(limit)
     }
 
-    /// Guards the operations that end before the returned value is dropped.
+    /// Guards an operation until the returned value is dropped: after `limit` the socket is shut
+    /// down.
     pub(super) fn arm(&self, limit: Duration) -> Armed<'_> {
         self.arm_until(deadline::after(limit))
     }

@@ -141,7 +141,7 @@ impl<'c> Session<'c> {
         let channel = link_channel.as_ref().map(LinkChannel::channel_id);
         match link_channel.map(|link_channel| link_channel.close(self.number)) {
             Some(Ok(idle)) => self.idle_channels.push(idle),
-            // The broker has closed the channel, which would have been closed anyway.
+            // The broker has closed the channel, which the link does not need any more.
             Some(Err(Failure::Refused(_))) => {
                 channel.into_iter().for_each(|it| self.forget_channel(it));
             }

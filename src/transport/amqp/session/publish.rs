@@ -38,7 +38,8 @@ pub(super) fn publish(
 
 /// The reason why the broker refused a message.
 pub(super) enum Refusal {
-    /// Larger than the broker's limit in bytes, which is there if the broker named it.
+    /// The message is over the broker's size limit; holds the limit in bytes, if the broker
+    /// named it.
     TooLarge(Option<usize>),
     Other(String),
 }
@@ -62,7 +63,8 @@ mod tests {
 
     #[test]
     fn the_limit_is_parsed_from_the_brokers_reason() {
-        let reason = "PRECONDITION_FAILED - message size 2097152 is larger than configured max size 1048576 (406)";
+        let reason = "PRECONDITION_FAILED - message size 2097152 is larger than configured \
+                      max size 1048576 (406)";
         assert!(matches!(
             Refusal::parse(reason),
             Refusal::TooLarge(Some(1_048_576))

@@ -33,7 +33,7 @@ const CHANNEL_CLOSE: [u8; 4] = [0, 20, 0, 40];
 /// A frame that amiquip ignores but counts as a sign of life.
 const HEARTBEAT_FRAME: [u8; 8] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END];
 
-/// Validates incoming frames and passes on complete, sanitized ones.
+/// A validator of incoming frames that passes on complete, sanitized ones.
 ///
 /// A message whose body is larger than the limit is passed on without it, once the whole body
 /// has been read; its content header then states a size of 0.

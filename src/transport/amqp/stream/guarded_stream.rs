@@ -61,7 +61,7 @@ impl Read for GuardedStream {
                 log_relay::log(
                     log::Level::Warn,
                     "coney::amqp",
-                    format_args!("the connection is ended: {violation}"),
+                    format_args!("the connection is closed: {violation}"),
                 );
                 self.observed.record_violation(violation.to_string());
                 return Err(io::Error::new(io::ErrorKind::InvalidData, violation));

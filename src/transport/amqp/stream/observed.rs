@@ -1,4 +1,4 @@
-//! The observations of the stream.
+//! The facts that the stream records for the threads that use the connection.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -107,8 +107,8 @@ fn array(bytes: &mut [u8], depth: usize) -> Result {
     Ok(())
 }
 
-/// Sanitizes a value and the type octet before it. Texts, bytes, arrays and tables
-/// all begin with a length of four bytes, so a change of the octet makes one another.
+/// Sanitizes a value and the type octet before it. Texts, bytes, arrays and tables all begin
+/// with a length of four bytes, so changing the octet turns one type into another.
 fn value(cursor: &mut Cursor<'_>, depth: usize) -> Result {
     let kind = cursor.take(1)?;
     match kind[0] {

@@ -197,7 +197,13 @@ fn the_brokers_reason_for_closing_is_recorded() {
 proptest! {
     #[test]
     fn valid_frames_pass_unchanged_however_they_are_split(
-        payloads in proptest::collection::vec((prop_oneof![Just(METHOD), Just(BODY), Just(HEARTBEAT)], proptest::collection::vec(any::<u8>(), 0..300)), 0..20),
+        payloads in proptest::collection::vec(
+            (
+                prop_oneof![Just(METHOD), Just(BODY), Just(HEARTBEAT)],
+                proptest::collection::vec(any::<u8>(), 0..300),
+            ),
+            0..20,
+        ),
         read_size in 1usize..700,
     ) {
         let bytes: Vec<u8> = payloads.iter().flat_map(|(kind, p)| frame(*kind, p)).collect();
