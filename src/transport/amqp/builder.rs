@@ -1,3 +1,5 @@
+//! The options of a connection to RabbitMQ.
+
 use std::fmt;
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use super::{AmqpTransport, ConnectionState, url};
 use crate::error::{Error, Result};
 use crate::transport::Broker;
 
-/// Options for a connection to RabbitMQ; made by
+/// The options of a connection to RabbitMQ, created by
 /// [`Broker::builder`](crate::Broker::builder).
 ///
 /// ```no_run
@@ -30,17 +32,17 @@ pub struct BrokerBuilder {
 impl Broker {
     /// Connects to RabbitMQ with the default options.
     ///
-    /// The URL is `amqp://user:password@host:port/vhost`; what is left out is
+    /// The URL is `amqp://user:password@host:port/vhost`; the components default to
     /// `guest`, `guest`, `localhost`, `5672` and `/`. It may end in
     /// `?heartbeat=SECONDS&connection_timeout=MILLISECONDS&name=NAME`. Blocks until connected,
-    /// at most the connect timeout of 10 s. Starts the connection's threads.
-    /// Later losses of the connection are repaired in the background.
+    /// at most the connect timeout of 10 s. Starts the connection's threads, which
+    /// reconnect in the background whenever the connection is lost later.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the URL
-    /// cannot be used, [`ErrorKind::Connect`](crate::ErrorKind::Connect) if no
-    /// connection can be made. Neither ever contains the password.
+    /// Fails with [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the URL
+    /// cannot be used, and with [`ErrorKind::Connect`](crate::ErrorKind::Connect) if no
+    /// connection can be made. The error never contains the password.
     ///
     /// ```no_run
     /// let broker = coney::Broker::connect("amqp://localhost")?;
@@ -51,7 +53,8 @@ impl Broker {
         Self::builder(url).connect()
     }
 
-    /// Options for a connection to RabbitMQ: see [`BrokerBuilder`].
+    /// Returns the options of a connection to RabbitMQ, with their defaults: see
+    /// [`BrokerBuilder`].
     pub fn builder(url: &str) -> BrokerBuilder {
         BrokerBuilder::new(url)
     }
@@ -68,64 +71,68 @@ impl BrokerBuilder {
         }
     }
 
-    /// The name RabbitMQ's management shows for the connection. Default:
-    /// program name and process id.
+    /// Sets the connection name that RabbitMQ's management UI shows. Defaults to the
+    /// program's name and process id.
     pub fn connection_name(mut self, name: impl Into<String>) -> Self {
         self.config.name = name.into();
         self
     }
 
-    /// How long connecting may take in all: name resolution, TCP, login.
-    /// Default: 10 s.
+    /// Sets the time limit of an attempt to connect: name resolution, TCP and login in
+    /// all. Defaults to 10 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.config.connect_timeout = timeout;
         self
     }
 
-    /// How long the broker may take over one operation before the connection
-    /// is given up as dead. Default: 10 s.
+    /// Sets the time limit of one operation of the broker; a connection that exceeds it
+    /// counts as dead and is closed. Defaults to 10 s.
     pub fn operation_timeout(mut self, timeout: Duration) -> Self {
         self.config.operation_timeout = timeout;
         self
     }
 
-    /// The heartbeat asked for, in whole seconds; the broker may ask for less.
-    /// A silent broker is noticed after two of them. Default: 10 s.
+    /// Sets the heartbeat interval to request, in whole seconds; the broker may lower it.
+    /// A silent broker is detected after two intervals. Defaults to 10 s.
     pub fn heartbeat(mut self, interval: Duration) -> Self {
         self.config.heartbeat = interval;
         self
     }
 
-    /// The delays between attempts to reconnect: the first, doubling up to the
-    /// last, each with up to as much again at random, so that a thousand programs do
-    /// not come back in step. While nothing listens at the address (the connection is
-    /// refused) there is an attempt a second at least. Default: 200 ms and 10 s.
+    /// Sets the shortest and the longest delay between attempts to reconnect. Defaults to
+    /// 200 ms and 10 s.
+    ///
+    /// The delay starts at `min` and doubles up to `max`. Up to as much again is added to
+    /// each at random, so that a thousand programs do not reconnect in step. While the
+    /// connection is refused, because no process listens at the address, there is at least
+    /// one attempt a second.
     pub fn reconnect_delays(mut self, min: Duration, max: Duration) -> Self {
         self.config.reconnect_min = min;
         self.config.reconnect_max = max;
         self
     }
 
-    /// After how many failed attempts in a row to give up reconnecting;
-    /// everything then fails with [`ErrorKind::Closed`](crate::ErrorKind::Closed). Default: never.
+    /// Sets the number of failed attempts in a row after which reconnecting is given up;
+    /// every operation then fails with [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    /// Defaults to no limit.
     pub fn reconnect_limit(mut self, attempts: usize) -> Self {
         self.config.reconnect_limit = Some(attempts);
         self
     }
 
-    /// For how long [`connect`](BrokerBuilder::connect) keeps trying if the
-    /// broker cannot be reached: with the delays and the limit of reconnects.
-    /// `Duration::MAX` is for ever. Default: zero, that is, one attempt.
-    pub fn initial_connect_timeout(mut self, for_at_most: Duration) -> Self {
-        self.config.first_connect = for_at_most;
+    /// Sets the time for which [`connect`](BrokerBuilder::connect) retries if the broker
+    /// cannot be reached, with the delays and the limit of reconnects. `Duration::MAX` sets
+    /// no time limit. Defaults to zero, that is, one attempt.
+    pub fn initial_connect_timeout(mut self, timeout: Duration) -> Self {
+        self.config.initial_connect_timeout = timeout;
         self
     }
 
-    /// Has `listener` told what becomes of the connection, from the first attempt
-    /// on, each change once and in order.
+    /// Calls `listener` on every change of the connection's state, from the first attempt
+    /// to connect on, once for each change and in order.
     ///
-    /// It runs on a thread of its own, `coney-state-N`, which ends with the
-    /// connection. While it blocks, up to 1,024 changes wait; later ones are
+    /// The listener runs on a thread of its own, `coney-state-N`, which ends with the
+    /// connection. While the listener blocks, up to 1,024 changes wait; later ones are
     /// dropped. A panic in it is logged.
     ///
     /// ```no_run
@@ -148,41 +155,47 @@ impl BrokerBuilder {
         self
     }
 
-    /// The largest message body, in bytes, sent or received. A larger one that arrives is
-    /// read and not kept: a request is dead-lettered with the reason `too_large` and
-    /// answered with an error, a reply is an error for its caller, and a raw
-    /// [`Link`](crate::transport::Link) gets an empty body. Default: 16 MiB.
+    /// Sets the largest message body that is sent or received, in bytes. Defaults to 16 MiB.
     ///
-    /// Where the broker's `max_message_size` is smaller, that is the limit, from the first
-    /// message on that the broker refuses.
+    /// A larger body that arrives is read and not passed on: a request is dead-lettered with
+    /// the reason `too_large` and gets an error reply, a reply becomes an error for its
+    /// caller, and a raw [`Link`](crate::transport::Link) receives an empty body.
+    ///
+    /// Where the broker's `max_message_size` is smaller, it becomes the limit as soon as the
+    /// broker has refused a message.
     pub fn max_body(mut self, bytes: usize) -> Self {
         self.config.max_body = bytes;
         self
     }
 
     /// Sets the largest message over [`max_body`](BrokerBuilder::max_body) that is
-    /// dead-lettered with its body, in bytes. One such body is held in memory at a time. Of
-    /// larger ones the properties are kept, and the letter says what it lacks. Defaults to
-    /// 32 MiB.
+    /// dead-lettered with its body, in bytes. Defaults to 32 MiB.
+    ///
+    /// One such body is held in memory at a time. Of a larger message the properties are
+    /// kept, and the dead letter records that the body is missing.
     pub fn max_dead_letter(mut self, bytes: usize) -> Self {
         self.config.max_dead_letter = bytes;
         self
     }
 
-    /// Sets how many bytes of messages may wait to be sent, or to be confirmed where they
-    /// may have to be sent again: beside the bound on their number, 1,024. Who sends more
-    /// waits for room, until its deadline. Defaults to 32 MiB.
+    /// Sets the limit on the bytes of messages that wait to be sent, or to be confirmed
+    /// where they may have to be sent again. Defaults to 32 MiB.
+    ///
+    /// Their number has a limit too, 1,024. At either limit, sending blocks until there is
+    /// room, at most until its deadline.
     pub fn outgoing_bytes(mut self, bytes: usize) -> Self {
         self.config.outgoing_bytes = bytes;
         self
     }
 
-    /// Connects. Blocks until connected, at most the connect timeout; with
-    /// [`initial_connect_timeout`](BrokerBuilder::initial_connect_timeout), so much longer.
+    /// Connects to RabbitMQ. Blocks until connected, at most the connect timeout plus the
+    /// [`initial_connect_timeout`](BrokerBuilder::initial_connect_timeout).
     ///
     /// # Errors
     ///
-    /// As [`Broker::connect`].
+    /// Fails with the errors of [`Broker::connect`], and with
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if an option is out of
+    /// its range.
     pub fn connect(self) -> Result<Broker> {
         if let Some(error) = self.url_error {
             return Err(error);
@@ -209,13 +222,13 @@ mod tests {
     use crate::error::ErrorKind;
 
     #[test]
-    fn debug_never_shows_the_password() {
+    fn debug_output_does_not_contain_the_password() {
         let builder = BrokerBuilder::new("amqp://u:hunter2@h/");
         assert!(!format!("{builder:?}").contains("hunter2"));
     }
 
     #[test]
-    fn options_that_cannot_work_are_refused_before_connecting() {
+    fn invalid_options_are_refused_before_connecting() {
         let builder = || BrokerBuilder::new("amqp://localhost:1/");
         let ms = Duration::from_millis;
         for bad in [

@@ -1,9 +1,10 @@
-//! Requests, and replies, that wait to be sent at the same moment and may share a message.
+//! The requests and replies that wait to be sent at the same moment and may be coalesced into
+//! one message.
 //!
-//! There is no timer: the first to come has the I/O thread told, and whoever comes
-//! before it gets there leaves together. Before it takes them it lets other threads run,
-//! as long as that brings more. So a request alone, after another that was, leaves at once,
-//! and the more threads have something to send, the more share a message.
+//! There is no timer: the first to be added notifies the I/O thread, and those that are added
+//! before it takes them are coalesced. Before it takes them it yields to other threads, as long
+//! as that brings more. So a single request that follows a single one leaves at once, and the
+//! more threads have something to send, the more requests one message carries.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,47 +16,49 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::message::reply_batch::ReplyBatchWriter;
 use crate::transport::{CoalesceLimits, PartialReply, Publication};
 
-/// How many requests of a link wait. Whoever comes then waits for room, until its deadline.
+/// The number of requests of a link that wait. At the limit, a caller waits for room, until its
+/// deadline.
 const MOST_REQUESTS: usize = 8_192;
 
-/// How many bytes of replies wait. A worker that has another then waits for room.
+/// The bytes of replies that wait. At the limit, a worker with another reply waits for room.
 const MOST_REPLY_BYTES: usize = 16 << 20;
 
-/// How often the I/O thread gives way to those who are about to send, after the last of
-/// them came: some ten microseconds, if it has a processor to itself. With 64 callers,
-/// 16 make 4 times as many share a message as 1 does, and half as many calls a second more.
+/// The number of times that the I/O thread yields to threads that are about to send, after the
+/// last addition: some ten microseconds, if it has a processor to itself. With 64 callers,
+/// 16 coalesce 4 times as many requests into a message as 1 does, which makes 1.5 times as many
+/// calls a second.
 const YIELDS: u32 = 16;
 
-/// How long it does so at most, however many come: a processor that is given away may stay
-/// away for a while, and others wait for the I/O thread too.
-const LONGEST: Duration = Duration::from_millis(1);
+/// The longest time for which the I/O thread yields, however many are added: it may be a while
+/// before the thread gets the processor back, and the other links wait for it too.
+const LONGEST_YIELDING: Duration = Duration::from_millis(1);
 
-/// What waits on one link.
+/// The messages of one link that wait to be coalesced.
 pub(super) struct CoalesceBuffer {
     state: Mutex<State>,
     room: Condvar,
-    /// Nothing came with the one that was sent last.
+    /// True if the last message was taken alone.
     was_alone: AtomicBool,
-    /// How large a bundle may be.
+    /// The largest size of a reply batch, in bytes.
     reply_batch_bytes: usize,
 }
 
 #[derive(Default)]
 struct State {
     messages: Messages,
-    /// The I/O thread will take them.
-    is_told: bool,
+    /// True if the I/O thread has been notified and will take the messages.
+    is_notified: bool,
     is_closed: bool,
 }
 
-/// Messages that may share one.
+/// Messages that may be coalesced into one.
 #[derive(Default)]
 pub(super) struct Messages {
     pub(super) requests: Vec<Box<Publication>>,
     pub(super) replies: Replies,
 }
 
-/// What became of a message that was to wait.
+/// The result of adding a message.
 pub(super) enum Added {
     Waits,
     TooLate,
@@ -63,10 +66,10 @@ pub(super) enum Added {
 }
 
 impl State {
-    /// Has the I/O thread told, unless it is. With the lock held: what another thread does
-    /// after it has added something comes after the telling.
+    /// Notifies the I/O thread, unless it is notified already. Runs with the lock held, so that
+    /// a command that another thread sends after its addition comes after the notification.
     fn notify(&mut self, notify: impl FnOnce()) -> Added {
-        if !std::mem::replace(&mut self.is_told, true) {
+        if !std::mem::replace(&mut self.is_notified, true) {
             notify();
         }
         Added::Waits
@@ -85,13 +88,13 @@ impl Messages {
 
 impl CoalesceBuffer {
     pub(super) fn new(max_body: usize) -> Self {
-        /// For what stands round the replies.
-        const FRAME: usize = 1_024;
+        /// The bytes of a reply batch other than those of its replies.
+        const OVERHEAD: usize = 1_024;
         Self {
             state: Mutex::default(),
             room: Condvar::new(),
             was_alone: AtomicBool::new(false),
-            reply_batch_bytes: CoalesceLimits::BYTES.min(max_body.saturating_sub(FRAME)),
+            reply_batch_bytes: CoalesceLimits::BYTES.min(max_body.saturating_sub(OVERHEAD)),
         }
     }
 
@@ -111,7 +114,7 @@ impl CoalesceBuffer {
         }
     }
 
-    /// The same for a reply.
+    /// Adds a reply. Blocks while there is no room, at most until the reply's deadline.
     pub(super) fn add_reply(&self, reply: PartialReply<'_>, notify: impl FnOnce()) -> Added {
         match self.wait_for_room(reply.deadline) {
             Ok(mut state) => {
@@ -135,24 +138,24 @@ impl CoalesceBuffer {
         }
     }
 
-    /// Takes those that wait, after letting those come that are just about to.
+    /// Takes the messages, after yielding to the threads that are about to add some.
     pub(super) fn take(&self) -> Messages {
         let was_alone = self.was_alone.load(Ordering::Relaxed);
         let mut before = self.len();
-        let mut in_vain = 0;
+        let mut without_more = 0;
         if before == 0 {
             return self.take_now();
         }
-        let end = Instant::now() + LONGEST;
-        // One that is alone as the one before was is not kept waiting.
-        while in_vain < YIELDS
+        let end = Instant::now() + LONGEST_YIELDING;
+        // A single message that follows a single one is not delayed.
+        while without_more < YIELDS
             && before < CoalesceLimits::MESSAGES
             && !(was_alone && before == 1)
             && Instant::now() < end
         {
             thread::yield_now();
             let now = self.len();
-            in_vain = if now == before { in_vain + 1 } else { 0 };
+            without_more = if now == before { without_more + 1 } else { 0 };
             before = now;
         }
         let messages = self.take_now();
@@ -160,7 +163,7 @@ impl CoalesceBuffer {
         messages
     }
 
-    /// Drops requests whose deadlines have passed, while they cannot be sent.
+    /// Drops the requests whose deadlines have passed. Called while they cannot be sent.
     pub(super) fn drop_expired(&self) {
         let over = {
             let mut state = self.state.lock();
@@ -177,7 +180,7 @@ impl CoalesceBuffer {
     fn take_now(&self) -> Messages {
         let messages = {
             let mut state = self.state.lock();
-            state.is_told = false;
+            state.is_notified = false;
             std::mem::take(&mut state.messages)
         };
         if messages.is_full() {
@@ -190,7 +193,7 @@ impl CoalesceBuffer {
         self.state.lock().messages.len()
     }
 
-    /// Lets go of all, and takes no more.
+    /// Drops all messages, and accepts no more.
     pub(super) fn close(&self) {
         let messages = {
             let mut state = self.state.lock();
@@ -202,11 +205,11 @@ impl CoalesceBuffer {
     }
 }
 
-/// Replies that wait, by the queue they go to.
+/// The replies that wait, by the queue that they go to.
 #[derive(Default)]
 pub(super) struct Replies {
     open: HashMap<String, ReplyBatchWriter>,
-    /// Those that are full.
+    /// The batches that are full.
     full: Vec<(String, ReplyBatchWriter)>,
     count: usize,
     bytes: usize,
@@ -259,37 +262,37 @@ mod tests {
     }
 
     #[test]
-    fn the_first_has_them_fetched_and_the_last_waits_for_room() {
-        let waiting = Arc::new(CoalesceBuffer::new(1 << 20));
-        let mut told = 0;
+    fn the_first_notifies_and_one_too_many_waits_for_room() {
+        let buffer = Arc::new(CoalesceBuffer::new(1 << 20));
+        let mut notified = 0;
         for _ in 0..MOST_REQUESTS {
-            let added = waiting.add(request(), soon(), || told += 1);
+            let added = buffer.add(request(), soon(), || notified += 1);
             assert!(matches!(added, Added::Waits));
         }
-        assert_eq!(told, 1);
-        let added = waiting.add(request(), soon(), || {});
+        assert_eq!(notified, 1);
+        let added = buffer.add(request(), soon(), || {});
         assert!(matches!(added, Added::TooLate));
         let late = std::thread::spawn({
-            let waiting = Arc::clone(&waiting);
+            let buffer = Arc::clone(&buffer);
             let in_time = soon() + Duration::from_secs(10);
             move || {
-                let mut told = false;
-                let added = waiting.add(request(), in_time, || told = true);
-                matches!(added, Added::Waits) && told
+                let mut notified = false;
+                let added = buffer.add(request(), in_time, || notified = true);
+                matches!(added, Added::Waits) && notified
             }
         });
         std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(waiting.take().requests.len(), MOST_REQUESTS);
+        assert_eq!(buffer.take().requests.len(), MOST_REQUESTS);
         assert!(late.join().unwrap());
-        waiting.close();
-        let added = waiting.add(request(), soon(), || {});
+        buffer.close();
+        let added = buffer.add(request(), soon(), || {});
         assert!(matches!(added, Added::Closed));
-        assert_eq!(waiting.take().len(), 0);
+        assert_eq!(buffer.take().len(), 0);
     }
 
     #[test]
-    fn bundles_are_no_larger_than_a_message_may_be() {
-        let waiting = CoalesceBuffer::new(1_024 + 400);
+    fn reply_batches_are_no_larger_than_a_message_may_be() {
+        let buffer = CoalesceBuffer::new(1_024 + 400);
         for (to, bytes) in [("q", 100), ("q", 100), ("r", 100), ("q", 250), ("q", 10)] {
             let reply = PartialReply {
                 to,
@@ -297,9 +300,9 @@ mod tests {
                 body: &vec![b'1'; bytes],
                 deadline: soon(),
             };
-            assert!(matches!(waiting.add_reply(reply, || {}), Added::Waits));
+            assert!(matches!(buffer.add_reply(reply, || {}), Added::Waits));
         }
-        let mut sent: Vec<_> = waiting
+        let mut sent: Vec<_> = buffer
             .take()
             .replies
             .reply_batches()

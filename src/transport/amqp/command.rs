@@ -1,4 +1,4 @@
-//! What other threads ask of the I/O thread.
+//! The commands and messages that other threads send to the I/O thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,31 +14,33 @@ use crate::transport::{
 
 pub(super) type LinkId = u64;
 
-/// How many messages wait to be sent. While the connection is down or blocked
-/// callers wait here, the oldest first, and then for room, until their
-/// deadlines; more would only be staler. Their bytes have a bound of their own.
+/// The number of messages that may wait to be sent. While the connection is down or blocked,
+/// messages wait here, the oldest first, and further callers wait for room, until their
+/// deadlines; a longer queue would only hold staler messages. Their bytes have a bound of
+/// their own.
 const MOST_OUTGOING: usize = 1_024;
 
+/// A command to the I/O thread.
 pub(super) enum Command {
     Open {
         link: LinkId,
         registered: RegisteredLink,
     },
-    Settler {
+    Settle {
         link: LinkId,
         session: u64,
         tag: u64,
         outcome: Disposition,
     },
-    /// Messages wait that may share one.
-    SendWaiting {
+    /// Sends the messages in the link's coalesce buffer.
+    SendCoalesced {
         link: LinkId,
     },
-    /// Takes the first message off a queue; without a name, off the link's own.
+    /// Gets the first message of a queue; without a name, of the link's own queue.
     Get {
         link: LinkId,
         queue: Option<String>,
-        done: Sender<Got>,
+        done: Sender<GetResult>,
     },
     /// Counts the messages in a queue.
     Backlog {
@@ -46,7 +48,7 @@ pub(super) enum Command {
         queue: String,
         done: Sender<Result<usize>>,
     },
-    /// Answers when the broker has all that was sent before.
+    /// Signals `done` when the broker has all that was sent before.
     Flush {
         link: LinkId,
         done: Sender<()>,
@@ -67,16 +69,16 @@ pub(super) enum Command {
     Close,
 }
 
-/// The first message of a queue, and how many are behind it.
-pub(super) type Got = Result<Option<(Delivery, usize)>>;
+/// The first message of a queue, and the number of messages behind it.
+pub(super) type GetResult = Result<Option<(Delivery, usize)>>;
 
-/// A link as its owner knows it: what outlives a session.
+/// A registered link, which outlives the sessions that open it.
 pub(super) struct RegisteredLink {
     pub(super) spec: LinkSpec,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) settler: Arc<dyn Settler>,
-    pub(super) waiting: Arc<CoalesceBuffer>,
-    /// Who waits for the link to be opened for the first time.
+    pub(super) coalesce_buffer: Arc<CoalesceBuffer>,
+    /// The result channel of the thread that waits for the link to be opened for the first time.
     pub(super) opening: Option<Sender<Result<()>>>,
 }
 
@@ -85,7 +87,7 @@ pub(super) struct Outgoing {
     pub(super) link: LinkId,
     pub(super) publication: Publication,
     pub(super) confirm: Option<ConfirmSender>,
-    /// Its place among those that wait.
+    /// The place among the messages that wait.
     place: Option<Room>,
 }
 
@@ -103,32 +105,33 @@ impl Outgoing {
         }
     }
 
-    /// Its deadline has passed, or its owner has given up on it.
+    /// Returns true if the deadline has passed or the owner has abandoned the message.
     pub(super) fn is_expired(&self) -> bool {
         self.publication.is_expired()
     }
 }
 
-/// The sending ends, shared by everything that uses the connection.
+/// The sending ends, of which everything that uses the connection has a clone.
 #[derive(Clone)]
 pub(super) struct CommandSender {
     /// Never full: it holds at most one command for each unsettled delivery,
-    /// whose number the prefetch counts bound (those that a look at the dead letters holds are
-    /// settled as one), one for each link that has messages waiting, and one or two for each
-    /// thread that opens or closes a link or takes a message off a queue.
+    /// whose number the prefetch counts bound (those that are held while the dead letters are
+    /// listed are settled as one), one for each link with messages in its coalesce buffer, and
+    /// one or two for each thread that opens or closes a link or gets a message from a queue.
     pub(super) commands: Sender<Command>,
-    /// Bounded by the budget.
+    /// Bounded by the two budgets.
     outgoing: Sender<Outgoing>,
     places: Arc<Budget>,
     bytes: Arc<Budget>,
-    /// Its other end, for what is put in when nobody takes it out any more.
+    /// The receiving end, to drop messages that are queued after the I/O thread has closed it.
     leftovers: Receiver<Outgoing>,
     closed: Arc<AtomicBool>,
 }
 
 impl CommandSender {
-    /// Gives a message its room, unless it has some. Blocks while there is none, at most
-    /// until `deadline`; false if it is too late, or [closed](CommandSender::is_closed).
+    /// Reserves room for a message, unless it has some. Blocks while there is none, at most
+    /// until `deadline`; returns false if that has passed, or if the connection is
+    /// [closed](CommandSender::is_closed).
     pub(super) fn make_room(&self, publication: &mut Publication, deadline: Instant) -> bool {
         if self.is_closed() {
             return false;
@@ -139,13 +142,15 @@ impl CommandSender {
         publication.room.is_some()
     }
 
-    /// Room for so many bytes; without a deadline, if there is some now.
+    /// Reserves room for `bytes`. Blocks while there is none, at most until `deadline`; without
+    /// a deadline it does not block.
     pub(super) fn reserve(&self, bytes: usize, deadline: Option<Instant>) -> Option<Arc<Room>> {
         self.bytes.take(bytes, deadline).map(Arc::new)
     }
 
-    /// Hands a message over. Blocks while there is no room, at most until
-    /// `deadline`; false if it is too late, or [closed](CommandSender::is_closed).
+    /// Queues a message for sending. Blocks while there is no room, at most until `deadline`;
+    /// returns false if that has passed, or if the connection is
+    /// [closed](CommandSender::is_closed).
     pub(super) fn send(&self, mut outgoing: Outgoing, deadline: Instant) -> bool {
         if !self.make_room(&mut outgoing.publication, deadline) {
             return false;
@@ -155,7 +160,7 @@ impl CommandSender {
             return false;
         }
         let sent = self.outgoing.send(outgoing).is_ok();
-        // Closed meanwhile: whoever waits for a receipt must hear of it.
+        // Closed meanwhile: dropping the messages settles the confirms that callers wait for.
         if self.is_closed() {
             self.leftovers.try_iter().for_each(drop);
         }
@@ -167,8 +172,8 @@ impl CommandSender {
     }
 }
 
-/// The receiving ends, owned by the I/O thread. Commands are taken always,
-/// messages only while they can be sent.
+/// The receiving ends, owned by the I/O thread. It receives commands at any time, messages
+/// only while they can be sent.
 pub(super) struct CommandReceiver {
     pub(super) commands: Receiver<Command>,
     pub(super) outgoing: Receiver<Outgoing>,
@@ -176,14 +181,14 @@ pub(super) struct CommandReceiver {
 }
 
 impl CommandReceiver {
-    /// Takes no more messages, and lets go of those that wait.
+    /// Accepts no more messages, and drops those that wait.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.outgoing.try_iter().for_each(drop);
     }
 }
 
-/// The ends of a connection that may hold so many bytes of messages to be sent.
+/// Creates both ends for a connection with room for `bytes` of messages that wait to be sent.
 pub(super) fn channels(bytes: usize) -> (CommandSender, CommandReceiver) {
     let (commands, commands_in) = crossbeam_channel::unbounded();
     let (outgoing, outgoing_in) = crossbeam_channel::unbounded();
@@ -210,9 +215,9 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    /// Those who have room for their bytes wait for nothing that those need who do not.
+    /// A sender that has room for its bytes does not wait behind one that waits for room.
     #[test]
-    fn many_large_messages_get_through() {
+    fn senders_at_the_limit_of_bytes_do_not_deadlock() {
         let (sender, receiver) = channels(4);
         let deadline = Instant::now() + Duration::from_secs(60);
         thread::scope(|scope| {
@@ -228,7 +233,7 @@ mod tests {
                 .collect();
             for _ in 0..40 * 50 {
                 let sent = receiver.outgoing.recv_deadline(deadline);
-                assert!(sent.is_ok(), "they wait for each other");
+                assert!(sent.is_ok(), "the senders wait for each other");
             }
             assert!(senders.into_iter().all(|it| it.join().unwrap()));
         });

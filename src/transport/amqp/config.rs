@@ -1,11 +1,13 @@
+//! The configuration of a connection: its defaults and its checks.
+
 use std::time::Duration;
 
 use crate::base::secret::Secret;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::DEFAULT_MAX_BODY;
 
-/// Everything a connection is made with; the defaults are documented at
-/// [`BrokerBuilder`](super::BrokerBuilder)'s setters.
+/// The configuration of a connection. Its defaults are documented at the setters of
+/// [`BrokerBuilder`](super::BrokerBuilder).
 #[derive(Clone, Debug)]
 pub(super) struct Config {
     pub(super) host: String,
@@ -20,11 +22,11 @@ pub(super) struct Config {
     pub(super) reconnect_min: Duration,
     pub(super) reconnect_max: Duration,
     pub(super) reconnect_limit: Option<usize>,
-    pub(super) first_connect: Duration,
+    pub(super) initial_connect_timeout: Duration,
     pub(super) max_body: usize,
-    /// The largest message over `max_body` that is dead-lettered whole.
+    /// The largest message over `max_body` that is dead-lettered with its body, in bytes.
     pub(super) max_dead_letter: usize,
-    /// The bytes that may wait to be sent.
+    /// The limit on the bytes that wait to be sent.
     pub(super) outgoing_bytes: usize,
 }
 
@@ -43,7 +45,7 @@ impl Default for Config {
             reconnect_min: Duration::from_millis(200),
             reconnect_max: Duration::from_secs(10),
             reconnect_limit: None,
-            first_connect: Duration::ZERO,
+            initial_connect_timeout: Duration::ZERO,
             max_body: DEFAULT_MAX_BODY,
             max_dead_letter: 32 << 20,
             outgoing_bytes: 32 << 20,
@@ -52,7 +54,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Where it connects to, without credentials: for logs and errors.
+    /// Returns `host:port/vhost`, without credentials: for logs and errors.
     pub(super) fn address(&self) -> String {
         let slash = if self.vhost.starts_with('/') { "" } else { "/" };
         format!("{}:{}{slash}{}", self.host, self.port, self.vhost)
@@ -66,16 +68,20 @@ impl Config {
             return invalid("the heartbeat must be a whole number of seconds from 1 to 65535");
         }
         if self.connect_timeout.is_zero() || self.operation_timeout.is_zero() {
-            return invalid("a timeout of zero would never let anything succeed");
+            return invalid("connect_timeout and operation_timeout must be longer than zero");
         }
         if self.reconnect_min.is_zero() || self.reconnect_max < self.reconnect_min {
-            return invalid("the reconnect delays must be over zero, the longest last");
+            return invalid(
+                "the reconnect delays must be longer than zero, and max no shorter than min",
+            );
         }
         if self.outgoing_bytes == 0 {
-            return invalid("without room for what is to be sent, nothing could be");
+            return invalid("outgoing_bytes must be at least 1, or no message could be sent");
         }
         if self.name.len() > 1_000 || self.vhost.len() > 255 {
-            return invalid("the connection name or the virtual host is too long");
+            return invalid(
+                "the connection name may have at most 1,000 bytes, the virtual host 255",
+            );
         }
         Ok(())
     }

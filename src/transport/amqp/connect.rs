@@ -1,3 +1,5 @@
+//! An attempt to connect: name resolution, TCP, socket options and login.
+
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -16,30 +18,31 @@ use crate::base::deadline;
 use crate::base::resolve::{dial, resolve};
 use crate::error::{Error, ErrorKind};
 
-/// More channels than any program needs; 65,535 overflows inside amiquip.
+/// The largest number of channels, more than any program needs. 65,535 overflows inside
+/// amiquip.
 const CHANNEL_MAX: u16 = 2_047;
 
-/// Linux takes no more.
+/// The longest TCP keepalive time that Linux accepts.
 const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
 
 /// A connection that has logged in.
 pub(super) struct Connected {
     pub(super) connection: Connection,
-    /// What the stream saw: the broker's own words on why it closed.
+    /// The stream's observations, such as the broker's reason for closing.
     pub(super) observed: Arc<Observed>,
-    /// What has been handed over and is not written yet.
+    /// The frames that amiquip has and that are not written to the socket yet.
     pub(super) transit: Arc<Transit>,
 }
 
-/// The reason why there is no connection.
+/// A failed attempt to connect.
 pub(super) struct NotConnected {
     pub(super) error: Error,
-    /// Nothing listens there: another attempt costs next to nothing.
+    /// True if no process listens at the address: another attempt costs next to nothing.
     pub(super) was_refused: bool,
 }
 
-/// Makes a connection: name resolution, TCP and login together take at most
-/// the connect timeout, whatever the other side does.
+/// Connects and logs in. Name resolution, TCP and login take at most the connect timeout
+/// in all, whatever the peer does.
 pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected, NotConnected> {
     let deadline = deadline::after(config.connect_timeout);
     let failed = |cause: String| NotConnected {
@@ -64,7 +67,7 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected,
 
     let armed = watchdog.arm_connection(kill_switch, Arc::clone(&observed), deadline);
     let options = ConnectionOptions::default()
-        // The stream puts in the real ones: amiquip logs what it is given.
+        // Placeholders, as amiquip logs its credentials; the stream puts in the real ones.
         .auth(Auth::Plain {
             username: "coney".to_owned(),
             password: "placeholder".to_owned(),
@@ -74,8 +77,8 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected,
         .frame_max(FRAME_MAX)
         .heartbeat(u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX));
     // 256 in-memory frames: publishing is twice as fast as with amiquip's 16,
-    // and more gains nothing. 1 MiB of buffered writes is what a lost
-    // connection can lose.
+    // and more gains nothing. A lost connection loses at most the buffered
+    // writes, 1 MiB.
     let tuning = ConnectionTuning::default()
         .mem_channel_bound(256)
         .buffered_writes_high_water(1 << 20)
@@ -95,17 +98,19 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected,
             } else {
                 explain_login(&error, &observed, config)
             };
-            watchdog.kill(); // its kill switch would keep the socket open
+            watchdog.kill(); // its clone of the socket would keep the connection open
             Err(failed(cause))
         }
     }
 }
 
-/// Without nodelay, Nagle's algorithm and delayed acknowledgements make 23
-/// calls a second out of 1,400. Keepalive and the user timeout end a
-/// connection whose peer has vanished even where heartbeats are off.
+/// Sets the socket's options.
+///
+/// Without nodelay, Nagle's algorithm and delayed acknowledgements reduce 1,400 calls a
+/// second to 23. Keepalive and the user timeout end a connection whose peer has vanished
+/// even where heartbeats are off.
 fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
-    let patience = config.heartbeat * 2;
+    let user_timeout = config.heartbeat * 2;
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
@@ -113,9 +118,9 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
         .with_interval((config.heartbeat / 3).max(Duration::from_secs(1)));
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(patience))?;
+    socket.set_tcp_user_timeout(Some(user_timeout))?;
     #[cfg(not(target_os = "linux"))]
-    let _ = patience;
+    let _ = user_timeout;
     Ok(())
 }
 
@@ -129,8 +134,8 @@ fn explain_dial(error: &io::Error) -> String {
     }
 }
 
-/// amiquip calls every failure after the first frame a credentials error and
-/// quotes no reason; the stream has seen what the broker really said.
+/// Returns the cause of a failed login. amiquip reports every failure after the first
+/// frame as a credentials error, without a reason; the stream has seen the broker's own.
 fn explain_login(error: &amiquip::Error, observed: &Observed, config: &Config) -> String {
     if let Some((code, text)) = observed.server_close() {
         return match code {
@@ -138,7 +143,7 @@ fn explain_login(error: &amiquip::Error, observed: &Observed, config: &Config) -
                 "the broker refused the user {:?}; check user, password and permissions ({text})",
                 config.user
             ),
-            // Of connections, by virtual host or by user.
+            // A limit on the connections of the virtual host or of the user.
             530 if text.contains("limit") => format!("the broker refused the connection: {text}"),
             530 => format!(
                 "the broker refused the virtual host {:?} ({text})",
@@ -152,7 +157,8 @@ fn explain_login(error: &amiquip::Error, observed: &Observed, config: &Config) -
     }
     match error {
         amiquip::Error::InvalidCredentials => format!(
-            "the broker hung up during the login of the user {:?}; check user and password",
+            "the broker closed the socket during the login of the user {:?}; check user and \
+             password",
             config.user
         ),
         other => other.to_string(),

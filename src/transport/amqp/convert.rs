@@ -1,4 +1,4 @@
-//! Between coney's messages and amiquip's.
+//! Conversions between coney's messages and amiquip's.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -96,7 +96,7 @@ fn from_amqp(properties: &AmqpProperties) -> Properties {
     }
 }
 
-/// Takes the message out of a delivery; what is left is the right to settle.
+/// Takes the message out of a delivery; the rest of the delivery is needed to settle it.
 pub(super) fn take_message(
     delivery: &mut amiquip::Delivery,
     oversized: Option<Oversized>,
@@ -147,7 +147,7 @@ pub(super) fn queue_arguments(options: &QueueOptions) -> FieldTable {
         add("x-queue-type", text("quorum"));
         add("x-delivery-limit", AmqpValue::LongLongInt(limit.into()));
         if options.dead_letter_to.is_some() {
-            // Moved on with confirmation; RabbitMQ wants the other for it.
+            // RabbitMQ requires reject-publish for at-least-once dead-lettering.
             add("x-dead-letter-strategy", text("at-least-once"));
             add("x-overflow", text("reject-publish"));
         }
@@ -155,11 +155,11 @@ pub(super) fn queue_arguments(options: &QueueOptions) -> FieldTable {
     arguments
 }
 
-/// What an operation on a channel failed of.
+/// The reason why an operation on a channel failed.
 pub(super) enum Failure {
-    /// The broker refused it and closed the channel; the connection lives.
+    /// The broker refused the operation and closed the channel; the connection is up.
     Refused(Error),
-    /// The connection is gone.
+    /// The connection was lost; holds the cause.
     Lost(String),
 }
 
@@ -180,7 +180,7 @@ impl From<amiquip::Error> for Failure {
             }
             amiquip::Error::ExhaustedChannelIds => Self::Refused(Error::new(
                 ErrorKind::Broker,
-                "the connection has as many links as it can have channels",
+                "the connection has no free channel for another link: close one or connect again",
             )),
             other => Self::Lost(other.to_string()),
         }
@@ -217,7 +217,7 @@ fn value_to_amqp(value: &HeaderValue) -> AmqpValue {
     }
 }
 
-/// The stream has seen to it that nothing is nested too deeply for this.
+/// Converts a header value. The recursion is bounded, as the stream limits the nesting.
 fn value_from_amqp(value: &AmqpValue) -> HeaderValue {
     match value {
         AmqpValue::Void => HeaderValue::Void,
@@ -231,7 +231,7 @@ fn value_from_amqp(value: &AmqpValue) -> HeaderValue {
         AmqpValue::LongLongInt(value) => HeaderValue::Int(*value),
         &AmqpValue::Float(value) => HeaderValue::Float(value.into()),
         AmqpValue::Double(value) => HeaderValue::Float(*value),
-        // amiquip can read decimals and not make them.
+        // amiquip can read decimals, but not create them.
         AmqpValue::DecimalValue(decimal) => {
             HeaderValue::Float(f64::from(decimal.value) / 10f64.powi(decimal.scale.into()))
         }

@@ -1,3 +1,5 @@
+//! The I/O thread of a connection, which connects, runs a session, backs off and reconnects.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,26 +23,26 @@ use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::Limits;
 
-/// A session that lasted this long starts the reconnect delays anew; a shorter
-/// one may be part of a loop of losses, and the delays go on growing.
+/// The duration of a session after which the reconnect delays start anew. A shorter session
+/// may be one of a series of losses, over which the delays go on growing.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
-/// While nothing listens there, an attempt costs next to nothing: then the next one comes
-/// after this at most, so that a broker that was away for long is used again soon.
-const LONGEST_REFUSED: Duration = Duration::from_secs(1);
+/// The longest delay after a refused connection. While no process listens at the address, an
+/// attempt costs next to nothing, so a broker that was down for long is used again soon.
+const LONGEST_REFUSED_DELAY: Duration = Duration::from_secs(1);
 
-/// How long a failed attempt to connect waits for its threads: the listener may
-/// still have to hear of it.
-const LAST_CHANGES: Duration = Duration::from_secs(1);
+/// The time for which a connection that could not be made waits for its threads to end: the
+/// listener may not have been called for the last state changes yet.
+const JOIN_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// The connection's I/O thread, and the state listener's, seen from outside.
+/// A handle to the I/O thread of a connection and to the thread of its state listener.
 pub(super) struct IoHandle {
     threads: Mutex<Vec<NamedThread>>,
     kill: Box<dyn Fn() + Send + Sync>,
 }
 
 impl IoHandle {
-    /// Starts the thread and waits until it has connected or failed to.
+    /// Starts the threads and blocks until the connection is made or has failed.
     pub(super) fn start(
         config: Config,
         receiver: CommandReceiver,
@@ -70,18 +72,17 @@ impl IoHandle {
             limits,
         };
         let run = move || {
-            // Nothing in there should panic; if it does, no caller must wait for ever.
+            // Not expected to panic; if it does, no caller must wait for ever.
             let run = || io.run(&started);
             if let Err(panic) = catch(run) {
-                let cause = format!("the I/O thread panicked: {}", panic);
+                let cause = format!("the I/O thread panicked: {panic}");
                 let line = format_args!("{}: {cause}", io.peer);
                 log_relay::log(log::Level::Error, "coney::amqp", line);
                 io.closed(&cause);
             }
         };
         threads.push(NamedThread::spawn(format!("coney-io-{number}"), run).map_err(no_thread)?);
-        // The thread answers within the connect timeout, or as long as it may
-        // go on trying.
+        // Blocks no longer than the connect timeout plus the time for retries.
         let failed = match first.recv() {
             Ok(Ok(())) => {
                 return Ok(Self {
@@ -90,20 +91,23 @@ impl IoHandle {
                 });
             }
             Ok(Err(error)) => error,
-            Err(_) => Error::new(ErrorKind::Connect, "the connection's thread has died"),
+            Err(_) => Error::new(
+                ErrorKind::Connect,
+                "the connection's I/O thread ended before it had connected",
+            ),
         };
-        let soon = deadline::after(LAST_CHANGES);
+        let soon = deadline::after(JOIN_AFTER_FAILURE);
         for thread in threads.into_iter().rev() {
             let _ = thread.join_deadline(soon);
         }
         Err(failed)
     }
 
-    /// Waits for the threads to end; false if they have not by `deadline`, in
-    /// which case the socket is cut and they end by themselves.
+    /// Blocks until the threads have ended. Returns false if they have not by `deadline`: the
+    /// socket is then shut down, and they end by themselves.
     pub(super) fn join(&self, deadline: Instant) -> bool {
         let Some(mut threads) = self.threads.try_lock_until(deadline) else {
-            return false; // another thread waits for them
+            return false; // another thread is joining them
         };
         while let Some(thread) = threads.pop() {
             if let Err(running) = thread.join_deadline(deadline) {
@@ -130,7 +134,7 @@ struct IoThread {
 impl IoThread {
     fn run(&mut self, started: &Sender<Result<()>>) {
         let mut delays = self.delays();
-        let give_up_at = deadline::after(self.config.first_connect);
+        let give_up_at = deadline::after(self.config.initial_connect_timeout);
         let mut connected = match self.connect(&mut delays, Some(give_up_at)) {
             Ok(connected) => connected,
             Err(error) => {
@@ -157,7 +161,7 @@ impl IoThread {
             if since.elapsed() >= STABLE_AFTER {
                 delays = self.delays();
             }
-            // The delays never run out; the type cannot say so.
+            // The delays have no end, which their type does not show.
             let delay = delays.next().unwrap_or(self.config.reconnect_max);
             let reconnected = match self.closed_while_waiting(deadline::after(delay)) {
                 true => Err(was_closed()),
@@ -184,7 +188,7 @@ impl IoThread {
             transit,
         } = connected;
         self.sessions += 1;
-        // It may be another broker, or one with other settings.
+        // The broker may be another one, or have other settings.
         self.limits.forget_broker();
         self.limits.set_frame_max(observed.frame_max() as usize);
         let mut end = {
@@ -203,18 +207,18 @@ impl IoThread {
                 Ok(session) => session.run(),
                 Err(end) => end,
             };
-            // Each channel closes with a round trip as it is dropped.
+            // Dropping a channel closes it, with a round trip.
             let _armed = self.watchdog.arm(self.config.operation_timeout);
             drop(channels);
             end
         };
-        // amiquip tells the cause of a connection's death only here.
+        // amiquip returns the cause of a lost connection only here.
         let armed = self.watchdog.arm(self.config.operation_timeout);
         let closing = connection.close();
         drop(armed);
         if let SessionEnd::Lost(cause) = &mut end {
             if let Some((code, text)) = observed.server_close() {
-                *cause = format!("the broker closed it: {code} {text}");
+                *cause = format!("the broker closed the connection: {code} {text}");
             } else if let Some(violation) = observed.violation() {
                 *cause = violation;
             } else if let (Err(error), true) = (closing, cause == CONNECTION_ENDED) {
@@ -224,8 +228,8 @@ impl IoThread {
         end
     }
 
-    /// Tries until connected, with growing delays in between. Gives up after
-    /// `give_up_at`, after as many attempts as are allowed, and when the broker
+    /// Retries until connected, with growing delays in between. Gives up at
+    /// `give_up_at`, after the allowed number of attempts, and when the broker
     /// handle is closed.
     fn connect(
         &mut self,
@@ -253,13 +257,13 @@ impl IoThread {
                 };
                 return Err(Error::new(ErrorKind::Connect, fault));
             }
-            let line = format_args!("attempt {attempts} to connect: {error}");
+            let line = format_args!("attempt {attempts} to connect failed: {error}");
             log_relay::log(log::Level::Warn, "coney::amqp", line);
             self.state_notifier
                 .notify(ConnectionState::Lost(error.to_string()));
             let mut delay = delays.next().unwrap_or(self.config.reconnect_max);
             if was_refused {
-                delay = delay.min(LONGEST_REFUSED.mul_f64(0.5 + 0.5 * fastrand::f64()));
+                delay = delay.min(LONGEST_REFUSED_DELAY.mul_f64(0.5 + 0.5 * fastrand::f64()));
             }
             let next = deadline::after(delay);
             if self.closed_while_waiting(give_up_at.map_or(next, |at| at.min(next))) {
@@ -268,7 +272,8 @@ impl IoThread {
         }
     }
 
-    /// Serves what can be served without a connection.
+    /// Executes commands without a session until `until`; returns true if the broker handle
+    /// is closed meanwhile.
     fn closed_while_waiting(&mut self, until: Instant) -> bool {
         loop {
             let tick = until.min(Instant::now() + SWEEP_INTERVAL);

@@ -1,10 +1,12 @@
+//! The handle through which other threads use an open link.
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
 
 use super::coalesce_buffer::{Added, CoalesceBuffer};
-use super::command::{Command, CommandSender, Got, LinkId, Outgoing};
+use super::command::{Command, CommandSender, GetResult, LinkId, Outgoing};
 use crate::base::log_relay;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -12,23 +14,23 @@ use crate::transport::{
     ConfirmSender, Disposition, Limits, LinkHandle, PartialReply, Publication, Settler, is_large,
 };
 
-/// An open link of a connection.
+/// A handle to an open link of a connection.
 pub(super) struct AmqpLinkHandle {
     pub(super) link: LinkId,
     pub(super) sender: CommandSender,
     pub(super) peer: Arc<str>,
     pub(super) limits: Arc<Limits>,
-    pub(super) waiting: Arc<CoalesceBuffer>,
+    pub(super) coalesce_buffer: Arc<CoalesceBuffer>,
     pub(super) home: OwnerProcess,
 }
 
-/// The threads on which amiquip runs, and with it a logger of the program's.
+/// The name prefixes of the threads on which amiquip runs, and so the program's logger may.
 const AMIQUIP_THREADS: [&str; 2] = ["amiquip-io", "coney-io-"];
 
 pub(super) fn no_room(peer: &str) -> Error {
     Error::timed_out(
         Phase::Send,
-        format!("timed out waiting for room among the messages for {peer}"),
+        format!("timed out waiting for room among the messages to be sent to {peer}"),
     )
 }
 
@@ -41,8 +43,8 @@ pub(super) fn closed(peer: &str) -> Error {
 }
 
 impl AmqpLinkHandle {
-    /// Fails where the operation could only wait for itself, or for threads that are not
-    /// there.
+    /// Returns an error where an operation would wait for its own thread, or, in a forked
+    /// child, for threads that do not exist there.
     pub(super) fn check_thread(&self) -> Result<()> {
         let misuse = |fault: String| Err(Error::new(ErrorKind::Misuse, fault));
         if self.home.is_another() {
@@ -58,15 +60,15 @@ impl AmqpLinkHandle {
         if AMIQUIP_THREADS.iter().any(|it| name.starts_with(it)) {
             return misuse(format!(
                 "a logger must not use the connection to {} from the thread {name}: it would wait \
-                 for itself; log amiquip at info",
+                 for itself; set the log level of amiquip to info",
                 self.peer
             ));
         }
         Ok(())
     }
 
-    /// Hands over a request that may share a message.
-    fn publish_with_others(&self, mut request: Publication, deadline: Instant) -> Result<()> {
+    /// Adds a request to the coalesce buffer.
+    fn publish_coalesced(&self, mut request: Publication, deadline: Instant) -> Result<()> {
         if !self.sender.make_room(&mut request, deadline) {
             return Err(match self.sender.is_closed() {
                 true => self.closed(),
@@ -74,8 +76,8 @@ impl AmqpLinkHandle {
             });
         }
         let added = self
-            .waiting
-            .add(Box::new(request), deadline, || self.request_flush());
+            .coalesce_buffer
+            .add(Box::new(request), deadline, || self.request_sending());
         match added {
             Added::Waits => Ok(()),
             Added::TooLate => Err(self.no_room()),
@@ -83,9 +85,10 @@ impl AmqpLinkHandle {
         }
     }
 
-    /// Fails only after the end of the connection, which ends what waits.
-    fn request_flush(&self) {
-        let _ = self.command(Command::SendWaiting { link: self.link });
+    /// Requests that the I/O thread send what is in the coalesce buffer. Fails only after the
+    /// end of the connection, which drops what is in the buffer.
+    fn request_sending(&self) {
+        let _ = self.command(Command::SendCoalesced { link: self.link });
     }
 
     fn no_room(&self) -> Error {
@@ -99,8 +102,8 @@ impl AmqpLinkHandle {
             .map_err(|_| self.closed())
     }
 
-    /// Has something done, and waits until it is.
-    fn wait_for(
+    /// Sends a command and blocks until it is executed, at most until `deadline`.
+    fn execute(
         &self,
         what: &str,
         deadline: Instant,
@@ -118,26 +121,28 @@ impl AmqpLinkHandle {
         closed(&self.peer)
     }
 
-    fn get_from(&self, queue: Option<&str>, deadline: Instant) -> Got {
-        self.ask("give out a message", deadline, |link, done| Command::Get {
-            link,
-            queue: queue.map(str::to_owned),
-            done,
+    fn get_from(&self, queue: Option<&str>, deadline: Instant) -> GetResult {
+        self.query("return a message from a queue", deadline, |link, done| {
+            Command::Get {
+                link,
+                queue: queue.map(str::to_owned),
+                done,
+            }
         })
     }
 
-    /// Asks something, and waits for the answer.
-    fn ask<T>(
+    /// Sends a command and blocks until its result arrives, at most until `deadline`.
+    fn query<T>(
         &self,
         what: &str,
         deadline: Instant,
         command: impl FnOnce(LinkId, Sender<Result<T>>) -> Command,
     ) -> Result<T> {
         self.check_thread()?;
-        let (done, answer) = bounded(1);
+        let (done, result) = bounded(1);
         self.command(command(self.link, done))?;
-        match answer.recv_deadline(deadline) {
-            Ok(answer) => answer,
+        match result.recv_deadline(deadline) {
+            Ok(result) => result,
             Err(error) => Err(self.no_answer(error.is_timeout(), what)),
         }
     }
@@ -164,7 +169,7 @@ impl LinkHandle for AmqpLinkHandle {
         self.check_thread()?;
         publication.check(&self.limits)?;
         if publication.coalesce.is_some() && !is_large(publication.body.len()) {
-            return self.publish_with_others(publication, deadline);
+            return self.publish_coalesced(publication, deadline);
         }
         let outgoing = Outgoing::new(self.link, publication, confirm);
         if self.sender.send(outgoing, deadline) {
@@ -176,19 +181,21 @@ impl LinkHandle for AmqpLinkHandle {
         Err(self.no_room())
     }
 
-    fn get(&self, queue: &str, deadline: Instant) -> Got {
+    fn get(&self, queue: &str, deadline: Instant) -> GetResult {
         self.get_from(Some(queue), deadline)
     }
 
-    fn get_own(&self, deadline: Instant) -> Got {
+    fn get_own(&self, deadline: Instant) -> GetResult {
         self.get_from(None, deadline)
     }
 
     fn backlog(&self, queue: &str, deadline: Instant) -> Result<usize> {
-        self.ask("count messages", deadline, |link, done| Command::Backlog {
-            link,
-            queue: queue.to_owned(),
-            done,
+        self.query("count the messages in a queue", deadline, |link, done| {
+            Command::Backlog {
+                link,
+                queue: queue.to_owned(),
+                done,
+            }
         })
     }
 
@@ -207,28 +214,28 @@ impl LinkHandle for AmqpLinkHandle {
             Phase::Shutdown,
             format!(
                 "the connection to {} {fault} that the broker has the last replies and \
-                 acknowledgements; what it has not is delivered again",
+                 acknowledgements; requests without an acknowledgement are redelivered",
                 self.peer
             ),
         ))
     }
 
     fn stop_consuming(&self, deadline: Instant) -> Result<()> {
-        self.wait_for("stop consuming", deadline, |link, done| {
+        self.execute("stop consuming", deadline, |link, done| {
             let on = false;
             Command::Consume { link, on, done }
         })
     }
 
     fn resume_consuming(&self, deadline: Instant) -> Result<()> {
-        self.wait_for("resume consuming", deadline, |link, done| {
+        self.execute("resume consuming", deadline, |link, done| {
             let on = true;
             Command::Consume { link, on, done }
         })
     }
 
     fn delete_own_queue(&self, deadline: Instant) -> Result<()> {
-        self.wait_for("delete a queue", deadline, |link, done| {
+        self.execute("delete a queue", deadline, |link, done| {
             Command::DeleteOwnQueue { link, done }
         })
     }
@@ -240,7 +247,7 @@ impl LinkHandle for AmqpLinkHandle {
 
 impl Settler for AmqpLinkHandle {
     fn settle(&self, session: u64, tag: u64, outcome: Disposition) {
-        let _ = self.command(Command::Settler {
+        let _ = self.command(Command::Settle {
             link: self.link,
             session,
             tag,
@@ -248,12 +255,16 @@ impl Settler for AmqpLinkHandle {
         });
     }
 
-    /// Over whatever connection there is when it is sent: if it is another one, what it
-    /// answers is delivered again, and answered again, which its caller does not notice.
+    /// Adds a reply to the coalesce buffer. It leaves over the connection that is up when it is
+    /// sent: if that is another one than the request came over, the request is redelivered and
+    /// replied to again, which its caller does not notice.
     fn reply(&self, _session: u64, _tag: u64, reply: PartialReply<'_>) {
-        let added = self.waiting.add_reply(reply, || self.request_flush());
+        let to = reply.to;
+        let added = self
+            .coalesce_buffer
+            .add_reply(reply, || self.request_sending());
         if let Added::TooLate = added {
-            let line = format_args!("a reply is dropped: it cannot be sent in time");
+            let line = format_args!("a reply to {to:?} is dropped: it cannot be sent in time");
             log_relay::log(log::Level::Warn, "coney::amqp", line);
         }
     }

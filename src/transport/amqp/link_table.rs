@@ -1,3 +1,5 @@
+//! The links of a connection, and what they have to resend, across its sessions.
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -5,39 +7,42 @@ use super::command::{Command, LinkId, Outgoing, RegisteredLink};
 use crate::error::{Error, ErrorKind};
 use crate::transport::{Publication, Refused, Returned};
 
-/// What outlives a session: the links there are, open in the present one or not,
-/// and what the last one lost.
+/// The links of a connection, open in the present session or not, and the messages that the
+/// last session lost. Outlives the sessions.
 #[derive(Default)]
 pub(super) struct LinkTable {
     links: BTreeMap<LinkId, RegisteredLink>,
-    /// What was sent, may be sent again or elsewhere, and goes first. No more than was in
-    /// flight.
+    /// Messages that were sent and may be sent again, or elsewhere. They go before all others.
+    /// There are no more than were in flight.
     pub(super) resend: VecDeque<Outgoing>,
-    /// The link whose channel the broker closed in the last session. What it had
-    /// sent may be why, and sent again would close the next one.
+    /// The link whose channel the broker closed in the last session. A message that it had
+    /// sent may be the cause, and sent again would close the next channel.
     pub(super) suspect_link: Option<LinkId>,
-    /// The number of channels that this user may open, the broker's words, and the time of these.
+    /// The number of channels that the user may open, the broker's reason, and the time at
+    /// which it was learnt.
     channel_limit: Option<(usize, String, Instant)>,
 }
 
-/// The time for which it is believed that no more channels can be opened: trying costs the
+/// The time for which a learnt limit on channels is kept: an attempt beyond it costs the
 /// connection.
-const CHANNEL_LIMIT_FOR: Duration = Duration::from_secs(600);
+const CHANNEL_LIMIT_TTL: Duration = Duration::from_secs(600);
 
 impl LinkTable {
     pub(super) fn get_mut(&mut self, link: LinkId) -> Option<&mut RegisteredLink> {
         self.links.get_mut(&link)
     }
 
-    /// The broker has closed the connection over a channel more than `open`.
+    /// Records that the broker closed the connection when one channel more than `open` was
+    /// opened.
     pub(super) fn learn_channel_limit(&mut self, open: usize, reason: &str) {
         self.channel_limit = Some((open, reason.to_owned(), Instant::now()));
     }
 
-    /// The reason why a channel more than `open` cannot be opened, if that is known.
+    /// Returns the reason why no channel can be opened beside the `open` ones, if the limit is
+    /// known.
     pub(super) fn no_more_channels(&self, open: usize) -> Option<Error> {
         let (limit, reason, at) = self.channel_limit.as_ref()?;
-        if open < *limit || at.elapsed() >= CHANNEL_LIMIT_FOR {
+        if open < *limit || at.elapsed() >= CHANNEL_LIMIT_TTL {
             return None;
         }
         Some(Error::new(
@@ -46,23 +51,23 @@ impl LinkTable {
         ))
     }
 
-    /// Drops what is over, while nothing can be sent. `new` is what has been handed over
-    /// meanwhile.
+    /// Keeps the unexpired of the messages to be sent, and drops the others. `new` are those that
+    /// were queued meanwhile. Called while nothing can be sent.
     pub(super) fn keep_unsent(&mut self, new: impl Iterator<Item = Outgoing>) {
         self.resend.extend(new);
         self.resend.retain(|outgoing| !outgoing.is_expired());
         for registered in self.links.values() {
-            registered.waiting.drop_expired();
+            registered.coalesce_buffer.drop_expired();
         }
     }
 
-    /// A mandatory message with a large body had no queue to go to.
+    /// Passes a returned message with a large body to its link.
     pub(super) fn returned(&mut self, link: LinkId, returned: Returned) {
         let fallback = self.links.get(&link).map(|it| it.sink.returned(returned));
         self.send_first(link, fallback.into_iter().flatten());
     }
 
-    /// The broker did not take a message with a large body.
+    /// Passes the refusal of a message with a large body to its link.
     pub(super) fn refused(&mut self, link: LinkId, refused: Refused<'_>) {
         let fallback = self.links.get(&link).map(|it| it.sink.refused(refused));
         self.send_first(link, fallback.into_iter().flatten());
@@ -78,11 +83,11 @@ impl LinkTable {
 
     pub(super) fn remove(&mut self, link: LinkId) {
         if let Some(registered) = self.links.remove(&link) {
-            registered.waiting.close();
+            registered.coalesce_buffer.close();
         }
     }
 
-    /// From now on the link only publishes, or consumes again; after a reconnect
+    /// Sets whether the link is paused, that is, does not consume. Applies after a reconnect
     /// too.
     pub(super) fn pause(&mut self, link: LinkId, paused: bool) {
         if let Some(registered) = self.links.get_mut(&link) {
@@ -90,8 +95,8 @@ impl LinkTable {
         }
     }
 
-    /// Puts publications among those that are sent before all others. There they wait while
-    /// nothing may be sent.
+    /// Adds publications to those that are sent before all others. They wait while nothing can
+    /// be sent.
     pub(super) fn send_first(
         &mut self,
         link: LinkId,
@@ -104,29 +109,29 @@ impl LinkTable {
         );
     }
 
-    /// Carries out a command while there is no session; true if it is `Close`.
+    /// Executes a command without a session; returns true if it is `Close`.
     pub(super) fn apply(&mut self, command: Command) -> bool {
         match command {
             Command::Open { link, registered } => self.add(link, registered),
-            // The broker took every delivery back when the connection went.
-            Command::Settler { .. } => {}
-            // The next session looks for them by itself.
-            Command::SendWaiting { .. } => {}
+            // The broker requeued every unsettled delivery when the connection was lost.
+            Command::Settle { .. } => {}
+            // The next session sends what is in the coalesce buffers.
+            Command::SendCoalesced { .. } => {}
             Command::Get { queue, done, .. } => {
-                let queue = queue.as_deref().unwrap_or("a queue of our own");
-                let _ = done.try_send(Err(is_down(&format!("take a message off {queue:?}"))));
+                let queue = queue.as_deref().unwrap_or("the link's own queue");
+                let _ = done.try_send(Err(is_down(&format!("get a message from {queue:?}"))));
             }
             Command::Backlog { queue, done, .. } => {
-                let _ = done.try_send(Err(is_down(&format!("look into {queue:?}"))));
+                let _ = done.try_send(Err(is_down(&format!("count the messages in {queue:?}"))));
             }
-            // What was sent before is lost, or waits for the next connection: the one that
-            // waits for it is told by the end of `done`.
+            // What was sent before is lost, or waits for the next connection: dropping `done`
+            // makes the flush fail.
             Command::Flush { done, .. } => drop(done),
             Command::Consume { link, on, done } => {
                 self.pause(link, !on);
                 let _ = done.try_send(());
             }
-            // It has gone with the connection.
+            // The broker deleted the exclusive queue with the connection.
             Command::DeleteOwnQueue { done, .. } => drop(done.try_send(())),
             Command::CloseLink { link } => self.remove(link),
             Command::Close => return true,
@@ -134,7 +139,8 @@ impl LinkTable {
         false
     }
 
-    /// Tells every link that what was sent has an unknown outcome.
+    /// Notifies every link that the connection was lost and the outcome of what was sent is
+    /// unknown, and keeps what they resend.
     pub(super) fn lost(&mut self, cause: &str) {
         let suspect_link = self.suspect_link.take();
         for (&link, registered) in &self.links {
@@ -145,11 +151,11 @@ impl LinkTable {
         }
     }
 
-    /// Tells every link that it is over.
+    /// Notifies every link that the connection is closed, and drops all messages.
     pub(super) fn closed(&mut self, cause: &str) {
         self.resend.clear();
         for (_, registered) in std::mem::take(&mut self.links) {
-            registered.waiting.close();
+            registered.coalesce_buffer.close();
             registered.sink.closed(cause);
         }
     }

@@ -1,7 +1,7 @@
-//! RabbitMQ over amiquip.
+//! The RabbitMQ transport, built on amiquip.
 //!
-//! The way down: the transport hands commands to the `io_thread`, which
-//! connects, runs a `session`, backs off and connects again; a session owns one
+//! The layers, from the top: the transport sends commands to the `io_thread`, which
+//! connects, runs a `session`, backs off and reconnects; a session owns one
 //! `link_channel` (an AMQP channel and its consumer) for each link; amiquip's own
 //! socket thread runs below, on the `stream` that checks every byte.
 

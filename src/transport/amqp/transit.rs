@@ -1,9 +1,9 @@
-//! The bytes that have been handed to amiquip and not been written to the socket yet.
+//! The bytes that amiquip has accepted and not written to the socket yet.
 //!
-//! amiquip takes what it is given into queues of a bounded number of frames, and the thread
-//! that finds one full is blocked. While the broker reads nothing that would be the I/O thread,
-//! which then does not learn that the broker has said so. So it hands over no more than a
-//! budget, and the stream, which sees every frame on its way out, counts what has left.
+//! amiquip puts frames into queues of a bounded length, and blocks the thread that finds one
+//! full. While the broker reads nothing, that would be the I/O thread, which then would not
+//! receive the broker's `connection.blocked`. So the I/O thread hands over no more than a
+//! budget, and the stream, through which every frame leaves, counts what has been written.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,26 +11,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-/// The bytes that may be under way, and the number of messages and acknowledgements. One message
-/// more is let through, so that there is progress with large ones.
+/// The bytes that may be in transit. One message may exceed them, so that large ones make
+/// progress.
 const MOST_BYTES: usize = 256 << 10;
-const MOST_FRAMES: usize = 128;
 
-/// For a message's frames beside its body.
+/// The number of messages and acknowledgements that may be in transit.
+const MOST_ITEMS: usize = 128;
+
+/// The bytes counted for the frames of a message other than those of its body.
 const OVERHEAD: usize = 512;
 
-/// What is under way, seen by the I/O thread and by the stream.
+/// The messages and acknowledgements in transit, counted by the I/O thread and the stream.
 pub(super) struct Transit {
-    handed: Mutex<Handed>,
-    /// The I/O thread waits for room.
+    items: Mutex<Items>,
+    /// True if the I/O thread waits for room.
     is_waited_for: AtomicBool,
     wake: Sender<()>,
     woken: Receiver<()>,
 }
 
 #[derive(Default)]
-struct Handed {
-    /// The sizes of those under way on each channel, in their order.
+struct Items {
+    /// The sizes of the items on each channel, in their order.
     sizes: HashMap<u16, VecDeque<usize>>,
     bytes: usize,
     count: usize,
@@ -40,67 +42,68 @@ impl Transit {
     pub(super) fn new() -> Self {
         let (wake, woken) = bounded(1);
         Self {
-            handed: Mutex::default(),
+            items: Mutex::default(),
             is_waited_for: AtomicBool::new(false),
             wake,
             woken,
         }
     }
 
-    /// A message with a body of so many bytes is handed over, or an acknowledgement.
-    pub(super) fn handing(&self, channel: u16, bytes: usize) {
-        let mut handed = self.handed.lock();
+    /// Counts a message with a body of `bytes`, or an acknowledgement, which has none.
+    pub(super) fn add(&self, channel: u16, bytes: usize) {
+        let mut items = self.items.lock();
         let size = bytes + OVERHEAD;
-        handed.sizes.entry(channel).or_default().push_back(size);
-        handed.bytes += size;
-        handed.count += 1;
+        items.sizes.entry(channel).or_default().push_back(size);
+        items.bytes += size;
+        items.count += 1;
     }
 
-    /// A channel is closed: what was under way on it may never be written.
+    /// Removes the items of a closed channel, as they may never be written.
     pub(super) fn forget(&self, channel: u16) {
-        let mut handed = self.handed.lock();
-        let sizes = handed.sizes.remove(&channel).unwrap_or_default();
-        handed.bytes -= sizes.iter().sum::<usize>();
-        handed.count -= sizes.len();
-        drop(handed);
+        let mut items = self.items.lock();
+        let sizes = items.sizes.remove(&channel).unwrap_or_default();
+        items.bytes -= sizes.iter().sum::<usize>();
+        items.count -= sizes.len();
+        drop(items);
         self.signal_room();
     }
 
-    /// May another be handed over? If not, [`woken`](Transit::woken) is ready when it may.
+    /// Returns true if another item may be handed over. If not, [`woken`](Transit::woken)
+    /// becomes ready when one may.
     pub(super) fn has_room(&self) -> bool {
-        if self.is_below(MOST_BYTES, MOST_FRAMES) {
+        if self.is_below(MOST_BYTES, MOST_ITEMS) {
             return true;
         }
         self.is_waited_for.store(true, Ordering::SeqCst);
-        // Written meanwhile: no wake-up comes for that.
-        self.is_below(MOST_BYTES, MOST_FRAMES)
+        // Checked again: what was written in between has sent no wake-up.
+        self.is_below(MOST_BYTES, MOST_ITEMS)
     }
 
-    fn is_below(&self, bytes: usize, frames: usize) -> bool {
-        let handed = self.handed.lock();
-        handed.bytes < bytes && handed.count < frames
+    fn is_below(&self, bytes: usize, count: usize) -> bool {
+        let items = self.items.lock();
+        items.bytes < bytes && items.count < count
     }
 
-    /// Becomes ready when there may be room again.
+    /// Returns a receiver that becomes ready when there may be room again.
     pub(super) fn woken(&self) -> &Receiver<()> {
         &self.woken
     }
 
-    /// A message or an acknowledgement has been written on each of these channels.
-    fn wrote(&self, channels: &[u16]) {
+    /// Removes one written message or acknowledgement from each of `channels`.
+    fn remove(&self, channels: &[u16]) {
         if channels.is_empty() {
             return;
         }
-        let mut handed = self.handed.lock();
+        let mut items = self.items.lock();
         for channel in channels {
-            let sizes = handed.sizes.get_mut(channel);
+            let sizes = items.sizes.get_mut(channel);
             // None if the channel has been closed meanwhile.
             if let Some(size) = sizes.and_then(VecDeque::pop_front) {
-                handed.bytes -= size;
-                handed.count -= 1;
+                items.bytes -= size;
+                items.count -= 1;
             }
         }
-        drop(handed);
+        drop(items);
         self.signal_room();
     }
 
@@ -116,32 +119,33 @@ const CONTENT_HEADER: u8 = 2;
 const BODY: u8 = 3;
 const FRAME_HEADER: usize = 7;
 
-/// Enough of a frame to know what it is: its header, and a content header up to its size.
-const LOOKED_AT: usize = FRAME_HEADER + 12;
+/// The bytes of a frame that identify it: its header, and a content header up to the body
+/// size.
+const PREFIX: usize = FRAME_HEADER + 12;
 
-/// Follows the frames that are written, and counts the messages and acknowledgements that
-/// are complete.
+/// A parser of the written bytes that counts the messages and acknowledgements that are
+/// complete.
 pub(super) struct Meter {
-    /// The beginning of the present frame.
-    start: [u8; LOOKED_AT],
+    /// The first bytes of the present frame.
+    start: [u8; PREFIX],
     known: usize,
-    /// The part of the present frame that is still to come, once its header is known.
+    /// The bytes of the present frame that are still to come, once its header is known.
     left: usize,
-    /// What is still to come of the contents of channels.
+    /// The bytes of each channel's present body that are still to come.
     contents: HashMap<u16, u64>,
-    /// The protocol header has been passed over.
+    /// True if the protocol header has been written.
     began: bool,
-    /// On which channels something has been written in one go.
+    /// The channels of the items that one call has completed.
     complete: Vec<u16>,
 }
 
-/// The bytes before the first frame.
+/// The number of bytes before the first frame.
 const PROTOCOL_HEADER: usize = 8;
 
 impl Meter {
     pub(super) fn new() -> Self {
         Self {
-            start: [0; LOOKED_AT],
+            start: [0; PREFIX],
             known: 0,
             left: PROTOCOL_HEADER,
             contents: HashMap::new(),
@@ -150,7 +154,8 @@ impl Meter {
         }
     }
 
-    /// Bytes have been written.
+    /// Parses `bytes`, which have been written, and removes the messages and acknowledgements
+    /// that they complete from `transit`.
     pub(super) fn wrote(&mut self, mut bytes: &[u8], transit: &Transit) {
         while !bytes.is_empty() {
             if !self.began {
@@ -167,13 +172,13 @@ impl Meter {
                 bytes = &bytes[count..];
                 if self.known == FRAME_HEADER {
                     let [_, _, _, a, b, c, d, ..] = self.start;
-                    // And the end mark.
+                    // Plus the frame-end octet.
                     self.left = u32::from_be_bytes([a, b, c, d]) as usize + 1;
                 }
                 continue;
             }
             let count = self.left.min(bytes.len());
-            let look = (LOOKED_AT - self.known).min(count);
+            let look = (PREFIX - self.known).min(count);
             self.start[self.known..self.known + look].copy_from_slice(&bytes[..look]);
             self.known += look;
             self.left -= count;
@@ -181,20 +186,20 @@ impl Meter {
             if self.left == 0 {
                 self.note_if_complete();
                 self.known = 0;
-                self.start = [0; LOOKED_AT];
+                self.start = [0; PREFIX];
             }
         }
-        transit.wrote(&self.complete);
+        transit.remove(&self.complete);
         self.complete.clear();
     }
 
-    /// A frame is out: is with it a message, or an acknowledgement?
+    /// Notes the channel if the frame just written completes a message or an acknowledgement.
     fn note_if_complete(&mut self) {
         let [kind, high, low, a, b, c, d, payload @ ..] = self.start;
         let channel = u16::from_be_bytes([high, low]);
         let size = u64::from(u32::from_be_bytes([a, b, c, d]));
         let is_complete = match kind {
-            // basic.ack, reject and nack.
+            // basic.ack, basic.reject and basic.nack.
             METHOD => matches!(payload[..4], [0, 60, 0, 80 | 90 | 120]),
             CONTENT_HEADER => {
                 let [_, _, _, _, body @ ..] = payload;
@@ -244,11 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn room_is_bounded_and_comes_back() {
+    fn room_is_limited_and_freed_by_writing() {
         let transit = Transit::new();
         let mut handed = 0;
         while transit.has_room() {
-            transit.handing(1, 100_000);
+            transit.add(1, 100_000);
             handed += 1;
         }
         assert_eq!(handed, 3);
@@ -261,17 +266,17 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgements_count_too() {
+    fn acknowledgements_take_room() {
         let transit = Transit::new();
-        for _ in 0..MOST_FRAMES {
+        for _ in 0..MOST_ITEMS {
             assert!(transit.has_room());
-            transit.handing(1, 0);
+            transit.add(1, 0);
         }
         assert!(!transit.has_room());
         let mut meter = Meter::new();
         meter.wrote(b"AMQP\0\0\x09\x01", &transit);
         meter.wrote(&frame(METHOD, 1, &[0, 60, 0, 20, 0]), &transit);
-        assert!(!transit.has_room(), "something else");
+        assert!(!transit.has_room(), "a method that is no acknowledgement");
         meter.wrote(
             &frame(METHOD, 1, &[0, 60, 0, 80, 0, 0, 0, 0, 0, 0, 0, 1, 0]),
             &transit,
@@ -279,18 +284,18 @@ mod tests {
         assert!(transit.has_room());
     }
 
-    /// What amiquip drops with a channel is never written.
+    /// Frames that amiquip drops with a closed channel are never written.
     #[test]
-    fn a_closed_channel_takes_nothing_with_it() {
+    fn closing_a_channel_frees_its_room() {
         let transit = Transit::new();
         for channel in [7, 8] {
-            transit.handing(channel, MOST_BYTES);
+            transit.add(channel, MOST_BYTES);
         }
         transit.forget(7);
         assert!(!transit.has_room());
         let mut meter = Meter::new();
         meter.wrote(b"AMQP\0\0\x09\x01", &transit);
-        meter.wrote(&message(7, &[10]), &transit); // it was on its way
+        meter.wrote(&message(7, &[10]), &transit); // already in the socket's buffer
         assert!(!transit.has_room());
         meter.wrote(&message(8, &[MOST_BYTES]), &transit);
         assert!(transit.has_room());
@@ -298,13 +303,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn counts_right_however_the_bytes_are_cut(
-            bodies in prop::collection::vec((1..3u8, prop::collection::vec(1..50usize, 0..4)), 0..20),
+        fn counts_are_right_however_the_bytes_are_split(
+            bodies in prop::collection::vec(
+                (1..3u8, prop::collection::vec(1..50usize, 0..4)),
+                0..20,
+            ),
             cut in 1..40usize,
         ) {
             let transit = Transit::new();
             for (channel, body) in &bodies {
-                transit.handing((*channel).into(), body.iter().sum());
+                transit.add((*channel).into(), body.iter().sum());
             }
             let mut bytes = b"AMQP\0\0\x09\x01".to_vec();
             for (channel, body) in &bodies {
@@ -315,8 +323,8 @@ mod tests {
             for part in bytes.chunks(cut) {
                 meter.wrote(part, &transit);
             }
-            let handed = transit.handed.lock();
-            prop_assert_eq!((handed.bytes, handed.count), (0, 0));
+            let items = transit.items.lock();
+            prop_assert_eq!((items.bytes, items.count), (0, 0));
         }
     }
 }

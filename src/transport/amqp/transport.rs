@@ -1,21 +1,23 @@
+//! The transport over RabbitMQ: opens links on one connection.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
+use super::coalesce_buffer::CoalesceBuffer;
 use super::command::{self, Command, CommandSender, RegisteredLink};
 use super::config::Config;
-use super::stream::FRAME_MAX;
-
-use super::coalesce_buffer::CoalesceBuffer;
 use super::io_thread::IoHandle;
 use super::link_handle::{AmqpLinkHandle, closed, no_room};
 use super::state_listener::Listener;
+use super::stream::FRAME_MAX;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, Phase, Result};
 use crate::transport::{Limits, LinkHandle, LinkSpec, Room, Settler, Sink, Transport};
 
+/// A connection to RabbitMQ, on which links are opened.
 pub(crate) struct AmqpTransport {
     sender: CommandSender,
     io: IoHandle,
@@ -23,13 +25,13 @@ pub(crate) struct AmqpTransport {
     peer: Arc<str>,
     limits: Arc<Limits>,
     config: Config,
-    /// The process that has made the connection. In one that was forked from it there are
-    /// no threads to serve it, and its socket is the parent's.
+    /// The process that made the connection. A forked child has none of the threads that
+    /// serve the connection, and the socket is the parent's.
     home: OwnerProcess,
 }
 
 impl AmqpTransport {
-    /// Starts the I/O thread and waits for its first connection.
+    /// Starts the I/O thread and blocks until it has connected or failed to.
     pub(super) fn connect(config: Config, listener: Option<Listener>) -> Result<Self> {
         let peer = Arc::from(config.address());
         let limits = Arc::new(Limits::new(
@@ -63,7 +65,7 @@ impl Transport for AmqpTransport {
             sender: self.sender.clone(),
             peer: Arc::clone(&self.peer),
             limits: Arc::clone(&self.limits),
-            waiting: Arc::new(CoalesceBuffer::new(self.config.max_body)),
+            coalesce_buffer: Arc::new(CoalesceBuffer::new(self.config.max_body)),
             home: self.home,
         });
         handle.check_thread()?;
@@ -75,7 +77,7 @@ impl Transport for AmqpTransport {
                 spec,
                 sink,
                 settler,
-                waiting: Arc::clone(&handle.waiting),
+                coalesce_buffer: Arc::clone(&handle.coalesce_buffer),
                 opening: Some(done),
             },
         })?;
@@ -84,7 +86,10 @@ impl Transport for AmqpTransport {
             Ok(Err(error)) => Err(error),
             Err(error) => {
                 handle.close();
-                Err(handle.no_answer(error.is_timeout(), "declare what the link needs"))
+                Err(handle.no_answer(
+                    error.is_timeout(),
+                    "declare the queues and exchanges of the link",
+                ))
             }
         }
     }
@@ -113,7 +118,7 @@ impl Transport for AmqpTransport {
         }
     }
 
-    /// In a forked process it does nothing: there the connection is another's.
+    /// Closes the connection. Does nothing in a forked child, as the connection is the parent's.
     fn close(&self, deadline: Instant) -> Result<()> {
         if self.home.is_another() {
             return Ok(());
@@ -132,7 +137,7 @@ impl Transport for AmqpTransport {
         &self.limits
     }
 
-    /// A call takes some hundred microseconds, more than is worth it.
+    /// Returns zero: a call takes some hundred microseconds, too long to spin for.
     fn spin_for(&self) -> Duration {
         Duration::ZERO
     }
@@ -142,5 +147,6 @@ impl Transport for AmqpTransport {
     }
 }
 
-/// For each 256 KiB of a message that goes out over a connection of its own.
+/// The time added to the operation timeout for each 256 KiB of a large message that has a
+/// connection of its own.
 const TIME_PER_LARGE: Duration = Duration::from_secs(1);

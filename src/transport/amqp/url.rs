@@ -1,3 +1,5 @@
+//! The parser of AMQP URLs.
+
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -7,13 +9,13 @@ use url::Url;
 use super::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 
-const FORM: &str = "expected amqp://user:password@host:port/vhost, with special characters of user, \
-                    password and vhost percent-encoded";
+const FORM: &str = "expected amqp://user:password@host:port/vhost, with special characters of \
+                    user, password and vhost percent-encoded";
 
-/// Reads an AMQP URL into `config`.
+/// Parses an AMQP URL into `config`.
 ///
-/// The errors never quote the URL: it may hold a password, and in a URL that
-/// cannot be parsed nobody knows where.
+/// The errors never quote the URL: it may hold a password, whose place is unknown in a
+/// URL that cannot be parsed.
 pub(super) fn parse(text: &str, config: &mut Config) -> Result<()> {
     if !text.contains("://") {
         return Err(invalid(format!("it has no scheme; {FORM}")));
@@ -45,7 +47,7 @@ pub(super) fn parse(text: &str, config: &mut Config) -> Result<()> {
     let vhost = url.path().trim_start_matches('/');
     if vhost.contains('/') {
         return Err(invalid(
-            "its path has several parts; a slash inside a virtual host is written %2f",
+            "its path has several segments; write a slash inside a virtual host as %2f",
         ));
     }
     if !vhost.is_empty() {
@@ -103,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_a_default() {
+    fn omitted_components_have_defaults() {
         for url in [
             "amqp://",
             "amqp://localhost",
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_is_read_and_decoded() {
+    fn every_component_is_parsed_and_decoded() {
         let url =
             "amqp://us%40er:p%3Aw%2f@[::1]:5673/v%2fh?heartbeat=7&connection_timeout=250&name=x";
         let config = parsed(url).unwrap();
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_named_and_secrets_are_not() {
+    fn errors_name_the_fault_without_secrets() {
         for (url, wanted) in [
             ("", "no scheme"),
             ("localhost:5672", "no scheme"),

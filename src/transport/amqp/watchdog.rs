@@ -1,3 +1,5 @@
+//! The watchdog of a connection, which ends operations at their timeouts.
+
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -10,15 +12,14 @@ use socket2::SockRef;
 use super::stream::Observed;
 use crate::base::deadline;
 
-/// The time after which an operation that the broker is too short of memory for is looked at again.
-const BLOCKED_LOOK: Duration = Duration::from_secs(1);
+/// The interval at which an operation is checked again while the broker is blocked.
+const BLOCKED_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Ends operations that the broker does not: amiquip's calls know no timeout,
-/// but shutting the socket down frees whatever is blocked on it within
-/// milliseconds.
+/// A watchdog that ends operations to which the broker does not answer: amiquip's calls have
+/// no timeout, but shutting the socket down ends whatever is blocked on it within milliseconds.
 ///
-/// One thread per connection. It sleeps until something is armed, and while
-/// operations come and go it wakes once per limit, not once per operation.
+/// One thread per connection. It sleeps until an operation is armed, and while
+/// operations begin and end it wakes once per limit, not once per operation.
 pub(super) struct Watchdog {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -34,13 +35,13 @@ struct Shared {
 struct State {
     kill_switch: Option<TcpStream>,
     observed: Option<Arc<Observed>>,
-    /// When to pull it, while an operation runs.
+    /// The time at which to shut the socket down, while an operation runs.
     limit: Option<Instant>,
-    /// Until when the thread sleeps; `None` means until woken.
+    /// The time until which the thread sleeps; `None` means until woken.
     asleep_until: Option<Instant>,
     fired: bool,
     stop: bool,
-    /// What the socket had before [`Watchdog::suspend_user_timeout`].
+    /// The socket's user timeout before [`Watchdog::suspend_user_timeout`].
     user_timeout: Option<Duration>,
 }
 
@@ -59,7 +60,7 @@ impl Watchdog {
         })
     }
 
-    /// Takes charge of a new connection and guards its first operation.
+    /// Takes over a new connection and guards its first operation.
     pub(super) fn arm_connection(
         &self,
         kill_switch: TcpStream,
@@ -75,14 +76,15 @@ impl Watchdog {
         self.arm_until(limit)
     }
 
-    /// Guards whatever the returned value outlives.
+    /// Guards an operation until the returned value is dropped: after `limit` the socket is shut
+    /// down.
     pub(super) fn arm(&self, limit: Duration) -> Armed<'_> {
         self.arm_until(deadline::after(limit))
     }
 
-    /// During an alarm the broker leaves what was sent unread for as long as it
-    /// lasts; TCP must not take that for a dead peer. Heartbeats still come in.
-    pub(super) fn suspend_user_timeout(&self, patient: bool) {
+    /// Suspends or restores TCP's user timeout. For the duration of an alarm the broker leaves
+    /// what was sent unread, which TCP must not take for a dead peer. Heartbeats still arrive.
+    pub(super) fn suspend_user_timeout(&self, suspend: bool) {
         let mut state = self.shared.state.lock();
         let Some(socket) = &state.kill_switch else {
             return;
@@ -91,28 +93,29 @@ impl Watchdog {
         {
             let socket = SockRef::from(socket);
             let before = socket.tcp_user_timeout().ok().flatten();
-            let timeout = if patient { None } else { state.user_timeout };
+            let timeout = if suspend { None } else { state.user_timeout };
             let _ = socket.set_tcp_user_timeout(timeout);
-            if patient {
+            if suspend {
                 state.user_timeout = before;
             }
         }
         #[cfg(not(target_os = "linux"))]
-        let _ = (socket, patient, &mut state.user_timeout);
+        let _ = (socket, suspend, &mut state.user_timeout);
     }
 
-    /// Pulls the kill switch now.
+    /// Shuts the socket down now.
     pub(super) fn kill(&self) {
-        self.shared.state.lock().pull();
+        self.shared.state.lock().shut_down();
     }
 
-    /// A handle that can [`kill`](Watchdog::kill) from another thread.
+    /// Returns a function that shuts the socket down from another thread, as
+    /// [`kill`](Watchdog::kill) does.
     pub(super) fn killer(&self) -> impl Fn() + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
-        move || shared.state.lock().pull()
+        move || shared.state.lock().shut_down()
     }
 
-    /// True if the present connection was killed.
+    /// Returns true if the present connection was shut down by the watchdog.
     pub(super) fn fired(&self) -> bool {
         self.shared.state.lock().fired
     }
@@ -136,8 +139,8 @@ impl Drop for Watchdog {
     }
 }
 
-/// An operation under guard, until dropped. One inside another has its own
-/// limit, and the outer one's counts again after it.
+/// The guard of an operation, until dropped. A nested operation has its own limit; after it
+/// the limit of the outer one applies again.
 pub(super) struct Armed<'a> {
     watchdog: &'a Watchdog,
     outer: Option<Instant>,
@@ -157,7 +160,7 @@ impl Drop for Armed<'_> {
 
 impl Shared {
     /// Sets the limit, and wakes the thread if it would sleep past it. Returns
-    /// the limit there was.
+    /// the previous limit.
     fn set_limit(&self, limit: Option<Instant>) -> Option<Instant> {
         let mut state = self.state.lock();
         if let Some(limit) = limit
@@ -174,15 +177,15 @@ impl Shared {
             state.asleep_until = state.limit;
             match state.limit {
                 None => self.wake.wait(&mut state),
-                // It takes its time because it is short of memory or disk, and says so; while
-                // it does, heartbeats tell whether it lives.
+                // The broker is slow because it is short of memory or disk, as it has
+                // reported; meanwhile heartbeats show whether it is alive.
                 Some(limit) if limit <= Instant::now() && state.is_blocked() => {
-                    state.limit = Some(Instant::now() + BLOCKED_LOOK);
+                    state.limit = Some(Instant::now() + BLOCKED_CHECK_INTERVAL);
                 }
-                Some(limit) if limit <= Instant::now() => state.pull(),
+                Some(limit) if limit <= Instant::now() => state.shut_down(),
                 Some(limit) => {
                     // Operations that end and begin meanwhile move the limit
-                    // only further away, so nobody needs to wake this thread.
+                    // only further away, so this thread need not be woken.
                     self.wake.wait_until(&mut state, limit);
                 }
             }
@@ -196,7 +199,7 @@ impl State {
         observed.is_some_and(|observed| observed.is_blocked())
     }
 
-    fn pull(&mut self) {
+    fn shut_down(&mut self) {
         self.limit = None;
         self.fired = true;
         if let Some(socket) = &self.kill_switch {
@@ -212,7 +215,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn frees_a_read_that_would_block_for_ever_and_leaves_finished_ones_alone() {
+    fn ends_a_blocked_read_and_ignores_finished_operations() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let watchdog = Watchdog::start(0).unwrap();
@@ -221,7 +224,7 @@ mod tests {
         let kill_switch = socket.try_clone().unwrap();
         drop(watchdog.arm_connection(kill_switch, Arc::clone(&observed), soon));
         thread::sleep(Duration::from_millis(60));
-        assert!(!watchdog.fired(), "what has ended is not guarded");
+        assert!(!watchdog.fired(), "a finished operation is not guarded");
 
         let armed = watchdog.arm(Duration::from_millis(20));
         drop(watchdog.arm(Duration::from_secs(60)));
@@ -234,6 +237,6 @@ mod tests {
         let soon = Instant::now() + Duration::from_millis(20);
         let armed = watchdog.arm_connection(socket, observed, soon);
         thread::sleep(Duration::from_millis(60));
-        assert!(!armed.fired(), "the broker has said that it takes longer");
+        assert!(!armed.fired(), "a blocked broker has not timed out");
     }
 }

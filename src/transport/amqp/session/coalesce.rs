@@ -1,4 +1,4 @@
-//! Sending what waits at the same moment: each group that goes one way in one message.
+//! The sending of coalesced messages: the requests with one routing key in one message.
 
 use std::collections::HashMap;
 
@@ -11,14 +11,14 @@ use crate::transport::amqp::convert::Failure;
 use crate::transport::{CoalesceLimits, Publication, is_large};
 
 impl Session<'_> {
-    /// Sends those that wait.
-    pub(super) fn send_waiting(&mut self, link: LinkId) -> Result<(), SessionEnd> {
+    /// Sends the messages in the coalesce buffer of a link.
+    pub(super) fn send_coalesced(&mut self, link: LinkId) -> Result<(), SessionEnd> {
         let Some(registered) = self.io.link_table.get_mut(link) else {
             return Ok(());
         };
-        let Messages { requests, replies } = registered.waiting.take();
+        let Messages { requests, replies } = registered.coalesce_buffer.take();
         if !self.link_channels.contains_key(&link) && !requests.is_empty() {
-            self.cannot_send(link);
+            self.log_dropped(link);
             return Ok(());
         }
         for reply_batch in replies.reply_batches() {
@@ -37,7 +37,7 @@ impl Session<'_> {
             let publish =
                 |link_channel: &mut LinkChannel<'_>| link_channel.publish_coalesced(key, requests);
             if let Err(end) = self.publish_with(link, publish) {
-                // Taken and not sent: they wait for the next connection.
+                // Taken and not sent: these wait for the next connection.
                 let left = groups.flat_map(|group| group.requests);
                 self.io
                     .link_table
@@ -61,16 +61,16 @@ impl Session<'_> {
     }
 }
 
-/// Requests that share a message.
+/// Requests that one message carries.
 struct BatchGroup {
-    /// Where they go.
+    /// The routing key.
     key: String,
     requests: Vec<Box<Publication>>,
     bytes: usize,
 }
 
 impl BatchGroup {
-    /// Sorts requests by where they go; no group is larger than may share a message.
+    /// Groups requests by their routing keys; no group is larger than a message may be.
     fn sort(requests: Vec<Box<Publication>>) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         // The latest group of each key.
@@ -78,9 +78,9 @@ impl BatchGroup {
         for request in requests {
             let bytes = request.body.len();
             let Some(limit) = request.coalesce else {
-                continue; // others do not come here
+                continue; // the buffer holds no others
             };
-            // Most often they all go one way.
+            // In most cases all have one routing key.
             let last = groups
                 .last()
                 .filter(|group| group.key == request.routing_key);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_go_one_way_and_are_bounded() {
+    fn groups_have_one_routing_key_and_are_bounded() {
         let small = ["a", "b", "a", "a", "a"].map(|key| request(key, 10));
         let large = ["b", "b"].map(|key| request(key, 95));
         let groups = BatchGroup::sort(small.into_iter().chain(large).collect());

@@ -1,4 +1,4 @@
-//! Declaring what a link needs, and starting its consumer.
+//! The declarations of a link, and the start of its consumer.
 
 use amiquip::{
     Channel, Consumer, ConsumerOptions, ExchangeDeclareOptions, FieldTable, QueueDeclareOptions,
@@ -8,7 +8,7 @@ use crate::topology::Topology;
 use crate::transport::amqp::convert::{self, Failure};
 use crate::transport::{LinkSpec, Source};
 
-/// AMQP's short strings hold no more.
+/// The longest name in bytes: AMQP's short strings hold no more.
 const LONGEST_NAME: usize = 255;
 
 pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Failure> {
@@ -39,7 +39,7 @@ pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Fail
     Ok(())
 }
 
-/// Declares a queue that other connections cannot have meanwhile.
+/// Declares a queue that no other connection can use while this one is open.
 pub(super) fn declare_exclusive(channel: &Channel, queue: &str) -> Result<(), Failure> {
     let exclusive = QueueDeclareOptions {
         exclusive: true,
@@ -49,8 +49,7 @@ pub(super) fn declare_exclusive(channel: &Channel, queue: &str) -> Result<(), Fa
     Ok(())
 }
 
-/// A consumer that has been started, and the names of the queues that the link has for
-/// itself.
+/// A started consumer, and the names of the queues that belong to the link alone.
 #[derive(Default)]
 pub(super) struct Consumed<'c> {
     pub(super) consumer: Option<Consumer<'c>>,
@@ -62,12 +61,12 @@ pub(super) fn consume<'c>(channel: &'c Channel, spec: &LinkSpec) -> Result<Consu
     match &spec.source {
         Source::Nothing => Ok(Consumed::default()),
         Source::ReplyQueue => {
-            let of_our_own = QueueDeclareOptions {
+            let exclusive = QueueDeclareOptions {
                 exclusive: true,
                 auto_delete: true,
                 ..QueueDeclareOptions::default()
             };
-            let queue = channel.queue_declare("", of_our_own)?;
+            let queue = channel.queue_declare("", exclusive)?;
             let name = queue.name().to_owned();
             let no_ack = ConsumerOptions {
                 no_ack: true,
@@ -84,15 +83,16 @@ pub(super) fn consume<'c>(channel: &'c Channel, spec: &LinkSpec) -> Result<Consu
             bind,
             prefetch,
         } => {
-            let of_our_own = QueueDeclareOptions {
+            let exclusive = QueueDeclareOptions {
                 exclusive: true,
                 ..QueueDeclareOptions::default()
             };
-            // After a half-open loss the broker keeps the last one locked for a while.
+            // A new name for each session: after a half-open loss the broker keeps the last
+            // queue locked for a while.
             let unique = format!("{:08x}", fastrand::u32(..));
             let start = &name[..name.floor_char_boundary(LONGEST_NAME - unique.len() - 1)];
             let name = format!("{start}.{unique}");
-            channel.queue_declare(&*name, of_our_own)?;
+            channel.queue_declare(&*name, exclusive)?;
             let (exchange, key) = bind;
             channel.queue_bind(&*name, exchange, key, FieldTable::default())?;
             let consumed = consume_from(channel, &name, *prefetch)?;
@@ -110,8 +110,8 @@ fn consume_from<'c>(
     name: &str,
     prefetch: u16,
 ) -> Result<Consumed<'c>, Failure> {
-    // For each consumer started after it on this channel, and before: deliveries
-    // are never unbounded.
+    // Set before the consumer is started, to which it applies: deliveries are never
+    // unbounded.
     channel.qos(0, prefetch, false)?;
     let consumer = channel.basic_consume(name, ConsumerOptions::default())?;
     Ok(Consumed {

@@ -1,4 +1,4 @@
-//! The event loop of a session: everything that the I/O thread does while it is connected.
+//! The event loop of a session: the work of the I/O thread while it is connected.
 
 use std::convert::Infallible;
 
@@ -12,10 +12,10 @@ use crate::transport::amqp::command::{Command, LinkId};
 use crate::transport::amqp::state_listener::ConnectionState;
 use crate::transport::amqp::watchdog::Watchdog;
 
-/// How much is taken from one source before the others are looked at again.
+/// The number of events taken from one source before the others are checked again.
 const BUDGET: usize = 64;
 
-/// Cuts the connection while a panic unwinds.
+/// A guard that shuts the socket down while a panic unwinds.
 struct CutOnPanic<'c>(&'c Watchdog);
 
 impl Drop for CutOnPanic<'_> {
@@ -27,7 +27,7 @@ impl Drop for CutOnPanic<'_> {
 }
 
 impl Session<'_> {
-    /// Opens every registered link and serves them until the end.
+    /// Opens every registered link and serves all links until the session ends.
     pub(in crate::transport::amqp) fn run(mut self) -> SessionEnd {
         // A panic unwinds through amiquip's channels, which would wait for the broker.
         let _cut = CutOnPanic(self.io.watchdog);
@@ -54,7 +54,7 @@ impl Session<'_> {
                     self.io.link_table.apply(command);
                 }
             }
-            // The broker would not answer.
+            // A broker that blocks publishing would not answer.
             SessionEnd::Closed if self.blocked => self.io.watchdog.kill(),
             SessionEnd::Closed => {
                 for link_channel in std::mem::take(&mut self.link_channels).into_values() {
@@ -69,11 +69,11 @@ impl Session<'_> {
         for link in self.io.link_table.ids() {
             self.open_link(link)?;
         }
-        // What is to be sent again goes first.
-        // (As far as it can be sent at once; the loop has the rest.)
+        // Messages to be resent go first, as far as they can be sent at once; the loop sends
+        // the rest.
         self.outgoing(self.io.link_table.resend.len())?;
         for link in self.io.link_table.ids() {
-            self.send_waiting(link)?;
+            self.send_coalesced(link)?;
         }
         loop {
             match self.wait() {
@@ -131,7 +131,7 @@ impl Session<'_> {
             match self.io.receiver.commands.try_recv() {
                 Ok(Command::Close) => self.command(Command::Close)?,
                 Ok(command) if may_act => self.command(command)?,
-                // In their order: behind those that wait already.
+                // Behind the commands that wait already, to keep their order.
                 Ok(command) => self.deferred.push_back(command),
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(SessionEnd::Closed),
@@ -147,21 +147,21 @@ impl Session<'_> {
                 self.io.link_table.add(link, registered);
                 self.open_link(link)
             }
-            Command::Settler {
+            Command::Settle {
                 link,
                 session,
                 tag,
                 outcome,
             } => {
                 if session != self.number {
-                    return Ok(()); // the broker has taken that delivery back
+                    return Ok(()); // the broker has requeued that delivery
                 }
                 self.settle(link, tag, outcome)
             }
-            Command::SendWaiting { link } => self.send_waiting(link),
+            Command::SendCoalesced { link } => self.send_coalesced(link),
             Command::Get { link, queue, done } => self.get(link, queue.as_deref(), &done),
             Command::Backlog { link, queue, done } => {
-                self.ask(link, &queue, &done, |link_channel| {
+                self.query(link, &queue, &done, |link_channel| {
                     link_channel.backlog(&queue)
                 })
             }
@@ -184,7 +184,7 @@ impl Session<'_> {
             }
             Command::CloseLink { link } => self.close_link(link),
             Command::Close => {
-                let _ = self.finish(); // lost or not, it is the end
+                let _ = self.finish(); // the session ends, even if this loses the connection
                 Err(SessionEnd::Closed)
             }
         }
@@ -208,7 +208,7 @@ impl Session<'_> {
                 log_relay::log(
                     log::Level::Info,
                     "coney::amqp",
-                    format_args!("the broker takes messages again"),
+                    format_args!("the broker accepts messages again"),
                 );
                 self.blocked = false;
                 self.io.watchdog.suspend_user_timeout(false);

@@ -1,4 +1,4 @@
-//! Open channels without a link, and channels whose messages are confirmed.
+//! Open channels without a link, and the confirm state of a channel.
 
 use amiquip::{Channel, Confirm};
 use crossbeam_channel::Receiver;
@@ -6,8 +6,8 @@ use crossbeam_channel::Receiver;
 use super::unconfirmed::Unconfirmed;
 use crate::transport::amqp::convert::Failure;
 
-/// An open channel that no link uses. One that confirms does so for good, and
-/// goes on counting.
+/// An open channel that no link uses. A channel in confirm mode stays in it, and its
+/// delivery tags go on counting.
 pub(super) struct IdleChannel<'c> {
     pub(super) channel: &'c Channel,
     pub(super) confirms: bool,
@@ -23,7 +23,7 @@ impl<'c> IdleChannel<'c> {
         }
     }
 
-    /// What a lane leaves behind.
+    /// Creates the idle channel that a closed link's channel becomes.
     pub(super) fn after(channel: &'c Channel, confirm_state: Option<ConfirmState>) -> Self {
         let unconfirmed = confirm_state.map(|confirm_state| confirm_state.unconfirmed);
         Self {
@@ -33,8 +33,8 @@ impl<'c> IdleChannel<'c> {
         }
     }
 
-    /// Has the broker confirm what is published. Once a channel does, it is not asked
-    /// again: it would answer, but it goes on counting.
+    /// Puts the channel into confirm mode. A channel that has published in that mode is left
+    /// as it is: the broker would answer a second request, but goes on counting.
     pub(super) fn confirm(&self) -> Result<ConfirmState, Failure> {
         let confirms = self.channel.listen_for_publisher_confirms()?;
         if self.published == 0 {
@@ -47,7 +47,7 @@ impl<'c> IdleChannel<'c> {
     }
 }
 
-/// The confirming half of a lane.
+/// The publisher confirms of a link's channel.
 pub(super) struct ConfirmState {
     pub(super) confirms: Receiver<Confirm>,
     pub(super) unconfirmed: Unconfirmed,

@@ -1,7 +1,8 @@
-//! Messages with large bodies that wait to be sent, and the one under way.
+//! The messages with large bodies: those that wait to be sent, and the one in flight.
 //!
-//! They go one at a time, confirmed, over a channel of their own: a broker that finds a
-//! message too large closes the channel it came on, and with this one nothing else is lost.
+//! They are published one at a time, with publisher confirms, over a channel of their own: a
+//! broker that finds a message too large closes its channel, and with this one nothing else is
+//! lost.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::transport::amqp::command::{LinkId, Outgoing};
 use crate::transport::{ConfirmOutcome, ConfirmSender, Publication, Returned};
 
-/// The channel for large messages, once there was one.
+/// The large messages of a session, and the channel for them, once one was sent.
 #[derive(Default)]
-pub(super) struct Large<'c> {
+pub(super) struct LargeMessages<'c> {
     pub(super) channel: Option<LargeChannel<'c>>,
-    pub(super) under_way: Option<UnderWay>,
+    pub(super) in_flight: Option<InFlight>,
     pub(super) waiting: VecDeque<LargeMessage>,
-    /// Links whose owners wait until the broker has all that they have sent.
+    /// The flushes of links that wait until the broker has all that was sent before.
     pub(super) flushes: Vec<(LinkId, Sender<()>)>,
 }
 
@@ -28,31 +29,32 @@ pub(super) struct LargeChannel<'c> {
     pub(super) returns: Receiver<Return>,
 }
 
-/// A large message that is to be sent.
+/// A large message that waits to be sent.
 pub(super) struct LargeMessage {
     pub(super) link: LinkId,
     pub(super) publication: Publication,
     pub(super) confirm: Option<ConfirmSender>,
-    /// Of its link, which may be closed before its turn.
+    /// The reply queue of the link, which may be closed before the message is sent.
     pub(super) reply_queue: Option<String>,
-    /// The delivery it answers, which is acknowledged when the broker has it.
-    pub(super) answers: Option<u64>,
+    /// The tag of the delivery to which this message is the reply; it is acknowledged when the
+    /// reply is confirmed.
+    pub(super) replies_to: Option<u64>,
 }
 
-/// The message that the broker has not confirmed yet.
-pub(super) struct UnderWay {
+/// The large message that the broker has not confirmed yet.
+pub(super) struct InFlight {
     pub(super) link: LinkId,
     pub(super) confirm: Option<ConfirmSender>,
-    pub(super) answers: Option<u64>,
+    pub(super) replies_to: Option<u64>,
     pub(super) correlation_id: Option<String>,
     pub(super) if_too_large: Option<Box<Publication>>,
-    /// To be sent again after a loss.
+    /// The message itself, if it may be sent again after a loss.
     pub(super) resend: Option<Publication>,
     pub(super) bytes: usize,
     pub(super) returned: Option<Returned>,
 }
 
-impl<'c> Large<'c> {
+impl<'c> LargeMessages<'c> {
     pub(super) fn confirms(&self) -> Option<&Receiver<Confirm>> {
         self.channel.as_ref().map(|it| &it.confirms)
     }
@@ -65,50 +67,50 @@ impl<'c> Large<'c> {
         self.waiting.push_back(message);
     }
 
-    /// A message of that link, or an answer, is not with the broker yet.
-    pub(super) fn concerns(&self, link: LinkId) -> bool {
-        let under_way = self.under_way.as_ref().map(|it| it.link);
+    /// Returns true if the broker does not have all large messages and replies of the link yet.
+    pub(super) fn has_unconfirmed(&self, link: LinkId) -> bool {
+        let in_flight = self.in_flight.as_ref().map(|it| it.link);
         let waiting = self.waiting.iter().map(|it| it.link);
-        waiting.chain(under_way).any(|other| other == link)
+        waiting.chain(in_flight).any(|other| other == link)
     }
 
-    /// A message can be sent now, if anything can.
+    /// Returns true if a large message waits and none is in flight.
     pub(super) fn is_ready(&self) -> bool {
-        self.under_way.is_none() && !self.waiting.is_empty()
+        self.in_flight.is_none() && !self.waiting.is_empty()
     }
 
-    /// The connection is lost: what is to be sent again, and what was never sent.
+    /// Takes the messages that are to be resent after a loss, and those that were never sent.
     pub(super) fn lost(&mut self, cause: &Arc<str>) -> Vec<Outgoing> {
         let mut resend = Vec::new();
-        if let Some(under_way) = self.under_way.take() {
-            match (under_way.resend, under_way.confirm) {
+        if let Some(in_flight) = self.in_flight.take() {
+            match (in_flight.resend, in_flight.confirm) {
                 (Some(publication), confirm) => {
                     if let Some(send_state) = &publication.send_state {
                         send_state.queue_again();
                     }
-                    // Without a receipt its call knows, and has kept it.
+                    // Without a confirm it belongs to a call, which has kept a copy of its own.
                     if confirm.is_some() {
-                        resend.push(Outgoing::new(under_way.link, publication, confirm));
+                        resend.push(Outgoing::new(in_flight.link, publication, confirm));
                     }
                 }
                 (None, Some(confirm)) => confirm.settle(ConfirmOutcome::Lost(Arc::clone(cause))),
                 (None, None) => {}
             }
         }
-        // Answers are void with the deliveries that they answer.
-        let waiting = self.waiting.drain(..).filter(|it| it.answers.is_none());
+        // Replies are dropped, as the broker redelivers their requests.
+        let waiting = self.waiting.drain(..).filter(|it| it.replies_to.is_none());
         resend.extend(waiting.map(|it| Outgoing::new(it.link, it.publication, it.confirm)));
         resend
     }
 }
 
-impl UnderWay {
+impl InFlight {
     pub(super) fn of(message: &mut LargeMessage) -> Self {
         let publication = &mut message.publication;
         Self {
             link: message.link,
             confirm: message.confirm.take(),
-            answers: message.answers,
+            replies_to: message.replies_to,
             correlation_id: publication.properties.correlation_id.clone(),
             if_too_large: publication.if_too_large.take(),
             resend: publication.idempotent.then(|| publication.clone()),

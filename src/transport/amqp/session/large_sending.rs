@@ -1,9 +1,9 @@
-//! Sending messages with large bodies, and what the broker answers to them.
+//! The sending of messages with large bodies, with their publisher confirms and returns.
 
 use amiquip::Confirm;
 use crossbeam_channel::{Select, TryRecvError};
 
-use super::large::{LargeChannel, UnderWay};
+use super::large::{InFlight, LargeChannel};
 use super::link_ops::Opened;
 use super::publish::{Refusal, publish};
 use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
@@ -12,14 +12,14 @@ use crate::transport::amqp::convert::{self, Failure};
 use crate::transport::{ConfirmOutcome, Disposition, Refused};
 
 impl<'c> Session<'c> {
-    /// Sends the next large message, if none is under way.
+    /// Sends the next large message, if none is in flight.
     pub(super) fn send_large(&mut self) -> Result<(), SessionEnd> {
         while self.large.is_ready() && self.may_publish() {
             let Some(mut next) = self.large.waiting.pop_front() else {
                 return Ok(());
             };
-            if next.answers.is_some() && !self.link_channels.contains_key(&next.link) {
-                continue; // the request has gone back to its queue
+            if next.replies_to.is_some() && !self.link_channels.contains_key(&next.link) {
+                continue; // the broker has requeued the request
             }
             if !next.publication.start_sending() {
                 continue;
@@ -28,8 +28,8 @@ impl<'c> Session<'c> {
                 match self.open_large()? {
                     Opened::Yes(channel) => self.large.channel = Some(channel),
                     Opened::Refused(reason) => {
-                        let under_way = UnderWay::of(&mut next);
-                        self.refused_large(under_way, Refusal::Other(reason))?;
+                        let in_flight = InFlight::of(&mut next);
+                        self.refused_large(in_flight, Refusal::Other(reason))?;
                         continue;
                     }
                 }
@@ -38,7 +38,7 @@ impl<'c> Session<'c> {
                 return Ok(());
             };
             let _armed = self.arm();
-            self.large.under_way = Some(UnderWay::of(&mut next));
+            self.large.in_flight = Some(InFlight::of(&mut next));
             publish(
                 channel,
                 next.publication,
@@ -50,12 +50,12 @@ impl<'c> Session<'c> {
         Ok(())
     }
 
-    /// Sends the large messages that wait, one after the other: each for at most the operation
-    /// timeout.
+    /// Sends the large messages that wait, one after the other. Waits for each publisher confirm
+    /// at most the operation timeout.
     pub(super) fn finish_large(&mut self) -> Result<(), SessionEnd> {
         loop {
             self.send_large()?;
-            if self.large.under_way.is_none() {
+            if self.large.in_flight.is_none() {
                 return Ok(());
             }
             let Some(confirms) = self.large.confirms().cloned() else {
@@ -70,11 +70,11 @@ impl<'c> Session<'c> {
         }
     }
 
-    /// Answers those who wait until the broker has all, where it has.
+    /// Completes the flushes of the links whose large messages the broker has.
     pub(super) fn flush_links(&mut self) -> Result<(), SessionEnd> {
         let flushes = std::mem::take(&mut self.large.flushes);
         for (link, done) in flushes {
-            if self.large.concerns(link) {
+            if self.large.has_unconfirmed(link) {
                 self.large.flushes.push((link, done));
                 continue;
             }
@@ -103,16 +103,16 @@ impl<'c> Session<'c> {
         match opened {
             Ok(channel) => Ok(Opened::Yes(channel)),
             Err(Failure::Refused(error)) => {
-                number.into_iter().for_each(|it| self.channel_gone(it));
+                number.into_iter().for_each(|it| self.forget_channel(it));
                 Ok(Opened::Refused(error.to_string()))
             }
             Err(Failure::Lost(cause)) => Err(SessionEnd::Lost(cause)),
         }
     }
 
-    /// Looks at what the broker says of the message under way.
+    /// Handles the publisher confirm of the message in flight, if it has arrived.
     pub(super) fn large_confirms(&mut self) -> Result<(), SessionEnd> {
-        // What was returned was returned before; that there will be no more shows below too.
+        // A return comes before its confirm; a closed channel shows below too.
         let _ = self.large_returned();
         let Some(large) = &self.large.channel else {
             return Ok(());
@@ -120,8 +120,8 @@ impl<'c> Session<'c> {
         match large.confirms.try_recv() {
             Ok(confirm) => {
                 let taken = matches!(confirm, Confirm::Ack(_));
-                if let Some(under_way) = self.large.under_way.take() {
-                    self.confirmed_large(under_way, taken)?;
+                if let Some(in_flight) = self.large.in_flight.take() {
+                    self.confirmed_large(in_flight, taken)?;
                 }
                 self.send_large()?;
                 self.flush_links()
@@ -134,20 +134,20 @@ impl<'c> Session<'c> {
     pub(super) fn large_returns(&mut self) -> Result<(), SessionEnd> {
         match self.large_returned() {
             Ok(()) => Ok(()),
-            // What was confirmed before counts.
+            // A confirm that arrived before the channel was closed counts.
             Err(_) => self.large_confirms(),
         }
     }
 
-    /// Notes what was returned, if anything; an error if the channel is closed.
+    /// Records a return, if one has arrived; returns an error if the channel is closed.
     fn large_returned(&mut self) -> Result<(), TryRecvError> {
         let Some(large) = &self.large.channel else {
             return Ok(());
         };
         match large.returns.try_recv() {
             Ok(returned) => {
-                if let Some(under_way) = &mut self.large.under_way {
-                    under_way.returned = Some(convert::returned(returned));
+                if let Some(in_flight) = &mut self.large.in_flight {
+                    in_flight.returned = Some(convert::returned(returned));
                 }
                 Ok(())
             }
@@ -156,15 +156,15 @@ impl<'c> Session<'c> {
         }
     }
 
-    fn confirmed_large(&mut self, under_way: UnderWay, taken: bool) -> Result<(), SessionEnd> {
-        let UnderWay {
+    fn confirmed_large(&mut self, in_flight: InFlight, taken: bool) -> Result<(), SessionEnd> {
+        let InFlight {
             link,
             confirm,
-            answers,
+            replies_to,
             returned,
             ..
-        } = under_way;
-        if let Some(tag) = answers {
+        } = in_flight;
+        if let Some(tag) = replies_to {
             return self.settle(link, tag, Disposition::Ack { reply: None });
         }
         match (confirm, returned) {
@@ -179,35 +179,35 @@ impl<'c> Session<'c> {
         Ok(())
     }
 
-    /// The broker has closed the channel: because of the message under way. Or the whole
-    /// connection has ended.
+    /// Handles the end of the channel: either the broker has closed it because of the message
+    /// in flight, or the whole connection has ended.
     fn large_closed(&mut self) -> Result<(), SessionEnd> {
         let closed = self.large.channel.take().map(|it| it.channel.channel_id());
         let reason = closed.and_then(|channel| {
             let reason = self.io.observed.channel_close(channel)?;
-            self.channel_gone(channel);
+            self.forget_channel(channel);
             Some(reason)
         });
         let Some(reason) = reason else {
             return Err(SessionEnd::Lost(CONNECTION_ENDED.to_owned()));
         };
-        if let Some(under_way) = self.large.under_way.take() {
-            self.refused_large(under_way, Refusal::parse(&reason))?;
+        if let Some(in_flight) = self.large.in_flight.take() {
+            self.refused_large(in_flight, Refusal::parse(&reason))?;
         }
         self.send_large()?;
         self.flush_links()
     }
 
-    fn refused_large(&mut self, under_way: UnderWay, refusal: Refusal) -> Result<(), SessionEnd> {
-        let UnderWay {
+    fn refused_large(&mut self, in_flight: InFlight, refusal: Refusal) -> Result<(), SessionEnd> {
+        let InFlight {
             link,
             confirm,
-            answers,
+            replies_to,
             correlation_id,
             if_too_large,
             bytes,
             ..
-        } = under_way;
+        } = in_flight;
         let limit = match &refusal {
             Refusal::TooLarge(limit) => {
                 self.io.limits.learn_max_body(bytes, *limit);
@@ -219,14 +219,14 @@ impl<'c> Session<'c> {
             log::Level::Warn,
             "coney::amqp",
             format_args!(
-                "the broker does not take a message of {bytes} bytes{}",
+                "the broker refused a message of {bytes} bytes{}",
                 match &refusal {
                     Refusal::TooLarge(_) => ": it is too large".to_owned(),
                     Refusal::Other(reason) => format!(": {reason}"),
                 }
             ),
         );
-        if let Some(tag) = answers {
+        if let Some(tag) = replies_to {
             let reply = if_too_large;
             return self.settle(link, tag, Disposition::Ack { reply });
         }

@@ -1,3 +1,5 @@
+//! The channel of a link in one session.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -16,15 +18,14 @@ use crate::transport::{
     ConfirmSender, Delivery, DeliveryToken, Disposition, Oversized, Publication, Settler, Sink,
 };
 
-/// A link in one session: its AMQP channel, its consumer, and the deliveries
-/// it has not settled. What it publishes and what it acknowledges go through
-/// the one channel, so their order is kept.
+/// A link in one session: its AMQP channel, its consumer, and its unsettled deliveries.
+/// Messages and acknowledgements go through the one channel, so their order is kept.
 pub(super) struct LinkChannel<'c> {
     pub(super) channel: &'c Channel,
     pub(super) consumer: Option<Consumer<'c>>,
     returns: Receiver<Return>,
     pub(super) reply_queue: Option<String>,
-    /// A queue of the link's own that is there, and with what it is bound.
+    /// The link's own queue, if it exists, and the exchange and routing key of its binding.
     pub(super) own_queue: Option<(String, (String, String))>,
     sink: Arc<dyn Sink>,
     settler: Arc<dyn Settler>,
@@ -33,30 +34,31 @@ pub(super) struct LinkChannel<'c> {
     expects_returns: bool,
     pub(super) ends_at_once: bool,
     pub(super) confirm_state: Option<ConfirmState>,
-    /// By tag; amiquip settles deliveries, not tags. Their messages are out.
+    /// The unsettled deliveries by tag, without their messages: amiquip settles deliveries, not
+    /// tags.
     pub(super) unsettled: HashMap<u64, AmqpDelivery>,
-    /// Deliveries are left unsettled that are not in there.
-    pub(super) holds: bool,
-    /// A queue that keeps other connections out.
+    /// True if there are unsettled deliveries that are not in `unsettled`.
+    pub(super) has_held: bool,
+    /// The queue that excludes other connections.
     pub(super) exclusively: Option<&'static str>,
     shared: Shared,
 }
 
-/// What the lanes of a session have in common.
+/// The state that the link channels of a session have in common.
 pub(super) struct Shared {
     pub(super) observed: Arc<Observed>,
     pub(super) transit: Arc<Transit>,
 }
 
 impl<'c> LinkChannel<'c> {
-    /// Declares what the link needs and starts consuming.
+    /// Declares the topology of the link and starts consuming, unless the link is paused.
     pub(super) fn open(
         idle: IdleChannel<'c>,
         link: &RegisteredLink,
         shared: Shared,
     ) -> Result<Self, Failure> {
         let channel = idle.channel;
-        // Before the first publish: amiquip logs a return nobody listens for,
+        // Before the first publish: without a listener, amiquip logs a returned message
         // with its body.
         let returns = channel.listen_for_returns()?;
         let confirm_state = match link.spec.confirms {
@@ -81,7 +83,7 @@ impl<'c> LinkChannel<'c> {
             ends_at_once: link.spec.ends_at_once,
             confirm_state,
             unsettled: HashMap::new(),
-            holds: false,
+            has_held: false,
             shared,
             exclusively: link.spec.exclusively,
         };
@@ -95,52 +97,53 @@ impl<'c> LinkChannel<'c> {
         self.channel.channel_id()
     }
 
-    /// What the lane's deliveries arrive on, while it consumes.
+    /// Returns the receiver of deliveries, while the link consumes.
     pub(super) fn deliveries(&self) -> Option<&Receiver<ConsumerMessage>> {
         self.consumer.as_ref().map(Consumer::receiver)
     }
 
-    /// What the broker returns arrives on, if there can be anything. To wait on one channel
-    /// less matters where there are hundreds of services; that the broker has closed the
-    /// channel shows in the deliveries then.
+    /// Returns the receiver of returned messages, if there can be any. One receiver less to wait
+    /// on matters where there are hundreds of services; a channel closed by the broker shows in
+    /// the deliveries then.
     pub(super) fn returns(&self) -> Option<&Receiver<Return>> {
-        let matter = self.expects_returns || self.consumer.is_none();
-        matter.then_some(&self.returns)
+        let is_needed = self.expects_returns || self.consumer.is_none();
+        is_needed.then_some(&self.returns)
     }
 
-    /// What the broker's confirmations arrive on, where it gives them.
+    /// Returns the receiver of publisher confirms, on a link that has them.
     pub(super) fn confirms(&self) -> Option<&Receiver<Confirm>> {
         self.confirm_state
             .as_ref()
             .map(|confirm_state| &confirm_state.confirms)
     }
 
-    /// Nothing would be lost with the channel.
-    pub(super) fn is_idle(&self) -> bool {
+    /// Returns true if the link would lose nothing with the channel.
+    pub(super) fn is_replaceable(&self) -> bool {
         self.consumer.is_none()
             && self.unsettled.is_empty()
             && self.confirm_state.is_none()
-            && !self.holds
+            && !self.has_held
     }
 
-    /// It only publishes: another channel would do as well.
-    pub(super) fn stands_alone(&self) -> bool {
-        self.consumer.is_none() && self.unsettled.is_empty() && !self.holds && !self.acknowledges
+    /// Returns true if the link only publishes, so that another channel would serve as well.
+    pub(super) fn only_publishes(&self) -> bool {
+        self.consumer.is_none() && self.unsettled.is_empty() && !self.has_held && !self.acknowledges
     }
 
-    /// The broker has closed the channel because of something that was published on it.
+    /// Settles the outcomes of the unconfirmed messages after the broker has closed the channel
+    /// because of one of them.
     pub(super) fn refused(&mut self, reason: &Arc<str>) {
         if let Some(ConfirmState { unconfirmed, .. }) = &mut self.confirm_state {
             unconfirmed.refused(reason);
         }
     }
 
-    /// The name of the link's reply queue in this session.
+    /// Returns the name of the link's reply queue in this session.
     pub(super) fn reply_queue(&self) -> Option<String> {
         self.reply_queue.clone()
     }
 
-    /// Publishes. `Ok` means that amiquip has queued it.
+    /// Publishes a message. `Ok` means that amiquip has queued it.
     pub(super) fn publish(
         &mut self,
         publication: Publication,
@@ -170,13 +173,13 @@ impl<'c> LinkChannel<'c> {
         let reply_queue = self.reply_queue.as_deref().unwrap_or_default();
         let batch = Publication::batch(key, &requests, id, reply_queue)
             .map_err(|error| Failure::Lost(error.to_string()))?;
-        // Before the answer can come.
+        // Before the message is sent, as its replies may come at once.
         self.sink.coalesced(id, requests);
         self.publish(batch, None)
     }
 
     /// Passes on up to `budget` deliveries, and adds to `fallbacks` the publications that the
-    /// sink wants to be sent for them. An error is the reason why no more will come.
+    /// sink returns for them. An error is the reason why no more deliveries will arrive.
     pub(super) fn pass_on_deliveries(
         &mut self,
         session: u64,
@@ -206,7 +209,7 @@ impl<'c> LinkChannel<'c> {
         Ok(())
     }
 
-    /// Takes the first message off a queue.
+    /// Gets the first message of a queue.
     pub(super) fn get(
         &mut self,
         queue: &str,
@@ -215,11 +218,11 @@ impl<'c> LinkChannel<'c> {
         let got = self.channel.basic_get(queue, false)?;
         Ok(got.map(|got| {
             let behind = usize::try_from(got.message_count).unwrap_or(usize::MAX);
-            (self.hand_out(got.delivery, session, true), behind)
+            (self.prepare(got.delivery, session, true), behind)
         }))
     }
 
-    /// Takes the first message off the queue of the link's own.
+    /// Gets the first message of the link's own queue.
     pub(super) fn get_own(&mut self, session: u64) -> Result<Option<(Delivery, usize)>, Failure> {
         match self.own_queue.as_ref().map(|(queue, _)| queue.clone()) {
             Some(queue) => self.get(&queue, session),
@@ -227,7 +230,7 @@ impl<'c> LinkChannel<'c> {
         }
     }
 
-    /// The number of messages in a queue that were not fetched.
+    /// Returns the number of ready messages in a queue.
     pub(super) fn backlog(&mut self, queue: &str) -> Result<usize, Failure> {
         let queue = self.channel.queue_declare_passive(queue)?;
         Ok(queue
@@ -235,19 +238,20 @@ impl<'c> LinkChannel<'c> {
             .map_or(0, |count| usize::try_from(count).unwrap_or(usize::MAX)))
     }
 
-    /// A round trip: the broker has all that was published and settled before.
+    /// Makes a round trip, after which the broker has all that was published and settled before.
     pub(super) fn flush(&mut self) -> Result<(), Failure> {
-        // For the next consumer of the channel, of which there is none.
+        // Chosen because it changes nothing: it applies to the next consumer of the channel, and
+        // there is none.
         Ok(self.channel.qos(0, self.prefetch, false)?)
     }
 
-    /// The record of a body that was left out because of its size.
+    /// Takes the record of a body that was left out because of its size.
     pub(super) fn take_oversized(&self, tag: u64) -> Option<Oversized> {
         let observed = &self.shared.observed;
         observed.take_oversized(self.channel_id(), tag)
     }
 
-    fn hand_out(&mut self, mut from: AmqpDelivery, session: u64, acknowledge: bool) -> Delivery {
+    fn prepare(&mut self, mut from: AmqpDelivery, session: u64, acknowledge: bool) -> Delivery {
         let tag = from.delivery_tag();
         let oversized = self.take_oversized(tag);
         let message = convert::take_message(&mut from, oversized);
@@ -269,7 +273,7 @@ impl<'c> LinkChannel<'c> {
         session: u64,
         fallbacks: &mut Vec<Publication>,
     ) -> Result<(), Failure> {
-        let delivery = self.hand_out(delivery, session, self.acknowledges);
+        let delivery = self.prepare(delivery, session, self.acknowledges);
         match self.sink.delivery(delivery) {
             Ok(more) => {
                 fallbacks.extend(more);
@@ -283,8 +287,8 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Passes on the replies, returns and confirms that arrived before a loss, and returns
-    /// the publications to be sent for them. Deliveries that have to be acknowledged are the
-    /// broker's again.
+    /// the publications to be sent for them. Deliveries that have to be acknowledged are
+    /// dropped, as the broker has requeued them.
     pub(super) fn drain_after_loss(&mut self, session: u64) -> Vec<Publication> {
         let mut fallbacks = Vec::new();
         if !self.acknowledges {
@@ -295,7 +299,8 @@ impl<'c> LinkChannel<'c> {
         fallbacks
     }
 
-    /// After that: what is to be sent again; the others' senders are told.
+    /// Takes the unconfirmed messages that are to be resent after a loss; the outcomes of the
+    /// others are settled as lost. Called after [`drain_after_loss`](Self::drain_after_loss).
     pub(super) fn lost(
         &mut self,
         cause: &Arc<str>,
@@ -307,8 +312,8 @@ impl<'c> LinkChannel<'c> {
         }
     }
 
-    /// Passes on what was returned; an error if the broker has closed the
-    /// channel, which for one that only publishes shows here first.
+    /// Passes on returned messages. Fails if the broker has closed the channel, which on a link
+    /// that only publishes shows here first.
     pub(super) fn pass_on_returns(
         &mut self,
         fallbacks: &mut Vec<Publication>,
@@ -332,7 +337,7 @@ impl<'c> LinkChannel<'c> {
         }
     }
 
-    /// Passes on up to `budget` confirmations.
+    /// Passes on up to `budget` publisher confirms.
     pub(super) fn pass_on_confirms(&mut self, budget: usize) -> Result<(), Failure> {
         for _ in 0..budget {
             let Some(ConfirmState { confirms, .. }) = &self.confirm_state else {
@@ -340,9 +345,8 @@ impl<'c> LinkChannel<'c> {
             };
             match confirms.try_recv() {
                 Ok(confirm) => {
-                    // What was returned was returned before it was confirmed. That
-                    // there will be no more returns shows below too.
-                    // On a link with confirms a returned message needs no fallback.
+                    // A return comes before its confirm. A closed channel shows below
+                    // too. On a link with confirms a returned message has no fallback.
                     let _ = self.pass_on_returns(&mut Vec::new());
                     if let Some(ConfirmState { unconfirmed, .. }) = &mut self.confirm_state {
                         unconfirmed.confirmed(confirm);
@@ -367,14 +371,14 @@ impl<'c> LinkChannel<'c> {
                 if let Some(reply) = reply {
                     self.publish(*reply, None)?;
                 }
-                self.shared.transit.handing(self.channel_id(), 0);
+                self.shared.transit.add(self.channel_id(), 0);
                 delivery.ack(self.channel)?;
             }
             Disposition::Reject { requeue } => {
-                self.shared.transit.handing(self.channel_id(), 0);
+                self.shared.transit.add(self.channel_id(), 0);
                 delivery.reject(self.channel, requeue)?;
             }
-            Disposition::Hold => self.holds = true,
+            Disposition::Hold => self.has_held = true,
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The consumer of a lane: starting it, stopping it, and the end of the lane.
+//! The consumer of a link's channel: its start and its stop, and the end of the channel.
 
 use amiquip::{ConsumerMessage, FieldTable, QueueDeleteOptions};
 
@@ -9,8 +9,8 @@ use crate::transport::amqp::convert::Failure;
 use crate::transport::{LinkSpec, Publication, Source};
 
 impl<'c> LinkChannel<'c> {
-    /// Stops consuming. Deliveries that had arrived by then are passed on; adds to `fallbacks`
-    /// the publications that the sink wants to be sent for them.
+    /// Stops consuming. Passes on the deliveries that arrived before, and adds to `fallbacks`
+    /// the publications that the sink returns for them.
     pub(super) fn stop_consuming(
         &mut self,
         session: u64,
@@ -25,16 +25,16 @@ impl<'c> LinkChannel<'c> {
                 .queue_unbind(queue, exchange, key, no_arguments)?;
         }
         consumer.cancel()?;
-        // Until the last message: amiquip sends it after it has answered the
-        // cancel, and gives the whole connection up if the receiver is gone by then.
+        // Up to the last message: amiquip sends it after it has answered the cancel,
+        // and ends the whole connection if the receiver has been dropped by then.
         for message in consumer.receiver() {
             match message {
-                // The sink has it given back in good order, or handles it.
+                // The sink handles it or hands it back to be requeued.
                 ConsumerMessage::Delivery(delivery) if self.acknowledges => {
                     self.pass_on(delivery, session, fallbacks)?;
                 }
                 ConsumerMessage::Delivery(delivery) => {
-                    // Its body must not be kept for it.
+                    // Frees the place of the one oversized body that is kept.
                     let tag = delivery.delivery_tag();
                     drop(self.take_oversized(tag));
                 }
@@ -44,7 +44,7 @@ impl<'c> LinkChannel<'c> {
         Ok(())
     }
 
-    /// Consumes, or consumes again.
+    /// Starts consuming, unless it is started.
     pub(super) fn resume_consuming(&mut self, spec: &LinkSpec) -> Result<(), Failure> {
         if self.consumer.is_none() {
             let consumed = consume(self.channel, spec)?;
@@ -58,7 +58,7 @@ impl<'c> LinkChannel<'c> {
         Ok(())
     }
 
-    /// Deletes the queue of the link's own.
+    /// Deletes the link's own queue, if it has one.
     pub(super) fn delete_own_queue(&mut self) -> Result<(), Failure> {
         if let Some((queue, _)) = self.own_queue.take() {
             self.channel
@@ -67,23 +67,23 @@ impl<'c> LinkChannel<'c> {
         Ok(())
     }
 
-    /// Ends the lane with its connection.
+    /// Ends the channel with its connection.
     pub(super) fn end(mut self, session: u64) -> Result<(), Failure> {
         if self.ends_at_once {
-            // Dropped, it would be cancelled: the next consumer would get what comes later
-            // before the broker has taken back what is unsettled.
+            // Dropping the consumer would cancel it: the next consumer would receive later
+            // messages before the broker has requeued the unsettled ones.
             std::mem::forget(self.consumer.take());
             return Ok(());
         }
         self.close(session).map(drop)
     }
 
-    /// Ends the lane in an orderly way and gives its channel back for reuse.
+    /// Closes the link in good order and returns its channel for reuse.
     pub(super) fn close(mut self, session: u64) -> Result<IdleChannel<'c>, Failure> {
-        // The link is over: nothing is sent for it any more.
+        // Dropped, as nothing is sent for a closed link.
         let mut fallbacks = Vec::new();
         self.stop_consuming(session, &mut fallbacks)?;
-        if std::mem::take(&mut self.holds) {
+        if std::mem::take(&mut self.has_held) {
             self.channel.nack_all(true)?;
             self.unsettled.clear();
         }
@@ -95,8 +95,8 @@ impl<'c> LinkChannel<'c> {
             self.channel
                 .queue_delete(queue, QueueDeleteOptions::default())?;
         }
-        // A round trip, whatever it asks: what the broker had to say about the
-        // messages before, it has said now.
+        // For the round trip only: the confirms and returns that the broker has sent
+        // before its answer have arrived then.
         self.channel.qos(0, 1, false)?;
         self.pass_on_confirms(usize::MAX)?;
         self.pass_on_returns(&mut fallbacks)?;

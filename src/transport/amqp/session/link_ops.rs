@@ -1,4 +1,4 @@
-//! Opening and closing the links of a session, and what is asked of one of them.
+//! The operations on the links of a session: opening, closing, queries, repairs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,21 +11,21 @@ use super::state::lost;
 use super::{Session, SessionEnd};
 use crate::base::log_relay;
 use crate::error::{Error, ErrorKind};
-use crate::transport::amqp::command::{Got, LinkId};
+use crate::transport::amqp::command::{GetResult, LinkId};
 use crate::transport::amqp::convert::Failure;
 
-/// How long a link that the broker refuses to open again after a reconnect
-/// waits for the next attempt.
+/// The delay before the next attempt to open a link that the broker has refused to
+/// open after a reconnect.
 const REFUSED_RETRY: Duration = Duration::from_secs(10);
 
-/// Whether a channel could be opened; if not, why.
+/// The result of opening a channel; `Refused` holds the reason.
 pub(super) enum Opened<T> {
     Yes(T),
     Refused(String),
 }
 
 impl<'c> Session<'c> {
-    /// Opens a channel, or takes one that is left.
+    /// Takes an idle channel, or opens one.
     pub(super) fn open_channel(&mut self, confirms: bool) -> Result<IdleChannel<'c>, Failure> {
         let idle = self
             .idle_channels
@@ -34,7 +34,7 @@ impl<'c> Session<'c> {
         if let Some(at) = idle {
             return Ok(self.idle_channels.swap_remove(at));
         }
-        // The broker would close the whole connection.
+        // One channel too many would make the broker close the whole connection.
         if let Some(error) = self.io.link_table.no_more_channels(self.open_channels) {
             return Err(Failure::Refused(error));
         }
@@ -45,21 +45,21 @@ impl<'c> Session<'c> {
         Ok(IdleChannel::new(self.channels.alloc(channel), confirms))
     }
 
-    /// The broker has closed a channel, and that has been dealt with.
-    pub(super) fn channel_gone(&mut self, channel: u16) {
+    /// Removes the records of a channel that the broker has closed, once that has been handled.
+    pub(super) fn forget_channel(&mut self, channel: u16) {
         self.io.observed.forget_channel_close(channel);
         self.io.transit.forget(channel);
         self.open_channels = self.open_channels.saturating_sub(1);
     }
 
-    /// Opens a link's lane. A broker that refuses is its owner's error the
-    /// first time; after a reconnect it is logged and tried again later.
+    /// Opens a link on a channel. If the broker refuses, the first opening fails with an error;
+    /// after a reconnect the refusal is logged and the link tried again later.
     pub(super) fn open_link(&mut self, link: LinkId) -> Result<(), SessionEnd> {
         let Some(registered) = self.io.link_table.get_mut(link) else {
             return Ok(());
         };
-        // Each declaration is a round trip, and so are opening a channel, having
-        // it confirm, setting its prefetch, and declaring and consuming a queue.
+        // Each declaration is a round trip, and so are five more steps: opening the
+        // channel, confirm mode, the prefetch, declaring a queue and consuming it.
         let steps = registered.spec.topology.declarations() + 5;
         let steps = u32::try_from(steps).unwrap_or(u32::MAX);
         let limit = self.io.operation_timeout.saturating_mul(steps);
@@ -84,7 +84,7 @@ impl<'c> Session<'c> {
             }
             Err(Failure::Refused(error)) => {
                 let opening = registered.opening.take();
-                number.into_iter().for_each(|it| self.channel_gone(it));
+                number.into_iter().for_each(|it| self.forget_channel(it));
                 if let Some(opening) = opening {
                     let _ = opening.try_send(Err(error));
                     self.io.link_table.remove(link);
@@ -93,8 +93,7 @@ impl<'c> Session<'c> {
                         log::Level::Error,
                         "coney::amqp",
                         format_args!(
-                            "a link cannot be opened again, next attempt in {REFUSED_RETRY:?}: \
-                             {error}"
+                            "a link cannot be reopened, next attempt in {REFUSED_RETRY:?}: {error}"
                         ),
                     );
                     self.retry_refused_at = Some(Instant::now() + REFUSED_RETRY);
@@ -134,7 +133,7 @@ impl<'c> Session<'c> {
         }
     }
 
-    /// Closes a link after sending what it was given before.
+    /// Closes a link after sending the messages accepted before.
     pub(super) fn close_link(&mut self, link: LinkId) -> Result<(), SessionEnd> {
         self.io.link_table.remove(link);
         self.flush()?;
@@ -142,9 +141,9 @@ impl<'c> Session<'c> {
         let channel = link_channel.as_ref().map(LinkChannel::channel_id);
         match link_channel.map(|link_channel| link_channel.close(self.number)) {
             Some(Ok(idle)) => self.idle_channels.push(idle),
-            // The broker has closed the channel: no loss now.
+            // The broker has closed the channel, which the link does not need any more.
             Some(Err(Failure::Refused(_))) => {
-                channel.into_iter().for_each(|it| self.channel_gone(it));
+                channel.into_iter().for_each(|it| self.forget_channel(it));
             }
             None => {}
             Some(Err(failure)) => return Err(lost(failure)),
@@ -152,19 +151,18 @@ impl<'c> Session<'c> {
         Ok(())
     }
 
-    /// Takes the first message off a queue. A queue that does not exist costs the
-    /// channel; a link that has nothing else in it gets another.
+    /// Gets the first message of a queue, as a [`query`](Self::query).
     pub(super) fn get(
         &mut self,
         link: LinkId,
         queue: Option<&str>,
-        done: &Sender<Got>,
+        done: &Sender<GetResult>,
     ) -> Result<(), SessionEnd> {
         let number = self.number;
-        // One that is not waited for any more goes back as it is dropped.
-        self.ask(
+        // A message for which the caller does not wait any more is requeued as it is dropped.
+        self.query(
             link,
-            queue.unwrap_or("a queue of our own"),
+            queue.unwrap_or("the link's own queue"),
             done,
             |link_channel| match queue {
                 Some(queue) => link_channel.get(queue, number),
@@ -173,34 +171,38 @@ impl<'c> Session<'c> {
         )
     }
 
-    /// Asks something of a link's channel, and tells the answer. What the broker refuses
-    /// costs the channel; a link that has nothing else in it gets another.
-    pub(super) fn ask<T>(
+    /// Runs a query on a link's channel and sends its result to `done`. A refused query, such as
+    /// of a queue that does not exist, costs the channel; a link that loses nothing with it gets
+    /// another.
+    pub(super) fn query<T>(
         &mut self,
         link: LinkId,
         queue: &str,
         done: &Sender<Result<T, Error>>,
-        ask: impl FnOnce(&mut LinkChannel<'c>) -> Result<T, Failure>,
+        query: impl FnOnce(&mut LinkChannel<'c>) -> Result<T, Failure>,
     ) -> Result<(), SessionEnd> {
         let Some(link_channel) = self.link_channels.get_mut(&link) else {
-            let refused = Error::new(ErrorKind::Broker, "the broker refuses to open this link");
+            let refused = Error::new(
+                ErrorKind::Broker,
+                "the broker refuses to open this link; the log has its reason",
+            );
             let _ = done.try_send(Err(refused));
             return Ok(());
         };
-        match ask(link_channel) {
-            Ok(answer) => {
-                let _ = done.try_send(Ok(answer));
+        match query(link_channel) {
+            Ok(result) => {
+                let _ = done.try_send(Ok(result));
                 Ok(())
             }
             Err(Failure::Refused(error)) => {
                 let cause = error.to_string();
                 let _ = done.try_send(Err(error));
-                if !link_channel.is_idle() {
+                if !link_channel.is_replaceable() {
                     return Err(SessionEnd::Lost(cause));
                 }
                 let channel = link_channel.channel_id();
                 self.link_channels.remove(&link);
-                self.channel_gone(channel);
+                self.forget_channel(channel);
                 self.open_link(link)
             }
             Err(Failure::Lost(cause)) => {
@@ -214,9 +216,9 @@ impl<'c> Session<'c> {
         }
     }
 
-    /// A link's channel does not work any more. If the broker has closed it, and the link
-    /// consumes nothing, another channel is all that is needed: what was under way on it is
-    /// told, and nothing else is lost. Else it is the connection that has to be replaced.
+    /// Replaces a failed channel of a link. If the broker has closed it, and the link only
+    /// publishes, another channel is enough: the outcomes of its messages are settled, and nothing
+    /// else is lost. Otherwise the connection has to be replaced.
     pub(super) fn link_channel_failed(
         &mut self,
         link: LinkId,
@@ -225,7 +227,7 @@ impl<'c> Session<'c> {
         let Some(link_channel) = self
             .link_channels
             .get_mut(&link)
-            .filter(|link_channel| link_channel.stands_alone())
+            .filter(|link_channel| link_channel.only_publishes())
         else {
             return Err(lost(failure));
         };
@@ -242,7 +244,7 @@ impl<'c> Session<'c> {
         link_channel.refused(&reason.into());
         self.io.link_table.send_first(link, fallbacks);
         self.link_channels.remove(&link);
-        self.channel_gone(channel);
+        self.forget_channel(channel);
         self.open_link(link)
     }
 }

@@ -1,4 +1,4 @@
-//! The end of a session: what arrived before a loss, and why the connection was lost.
+//! The end of a session: the events that arrived before a loss, and its cause.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::transport::amqp::command::{LinkId, Outgoing};
 const NOT_ALLOWED: u16 = 530;
 
 impl Session<'_> {
-    /// Passes on what arrived before the loss, and tells what did not, or has it
-    /// sent again in the next session.
+    /// Passes on what arrived before the loss. Unconfirmed messages are resent in the next
+    /// session, or their outcome is settled as lost.
     pub(super) fn drain_after_loss(&mut self, cause: &str) {
         let reason = Arc::from(cause);
         let suspect_link = self.suspect_link();
@@ -22,13 +22,14 @@ impl Session<'_> {
                 self.io.link_table.resend.push_back(resend);
             }
         }
-        let _ = self.large_confirms(); // what made it before the loss
+        let _ = self.large_confirms(); // the confirms that arrived before the loss
         self.io.link_table.resend.extend(self.large.lost(&reason));
         self.io.link_table.suspect_link = suspect_link;
     }
 
-    /// The broker closes the whole connection over a channel too many. That must not happen
-    /// again and again: the link that wanted it fails, with the broker's reason.
+    /// Records a limit on channels if exceeding it has cost the connection. The broker closes
+    /// the whole connection over one channel too many, which must not happen again and again:
+    /// the link that needs the channel fails, with the broker's reason.
     pub(super) fn learn_limits(&mut self) {
         if self.is_opening_channel
             && let Some((NOT_ALLOWED, reason)) = self.io.observed.server_close()
@@ -39,7 +40,7 @@ impl Session<'_> {
         }
     }
 
-    /// The link whose channel the broker closed.
+    /// Returns the link whose channel the broker closed.
     pub(super) fn suspect_link(&self) -> Option<LinkId> {
         let (channel, _) = self.io.observed.any_channel_close()?;
         let mut link_channels = self.link_channels.iter();

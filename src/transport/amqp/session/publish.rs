@@ -1,4 +1,4 @@
-//! Handing one message to amiquip, and why the broker may refuse it.
+//! The publishing of one message through amiquip, and the reasons of the broker to refuse it.
 
 use amiquip::Channel;
 
@@ -23,7 +23,7 @@ pub(super) fn publish(
     } else {
         publication.body.fill("")
     };
-    transit.handing(channel.channel_id(), body.len());
+    transit.add(channel.channel_id(), body.len());
     Ok(channel.basic_publish(
         publication.exchange,
         amiquip::Publish {
@@ -36,15 +36,16 @@ pub(super) fn publish(
     )?)
 }
 
-/// The reason why the broker did not take the message under way.
+/// The reason why the broker refused a message.
 pub(super) enum Refusal {
-    /// With the limit, if the broker named it.
+    /// The message is over the broker's size limit; holds the limit in bytes, if the broker
+    /// named it.
     TooLarge(Option<usize>),
     Other(String),
 }
 
 impl Refusal {
-    /// From RabbitMQ's reason for closing the channel.
+    /// Parses RabbitMQ's reason for closing the channel.
     pub(super) fn parse(reason: &str) -> Self {
         match reason.split_once("is larger than configured max size ") {
             Some((_, limit)) => {
@@ -61,8 +62,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_is_read_off_the_brokers_reason() {
-        let reason = "PRECONDITION_FAILED - message size 2097152 is larger than configured max size 1048576 (406)";
+    fn the_limit_is_parsed_from_the_brokers_reason() {
+        let reason = "PRECONDITION_FAILED - message size 2097152 is larger than configured \
+                      max size 1048576 (406)";
         assert!(matches!(
             Refusal::parse(reason),
             Refusal::TooLarge(Some(1_048_576))

@@ -1,4 +1,4 @@
-//! The sending side of a session: messages and settlements, while they can be sent.
+//! The sending side of a session: messages and settlements, as far as they can be sent.
 
 use super::large::LargeMessage;
 use super::state::lost;
@@ -8,7 +8,8 @@ use crate::transport::amqp::command::{LinkId, Outgoing};
 use crate::transport::{Disposition, is_large};
 
 impl Session<'_> {
-    /// Settles a delivery. A large reply goes out first, and is confirmed.
+    /// Settles a delivery. A large reply is published first; the acknowledgement waits for its
+    /// publisher confirm.
     pub(super) fn settle(
         &mut self,
         link: LinkId,
@@ -22,7 +23,7 @@ impl Session<'_> {
                     publication: *reply,
                     confirm: None,
                     reply_queue: None,
-                    answers: Some(tag),
+                    replies_to: Some(tag),
                 });
                 return self.send_large();
             }
@@ -34,12 +35,13 @@ impl Session<'_> {
         }
     }
 
-    /// Something may be handed to amiquip: the broker reads it, or will soon.
+    /// Returns true if more may be handed to amiquip: the broker is not blocked, and amiquip
+    /// has room.
     pub(super) fn may_publish(&self) -> bool {
         !self.blocked && !self.io.observed.is_blocked() && self.io.transit.has_room()
     }
 
-    /// Carries out the commands that had to wait.
+    /// Executes the deferred commands, as far as possible.
     pub(super) fn run_deferred(&mut self) -> Result<(), SessionEnd> {
         while self.may_publish() {
             let Some(command) = self.deferred.pop_front() else {
@@ -50,7 +52,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Sends what was accepted before, so that closing loses nothing.
+    /// Sends the messages that were accepted before, so that closing loses none.
     pub(super) fn flush(&mut self) -> Result<(), SessionEnd> {
         let waiting = self.io.link_table.resend.len() + self.io.receiver.outgoing.len();
         if self.blocked || waiting == 0 {
@@ -59,8 +61,8 @@ impl Session<'_> {
         self.send_all(waiting)
     }
 
-    /// Carries out and sends all that was accepted before the end of the connection, as far as
-    /// the broker takes it: each operation for at most the operation timeout.
+    /// Executes and sends everything that was accepted before the end of the connection, as far
+    /// as the broker accepts it. Each operation takes at most the operation timeout.
     pub(super) fn finish(&mut self) -> Result<(), SessionEnd> {
         if self.blocked {
             return Ok(());
@@ -69,16 +71,16 @@ impl Session<'_> {
             self.command(command)?;
         }
         for link in self.io.link_table.ids() {
-            self.send_waiting(link)?;
+            self.send_coalesced(link)?;
         }
         self.flush()?;
         self.finish_large()
     }
 
-    /// Sends up to `budget` messages, while they can be sent.
+    /// Sends up to `budget` messages, as far as they can be sent.
     pub(super) fn outgoing(&mut self, budget: usize) -> Result<(), SessionEnd> {
         for _ in 0..budget {
-            // Before each: the broker may have said meanwhile that it reads no more.
+            // Checked before each: the broker may have blocked publishing meanwhile.
             if !self.may_publish() {
                 return Ok(());
             }
@@ -113,12 +115,12 @@ impl Session<'_> {
                 publication,
                 confirm,
                 reply_queue: link_channel.reply_queue(),
-                answers: None,
+                replies_to: None,
             });
             return self.send_large();
         }
         let Some(link_channel) = self.link_channels.get_mut(&link) else {
-            self.cannot_send(link);
+            self.log_dropped(link);
             return Ok(());
         };
         if publication.start_sending() {
@@ -129,7 +131,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    pub(super) fn cannot_send(&mut self, link: LinkId) {
+    /// Logs that a message for a link without a channel is dropped.
+    pub(super) fn log_dropped(&mut self, link: LinkId) {
         if self.io.link_table.get_mut(link).is_some() {
             log_relay::log(
                 log::Level::Warn,

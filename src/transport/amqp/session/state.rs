@@ -1,4 +1,4 @@
-//! What a session holds, and how it begins.
+//! The state of a session, and its start.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -10,7 +10,7 @@ use crossbeam_channel::Receiver;
 use typed_arena::Arena;
 
 use super::idle_channel::IdleChannel;
-use super::large::Large;
+use super::large::LargeMessages;
 use super::link_channel::LinkChannel;
 use crate::transport::Limits;
 use crate::transport::amqp::command::{Command, CommandReceiver, LinkId};
@@ -33,23 +33,24 @@ pub(in crate::transport::amqp) struct Session<'c> {
     pub(super) link_channels: BTreeMap<LinkId, LinkChannel<'c>>,
     /// Channels of links that were closed, open and ready for reuse.
     pub(super) idle_channels: Vec<IdleChannel<'c>>,
-    /// The broker asked us to publish nothing for now.
+    /// True while the broker blocks publishing.
     pub(super) blocked: bool,
-    /// Commands that wait for the broker to unblock, in their order: it reads
-    /// nothing meanwhile, so an operation would hang. Beside settlements it holds
+    /// Commands that wait for the broker to unblock, in their order: the broker reads
+    /// nothing meanwhile, so an operation would hang. Beside settlements there are
     /// one or two for each attempt to open or close a link during the alarm.
     pub(super) deferred: VecDeque<Command>,
+    /// The time at which the links that the broker refused to open are tried again.
     pub(super) retry_refused_at: Option<Instant>,
     /// Messages with large bodies.
-    pub(super) large: Large<'c>,
-    /// The number of open channels, and whether one more is being opened.
+    pub(super) large: LargeMessages<'c>,
     pub(super) open_channels: usize,
     pub(super) is_opening_channel: bool,
+    /// True if other events have their turn before the next messages to be resent.
     pub(super) yield_turn: Cell<bool>,
     pub(super) io: SessionContext<'c>,
 }
 
-/// What the I/O thread lends a session.
+/// The I/O thread's state that a session uses.
 pub(in crate::transport::amqp) struct SessionContext<'c> {
     pub(in crate::transport::amqp) receiver: &'c CommandReceiver,
     pub(in crate::transport::amqp) link_table: &'c mut LinkTable,
@@ -61,10 +62,10 @@ pub(in crate::transport::amqp) struct SessionContext<'c> {
     pub(in crate::transport::amqp) operation_timeout: Duration,
 }
 
-/// The interval at which what is over leaves while nothing can be sent.
+/// The interval at which expired messages are dropped while nothing can be sent.
 pub(in crate::transport::amqp) const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Why a session ended.
+/// The reason why a session ended.
 pub(in crate::transport::amqp) enum SessionEnd {
     Closed,
     Lost(String),
@@ -77,7 +78,7 @@ impl<'c> Session<'c> {
         channels: &'c Arena<Channel>,
         io: SessionContext<'c>,
     ) -> Result<Self, SessionEnd> {
-        // Also a death watch: it disconnects when amiquip's thread ends.
+        // Also detects the end of amiquip's thread, which disconnects this receiver.
         let notices = connection
             .listen_for_connection_blocked()
             .map_err(|error| SessionEnd::Lost(error.to_string()))?;
@@ -91,7 +92,7 @@ impl<'c> Session<'c> {
             blocked: false,
             deferred: VecDeque::new(),
             retry_refused_at: None,
-            large: Large::default(),
+            large: LargeMessages::default(),
             open_channels: 0,
             is_opening_channel: false,
             yield_turn: Cell::new(false),
@@ -99,16 +100,16 @@ impl<'c> Session<'c> {
         })
     }
 
-    /// Guards one operation on the connection: it takes no longer than the
-    /// operation timeout, or the connection is cut.
+    /// Guards one operation on the connection: if it takes longer than the
+    /// operation timeout, the socket is shut down.
     pub(super) fn arm(&self) -> Armed<'c> {
         self.io.watchdog.arm(self.io.operation_timeout)
     }
 }
 
-/// A channel that the broker closes in mid-session is repaired like a lost
-/// connection: by a new one. Other links pay for it with a reconnect; in
-/// return there is one way to recover, not two.
+/// Converts a channel's failure into the end of the session. A channel that the broker closes
+/// in mid-session is replaced like a lost connection, by a reconnect. Other links pay for it
+/// with an interruption; in return there is one way to recover, not two.
 pub(super) fn lost(failure: Failure) -> SessionEnd {
     match failure {
         Failure::Refused(error) => SessionEnd::Lost(error.to_string()),

@@ -1,3 +1,5 @@
+//! The messages of a channel that the broker has not confirmed yet.
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,23 +8,23 @@ use amiquip::Confirm;
 
 use crate::transport::{ConfirmOutcome, ConfirmSender, Publication, Returned};
 
-/// What was published on a confirming channel and not confirmed yet.
+/// The unconfirmed messages of a channel in confirm mode.
 ///
-/// The broker numbers what it is sent, channel by channel, from 1; so must we. It
-/// confirms in any order, one by one or everything up to a number. A message that
-/// fits no queue is returned first, and then confirmed all the same, so whoever
-/// calls [`confirmed`](Unconfirmed::confirmed) has passed on the returns before.
+/// The broker numbers the messages of each channel from 1, and so does this table. It
+/// confirms in any order, one by one or everything up to a number. An unroutable message
+/// is returned first and then confirmed all the same, so the returns must be passed on
+/// before [`confirmed`](Unconfirmed::confirmed) is called.
 pub(super) struct Unconfirmed {
     /// The number of the next message.
     next: u64,
-    /// By their numbers; only those that somebody waits for.
+    /// The messages whose senders wait for a confirm, by number.
     waiting: BTreeMap<u64, UnconfirmedMessage>,
-    /// The reasons why messages were returned that are not confirmed yet.
+    /// The reasons for returning messages that are not confirmed yet.
     returned: HashMap<ReturnKey, VecDeque<String>>,
 }
 
-/// What a returned message is recognised by. Of several with the same name it is
-/// the first: where they were to go, none of them could.
+/// The key that identifies a returned message. Of several with the same key, the first counts
+/// as returned: all have the same destination, which none of them could reach.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct ReturnKey {
     exchange: Cow<'static, str>,
@@ -32,13 +34,13 @@ struct ReturnKey {
 
 struct UnconfirmedMessage {
     confirm: ConfirmSender,
-    name: ReturnKey,
+    key: ReturnKey,
     /// The message itself, if it may be sent again after a loss.
     resend: Option<Publication>,
 }
 
 impl Unconfirmed {
-    /// For a channel that has published `before` messages in confirm mode.
+    /// Creates the table of a channel that has published `before` messages in confirm mode.
     pub(super) fn after(before: u64) -> Self {
         Self {
             next: before + 1,
@@ -47,19 +49,19 @@ impl Unconfirmed {
         }
     }
 
-    /// How many messages the channel has published.
+    /// Returns the number of messages that the channel has published in confirm mode.
     pub(super) fn published(&self) -> u64 {
         self.next - 1
     }
 
-    /// Notes the message that is published next.
+    /// Records the message that is published next.
     pub(super) fn publishing(&mut self, publication: &Publication, confirm: Option<ConfirmSender>) {
         let number = self.next;
         self.next += 1;
         let Some(confirm) = confirm else { return };
         let waiting = UnconfirmedMessage {
             confirm,
-            name: ReturnKey {
+            key: ReturnKey {
                 exchange: publication.exchange.clone(),
                 routing_key: publication.routing_key.clone(),
                 message_id: publication.properties.message_id.clone(),
@@ -69,33 +71,33 @@ impl Unconfirmed {
         self.waiting.insert(number, waiting);
     }
 
-    /// The broker has returned a message.
+    /// Records a returned message.
     pub(super) fn returned(&mut self, returned: Returned) {
-        let name = ReturnKey {
+        let key = ReturnKey {
             exchange: returned.exchange,
             routing_key: returned.routing_key,
             message_id: returned.message_id,
         };
         self.returned
-            .entry(name)
+            .entry(key)
             .or_default()
             .push_back(returned.reason);
     }
 
-    /// Why this message was returned, if it was.
-    fn take_returned(&mut self, name: &ReturnKey) -> Option<String> {
+    /// Takes the reason for which a message was returned, if it was.
+    fn take_returned(&mut self, key: &ReturnKey) -> Option<String> {
         if self.returned.is_empty() {
             return None;
         }
-        let reasons = self.returned.get_mut(name)?;
+        let reasons = self.returned.get_mut(key)?;
         let reason = reasons.pop_front();
         if reasons.is_empty() {
-            self.returned.remove(name);
+            self.returned.remove(key);
         }
         reason
     }
 
-    /// The broker has spoken.
+    /// Settles the outcomes of the messages that the broker has confirmed or refused.
     pub(super) fn confirmed(&mut self, confirm: Confirm) {
         let (payload, taken) = match confirm {
             Confirm::Ack(payload) => (payload, true),
@@ -106,12 +108,12 @@ impl Unconfirmed {
             let later = self.waiting.split_off(&number.saturating_add(1));
             std::mem::replace(&mut self.waiting, later)
         } else {
-            // None for one of a link that had the channel before.
+            // None for a message of the link that had the channel before.
             let one = self.waiting.remove(&number);
             BTreeMap::from_iter(one.map(|waiting| (number, waiting)))
         };
         for waiting in confirmed.into_values() {
-            let returned = self.take_returned(&waiting.name);
+            let returned = self.take_returned(&waiting.key);
             waiting.confirm.settle(match returned {
                 Some(reason) => ConfirmOutcome::Returned(reason),
                 None if taken => ConfirmOutcome::Confirmed,
@@ -120,15 +122,15 @@ impl Unconfirmed {
         }
     }
 
-    /// The broker has closed the channel because of one message: that is refused, and what
-    /// became of the others is unknown. It is the oldest one for the exchange that the
-    /// broker's reason names.
+    /// Settles the outcomes after the broker has closed the channel because of one message: that
+    /// one is refused, and the outcomes of the others are unknown. It is taken to be the oldest
+    /// one for the exchange that the broker's reason names.
     pub(super) fn refused(&mut self, reason: &Arc<str>) {
-        let names = |name: &ReturnKey| reason.contains(&format!("'{}'", name.exchange));
+        let names = |key: &ReturnKey| reason.contains(&format!("'{}'", key.exchange));
         let mut waiting = std::mem::take(&mut self.waiting).into_iter();
         let mut before = Vec::new();
         let at_fault = waiting.find_map(|(_, waiting)| {
-            if names(&waiting.name) {
+            if names(&waiting.key) {
                 return Some(waiting);
             }
             before.push(waiting);
@@ -149,8 +151,8 @@ impl Unconfirmed {
         }
     }
 
-    /// The connection is lost: returns what is to be sent again, with its
-    /// receipts, and tells the others.
+    /// Takes the messages that are to be resent after a loss, with their confirm senders; the
+    /// outcomes of the others are settled as lost.
     pub(super) fn lost(
         &mut self,
         cause: &Arc<str>,
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn in_any_order_one_by_one_or_many_at_once() {
+    fn confirms_come_in_any_order_single_or_multiple() {
         let mut unconfirmed = Unconfirmed::after(5);
         let all = ["a", "b", "c", "d"].map(|id| publish(&mut unconfirmed, id));
         assert_eq!(unconfirmed.published(), 9);
@@ -226,7 +228,7 @@ mod tests {
         assert_eq!(outcome(&all[0]), Some(ConfirmOutcome::Confirmed));
         assert_eq!(outcome(&all[1]), Some(ConfirmOutcome::Confirmed));
         assert_eq!(outcome(&all[3]), None);
-        unconfirmed.confirmed(Confirm::Ack(payload(99, true))); // nonsense, and harmless
+        unconfirmed.confirmed(Confirm::Ack(payload(99, true))); // an unknown number
         assert_eq!(outcome(&all[3]), Some(ConfirmOutcome::Confirmed));
         let next = publish(&mut unconfirmed, "e");
         unconfirmed.confirmed(Confirm::Ack(payload(10, false)));
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn one_message_is_at_fault_for_a_closed_channel() {
+    fn one_message_is_refused_when_the_channel_is_closed() {
         let mut unconfirmed = Unconfirmed::after(0);
         let all = ["a", "b"].map(|id| publish(&mut unconfirmed, id));
         unconfirmed.refused(&"access to exchange '' refused".into());
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_with_one_name_as_many_are_returned_as_were() {
+    fn one_return_counts_for_one_of_several_messages_with_the_same_key() {
         let mut unconfirmed = Unconfirmed::after(0);
         let all = ["", "", "a"].map(|id| publish(&mut unconfirmed, id));
         unconfirmed.returned(returned(None));
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_tells_all_but_what_is_sent_again() {
+    fn a_loss_settles_all_but_the_messages_to_be_resent() {
         let mut unconfirmed = Unconfirmed::after(0);
         let (a, b) = (
             publish(&mut unconfirmed, "a"),

@@ -1,4 +1,4 @@
-//! The things that wake the event loop of a session.
+//! The events that wake the event loop of a session.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use crossbeam_channel::Select;
 use super::{SWEEP_INTERVAL, Session};
 use crate::transport::amqp::command::LinkId;
 
-/// Everything that can wake the event loop.
+/// An event that wakes the event loop.
 pub(super) enum Wake {
     Command,
     Outgoing,
@@ -17,18 +17,18 @@ pub(super) enum Wake {
     Confirms(LinkId),
     LargeConfirms,
     LargeReturns,
-    /// amiquip has written something, so there may be room for more.
+    /// amiquip has written frames, so there may be room for more.
     Room,
     RetryRefused,
-    /// Nothing can be sent: what is over leaves.
+    /// The interval for dropping expired messages has passed while nothing can be sent.
     Sweep,
 }
 
 impl Session<'_> {
-    /// Sleeps until there is something to do.
+    /// Blocks until there is an event to handle.
     pub(super) fn wait(&self) -> Wake {
         let retry_at = self.retry_refused_at.filter(|_| !self.blocked);
-        // However much there is to do, the retry comes.
+        // Checked first, so that a busy loop does not delay the retry.
         if retry_at.is_some_and(|at| at <= Instant::now()) {
             return Wake::RetryRefused;
         }
@@ -71,8 +71,8 @@ impl Session<'_> {
                 wakes.push(Wake::Confirms(link));
             }
         }
-        // What is to be sent again goes first, but for every budget of it the
-        // broker and the other threads have their say.
+        // Messages to be resent go first, but after each budget of them the other events
+        // have a turn.
         if may_publish && !self.io.link_table.resend.is_empty() {
             let turn = self.yield_turn.replace(!self.yield_turn.get());
             let other = turn.then(|| select.try_ready().ok()).flatten();

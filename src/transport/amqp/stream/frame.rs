@@ -1,4 +1,4 @@
-//! The size of AMQP frames.
+//! The size limit of AMQP frames.
 
-/// What both sides must not exceed; RabbitMQ's own default.
+/// The largest frame size to negotiate, in bytes; RabbitMQ's default.
 pub(in crate::transport::amqp) const FRAME_MAX: u32 = 131_072;

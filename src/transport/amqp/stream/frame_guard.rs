@@ -1,3 +1,5 @@
+//! The guard that validates incoming frames.
+
 use super::frame::FRAME_MAX;
 use std::fmt;
 use std::io::{self, Read};
@@ -7,14 +9,15 @@ use super::observed::Observed;
 use super::oversized_body::{BodyProgress, OversizedBodies};
 use super::sanitize;
 
-/// What a peer may send before limits are negotiated: RabbitMQ's first frame
-/// is under 1 kB; something that is not AMQP could announce gigabytes.
+/// The largest frame before limits are negotiated, in bytes. RabbitMQ's first frame is under
+/// 1 kB; a peer that does not speak AMQP could announce gigabytes.
 const FRAME_MAX_BEFORE_TUNE: usize = 8_192;
 
-/// Frame type, channel, payload size.
+/// The bytes of a frame header: type, channel, payload size.
 const HEADER: usize = 7;
 const FRAME_END: u8 = 0xce;
-const READ_CHUNK: usize = 32 << 10;
+/// The free room for one read, in bytes.
+const READ_SIZE: usize = 32 << 10;
 
 const METHOD: u8 = 1;
 const CONTENT_HEADER: u8 = 2;
@@ -27,19 +30,19 @@ const CONNECTION_BLOCKED: [u8; 4] = [0, 10, 0, 60];
 const CONNECTION_UNBLOCKED: [u8; 4] = [0, 10, 0, 61];
 const CHANNEL_CLOSE: [u8; 4] = [0, 20, 0, 40];
 
-/// Nothing, for amiquip, but a sign of life.
+/// A frame that amiquip ignores but counts as a sign of life.
 const HEARTBEAT_FRAME: [u8; 8] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END];
 
-/// Validates incoming frames and passes on complete, sanitized ones.
+/// A validator of incoming frames that passes on complete, sanitized ones.
 ///
-/// A message whose body is larger than the limit is passed on without it, when all of the
-/// body has been read: its content header then says that it is empty.
+/// A message whose body is larger than the limit is passed on without it, once the whole body
+/// has been read; its content header then states a size of 0.
 ///
-/// Holds at most one frame and two reads' worth of bytes, and one large body.
+/// Holds at most one frame and the bytes of two reads, and one large body.
 ///
-/// In the buffer, from the start: bytes handed on, up to `taken`; checked ones
-/// ready to be, up to `checked`; unchecked ones, up to `filled`; free room,
-/// which is never cleared, as that would cost more than the reading.
+/// The buffer holds, from its start: bytes passed on, up to `taken`; checked bytes, up to
+/// `checked`; unchecked bytes, up to `filled`; and free room, which is never cleared, as that
+/// would cost more than the reading.
 pub(super) struct FrameGuard {
     buffer: Vec<u8>,
     filled: usize,
@@ -50,7 +53,7 @@ pub(super) struct FrameGuard {
     oversized_bodies: OversizedBodies,
 }
 
-/// Why what came in was refused.
+/// The reason for refusing the incoming bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Violation {
     NotAmqp { start: String },
@@ -70,11 +73,11 @@ impl fmt::Display for Violation {
             Self::FrameTooLarge { size, max } => {
                 write!(
                     f,
-                    "a frame of {size} bytes came in; at most {max} are allowed"
+                    "a frame of {size} bytes arrived; at most {max} are allowed"
                 )
             }
-            Self::BadFrameEnd => f.write_str("a frame came in without its end mark"),
-            Self::BadFrame => f.write_str("a malformed frame came in"),
+            Self::BadFrameEnd => f.write_str("a frame without the frame-end octet arrived"),
+            Self::BadFrame => f.write_str("a malformed frame arrived"),
         }
     }
 }
@@ -82,8 +85,8 @@ impl fmt::Display for Violation {
 impl std::error::Error for Violation {}
 
 impl FrameGuard {
-    /// Bodies over `max_body` are not passed on; of those up to `max_large` one at a time is
-    /// kept.
+    /// Creates a guard that does not pass on bodies over `max_body`; of those up to `max_large`,
+    /// it keeps one at a time.
     pub(super) fn new(max_body: usize, max_large: usize) -> Self {
         Self {
             buffer: Vec::new(),
@@ -96,7 +99,7 @@ impl FrameGuard {
         }
     }
 
-    /// Hands on checked bytes.
+    /// Moves checked bytes to `out`, and returns their number.
     pub(super) fn take(&mut self, out: &mut [u8]) -> usize {
         let ready = &self.buffer[self.taken..self.checked];
         let count = ready.len().min(out.len());
@@ -105,21 +108,22 @@ impl FrameGuard {
         count
     }
 
-    /// Reads once from the socket; 0 means it has been closed.
+    /// Reads once from the socket and returns the number of bytes; 0 means that the peer has
+    /// closed it.
     pub(super) fn fill(&mut self, socket: &mut impl Read) -> io::Result<usize> {
         self.buffer.copy_within(self.taken..self.filled, 0);
         self.filled -= self.taken;
         self.checked -= self.taken;
         self.taken = 0;
-        if self.buffer.len() < self.filled + READ_CHUNK {
-            self.buffer.resize(self.filled + READ_CHUNK, 0);
+        if self.buffer.len() < self.filled + READ_SIZE {
+            self.buffer.resize(self.filled + READ_SIZE, 0);
         }
         let read = socket.read(&mut self.buffer[self.filled..])?;
         self.filled += read;
         Ok(read)
     }
 
-    /// Checks the whole frames that have come in.
+    /// Checks the complete frames that have arrived.
     pub(super) fn check(&mut self, observed: &Observed) -> Result<(), Violation> {
         while let Some(frame) = self.next_frame()? {
             let kind = self.buffer[frame.start];
@@ -169,7 +173,7 @@ impl FrameGuard {
                         self.checked = self.replace(frame, &[]);
                         continue;
                     }
-                    // amiquip counts as life only what it sees.
+                    // amiquip counts only bytes that it receives as a sign of life.
                     Some(BodyProgress::AnotherMebibyte) => {
                         self.checked = self.replace(frame, &HEARTBEAT_FRAME);
                         continue;
@@ -179,7 +183,7 @@ impl FrameGuard {
                         tag,
                         oversized,
                     }) => {
-                        // Before amiquip can pass the message on.
+                        // Recorded before amiquip can pass the message on.
                         observed.record_oversized(channel, tag, oversized);
                         self.checked = self.replace(frame, &header);
                         continue;
@@ -192,7 +196,7 @@ impl FrameGuard {
         Ok(())
     }
 
-    /// Puts other bytes in place of a frame; returns where they end.
+    /// Replaces a frame with other bytes, and returns the position of their end.
     fn replace(&mut self, frame: Range<usize>, with: &[u8]) -> usize {
         let end = frame.start + with.len();
         let filled = end + (self.filled - frame.end);
@@ -205,7 +209,7 @@ impl FrameGuard {
         end
     }
 
-    /// The next unchecked frame, if it is there as a whole.
+    /// Returns the range of the next unchecked frame, if it has arrived completely.
     fn next_frame(&self) -> Result<Option<Range<usize>>, Violation> {
         let rest = &self.buffer[self.checked..self.filled];
         let Some(&kind) = rest.first() else {
@@ -233,7 +237,7 @@ impl FrameGuard {
     }
 }
 
-/// The frame size that both sides agree on: 0 means no limit.
+/// Returns the frame size that results from the peer's offer, in which 0 means no limit.
 fn negotiated(offered: u32) -> u32 {
     match offered {
         0 => FRAME_MAX,
@@ -252,7 +256,7 @@ fn not_amqp(bytes: &[u8]) -> Violation {
     }
 }
 
-/// The arguments of `close`: a code, a short string, and what we do not need.
+/// Parses the code and the text from the arguments of `close`; the others are not needed.
 fn reason(arguments: &[u8]) -> Option<(u16, String)> {
     let [high, low, length, rest @ ..] = arguments else {
         return None;

@@ -1,3 +1,5 @@
+//! The stream between amiquip and the socket.
+
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -12,11 +14,11 @@ use crate::base::log_relay;
 use crate::transport::amqp::config::Config;
 use crate::transport::amqp::transit::{Meter, Transit};
 
-/// The socket amiquip gets: every byte in and out passes through here.
+/// The stream that amiquip uses as its socket: every byte in and out passes through it.
 ///
-/// What comes in is checked frame by frame before amiquip, which trusts every
-/// length, sees it; what goes out is as amiquip wrote it, except that the
-/// login introduces us by our own name and with the real credentials.
+/// Incoming frames are checked before they reach amiquip, which trusts every length. Outgoing
+/// bytes are as amiquip wrote them, except that the login has coney's client properties and the
+/// real credentials.
 pub(in crate::transport::amqp) struct GuardedStream {
     socket: mio::net::TcpStream,
     guard: FrameGuard,
@@ -59,7 +61,7 @@ impl Read for GuardedStream {
                 log_relay::log(
                     log::Level::Warn,
                     "coney::amqp",
-                    format_args!("the connection ends: {violation}"),
+                    format_args!("the connection is closed: {violation}"),
                 );
                 self.observed.record_violation(violation.to_string());
                 return Err(io::Error::new(io::ErrorKind::InvalidData, violation));

@@ -1,4 +1,4 @@
-//! The socket that amiquip gets: every byte in and out is checked or counted here.
+//! The socket that amiquip uses: every byte in is checked here, every byte out counted.
 
 mod frame;
 mod frame_guard;

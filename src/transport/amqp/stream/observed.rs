@@ -1,3 +1,5 @@
+//! The facts that the stream records for the threads that use the connection.
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -6,7 +8,7 @@ use parking_lot::Mutex;
 use super::frame::FRAME_MAX;
 use crate::transport::Oversized;
 
-/// What the stream saw that amiquip does not tell.
+/// The facts that the stream has seen and amiquip does not report.
 #[derive(Debug)]
 pub(in crate::transport::amqp) struct Observed {
     server_close: Mutex<Option<(u16, String)>>,
@@ -15,7 +17,8 @@ pub(in crate::transport::amqp) struct Observed {
     violation: Mutex<Option<String>>,
     frame_max: AtomicU32,
     blocked: AtomicBool,
-    /// Bodies over the limit, by channel and delivery tag, until their messages come.
+    /// The records of bodies over the limit, by channel and delivery tag, until their messages
+    /// are taken.
     oversized: Mutex<HashMap<(u16, u64), Oversized>>,
     has_oversized: AtomicBool,
 }
@@ -35,17 +38,17 @@ impl Default for Observed {
 }
 
 impl Observed {
-    /// The code and text of the broker's `connection.close`, if it sent one.
+    /// Returns the code and text of the broker's `connection.close`, if it sent one.
     pub(in crate::transport::amqp) fn server_close(&self) -> Option<(u16, String)> {
         self.server_close.lock().clone()
     }
 
-    /// The broker's reason for closing a channel, if it did.
+    /// Returns the broker's reason for closing a channel, if it closed it.
     pub(in crate::transport::amqp) fn channel_close(&self, channel: u16) -> Option<String> {
         self.channel_closes.lock().get(&channel).cloned()
     }
 
-    /// A channel that the broker closed, with its reason, if it closed any.
+    /// Returns a channel that the broker closed, with its reason, if it closed any.
     pub(in crate::transport::amqp) fn any_channel_close(&self) -> Option<(u16, String)> {
         let closes = self.channel_closes.lock();
         closes
@@ -54,27 +57,29 @@ impl Observed {
             .map(|(&channel, reason)| (channel, reason.clone()))
     }
 
-    /// That a channel was closed has been dealt with, and is no reason for what comes later.
+    /// Removes the record of a closed channel once it has been handled, so that it is not taken
+    /// for the cause of a later loss.
     pub(in crate::transport::amqp) fn forget_channel_close(&self, channel: u16) {
         self.channel_closes.lock().remove(&channel);
     }
 
-    /// Why the guard refused what came in, if it did.
+    /// Returns the reason for which the guard refused the incoming bytes, if it did.
     pub(in crate::transport::amqp) fn violation(&self) -> Option<String> {
         self.violation.lock().clone()
     }
 
-    /// The largest frame that both sides take.
+    /// Returns the negotiated frame size, in bytes.
     pub(in crate::transport::amqp) fn frame_max(&self) -> u32 {
         self.frame_max.load(Ordering::Relaxed)
     }
 
-    /// The broker reads nothing that is published, as it is short of memory or disk.
+    /// Returns true if the broker is blocked: short of memory or disk, it reads nothing that is
+    /// published.
     pub(in crate::transport::amqp) fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::SeqCst)
     }
 
-    /// The body of a message that was left out because of its size.
+    /// Takes the record of a body that was left out because of its size.
     pub(in crate::transport::amqp) fn take_oversized(
         &self,
         channel: u16,

@@ -1,12 +1,13 @@
-//! Makes what peers may put into a message harmless to amiquip, in place.
+//! The sanitizing, in place, of input from peers that amiquip does not handle.
 //!
 //! The broker passes on header tables of any depth and texts that are not UTF-8.
-//! amiquip parses tables by recursion, so a deep one overflows its stack and ends
-//! the process; of a table or a property list that holds a bad text it drops
-//! the rest, or all; and a bad routing key ends the connection, after which the
-//! broker delivers the same message again. Nothing here changes a length.
+//! amiquip parses tables by recursion, so a deep table overflows its stack and ends
+//! the process; of a table or a property list with an invalid text it drops
+//! the rest, or all; and an invalid routing key ends the connection, after which the
+//! broker redelivers the same message. Sanitizing never changes a length.
 
-/// Deeper than any program nests on purpose, and far from what a stack holds.
+/// The deepest nesting that is passed on: deeper than any program nests on purpose, and far
+/// below the limit of a stack.
 const DEEPEST: usize = 100;
 
 const ARRAY: u8 = b'A';
@@ -14,26 +15,26 @@ const BYTES: u8 = b'x';
 const TABLE: u8 = b'F';
 const TEXT: u8 = b'S';
 
-/// It does not even have the form of what it should be.
+/// The error of a payload that is not well-formed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
 type Result<T = ()> = std::result::Result<T, Malformed>;
 
-/// A part of a method's arguments or of a property list.
+/// The type of an argument of a method, or of a property.
 #[derive(Clone, Copy)]
-enum Part {
-    /// So many bytes of no interest.
+enum Kind {
+    /// A number of bytes without text.
     Skip(usize),
     Short,
     Table,
 }
 
-use Part::{Short, Skip, Table};
+use Kind::{Short, Skip, Table};
 
-/// A method frame's payload: those with texts that somebody else has chosen.
+/// Sanitizes the payload of a method frame, where it has texts that another program can choose.
 pub(super) fn method(payload: &mut [u8]) -> Result {
-    let parts: &[Part] = match payload {
+    let fields: &[Kind] = match payload {
         // connection: start, close, blocked
         [0, 10, 0, 10, ..] => &[Skip(2), Table],
         [0, 10, 0, 50, ..] => &[Skip(2), Short],
@@ -49,13 +50,13 @@ pub(super) fn method(payload: &mut [u8]) -> Result {
         [0, 60, 0, 71, ..] => &[Skip(9), Short, Short],
         _ => return Ok(()),
     };
-    walk(&mut Cursor(&mut payload[4..]), parts.iter().copied())
+    walk(&mut Cursor(&mut payload[4..]), fields.iter().copied())
 }
 
-/// A content header's payload: the properties and headers of a message.
+/// Sanitizes the payload of a content header: the properties and headers of a message.
 pub(super) fn content_header(payload: &mut [u8]) -> Result {
-    /// By flag, from the highest.
-    const PROPERTIES: [Part; 14] = [
+    /// The properties in the order of their flags, from the highest bit.
+    const PROPERTIES: [Kind; 14] = [
         Short,   // content type
         Short,   // content encoding
         Table,   // headers
@@ -78,9 +79,9 @@ pub(super) fn content_header(payload: &mut [u8]) -> Result {
     walk(&mut cursor, present.map(|bit| PROPERTIES[bit]))
 }
 
-fn walk(cursor: &mut Cursor<'_>, parts: impl Iterator<Item = Part>) -> Result {
-    for part in parts {
-        match part {
+fn walk(cursor: &mut Cursor<'_>, fields: impl Iterator<Item = Kind>) -> Result {
+    for field in fields {
+        match field {
             Skip(count) => drop(cursor.take(count)?),
             Short => make_utf8(cursor.short()?),
             Table => table(cursor.long()?, 1)?,
@@ -106,8 +107,8 @@ fn array(bytes: &mut [u8], depth: usize) -> Result {
     Ok(())
 }
 
-/// A value and the octet before it that says its type. Texts, bytes, arrays and
-/// tables all begin with a length of four bytes, so one can pass for another.
+/// Sanitizes a value and the type octet before it. Texts, bytes, arrays and tables all begin
+/// with a length of four bytes, so changing the octet turns one type into another.
 fn value(cursor: &mut Cursor<'_>, depth: usize) -> Result {
     let kind = cursor.take(1)?;
     match kind[0] {
@@ -134,7 +135,7 @@ fn value(cursor: &mut Cursor<'_>, depth: usize) -> Result {
     Ok(())
 }
 
-/// Bytes that are not UTF-8 become question marks.
+/// Replaces bytes that are not UTF-8 with question marks.
 fn make_utf8(bytes: &mut [u8]) {
     let mut from = 0;
     while let Err(error) = std::str::from_utf8(&bytes[from..]) {
@@ -145,7 +146,7 @@ fn make_utf8(bytes: &mut [u8]) {
     }
 }
 
-/// What has not been looked at yet.
+/// The bytes that have not been read yet.
 struct Cursor<'a>(&'a mut [u8]);
 
 impl<'a> Cursor<'a> {
@@ -156,13 +157,13 @@ impl<'a> Cursor<'a> {
         Ok(taken)
     }
 
-    /// Something with a length of one byte before it.
+    /// Takes a field with a length of one byte before it.
     fn short(&mut self) -> Result<&'a mut [u8]> {
         let length = self.take(1)?[0];
         self.take(length.into())
     }
 
-    /// Something with a length of four bytes before it.
+    /// Takes a field with a length of four bytes before it.
     fn long(&mut self) -> Result<&'a mut [u8]> {
         let length = self.take(4)?.try_into().map_err(|_| Malformed)?;
         self.take(u32::from_be_bytes(length) as usize)
@@ -188,7 +189,7 @@ mod tests {
         out
     }
 
-    /// A content header with headers and a correlation id.
+    /// Builds a content header with headers and a correlation id.
     fn header(fields: &[u8], correlation_id: &[u8]) -> Vec<u8> {
         let mut out = vec![0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
         out.extend((1u16 << 13 | 1 << 10).to_be_bytes());
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_well_formed_stays_as_it_is() {
+    fn well_formed_input_is_unchanged() {
         let mut fields = field(b"a", &long(TEXT, "张三".as_bytes()));
         fields.extend(field(b"b", &long(TABLE, &field(b"c", b"t\x01"))));
         fields.extend(field(b"d", &nested(DEEPEST - 1)));
@@ -212,28 +213,28 @@ mod tests {
             fields.extend(field(b"n", &value));
         }
         let good = header(&fields, b"0123");
-        let mut cleaned = good.clone();
-        assert_eq!(content_header(&mut cleaned), Ok(()));
-        assert_eq!(cleaned, good);
+        let mut sanitized = good.clone();
+        assert_eq!(content_header(&mut sanitized), Ok(()));
+        assert_eq!(sanitized, good);
     }
 
     #[test]
-    fn what_is_nested_too_deeply_becomes_bytes() {
+    fn a_value_nested_too_deeply_becomes_bytes() {
         let deep = header(&field(b"d", &nested(DEEPEST)), b"");
-        let mut cleaned = deep.clone();
-        assert_eq!(content_header(&mut cleaned), Ok(()));
+        let mut sanitized = deep.clone();
+        assert_eq!(content_header(&mut sanitized), Ok(()));
         let changed: Vec<usize> = (0..deep.len())
-            .filter(|&at| deep[at] != cleaned[at])
+            .filter(|&at| deep[at] != sanitized[at])
             .collect();
         assert_eq!(changed.len(), 1);
-        assert_eq!(cleaned[changed[0]], BYTES);
-        // However deep: this would overflow the stack of anybody who recurses.
-        let mut abyss = header(&field(b"d", &nested(20_000)), b"");
-        assert_eq!(content_header(&mut abyss), Ok(()));
+        assert_eq!(sanitized[changed[0]], BYTES);
+        // A depth at which unbounded recursion would overflow the stack.
+        let mut deepest = header(&field(b"d", &nested(20_000)), b"");
+        assert_eq!(content_header(&mut deepest), Ok(()));
     }
 
     #[test]
-    fn bad_texts_are_made_harmless() {
+    fn invalid_texts_are_sanitized() {
         let mut bad = header(&field(b"k\xff", &long(TEXT, b"v\xff")), b"i\xe5\xbc");
         assert_eq!(content_header(&mut bad), Ok(()));
         assert_eq!(bad, header(&field(b"k?", &long(BYTES, b"v\xff")), b"i??"));
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_are_refused() {
+    fn wrong_lengths_are_refused() {
         let mut short = header(&field(b"a", &long(TEXT, b"abc")), b"");
         short.truncate(short.len() - 4);
         assert_eq!(content_header(&mut short), Err(Malformed));
@@ -277,7 +278,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn noise_never_panics(noise in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn noise_does_not_panic(noise in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = content_header(&mut noise.clone());
             let _ = method(&mut noise.clone());
             let mut payload = vec![0, 60, 0, 60];
@@ -286,7 +287,7 @@ mod tests {
         }
 
         #[test]
-        fn every_well_formed_table_passes_and_cleaning_twice_changes_nothing(
+        fn well_formed_tables_pass_and_sanitizing_is_idempotent(
             value in arbitrary_value(), id in prop::collection::vec(any::<u8>(), 0..20),
             at in any::<prop::sample::Index>(), byte in any::<u8>(),
         ) {

@@ -1,25 +1,27 @@
+//! The rewriting of `connection.start-ok`, with which amiquip logs in.
+
 use std::io::{self, Write};
 
 use crate::base::secret::Secret;
 
-/// Frame type 1 (method), channel 0.
+/// The start of a frame with type 1 (method) on channel 0.
 const METHOD_ON_CHANNEL_0: [u8; 3] = [1, 0, 0];
 const CONNECTION_START_OK: [u8; 4] = [0, 10, 0, 11];
 const FRAME_HEADER: usize = 7;
-/// Frame header, class and method: where the client properties begin.
+/// The position of the client properties: after frame header, class and method.
 const PROPERTIES_AT: usize = FRAME_HEADER + 4;
 
-/// Replaces client properties and credentials in the login.
+/// A writer that replaces the client properties and the credentials in the login.
 ///
-/// amiquip introduces every program as amiquip and offers no way to name the
-/// connection. Ours carry the name that RabbitMQ's management shows, and ask for
-/// the reason why a login failed, without which the broker just hangs up after a pause. And
-/// amiquip logs the credentials it is given, so it is given a placeholder.
+/// amiquip's client properties name amiquip, and it offers no way to name the connection.
+/// coney's carry the connection name that RabbitMQ's management UI shows, and request
+/// the reason of a failed login, without which the broker only closes the socket after a
+/// pause. amiquip logs its credentials, so it gets placeholders.
 pub(super) struct StartOkRewriter {
     properties: Vec<u8>,
     /// The SASL response of PLAIN: user and password.
     response: Secret,
-    /// The rewritten frame while it is being written, and how much of it is out.
+    /// The rewritten frame while it is being written, and the number of bytes written.
     frame: Option<(Vec<u8>, usize)>,
     done: bool,
 }
@@ -34,7 +36,7 @@ impl StartOkRewriter {
         }
     }
 
-    /// Writes like `socket`, and counts in the caller's bytes.
+    /// Writes to `socket`, and returns the number of the caller's bytes that this covers.
     pub(super) fn write(&mut self, bytes: &[u8], socket: &mut impl Write) -> io::Result<usize> {
         if self.done {
             return socket.write(bytes);
@@ -47,7 +49,7 @@ impl StartOkRewriter {
             (rewrite(&bytes[..length], &self.properties, response), 0)
         });
         while *written < frame.len() {
-            // On WouldBlock the caller comes back with the same bytes.
+            // After WouldBlock the caller writes the same bytes again.
             match socket.write(&frame[*written..])? {
                 0 => return Ok(0),
                 count => *written += count,
@@ -59,7 +61,7 @@ impl StartOkRewriter {
     }
 }
 
-/// The length of the frame at the start of `bytes` if it is `start-ok`.
+/// Returns the length of the frame at the start of `bytes` if it is a complete `start-ok`.
 fn start_ok_length(bytes: &[u8]) -> Option<usize> {
     let size = bytes.get(3..FRAME_HEADER)?.try_into().ok()?;
     let length = FRAME_HEADER + u32::from_be_bytes(size) as usize + 1;
@@ -69,23 +71,23 @@ fn start_ok_length(bytes: &[u8]) -> Option<usize> {
     is_start_ok.then_some(length)
 }
 
-/// The frame with its properties table and its SASL response exchanged, and its size put
-/// right.
+/// Returns the frame with its properties table and its SASL response replaced, and its size
+/// corrected.
 fn rewrite(frame: &[u8], properties: &[u8], response: &str) -> Vec<u8> {
-    let parts = || {
+    let fields = || {
         let rest = long(frame.get(PROPERTIES_AT..)?)?.1;
         let (&length, rest) = rest.split_first()?;
         let (mechanism, rest) = rest.split_at_checked(length.into())?;
         let locale_and_end = long(rest)?.1;
         Some((mechanism, locale_and_end))
     };
-    let Some((mechanism, locale_and_end)) = parts() else {
+    let Some((mechanism, locale_and_end)) = fields() else {
         return frame.to_vec();
     };
     let mut arguments = CONNECTION_START_OK.to_vec();
     push_u32(properties.len(), &mut arguments);
     arguments.extend_from_slice(properties);
-    arguments.push(mechanism.len() as u8); // as it came
+    arguments.push(mechanism.len() as u8); // unchanged
     arguments.extend_from_slice(mechanism);
     push_u32(response.len(), &mut arguments);
     arguments.extend_from_slice(response.as_bytes());
@@ -96,7 +98,7 @@ fn rewrite(frame: &[u8], properties: &[u8], response: &str) -> Vec<u8> {
     out
 }
 
-/// A field with its length in four bytes before it, and what follows.
+/// Splits off a field with a length of four bytes before it; returns it and the rest.
 fn long(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     rest.split_at_checked(u32::from_be_bytes(*length) as usize)
@@ -131,14 +133,14 @@ fn client_properties(connection_name: &str) -> Vec<u8> {
     table
 }
 
-/// All keys are literals under 256 bytes.
+/// Appends a key, a literal under 256 bytes, and the type octet of its value.
 fn push_key(key: &str, kind: u8, out: &mut Vec<u8>) {
     out.push(key.len() as u8);
     out.extend_from_slice(key.as_bytes());
     out.push(kind);
 }
 
-/// Everything measured here is far below 4 GiB: names are limited to 1,000 bytes.
+/// Appends a length in four bytes. All are far below 4 GiB: names are limited to 1,000 bytes.
 fn push_u32(value: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(&(value as u32).to_be_bytes());
 }
@@ -147,10 +149,10 @@ fn push_u32(value: usize, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    /// Takes a few bytes at a time and blocks in between.
-    struct Trickle(Vec<u8>, bool);
+    /// A socket that accepts 7 bytes at a time and would block in between.
+    struct SlowSocket(Vec<u8>, bool);
 
-    impl Write for Trickle {
+    impl Write for SlowSocket {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.1 = !self.1;
             if self.1 {
@@ -181,7 +183,7 @@ mod tests {
         frame
     }
 
-    fn send(rewriter: &mut StartOkRewriter, mut bytes: &[u8], socket: &mut Trickle) {
+    fn send(rewriter: &mut StartOkRewriter, mut bytes: &[u8], socket: &mut SlowSocket) {
         while !bytes.is_empty() {
             match rewriter.write(bytes, socket) {
                 Ok(count) => bytes = &bytes[count..],
@@ -191,9 +193,9 @@ mod tests {
     }
 
     #[test]
-    fn properties_and_credentials_change_however_slowly_the_socket_takes_it() {
+    fn properties_and_credentials_are_replaced_on_a_slow_socket() {
         let mut rewriter = StartOkRewriter::new("order-service", "me", &"pw".to_owned().into());
-        let mut socket = Trickle(Vec::new(), false);
+        let mut socket = SlowSocket(Vec::new(), false);
         send(&mut rewriter, b"AMQP\0\0\x09\x01", &mut socket);
         send(
             &mut rewriter,

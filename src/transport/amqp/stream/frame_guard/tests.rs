@@ -1,3 +1,5 @@
+//! Unit tests of the frame guard.
+
 use super::*;
 use crate::transport::amqp::stream::FRAME_MAX;
 use proptest::prelude::*;
@@ -25,19 +27,19 @@ fn content_header(size: u64) -> Vec<u8> {
     frame(CONTENT_HEADER, &payload)
 }
 
-/// Feeds the bytes in chunks and collects what is let through.
-fn pass(guard: &mut FrameGuard, bytes: &[u8], chunk: usize) -> Result<Vec<u8>, Violation> {
-    pass_with(guard, bytes, chunk, &Observed::default())
+/// Feeds the bytes in reads of `size` bytes and collects what is passed on.
+fn pass(guard: &mut FrameGuard, bytes: &[u8], size: usize) -> Result<Vec<u8>, Violation> {
+    pass_with(guard, bytes, size, &Observed::default())
 }
 
 fn pass_with(
     guard: &mut FrameGuard,
     bytes: &[u8],
-    chunk: usize,
+    size: usize,
     observed: &Observed,
 ) -> Result<Vec<u8>, Violation> {
     let mut out = Vec::new();
-    for mut part in bytes.chunks(chunk) {
+    for mut part in bytes.chunks(size) {
         while guard.fill(&mut part).unwrap() > 0 {
             guard.check(observed)?;
             let mut piece = [0; 100];
@@ -53,7 +55,7 @@ fn pass_with(
 }
 
 #[test]
-fn something_else_on_the_port_is_recognised() {
+fn a_peer_without_amqp_0_9_1_is_recognised() {
     let http = b"HTTP/1.1 400 Bad Request\r\n\r\n";
     let violation = pass(&mut limited(100), http, 9).unwrap_err();
     assert!(violation.to_string().contains("HTTP/1.1"), "{violation}");
@@ -62,7 +64,7 @@ fn something_else_on_the_port_is_recognised() {
 }
 
 #[test]
-fn frames_are_small_until_tune_has_come() {
+fn frames_are_small_before_tune() {
     let big = frame(BODY, &vec![0; 10_000]);
     let mut guard = limited(100_000);
     assert!(matches!(
@@ -82,24 +84,24 @@ fn an_announced_size_takes_no_memory() {
         pass(&mut guard, &huge, 7),
         Err(Violation::FrameTooLarge { .. })
     ));
-    // Nor does what never comes.
+    // Nor does an announced body.
     let mut endless = limited(1_000);
     assert_eq!(
         pass(&mut endless, &content_header(u64::MAX), 50),
         Ok(vec![])
     );
-    assert!(endless.buffer.len() <= 2 * READ_CHUNK);
+    assert!(endless.buffer.len() <= 2 * READ_SIZE);
     let fits = content_header(1_000);
     assert_eq!(pass(&mut limited(1_000), &fits, 3), Ok(fits));
 }
 
-/// `basic.deliver` with a delivery tag.
+/// Builds a `basic.deliver` with a delivery tag.
 fn deliver(tag: u64) -> Vec<u8> {
     [&[0, 60, 0, 60, 1, b't'][..], &tag.to_be_bytes(), &[0, 0, 0]].concat()
 }
 
-/// A message in frames of 100,000 bytes, on channel 1, with another on channel 2 in
-/// between, and what is to be left of both.
+/// Builds a message in frames of 100,000 bytes on channel 1, interleaved with another on
+/// channel 2, and the bytes expected to be passed on.
 fn interleaved(size: usize, tag: u64) -> (Vec<u8>, Vec<u8>) {
     let (mut sent, mut wanted) = (Vec::new(), Vec::new());
     let mut both = |bytes: Vec<u8>| {
@@ -111,14 +113,14 @@ fn interleaved(size: usize, tag: u64) -> (Vec<u8>, Vec<u8>) {
     sent.extend(content_header(size as u64));
     let body = vec![7; size];
     let frames: Vec<&[u8]> = body.chunks(100_000).collect();
-    let mut swallowed = 0;
+    let mut read = 0;
     for (n, part) in frames.iter().enumerate() {
         sent.extend(frame(BODY, part));
         let is_last = n + 1 == frames.len();
-        if !is_last && (swallowed + part.len()) >> 20 > swallowed >> 20 {
+        if !is_last && (read + part.len()) >> 20 > read >> 20 {
             wanted.extend(HEARTBEAT_FRAME);
         }
-        swallowed += part.len();
+        read += part.len();
         if is_last {
             wanted.extend(content_header(0));
         }
@@ -133,17 +135,17 @@ fn interleaved(size: usize, tag: u64) -> (Vec<u8>, Vec<u8>) {
 fn a_body_over_the_limit_is_left_out_and_nothing_else() {
     for (size, is_kept) in [(1_001, true), (2_500_000, true), (4_000_000, false)] {
         let (sent, wanted) = interleaved(size, 5);
-        for chunk in [999, 40_000] {
+        for read_size in [999, 40_000] {
             let observed = Observed::default();
             let mut guard = limited(1_000);
-            let passed = pass_with(&mut guard, &sent, chunk, &observed).unwrap();
-            assert!(passed == wanted, "{size} in chunks of {chunk}");
+            let passed = pass_with(&mut guard, &sent, read_size, &observed).unwrap();
+            assert!(passed == wanted, "{size} in reads of {read_size}");
             let found = observed.take_oversized(1, 5).unwrap();
             assert_eq!(found.bytes(), size as u64);
             let body = found.body().map(|body| body.bytes.len());
             assert_eq!(body, is_kept.then_some(size));
             assert!(observed.take_oversized(1, 5).is_none());
-            assert!(guard.buffer.len() <= FRAME_MAX as usize + 2 * READ_CHUNK);
+            assert!(guard.buffer.len() <= FRAME_MAX as usize + 2 * READ_SIZE);
         }
     }
 }
@@ -163,7 +165,7 @@ fn one_large_body_is_kept_at_a_time() {
 }
 
 #[test]
-fn what_the_broker_says_of_itself_is_noted() {
+fn frame_max_and_blocked_are_recorded() {
     let mut tune = CONNECTION_TUNE.to_vec();
     tune.extend([7, 0xff, 0, 0, 0x20, 0, 0, 60]);
     let observed = Observed::default();
@@ -181,7 +183,7 @@ fn what_the_broker_says_of_itself_is_noted() {
 }
 
 #[test]
-fn the_brokers_reason_for_closing_is_kept() {
+fn the_brokers_reason_for_closing_is_recorded() {
     let mut payload = CONNECTION_CLOSE.to_vec();
     payload.extend([0x01, 0x93, 7]);
     payload.extend(b"REFUSED\0\0\0\0");
@@ -194,20 +196,26 @@ fn the_brokers_reason_for_closing_is_kept() {
 
 proptest! {
     #[test]
-    fn lets_valid_frames_through_unchanged_however_they_are_cut(
-        payloads in proptest::collection::vec((prop_oneof![Just(METHOD), Just(BODY), Just(HEARTBEAT)], proptest::collection::vec(any::<u8>(), 0..300)), 0..20),
-        chunk in 1usize..700,
+    fn valid_frames_pass_unchanged_however_they_are_split(
+        payloads in proptest::collection::vec(
+            (
+                prop_oneof![Just(METHOD), Just(BODY), Just(HEARTBEAT)],
+                proptest::collection::vec(any::<u8>(), 0..300),
+            ),
+            0..20,
+        ),
+        read_size in 1usize..700,
     ) {
         let bytes: Vec<u8> = payloads.iter().flat_map(|(kind, p)| frame(*kind, p)).collect();
-        prop_assert_eq!(pass(&mut limited(1_000), &bytes, chunk), Ok(bytes));
+        prop_assert_eq!(pass(&mut limited(1_000), &bytes, read_size), Ok(bytes));
     }
 
     #[test]
-    fn never_panics_and_never_hoards(
-        noise in proptest::collection::vec(any::<u8>(), 0..5_000), chunk in 1usize..5_000,
+    fn noise_does_not_panic_or_fill_the_buffer(
+        noise in proptest::collection::vec(any::<u8>(), 0..5_000), read_size in 1usize..5_000,
     ) {
         let mut guard = limited(1_000);
-        let _ = pass(&mut guard, &noise, chunk);
-        prop_assert!(guard.buffer.len() <= FRAME_MAX_BEFORE_TUNE + 2 * READ_CHUNK);
+        let _ = pass(&mut guard, &noise, read_size);
+        prop_assert!(guard.buffer.len() <= FRAME_MAX_BEFORE_TUNE + 2 * READ_SIZE);
     }
 }
