@@ -40,7 +40,7 @@ pub struct Topology {
 /// use std::time::Duration;
 /// use coney::transport::{QueueOptions, Topology};
 ///
-/// // What waits here for ten seconds moves on to the queue `jobs`.
+/// // Messages that wait here for ten seconds are dead-lettered to the queue `jobs`.
 /// let wait = QueueOptions::new()
 ///     .message_ttl(Duration::from_secs(10))
 ///     .dead_letter_to("", "jobs");

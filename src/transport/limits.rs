@@ -78,7 +78,7 @@ impl Limits {
     /// limit and its origin.
     pub(crate) fn check_body(&self, key: &str, bytes: usize) -> Result<()> {
         let broker = self.broker_max_body.load(Ordering::Relaxed);
-        let (limit, whose) = match self.max_body <= broker {
+        let (limit, origin) = match self.max_body <= broker {
             true => (self.max_body, "max_body"),
             false => (broker, "the broker's max_message_size"),
         };
@@ -88,7 +88,7 @@ impl Limits {
         Err(Error::new(
             ErrorKind::PayloadTooLarge,
             format!(
-                "a message for {key:?} is {bytes} bytes long; at most {limit} are allowed ({whose})"
+                "a message for {key:?} is {bytes} bytes long; at most {limit} are allowed ({origin})"
             ),
         ))
     }

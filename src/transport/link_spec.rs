@@ -119,8 +119,8 @@ impl LinkSpec {
         self
     }
 
-    /// Sets whether the link consumes only after [`LinkHandle::resume_consuming`]. Defaults to
-    /// false.
+    /// Sets whether the link consumes only after
+    /// [`resume_consuming`](super::LinkHandle::resume_consuming). Defaults to false.
     pub(crate) fn paused(mut self, paused: bool) -> Self {
         self.paused = paused;
         self
