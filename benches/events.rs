@@ -1,14 +1,14 @@
-//! Events a second, as ratios to the shortest hand-written program of the same shape.
+//! Events per second, as ratios to the shortest hand-written program of the same shape.
 //!
 //!     cargo bench --bench events -- --seconds 12
 //!
-//! `publish_async` against a hand-written publisher with confirms, into one queue; and
-//! one publisher to ten groups, counted when they are handled, against ten hand-written
-//! consumers that acknowledge each, with a prefetch of 10 on both sides. The hand-written
-//! ones decode nothing. Once all consumers of a side share a connection, as in one process,
-//! and once each has its own, as in ten.
-//! Over RabbitMQ on AMQP_URL, or on a private one it starts; in alternating slices of the
-//! same run. Prints one JSON object for each, and the ratios.
+//! `publish_async` against a hand-written publisher with confirms, into one queue; and one
+//! publisher to ten groups, counted when they are handled, against ten hand-written consumers that
+//! acknowledge each delivery, with a prefetch of 10 on both sides. The hand-written programs decode
+//! nothing. All consumers of a side use one connection in the first run, as in one process, and one
+//! connection each in the second, as in ten. Runs over RabbitMQ on AMQP_URL, or on a private one
+//! that it starts; in alternating slices of the same run. Prints one JSON object for each side, and
+//! the ratios.
 
 #[path = "support/bare_connection.rs"]
 mod bare_connection;
@@ -31,13 +31,13 @@ use crate::server::Server;
 
 #[derive(Parser)]
 struct Options {
-    /// How long each side of each scenario publishes in all
+    /// Seconds for which each side of each scenario publishes in all
     #[arg(long, default_value_t = 12.0)]
     seconds: f64,
     /// Bytes of payload
     #[arg(long, default_value_t = 200)]
     payload: usize,
-    /// What cargo passes to every benchmark
+    /// Passed by cargo to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -80,7 +80,7 @@ fn publish(
     body: &[u8],
     time: Duration,
 ) {
-    // Makes the queue, and leaves it.
+    // Starting a subscriber declares the queue, which outlives it.
     let subscriber = EventSubscriber::builder(broker, "bench-alone")
         .listen(ALONE, |_: String| ())
         .start();
@@ -130,7 +130,7 @@ fn fan_out(
     }
     drop(subscribers);
     consumers.stop();
-    // Per second of the time until all were handled.
+    // The rate is per second of the time until all events were handled.
     let rate = |count: &AtomicU64, time: Duration| {
         (count.load(Ordering::Relaxed) as f64 / time.as_secs_f64()) as u64
     };
@@ -139,7 +139,8 @@ fn fan_out(
     eprintln!("fan_out over {connections} connections: {ratio:.2} of bare");
 }
 
-/// Publishes for a while, and waits until every group has handled it all.
+/// Publishes for `length`, and waits until every group has handled all events. Returns the time for
+/// both.
 fn timed(handled: &AtomicU64, publish: impl FnOnce(Instant) -> u64, length: Duration) -> Duration {
     let (start, before) = (Instant::now(), handled.load(Ordering::Relaxed));
     let published = publish(start + length);
@@ -154,7 +155,7 @@ fn timed(handled: &AtomicU64, publish: impl FnOnce(Instant) -> u64, length: Dura
     start.elapsed()
 }
 
-/// The shortest consumers there are.
+/// The shortest hand-written consumers.
 struct Consumers {
     over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -186,7 +187,7 @@ impl Consumers {
                 let consumer = queue
                     .consume(ConsumerOptions::default())
                     .expect("a consumer");
-                ready.send(()).expect("somebody waits");
+                ready.send(()).expect("the main thread waits");
                 while !over.load(Ordering::Relaxed) {
                     let next = consumer.receiver().recv_timeout(Duration::from_millis(100));
                     if let Ok(ConsumerMessage::Delivery(delivery)) = next {

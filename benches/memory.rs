@@ -1,15 +1,15 @@
-//! What a call in flight costs in memory, and what an idle client and server do.
+//! The memory of a call in flight, and the memory and processor time of an idle client and server.
 //!
 //!     cargo bench --bench memory
 //!
-//! Over the memory broker, where a call in flight includes the message in its
-//! queue, and over RabbitMQ (AMQP_URL, or a private one it starts), where it does
-//! not. Prints one JSON object per line. Linux only: it reads /proc.
+//! Runs over the memory broker, where a call in flight includes the message in its queue, and over
+//! RabbitMQ (AMQP_URL, or a private one that it starts), where it does not. Prints one JSON object
+//! per line. Linux only: it reads /proc.
 
 #[path = "support/process.rs"]
 mod process;
 #[path = "../tests/it/support/server.rs"]
-#[allow(dead_code)] // the tests restart theirs
+#[allow(dead_code)] // only the tests restart it
 mod server;
 
 use std::process::Command;
@@ -22,8 +22,8 @@ use crate::process::{cpu_ticks, resident_kib};
 
 const CALLS: usize = 10_000;
 
-/// Which figure a process of its own is to measure: what one has freed, the
-/// next would use again.
+/// The environment variable that selects the figure to measure. Each has a process of its own:
+/// memory that one has freed, the next would use again.
 const PART: &str = "CONEY_BENCH_PART";
 
 fn main() {
@@ -43,15 +43,15 @@ fn main() {
         _ => {
             for part in ["idle", "amqp", "memory"] {
                 let this = std::env::current_exe().expect("a path");
-                let mut part_of_it = Command::new(this);
-                part_of_it.env(PART, part).env("AMQP_URL", &url);
-                assert!(part_of_it.status().expect("it starts").success());
+                let mut child = Command::new(this);
+                child.env(PART, part).env("AMQP_URL", &url);
+                assert!(child.status().expect("it starts").success());
             }
         }
     }
 }
 
-/// A client and a server that do nothing: resident memory, processor time.
+/// Measures the resident memory and processor time of a client and a server that do nothing.
 fn idle(broker: &Broker) {
     let _server = ServiceServer::builder(broker, "bench-idle")
         .respond("echo", |text: String| text)
@@ -69,13 +69,13 @@ fn idle(broker: &Broker) {
     println!("{report}");
 }
 
-/// Calls to a service whose queue exists and whose server does not.
+/// Measures calls to a service whose queue exists and whose server does not.
 fn in_flight(transport: &str, broker: &Broker) {
-    let queue = "service.bench-nobody.request";
+    let queue = "service.bench-no-server.request";
     let topology = Topology::default()
         .exchange("service.exchange", ExchangeKind::Direct)
         .queue(queue)
-        .bind(queue, "service.exchange", "request.bench-nobody");
+        .bind(queue, "service.exchange", "request.bench-no-server");
     let _link = Link::open(broker, LinkSpec::new(topology)).expect("a queue");
     let client = ServiceClient::builder(broker, "bench")
         .timeout(Duration::from_secs(30))
@@ -84,7 +84,7 @@ fn in_flight(transport: &str, broker: &Broker) {
     let payload = "x".repeat(200);
     let call = |count: usize| -> Vec<PendingReply<String>> {
         let calls = (0..count)
-            .map(|_| client.call_async("bench-nobody", "echo", &payload))
+            .map(|_| client.call_async("bench-no-server", "echo", &payload))
             .collect::<coney::Result<_>>()
             .expect("calls under way");
         std::thread::sleep(Duration::from_secs(1)); // until they are sent

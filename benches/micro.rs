@@ -1,4 +1,4 @@
-//! What the parts of a call cost: encoding, decoding, ids, the pending table.
+//! The costs of the steps of a call: encoding, decoding, ids, the pending table.
 //!
 //!     cargo bench --bench micro
 
@@ -64,7 +64,7 @@ fn correlation_id() -> String {
     new_correlation_id()
 }
 
-/// A call in and out again, with so many others in flight.
+/// Registers one call and removes it again, with `in_flight` others in the table.
 #[divan::bench(args = [0, 1_000, 60_000])]
 fn pending_table(bencher: Bencher<'_, '_>, in_flight: usize) {
     let mut table = PendingTable::with_calls(in_flight);

@@ -1,14 +1,12 @@
-//! Confirmed commands a second, as a ratio to the shortest hand-written publisher
-//! with confirms.
+//! Confirmed commands per second, as a ratio to the shortest hand-written publisher with confirms.
 //!
 //!     cargo bench --bench publish -- --seconds 12
 //!
-//! One thread publishes persistent, mandatory messages with the contract's
-//! properties to a durable queue, with thousands unconfirmed at a time:
-//! `send_async` on one side, amiquip by hand on the other, which sends the same
-//! bytes each time, about as many as coney's envelope has. Runs over RabbitMQ on AMQP_URL, or on a private
-//! one it starts; in alternating slices of the same run. Prints one JSON object
-//! for each, and the ratio.
+//! One thread publishes persistent, mandatory messages with the contract's properties to a durable
+//! queue, with thousands unconfirmed at a time: `send_async` on one side, amiquip by hand on the
+//! other, which sends the same bytes each time, about as many as coney's envelope has. Runs over
+//! RabbitMQ on AMQP_URL, or on a private one that it starts; in alternating slices of the same run.
+//! Prints one JSON object for each side, and the ratio.
 
 #[path = "support/bare_connection.rs"]
 mod bare_connection;
@@ -27,13 +25,13 @@ use crate::server::Server;
 
 #[derive(Parser)]
 struct Options {
-    /// How long each side is measured in all
+    /// Seconds for which each side is measured in all
     #[arg(long, default_value_t = 12.0)]
     seconds: f64,
     /// Bytes of payload
     #[arg(long, default_value_t = 200)]
     payload: usize,
-    /// What cargo passes to every benchmark
+    /// Passed by cargo to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -57,7 +55,7 @@ fn main() {
     let slice = time / SLICES;
     let payload = "x".repeat(options.payload);
     let broker = Broker::connect(&url).expect("the broker is there");
-    // Makes the queue, and leaves it.
+    // Starting a server declares the queue, which outlives it.
     let server = ServiceServer::builder(&broker, SERVICE).start();
     drop(server.expect("the server starts"));
     let client = ServiceClient::new(&broker, "bench").expect("the client starts");

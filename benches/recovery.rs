@@ -1,10 +1,10 @@
-//! How long calls take to work again after the broker does.
+//! The time until calls succeed again after the broker is back.
 //!
 //!     cargo bench --bench recovery -- --restarts 10
 //!
-//! Kills a private RabbitMQ, starts it again, and measures from the moment it
-//! takes connections to the reply of a call that has waited for it, with the
-//! reconnect delays at their default minimum. Prints each, and the median.
+//! Kills a private RabbitMQ, starts it again, and measures from the moment it accepts connections
+//! to the reply of a call that has waited for it, with the reconnect delays at their default
+//! minimum. Prints each time, and the median.
 
 #[path = "../tests/it/support/server.rs"]
 mod server;
@@ -20,15 +20,15 @@ use crate::server::Server;
 
 #[derive(Parser)]
 struct Options {
-    /// How often
+    /// Number of restarts
     #[arg(long, default_value_t = 10)]
     restarts: usize,
-    /// What cargo passes to every benchmark
+    /// Passed by cargo to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// The default minimum of the delays.
+/// The default minimum of the reconnect delays.
 const DELAY: Duration = Duration::from_millis(200);
 
 fn main() {

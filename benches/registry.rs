@@ -1,18 +1,18 @@
-//! What looking up, refreshing and beating cost.
+//! The costs of look-ups, refreshes and heartbeats.
 //!
 //!     cargo bench --bench registry
 //!
-//! With 10,000 instances in 100 services in Redis (REDIS_URL, or a private one it
-//! starts; an existing one is left as it was): cached look-ups with each balancer, on
-//! one thread and on two; a refresh of one service against a bare HGETALL of the same
-//! hash, taking turns in the same run; the processor time of 1,000 registrations.
-//! Prints one JSON object per line. Linux only: it reads /proc.
+//! Runs with 10,000 instances in 100 services in Redis (REDIS_URL, or a private one that it starts;
+//! an existing one is left as it was): cached look-ups with each balancer, on one thread and on
+//! two; a refresh of one service against a bare HGETALL of the same hash, alternating in the same
+//! run; the processor time of 1,000 registrations. Prints one JSON object per line. Linux only: it
+//! reads /proc.
 
-#[allow(dead_code)] // of the memory only the others want to know
+#[allow(dead_code)] // only other benchmarks read the memory
 #[path = "support/process.rs"]
 mod process;
 #[path = "../tests/it/support/server.rs"]
-#[allow(dead_code)] // the tests restart theirs
+#[allow(dead_code)] // only the tests restart it
 mod server;
 
 use std::collections::HashMap;
@@ -35,13 +35,13 @@ use crate::process::cpu_ticks;
 
 #[derive(Parser)]
 struct Options {
-    /// How long each balancer is measured
+    /// Seconds for which each balancer is measured
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// How long the registrations beat
+    /// Seconds for which the registrations send heartbeats
     #[arg(long, default_value_t = 60.0)]
     beating: f64,
-    /// What cargo passes to every benchmark
+    /// Passed by cargo to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -75,10 +75,10 @@ fn main() {
     for instance in &instances {
         let _ = store.deregister(instance.service(), instance.id());
     }
-    beats(&url, Duration::from_secs_f64(options.beating));
+    heartbeats(&url, Duration::from_secs_f64(options.beating));
 }
 
-/// As servers write them: some 300 bytes each.
+/// Creates instances as servers register them: some 300 bytes each.
 fn instances(service: &str) -> Vec<Instance> {
     let now = std::time::UNIX_EPOCH.elapsed().expect("a clock").as_secs();
     let instance = |n: usize| {
@@ -128,7 +128,7 @@ fn lookups(registry: &Registry, names: &[String], time: Duration) {
     }
 }
 
-/// Looks up one service after the other, and picks.
+/// Looks up one service after the other and picks an instance; returns the number of picks.
 fn pick(
     registry: &Registry,
     names: &[String],
@@ -149,7 +149,7 @@ fn pick(
     picks
 }
 
-/// A refresh and the shortest thing that reads the same hash, taking turns.
+/// Measures refreshes against bare reads of the same hash, alternating.
 fn refreshes(registry: &Registry, url: &str, name: &str) {
     let client = redis::Client::open(url).expect("a usable URL");
     let mut bare = client.get_connection().expect("Redis is there");
@@ -181,8 +181,8 @@ fn refreshes(registry: &Registry, url: &str, name: &str) {
     );
 }
 
-/// Registers many and lets them be.
-fn beats(url: &str, time: Duration) {
+/// Measures many registrations that only send heartbeats.
+fn heartbeats(url: &str, time: Duration) {
     let registry = Registry::connect(url).expect("a usable URL");
     let register = |n: usize| {
         let instance = Instance::new().with_host("10.0.0.1").with_port(8080);

@@ -1,5 +1,5 @@
-//! The shortest hand-written programs that do the same job, without envelope,
-//! error handling or anything else that coney is for: `shared.rs` has more of them.
+//! The shortest hand-written programs that do the same job, without envelope, error handling or
+//! other features of coney; more are in `shared.rs`.
 
 use std::thread::{self, JoinHandle};
 
@@ -15,10 +15,10 @@ use crate::measure::{Call, Setup};
 
 const SERVICE: &str = "bench-bare";
 
-/// A payload, and where its echo goes.
+/// A payload, and the channel for its echo.
 type Ping = (Vec<u8>, Sender<Vec<u8>>);
 
-/// Two threads that pass a payload to and fro.
+/// Two threads that pass a payload back and forth.
 pub struct BareMemory {
     requests: Option<Sender<Ping>>,
     echo: Option<JoinHandle<()>>,
@@ -58,7 +58,7 @@ impl Drop for BareMemory {
     }
 }
 
-/// One thread that echoes, on a connection of its own.
+/// A thread that echoes, on a connection of its own.
 pub struct Echo {
     stop: Mutex<Channel>,
     server: Option<Connection>,
@@ -82,7 +82,7 @@ impl Echo {
 
 impl Drop for Echo {
     fn drop(&mut self) {
-        // A message without reply_to ends its thread.
+        // A message without reply_to ends the echo thread.
         let stop = Publish::new(b"stop", routing_key());
         let _ = self.stop.lock().basic_publish("service.exchange", stop);
         let _ = self.thread.take().map(JoinHandle::join);
@@ -94,8 +94,8 @@ pub fn routing_key() -> String {
     format!("request.{SERVICE}")
 }
 
-/// amiquip: each caller has a channel and a reply queue of its own on one
-/// connection, so that no reply has to be routed.
+/// Callers on plain amiquip: each has a channel and a reply queue of its own on one connection, so
+/// that no reply has to be routed.
 pub struct BareAmqp {
     client: Mutex<Option<Connection>>,
     _echo: Echo,
@@ -137,7 +137,7 @@ impl Setup for BareAmqp {
             )
             .expect("a consumer");
         let replies = consumer.receiver().clone();
-        std::mem::forget(consumer); // it would be cancelled
+        std::mem::forget(consumer); // its drop would cancel it
         let payload = payload.as_bytes().to_vec();
         let mut sequence = 0u64;
         Box::new(move || {

@@ -1,10 +1,12 @@
+//! A measured figure: its rate, latencies and memory.
+
 use std::time::Duration;
 
 use crate::Scenario;
 use crate::measure::{Slice, latencies, measure};
 use crate::scenario::{self, Shape};
 
-/// One figure, of as many slices as have been measured.
+/// One figure, accumulated over the measured slices.
 pub struct Figure {
     pub shape: Shape,
     all: Slice,
@@ -23,7 +25,7 @@ impl Figure {
         }
     }
 
-    /// Sets everything up anew and adds a slice.
+    /// Creates a new setup, measures one slice and adds it.
     pub fn measure(&mut self, url: &str, length: Duration) {
         let payload = "x".repeat(self.shape.payload);
         let setup = scenario::set_up(&self.shape, url);
@@ -41,7 +43,7 @@ impl Figure {
             .expect("they have the same bounds");
     }
 
-    /// Calls a second.
+    /// Returns the calls per second.
     pub fn rate(&self) -> f64 {
         let calls = match self.shape.scenario {
             Scenario::Batch => self.shape.batch,
@@ -95,7 +97,7 @@ impl Figure {
         figure.to_string()
     }
 
-    /// Against the fastest program by hand.
+    /// Compares with the fastest hand-written program.
     pub fn ratio_to(&self, best: &Self) -> String {
         format!(
             "{:?} {} with {} callers: rate {:.2} of {}, p50 {:.2} of it",

@@ -1,4 +1,4 @@
-//! How rate, latency and memory grow with one thing at a time.
+//! Rate, latency and memory as one parameter grows.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use crate::{Scenario, Transport};
 
 const LENGTH: Duration = Duration::from_millis(1_500);
 
-/// The figures of one thing that grows.
+/// The figures for one growing parameter.
 pub struct Sweep {
-    /// What grows.
+    /// The name of the parameter.
     pub of: &'static str,
     pub scenario: Scenario,
     pub transport: Transport,
-    /// How much of it, and what was measured.
+    /// The values of the parameter with their figures.
     pub points: Vec<(usize, Figure)>,
 }
 
 impl Sweep {
-    /// Measures all of them, and prints a table for each.
+    /// Measures all parameters, and prints a table for each.
     pub fn all(transport: Transport, url: &str, batch: usize) -> Vec<Self> {
         let shape = Shape {
             scenario: Scenario::Call,
@@ -103,7 +103,7 @@ impl Sweep {
         }
     }
 
-    /// The lowest rate after the highest, as a part of it.
+    /// Returns the lowest rate after the peak, as a fraction of the peak.
     fn worst_after_peak(&self) -> f64 {
         let mut peak = 0.0_f64;
         let mut worst = 1.0_f64;

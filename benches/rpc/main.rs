@@ -1,14 +1,14 @@
-//! Calls a second and their latencies, as ratios to the shortest hand-written
-//! program that does the same job, and how both grow.
+//! Calls per second and their latencies, as ratios to the shortest hand-written program that does
+//! the same job, and the growth of both.
 //!
 //!     cargo bench --bench rpc
 //!     cargo bench --bench rpc -- --scenario bare,call --callers 1,64 --transport amqp
 //!     cargo bench --bench rpc -- --growth --report benches/rpc/report.svg
 //!
-//! Prints one JSON object per line on stdout, and ratios and tables on stderr. Runs
-//! over RabbitMQ on AMQP_URL, or on a private one it starts. What is compared
-//! is measured in alternating slices of the same run, because machines are
-//! noisy. A batch counts as many calls as it holds, and its latency is that of the whole.
+//! Prints one JSON object per line on stdout, and ratios and tables on stderr. Runs over RabbitMQ
+//! on AMQP_URL, or on a private one that it starts. Scenarios are measured in alternating slices of
+//! the same run, because machines are noisy. A batch counts as many calls as it holds, and its
+//! latency is that of the whole.
 
 mod bare;
 mod figure;
@@ -20,7 +20,7 @@ mod shared;
 
 #[path = "../support/bare_connection.rs"]
 mod bare_connection;
-#[allow(dead_code)] // of the processor only the others want to know
+#[allow(dead_code)] // only other benchmarks read the processor time
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../../tests/it/support/server.rs"]
@@ -40,7 +40,7 @@ use crate::server::Server;
 enum Scenario {
     /// Over RabbitMQ: amiquip by hand. In memory: two threads and channels.
     Bare,
-    /// Over RabbitMQ only: by hand too, with one channel and one reply queue for all callers
+    /// amiquip by hand, over RabbitMQ only, with one channel and one reply queue for all callers
     Shared,
     /// One channel for all callers, and RabbitMQ's direct reply-to
     Direct,
@@ -57,11 +57,12 @@ impl Scenario {
         matches!(self, Self::Bare | Self::Shared | Self::Direct)
     }
 
-    /// Whether there is such a thing over that transport, with so many callers.
+    /// Returns true if the scenario exists over that transport and with so many callers.
     fn fits(self, transport: Transport, callers: usize) -> bool {
         match self {
             Self::Shared | Self::Direct => transport == Transport::Amqp,
-            // Sixteen callers of batches have 1,600 calls in flight: more is measured no better.
+            // Sixteen callers of batches have 1,600 calls in flight: more add nothing to the
+            // measurement.
             Self::Batch => callers <= 64,
             Self::Bare | Self::Call | Self::Coalesced => true,
         }
@@ -80,36 +81,36 @@ enum Transport {
 
 #[derive(Parser)]
 struct Options {
-    /// What to measure
+    /// Scenarios to measure
     #[arg(long, value_delimiter = ',', default_values = ["bare", "shared", "direct", "call", "coalesced", "batch"])]
     scenario: Vec<Scenario>,
-    /// How many threads call at a time
+    /// Numbers of threads that call at a time
     #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 512])]
     callers: Vec<usize>,
-    /// How long each figure is measured
+    /// Seconds for which each figure is measured
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
     /// Bytes of payload, each way
     #[arg(long, default_value_t = 200)]
     payload: usize,
-    /// Calls in a batch, of which at most 16 callers make one at a time
+    /// Calls in a batch; at most 16 callers have one under way at a time
     #[arg(long, default_value_t = 100)]
     batch: usize,
-    /// Over what
+    /// Transports to measure
     #[arg(long, value_delimiter = ',', default_values = ["memory", "amqp"])]
     transport: Vec<Transport>,
-    /// Also measure how it grows with callers, payloads, services and clients
+    /// Measure the growth with callers, payloads, services and clients
     #[arg(long)]
     growth: bool,
-    /// Write a report with latencies and curves, an SVG
+    /// Write an SVG report with latencies and curves
     #[arg(long)]
     report: Option<PathBuf>,
-    /// What cargo passes to every benchmark
+    /// Passed by cargo to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Each figure is measured in so many slices, in turn with the others.
+/// The number of slices of each figure, alternating with those of the others.
 const SLICES: u32 = 6;
 
 fn main() {

@@ -1,3 +1,5 @@
+//! Measurement of concurrent callers.
+
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -7,28 +9,28 @@ use hdrhistogram::Histogram;
 
 use crate::process::resident_kib;
 
-/// One call, ready to be made again and again by one thread; false if it failed.
+/// One call, made repeatedly by one thread; false if it failed.
 pub type Call = Box<dyn FnMut() -> bool + Send>;
 
-/// A server that echoes, and something that calls it.
+/// A server that echoes, and its callers.
 pub trait Setup {
-    /// One caller's call: sends the payload, checks that it came back.
+    /// Creates one caller's call, which sends the payload and checks the echo.
     fn caller(&self, number: usize, payload: &str) -> Call;
 }
 
-/// What the callers of one slice saw.
+/// The measurements of all callers in one slice.
 pub struct Slice {
     pub seconds: f64,
-    /// In nanoseconds.
+    /// The latencies in nanoseconds.
     pub latencies: Histogram<u64>,
     pub errors: u64,
-    /// In the middle of it.
+    /// The resident memory in the middle of the slice.
     pub resident_mib: f64,
 }
 
-/// Lets each thread call for a moment unmeasured, then for `length` measured.
+/// Runs each call on a thread of its own, first unmeasured to warm up, then for `length` measured.
 pub fn measure(calls: Vec<Call>, length: Duration) -> Slice {
-    // Thousands of threads take a while to come to a steady state.
+    // Thousands of threads take a while to reach a steady state.
     let warm_up = length / 5 + Duration::from_micros(400) * calls.len() as u32;
     let start = Barrier::new(calls.len() + 1);
     let (measuring, stop) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -82,8 +84,9 @@ pub fn measure(calls: Vec<Call>, length: Duration) -> Slice {
     })
 }
 
-/// From a microsecond to a minute in nanoseconds, to one part in a hundred. It never grows,
-/// which would be measured, and thousands of callers have one each.
+/// Creates a histogram from a microsecond to a minute, in nanoseconds, with a precision of one in a
+/// hundred. It has a fixed size, as growth would be measured too, and thousands of callers have one
+/// each.
 pub fn latencies() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, 60_000_000_000, 2).expect("these bounds are allowed")
 }

@@ -1,4 +1,4 @@
-//! The figures as one picture.
+//! The report of all figures, as one picture.
 
 use std::error::Error;
 use std::path::Path;
@@ -16,7 +16,7 @@ type Drawn = Result<(), Box<dyn Error>>;
 const SIZE: (u32, u32) = (1_200, 1_040);
 const FONT: &str = "sans-serif";
 
-/// A curve with its name.
+/// A named curve.
 struct Curve {
     name: String,
     color: RGBColor,
@@ -88,7 +88,7 @@ fn color(scenario: Scenario) -> RGBColor {
     }
 }
 
-/// The distribution of one figure of 64 callers, or of batches.
+/// Returns the latency distribution of a figure with 64 callers, or of batches.
 fn latencies(figure: &Figure) -> Option<Curve> {
     let shape = figure.shape;
     let is_batch = shape.scenario == Scenario::Batch;
@@ -116,7 +116,7 @@ fn plot(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
         let ends = curve.points.first().zip(curve.points.last());
         ends.is_some_and(|(first, last)| last.1 < first.1)
     };
-    // Where no curve is.
+    // The legend goes to the corner without curves.
     let legend = match curves.iter().any(falls) {
         true => SeriesLabelPosition::UpperRight,
         false => SeriesLabelPosition::UpperLeft,
@@ -128,13 +128,13 @@ fn plot(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
             values().fold(f64::MAX, f64::min),
             values().fold(0.0, f64::max),
         );
-        // An axis has marks at powers of ten at least: one is on it.
+        // An axis has marks at powers of ten only, so it must contain at least one.
         let decade = 10_f64.powf(low.log10().floor());
         let low = if high / low < 10.0 { decade } else { low };
         (low * 0.8)..(high * 1.25)
     };
     if points().next().is_none() {
-        return Ok(()); // not measured this time
+        return Ok(()); // not measured in this run
     }
     let (x, y) = (bounds(|point| point.0), bounds(|point| point.1));
     let mut chart = ChartBuilder::on(area)
@@ -174,7 +174,7 @@ fn plot(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
     Ok(())
 }
 
-/// A value as an axis shows it.
+/// Formats a value for an axis.
 fn short(value: f64) -> String {
     match value {
         value if value >= 1e6 => format!("{:.0}M", value / 1e6),

@@ -1,3 +1,5 @@
+//! The scenarios, and their setup.
+
 use coney::batch::BatchLimits;
 use coney::{Broker, ServiceClient, ServiceServer};
 
@@ -6,7 +8,7 @@ use crate::measure::{Call, Setup};
 use crate::shared::SharedAmqp;
 use crate::{Scenario, Transport};
 
-/// What is measured.
+/// The parameters of one figure.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub scenario: Scenario,
@@ -14,7 +16,7 @@ pub struct Shape {
     pub callers: usize,
     pub payload: usize,
     pub batch: usize,
-    /// In this process; callers are spread over them.
+    /// The number of services in this process; callers are spread over them.
     pub services: usize,
     pub clients: usize,
 }
@@ -31,7 +33,7 @@ pub fn set_up(shape: &Shape, url: &str) -> Box<dyn Setup> {
     }
 }
 
-/// coney as a user would use it: typed, everything at its default.
+/// coney as in a user's program: typed handlers, everything at its default.
 struct Coney {
     shape: Shape,
     clients: Vec<ServiceClient>,

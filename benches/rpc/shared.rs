@@ -1,5 +1,5 @@
-//! Hand-written programs whose callers share a channel and a reply queue, as callers of a
-//! client of coney's do: a thread finds each reply's caller in a map.
+//! Hand-written programs whose callers use one channel and one reply queue, as callers of one coney
+//! client do: a thread finds the caller of each reply in a map.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::bare::{Echo, routing_key};
 use crate::bare_connection::connect;
 use crate::measure::{Call, Setup};
 
-/// RabbitMQ's reply queue that is none: its replies go straight to the channel.
+/// RabbitMQ's pseudo-queue for direct reply-to: replies go straight to the channel.
 const DIRECT: &str = "amq.rabbitmq.reply-to";
 
 /// The waiting callers, by correlation id.
@@ -34,7 +34,7 @@ pub struct SharedAmqp {
 }
 
 impl SharedAmqp {
-    /// With a reply queue, or with direct reply-to.
+    /// Starts callers with a reply queue, or with direct reply-to.
     pub fn start(url: &str, is_direct: bool) -> Self {
         let _echo = Echo::start(url);
         let mut client = connect(url);
@@ -50,7 +50,7 @@ impl SharedAmqp {
         let consumer = channel.basic_consume(&reply_to, options);
         let consumer = consumer.expect("a consumer");
         let replies = consumer.receiver().clone();
-        std::mem::forget(consumer); // it would be cancelled
+        std::mem::forget(consumer); // its drop would cancel it
         let waiting = Waiting::default();
         let callers = Arc::clone(&waiting);
         let router = thread::spawn(move || {

@@ -1,10 +1,10 @@
-//! amiquip as a hand-written program uses it, for what coney is compared with.
+//! A plain amiquip connection, for the programs that coney is compared with.
 
 use std::net::TcpStream;
 
 use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 
-/// By hand, because amiquip's own connect never sets nodelay, without which a
+/// Opens a connection with nodelay, which amiquip's own connect never sets, and without which a
 /// call takes 44 ms.
 pub fn connect(url: &str) -> Connection {
     let rest = url.strip_prefix("amqp://").expect("an amqp URL");

@@ -1,6 +1,6 @@
-//! What this process uses, from /proc: Linux only.
+//! The processor time and memory of this process, from /proc: Linux only.
 
-/// User and system time in hundredths of a second.
+/// Returns the user and system time in hundredths of a second.
 pub fn cpu_ticks() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
     let after_name = stat.rsplit(')').next().expect("a name in brackets");
@@ -11,7 +11,7 @@ pub fn cpu_ticks() -> u64 {
         .sum()
 }
 
-/// Resident memory.
+/// Returns the resident memory in KiB.
 pub fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find(|line| line.starts_with("VmRSS"));

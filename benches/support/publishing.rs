@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use amiquip::{AmqpProperties, Channel, Confirm, Connection, Publish};
 use coney::PendingConfirm;
 
-/// How many are unconfirmed at a time.
+/// The largest number of unconfirmed messages.
 pub const WINDOW: usize = 4_000;
 
-/// One channel, and a count of what is confirmed.
+/// A hand-written publisher: one channel, and a count of the confirmed messages.
 pub struct Bare {
     _connection: Connection,
     channel: Channel,
@@ -41,7 +41,7 @@ impl Bare {
         }
     }
 
-    /// Publishes until `end`, and waits for the confirmations. Returns how many.
+    /// Publishes until `end`, and waits for the confirms. Returns the number of messages.
     pub fn publish(&mut self, body: &[u8], end: Instant) -> u64 {
         let before = self.published;
         let mut confirmed = before;
@@ -65,7 +65,7 @@ impl Bare {
                 continue;
             }
             match self.confirms.recv().expect("the connection lives") {
-                // Several at a time or one; what is late is counted with the next.
+                // A confirm covers one message or several; a late one is counted with the next.
                 Confirm::Ack(ack) if ack.multiple => confirmed = confirmed.max(ack.delivery_tag),
                 Confirm::Ack(_) => confirmed += 1,
                 Confirm::Nack(nack) => panic!("{nack:?}"),
@@ -78,7 +78,8 @@ impl Bare {
     }
 }
 
-/// The same with coney: `publish` sends one.
+/// Publishes with coney until `end`, one message for each call of `publish`. Returns the number of
+/// confirmed messages.
 pub fn flood(mut publish: impl FnMut() -> coney::Result<PendingConfirm>, end: Instant) -> u64 {
     let mut pending: VecDeque<PendingConfirm> = VecDeque::with_capacity(WINDOW);
     let mut confirmed = 0;
@@ -98,7 +99,7 @@ pub fn flood(mut publish: impl FnMut() -> coney::Result<PendingConfirm>, end: In
     confirmed
 }
 
-/// Prints what two sides have done, and returns the ratio.
+/// Prints the counts and rates of two sides, and returns their ratio.
 pub fn report(names: [&str; 2], counts: [u64; 2], time: Duration) -> f64 {
     for (scenario, messages) in names.iter().zip(counts) {
         let rate = (messages as f64 / time.as_secs_f64()).round();

@@ -1,12 +1,12 @@
-//! Panics in code that is not coney's: handlers, callbacks, checks, stores, loggers.
+//! Catching of panics in code that is not coney's: handlers, callbacks, checks, stores, loggers.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
 
-/// Runs it; if it panics, the text that the panic came with.
+/// Runs `run`; returns the panic's text if it panics.
 ///
-/// What it came with may be any value of the user's, whose drop may panic in turn: it is
-/// forgotten.
+/// A panic's payload may be any value of the user's, and its drop may panic in turn, so the payload
+/// is forgotten.
 pub(crate) fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     panic::catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
         let text = text_of(&*payload).to_owned();
@@ -25,22 +25,22 @@ fn text_of(payload: &(dyn Any + Send)) -> &str {
 mod tests {
     use super::*;
 
-    struct Grenade;
+    struct PanicsOnDrop;
 
-    impl Drop for Grenade {
+    impl Drop for PanicsOnDrop {
         fn drop(&mut self) {
             panic!("dropped");
         }
     }
 
     #[test]
-    fn a_panic_is_its_text() {
+    fn returns_the_text_of_a_panic() {
         assert_eq!(catch(|| 7), Ok(7));
         assert_eq!(
             catch(|| panic!("with {}", 7)),
             Err::<(), _>("with 7".to_owned())
         );
-        let odd = catch(|| panic::panic_any(Grenade));
+        let odd = catch(|| panic::panic_any(PanicsOnDrop));
         assert_eq!(odd, Err::<(), _>("no text".to_owned()));
     }
 }

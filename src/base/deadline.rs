@@ -1,14 +1,17 @@
+//! Deadlines, as an `Instant` in this process and as a Unix time for others.
+
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// As good as never, and far from overflowing an `Instant`.
+/// The longest timeout, a year: in effect no limit, and far from overflowing an `Instant`.
 const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-/// The moment `timeout` from now; a timeout too long to add is a year.
+/// Returns the moment `timeout` from now; a timeout too long to add counts as a year.
 pub(crate) fn after(timeout: Duration) -> Instant {
     Instant::now() + timeout.min(FAR)
 }
 
-/// The same moment as a Unix time in milliseconds, for other machines.
+/// Returns the moment `timeout` from now as a Unix time in milliseconds, for other machines; a
+/// timeout too long to add counts as a year.
 pub(crate) fn unix_millis_after(timeout: Duration) -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -16,7 +19,7 @@ pub(crate) fn unix_millis_after(timeout: Duration) -> u64 {
     u64::try_from((now + timeout.min(FAR)).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How long it is until a Unix time in milliseconds; zero if it has passed.
+/// Returns the time left until a Unix time in milliseconds; zero if it has passed.
 pub(crate) fn until_unix_millis(at: u64) -> Duration {
     Duration::from_millis(at.saturating_sub(unix_millis_after(Duration::ZERO)))
 }

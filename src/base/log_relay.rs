@@ -1,8 +1,8 @@
-//! Log lines from threads that must not run user code.
+//! A relay for log lines from threads that must not run user code.
 //!
-//! A logger is the program's own code: it may block, or call coney. So what the I/O threads
-//! and the memory broker have to say is written by a thread of its own, `coney-log`, which
-//! starts with the first line and lasts as long as the process.
+//! A logger is the program's own code: it may block, or call coney. So the lines of the I/O threads
+//! and the memory broker are written by a thread of their own, `coney-log`, which starts with the
+//! first line and lasts as long as the process.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -15,17 +15,18 @@ use log::Level;
 
 use crate::base::catch::catch;
 
-/// The number of lines that wait while the logger blocks; later ones are dropped, and counted.
-const WAITING: usize = 1_024;
+/// The number of lines that may be queued while the logger blocks; further ones are dropped and
+/// counted.
+const MAX_QUEUED_LINES: usize = 1_024;
 
 enum Line {
     Log(Level, &'static str, String),
-    /// Everything before it has been written.
+    /// A request to confirm that all lines before it have been written.
     Flush(Sender<()>),
 }
 
 static LINES: LazyLock<Option<Sender<Line>>> = LazyLock::new(|| {
-    let (lines, inbox) = bounded(WAITING);
+    let (lines, inbox) = bounded(MAX_QUEUED_LINES);
     let thread = thread::Builder::new().name("coney-log".to_owned());
     let started = thread.spawn(move || write(&inbox));
     started.is_ok().then_some(lines)
@@ -33,7 +34,7 @@ static LINES: LazyLock<Option<Sender<Line>>> = LazyLock::new(|| {
 
 static DROPPED: AtomicUsize = AtomicUsize::new(0);
 
-/// Has a line written; never blocks, and calls no logger.
+/// Queues a line for the log thread; never blocks, and calls no logger.
 pub(crate) fn log(level: Level, target: &'static str, text: fmt::Arguments<'_>) {
     if level > log::max_level() {
         return;
@@ -45,14 +46,14 @@ pub(crate) fn log(level: Level, target: &'static str, text: fmt::Arguments<'_>) 
     }
 }
 
-/// Waits until the lines so far have been written, at most until `deadline`.
+/// Blocks until all lines queued so far have been written, at most until `deadline`.
 pub(crate) fn flush(deadline: Instant) {
     if log::max_level() == log::LevelFilter::Off {
         return;
     }
     let Some(lines) = LINES.as_ref() else { return };
     if thread::current().name() == Some("coney-log") {
-        return; // a logger that closes a broker
+        return; // called by a logger that closes a broker
     }
     let (done, is_done) = bounded(1);
     if lines.send_deadline(Line::Flush(done), deadline).is_ok() {
@@ -65,13 +66,13 @@ fn write(lines: &Receiver<Line>) {
         match line {
             Line::Log(level, target, text) => {
                 let dropped = DROPPED.swap(0, Ordering::Relaxed);
-                // A logger that panics must not end this.
+                // A logger that panics must not end this thread.
                 let _ = catch(|| {
                     log::log!(target: target, level, "{text}");
                     if dropped > 0 {
                         log::warn!(
                             target: "coney::log",
-                            "{dropped} lines were dropped: the logger is too slow"
+                            "{dropped} log lines were dropped: the logger is too slow"
                         );
                     }
                 });

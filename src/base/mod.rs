@@ -1,4 +1,4 @@
-//! Tools that know nothing of messages: deadlines, names, threads, waiting, randomness.
+//! Tools that do not depend on messages: deadlines, names, threads, waiting, randomness.
 
 pub(crate) mod callbacks;
 pub(crate) mod catch;

@@ -1,5 +1,5 @@
-//! The names that go on the wire: checked before anything is sent, because a
-//! short string over 255 bytes would corrupt the AMQP frame it is written to.
+//! Checks of the names that go on the wire. They run before anything is sent, because a short
+//! string over 255 bytes would corrupt the AMQP frame it is written to.
 
 use std::borrow::Cow;
 
@@ -8,17 +8,18 @@ use crate::error::{Error, ErrorKind, Result};
 /// AMQP's limit on exchange, queue and routing key names, in bytes.
 const SHORT_STRING_MAX: usize = 255;
 
-/// Queue names wrap a service's name, the longest in `service.….retry.MILLISECONDS`.
+/// The longest service name, in bytes: queue names contain it, and the longest of them is
+/// `service.….retry.MILLISECONDS`.
 const SERVICE_MAX: usize = SHORT_STRING_MAX - "service..retry.4294967295".len();
 
 pub(crate) fn check_service(name: &str) -> Result<()> {
-    check_of_queue("service name", name)
+    check_in_queue_name("service name", name)
 }
 
-/// Checks a name that becomes part of a queue's.
-fn check_of_queue(what: &str, name: &str) -> Result<()> {
+/// Checks a name that becomes part of a queue name.
+fn check_in_queue_name(what: &str, name: &str) -> Result<()> {
     check(what, name, SERVICE_MAX)?;
-    // RabbitMQ drops some of them, and the queue has another name then.
+    // RabbitMQ drops some control characters, so the queue would get another name.
     if name.contains(char::is_control) {
         return Err(Error::new(
             ErrorKind::InvalidConfig,
@@ -32,25 +33,25 @@ pub(crate) fn check_action(name: &str) -> Result<()> {
     check("action", name, SHORT_STRING_MAX)
 }
 
-/// A name that is published to: dotted words without the wildcards of patterns.
+/// Checks the name of an event to publish: dotted words without the wildcards of patterns.
 pub(crate) fn check_event(name: &str) -> Result<()> {
     check("event name", name, SHORT_STRING_MAX)?;
     if name.split('.').any(|word| word == "*" || word == "#") {
         return Err(Error::new(
             ErrorKind::InvalidConfig,
-            format!("an event cannot be called {name:?}: * and # are for those who subscribe"),
+            format!("an event cannot be called {name:?}: * and # are wildcards of subscriptions"),
         ));
     }
     Ok(())
 }
 
-/// A pattern of event names, or a name that goes into one of a queue.
+/// Checks a pattern of event names, or a name that becomes part of a subscription's queue name.
 pub(crate) fn check_subscription(what: &str, name: &str) -> Result<()> {
-    check_of_queue(what, name)
+    check_in_queue_name(what, name)
 }
 
-/// Checks anything that becomes an AMQP short string and may be empty, such
-/// as the name of the default exchange.
+/// Checks a text that becomes an AMQP short string and may be empty, such as the name of the
+/// default exchange.
 pub(crate) fn check_short_string(what: &str, text: &str) -> Result<()> {
     if text.is_empty() {
         return Ok(());
@@ -75,13 +76,13 @@ fn check(what: &str, name: &str, max: usize) -> Result<()> {
     ))
 }
 
-/// A name from the network as a log may show it: short and on one line.
+/// Returns a name from the network in a form fit for a log: short and on one line.
 pub(crate) fn shown(name: &str) -> Cow<'_, str> {
-    const LONGEST: usize = 80;
-    if name.len() <= LONGEST && !name.contains(char::is_control) {
+    const MAX_BYTES: usize = 80;
+    if name.len() <= MAX_BYTES && !name.contains(char::is_control) {
         return Cow::Borrowed(name);
     }
-    let start: String = name.chars().take(LONGEST).collect();
+    let start: String = name.chars().take(MAX_BYTES).collect();
     Cow::Owned(start.escape_debug().to_string())
 }
 
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_what_would_not_fit_a_frame() {
+    fn refuses_names_that_do_not_fit_a_frame() {
         assert!(check_service("user-service").is_ok());
         assert!(check_service("").is_err());
         assert!(check_service("a\0b").is_err());

@@ -1,4 +1,4 @@
-//! Random numbers for ids: unpredictable, and different after a fork or in a copy of the
+//! Random numbers for ids: unpredictable, and different after a fork or in a copy of the virtual
 //! machine.
 
 use std::hash::{BuildHasher, RandomState};
@@ -12,10 +12,9 @@ use crate::base::thread::process_id;
 
 /// A keyed pseudo-random function, with a key from the operating system's entropy.
 ///
-/// Its input is a counter, so that no two numbers of a process have the same; the process
-/// id, which a forked child does not share; and both clocks, which have moved on in a
-/// virtual machine that was started from a snapshot. Without the key no output says
-/// anything about another.
+/// Its input is a counter, so that no two numbers of a process have the same input; the process id,
+/// which a forked child does not share; and both clocks, which have moved on in a virtual machine
+/// that was started from a snapshot. Without the key no output reveals anything about another.
 struct Source {
     keyed: SipHasher24,
     start: Instant,
@@ -59,7 +58,7 @@ pub(crate) fn random_u128() -> u128 {
     SOURCE.next(process_id(now), now)
 }
 
-/// A random number that no other process can predict.
+/// Returns a random number that no other process can predict.
 pub(crate) fn random_u64() -> u64 {
     random_u128() as u64
 }
@@ -77,9 +76,9 @@ mod tests {
         }
     }
 
-    /// After a fork parent and child have the same key and the same counter.
+    /// Parent and child have the same key and the same counter after a fork.
     #[test]
-    fn another_process_has_other_numbers() {
+    fn parent_and_forked_child_have_different_numbers() {
         let (parent, child) = (source([7; 16], 5), source([7; 16], 5));
         let parents: HashSet<u128> = (0..1_000)
             .map(|_| parent.next(100, Instant::now()))
@@ -93,7 +92,7 @@ mod tests {
 
     /// A snapshot has the same key, counter and process id; only the clocks differ.
     #[test]
-    fn a_copy_of_the_machine_has_other_numbers() {
+    fn copies_of_a_virtual_machine_have_different_numbers() {
         let (one, other) = (source([7; 16], 5), source([7; 16], 5));
         let first = one.next(100, Instant::now());
         std::thread::sleep(std::time::Duration::from_millis(1));
@@ -101,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_not_the_same_twice_and_neither_is_a_number() {
+    fn neither_keys_nor_numbers_repeat() {
         assert_ne!(key(), key());
         let numbers: HashSet<u128> = (0..10_000).map(|_| random_u128()).collect();
         assert_eq!(numbers.len(), 10_000);

@@ -1,12 +1,12 @@
-//! Name resolution with a deadline, and connecting to what it finds.
+//! Name resolution with a deadline, and connecting to the resolved addresses.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Resolves on a thread of its own, because the system's resolver knows no
-/// deadline; one that hangs is left behind to end by itself.
+/// Resolves a host name, on a thread of its own because the system's resolver has no deadline. A
+/// resolver thread that hangs is left behind and ends by itself.
 pub(crate) fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, String> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
@@ -18,7 +18,7 @@ pub(crate) fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<So
         .spawn(move || {
             let _ = sender.send(target.to_socket_addrs().map(Vec::from_iter));
         })
-        .map_err(|error| format!("no thread for name resolution: {error}"))?;
+        .map_err(|error| format!("cannot start a thread for name resolution: {error}"))?;
     match receiver.recv_deadline(deadline) {
         Ok(Ok(found)) if !found.is_empty() => Ok(found),
         Ok(Ok(_)) => Err("the host name has no address".to_owned()),
@@ -27,7 +27,7 @@ pub(crate) fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<So
     }
 }
 
-/// Tries the addresses in turn, each with a fair share of the time left.
+/// Tries the addresses in turn, each with an equal share of the time left.
 pub(crate) fn dial<T, E: From<io::Error>>(
     addresses: &[SocketAddr],
     deadline: Instant,

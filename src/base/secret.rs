@@ -1,6 +1,8 @@
+//! A wrapper for passwords and other secrets.
+
 use std::fmt;
 
-/// A text that no log and no `{:?}` ever shows.
+/// A text that never appears in a log or in `{:?}` output.
 #[derive(Clone)]
 pub(crate) struct Secret(String);
 

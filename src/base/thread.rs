@@ -1,4 +1,4 @@
-//! A thread that can be waited for with a deadline.
+//! Named threads that can be joined with a deadline, and the id of the current process.
 
 use std::cell::Cell;
 use std::io;
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-/// The process in which something was made. A forked child has its memory, and none of its
-/// threads: to wait for one there would be for ever.
+/// The process that created a value. A forked child has a copy of its memory but none of its
+/// threads: waiting for one there would block forever.
 #[derive(Clone, Copy)]
 pub(crate) struct OwnerProcess(u32);
 
@@ -21,36 +21,36 @@ impl OwnerProcess {
         process_id(Instant::now()) != self.0
     }
 
-    /// The process's number.
+    /// Returns the process id.
     pub(crate) fn id(self) -> u32 {
         self.0
     }
 }
 
-/// A fork takes longer than this: it copies the tables of all memory.
-const SHORTER_THAN_A_FORK: Duration = Duration::from_micros(10);
+/// The time for which a process id is cached. A fork takes longer than this: it copies the page
+/// tables of all memory.
+const PROCESS_ID_TTL: Duration = Duration::from_micros(10);
 
-/// The id of this process. Asking the system for it takes as long as making an id, and each
-/// call needs it several times; so it is not asked for again within a time in which no fork
-/// fits.
+/// Returns the id of this process. The system call takes as long as making a message id, and each
+/// call needs it several times, so it is not repeated within a time in which no fork fits.
 pub(crate) fn process_id(now: Instant) -> u32 {
     thread_local! {
-        static ASKED: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
+        static CACHED: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
     }
-    if let Some((at, id)) = ASKED.get()
-        && now.saturating_duration_since(at) < SHORTER_THAN_A_FORK
+    if let Some((at, id)) = CACHED.get()
+        && now.saturating_duration_since(at) < PROCESS_ID_TTL
     {
         return id;
     }
     let id = std::process::id();
-    ASKED.set(Some((now, id)));
+    CACHED.set(Some((now, id)));
     id
 }
 
 pub(crate) struct NamedThread {
-    home: OwnerProcess,
+    owner: OwnerProcess,
     thread: JoinHandle<()>,
-    /// Disconnects when it ends.
+    /// Disconnects when the thread ends.
     ended: Receiver<()>,
 }
 
@@ -63,16 +63,16 @@ impl NamedThread {
             run();
         })?;
         Ok(Self {
-            home: OwnerProcess::current(),
+            owner: OwnerProcess::current(),
             thread,
             ended,
         })
     }
 
-    /// Waits for it to end; hands it back if it has not by `deadline`. Does not
-    /// wait for the thread it is called on.
+    /// Joins the thread; returns it if it has not ended by `deadline`. Returns `Ok` at once on the
+    /// thread itself, and in a forked child.
     pub(crate) fn join_deadline(self, deadline: Instant) -> Result<(), Self> {
-        if self.home.is_another() || self.thread.thread().id() == thread::current().id() {
+        if self.owner.is_another() || self.thread.thread().id() == thread::current().id() {
             return Ok(());
         }
         if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_waited_for_no_longer_than_asked() {
+    fn joining_ends_at_the_deadline() {
         let (release, gate) = bounded::<()>(0);
         let wait = move || assert!(gate.recv().is_err());
         let running = NamedThread::spawn("coney-test".to_owned(), wait).unwrap();

@@ -1,3 +1,5 @@
+//! A dead letter.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use crate::transport::x_death::{
 };
 use crate::transport::{Message, Oversized, Properties};
 
-/// A message that failed for good, and what is known about its end: see
+/// A message that failed for good, with the history of its failure: see
 /// [`DeadLetters`](crate::DeadLetters).
 pub struct DeadLetter {
     message: Arc<Message>,
@@ -21,7 +23,7 @@ pub struct DeadLetter {
     envelope: Envelope,
 }
 
-/// What the body says, if it is an envelope.
+/// Fields of the body, if it is an envelope.
 #[derive(Default)]
 struct Envelope {
     message_id: Option<String>,
@@ -51,61 +53,61 @@ impl DeadLetter {
         }
     }
 
-    /// The message's id: the property's, or else the envelope's.
+    /// Returns the message's id: the property, or else the envelope's.
     pub fn message_id(&self) -> Option<&str> {
         let property = self.message.properties.message_id.as_deref();
         property.or(self.envelope.message_id.as_deref())
     }
 
-    /// The queue it was taken from, where a replay sends it.
+    /// Returns the queue in which it died, to which a replay sends it.
     pub fn queue(&self) -> &str {
         &self.death.queue
     }
 
-    /// Why it was given up: `rejected` (its handler said that there is no point
-    /// in another attempt), `retries_exhausted`, `undecodable`, `no_handler`,
-    /// `delivery_limit` (its workers died on it), or a reason of RabbitMQ's such
-    /// as `expired`. Empty if whoever put it here did not say.
+    /// Returns the reason for which it was dead-lettered: `rejected` (its handler ruled out another
+    /// attempt), `retries_exhausted`, `undecodable`, `no_handler`, `delivery_limit` (workers died
+    /// while they handled it), or a reason of RabbitMQ's such as `expired`. Empty if the headers
+    /// give no reason.
     pub fn reason(&self) -> &str {
         &self.death.reason
     }
 
-    /// How many attempts were made.
+    /// Returns the number of attempts.
     pub fn attempts(&self) -> u64 {
         u64::try_from(self.death.count).unwrap_or(0)
     }
 
-    /// When it was given up, in Unix seconds; 0 if that is not known.
+    /// Returns the time at which it was dead-lettered, in Unix seconds; 0 if unknown.
     pub fn died_at(&self) -> u64 {
         self.death.time
     }
 
-    /// What the first attempt failed of.
+    /// Returns the error of the first attempt.
     pub fn first_error(&self) -> Option<&str> {
         self.message.properties.headers.text(FIRST_ERROR)
     }
 
-    /// What the last attempt failed of.
+    /// Returns the error of the last attempt.
     pub fn last_error(&self) -> Option<&str> {
         self.message.properties.headers.text(LAST_ERROR)
     }
 
-    /// The service that sent it, if it is an envelope.
+    /// Returns the service that sent it, if it is an envelope.
     pub fn source_service(&self) -> Option<&str> {
         self.envelope.source_service.as_deref()
     }
 
-    /// The action it asked for, if it is an envelope.
+    /// Returns the requested action or the event's name, if it is an envelope.
     pub fn action(&self) -> Option<&str> {
         self.envelope.action.as_deref()
     }
 
-    /// The payload, decoded into `T`.
+    /// Decodes the payload into `T`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Decode`](crate::ErrorKind::Decode) if the body is no envelope, or
-    /// its payload no `T`.
+    /// Fails with [`ErrorKind::Decode`](crate::ErrorKind::Decode) if the body is not an envelope,
+    /// or its payload does not have the shape of `T`.
     pub fn payload<T: DeserializeOwned>(&self) -> Result<T> {
         let envelope = ServiceMessage::decode(&self.message.body)?;
         envelope.payload.decode().map_err(|fault| {
@@ -116,19 +118,19 @@ impl DeadLetter {
         })
     }
 
-    /// The body, as it came: as a rule an envelope, see
+    /// Returns the body, unchanged: as a rule an envelope, see
     /// [`ServiceMessage`](crate::message::ServiceMessage).
     pub fn body(&self) -> &[u8] {
         &self.message.body
     }
 
-    /// The properties it had, with the headers that say how it died.
+    /// Returns the message's properties, with the headers that record its failure.
     pub fn properties(&self) -> &Properties {
         &self.message.properties
     }
 
-    /// The properties without a trace of what has happened to it, but that it is
-    /// replayed.
+    /// Returns the properties for a replay: without the headers that record its failure, and with
+    /// one that marks the replay.
     pub(super) fn properties_as_new(&self) -> Properties {
         let mut properties = self.message.properties.clone();
         let headers = &mut properties.headers;
@@ -144,25 +146,25 @@ impl DeadLetter {
 }
 
 impl DeadLetter {
-    /// True if it was taken from a queue of this service: a command or call to it, or an
+    /// Returns true if it was taken from a queue of this service: a command or call to it, or an
     /// event that it subscribed to.
     pub fn is_of(&self, service: &str) -> bool {
         topology::is_queue_of(self.queue(), service)
     }
 
-    /// What the letter lacks of the message it was, if anything: a body over
-    /// [`max_dead_letter`](crate::BrokerBuilder::max_dead_letter), or headers that did not
-    /// fit the broker's frames.
+    /// Returns a description of the content that the dead letter lacks of the original message, if
+    /// any: a body over [`max_dead_letter`](crate::BrokerBuilder::max_dead_letter), or headers that
+    /// did not fit the broker's frames.
     pub fn left_out(&self) -> Option<&str> {
         self.message.properties.headers.text(LEFT_OUT)
     }
 
-    /// The body is there, and larger than this connection takes.
+    /// Returns true if the body is in the queue, but larger than this connection accepts.
     pub(super) fn body_is_missing(&self) -> bool {
         self.message.oversized().is_some()
     }
 
-    /// The same without a body that was kept though it is large: one is kept at a time.
+    /// Drops a large body that was kept: only one is kept at a time.
     pub(super) fn without_large_body(mut self) -> Self {
         if let Some(oversized) = self.message.oversized() {
             let oversized = Oversized::new(oversized.bytes(), None);
@@ -173,7 +175,7 @@ impl DeadLetter {
 }
 
 impl fmt::Debug for DeadLetter {
-    /// Without the body: payloads do not belong in logs.
+    /// Shows no body: payloads do not belong in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeadLetter")
             .field("message_id", &self.message_id())

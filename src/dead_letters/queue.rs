@@ -1,3 +1,5 @@
+//! Operations on the queue of dead letters.
+
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -6,38 +8,39 @@ use std::time::{Duration, Instant};
 
 use super::DeadLetter;
 use crate::base::deadline;
+use crate::base::name::shown;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::topology::{self, DEAD_QUEUE};
 use crate::transport::{
     Broker, ConfirmOutcome, Delivery, LinkHandle, LinkSpec, NoSink, Publication, SendState,
 };
 
-/// How long the broker may take over one message.
+/// The longest time in which the broker may return or confirm one message.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time for which one look waits for its turn.
-const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest time for which one scan waits for another to end.
+const SCAN_WAIT: Duration = Duration::from_secs(30);
 
-/// The time for which it waits before it tries again whether another process has finished.
-const TURN_INTERVAL: Duration = Duration::from_millis(100);
+/// The interval at which a scan checks whether one in another process has ended.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A queue that one connection at a time can have.
-const TURN_QUEUE: &str = "coney.dead-letters.turn";
+/// An exclusive queue that serves as a lock: only one connection at a time can have it.
+const LOCK_QUEUE: &str = "coney.dead-letters.turn";
 
-/// The dead letters of every service on a broker: messages that failed for good.
+/// The dead letters of all services on a broker: messages that failed for good.
 ///
-/// A message gets there when its handler has failed on every attempt or said
-/// that there is no point in another, when it cannot be decoded, when there is
-/// no handler for it, or when its workers died on it. Of calls, which are not
-/// tried again, the last three are kept too, besides the error their callers get. A
-/// letter keeps its body and its properties; what is known about its end is in the [`DeadLetter`].
+/// A message is dead-lettered when its handler has failed on every attempt or ruled out another,
+/// when it cannot be decoded, when there is no handler for it, or when workers died while they
+/// handled it. Calls, which are not retried, are dead-lettered for the last three reasons too,
+/// besides the error for their callers. A dead letter keeps its body and its properties; the
+/// history of its failure is in the [`DeadLetter`].
 ///
-/// The letters stay in their queue, in order, unless they are replayed or purged.
-/// While one of these methods runs, it holds the letters it has passed, so one runs at a
-/// time: another, of another process too, waits for its turn, at most 30 s, and fails with
-/// [`ErrorKind::Busy`] then. If one dies, the broker puts the letters back. Each looks at all
-/// the letters there are when it starts, at one round trip to the broker each; what it
-/// passes is held by the broker and takes no memory here. No threads of its own.
+/// Dead letters stay in their queue, in order, unless they are replayed or purged. While one of
+/// these methods runs, it holds the dead letters that it has passed, so only one runs at a time:
+/// another, in any process, waits at most 30 s and then fails with [`ErrorKind::Busy`]. If its
+/// process dies, the broker requeues the dead letters. Each method scans the dead letters that
+/// exist when it starts, with one round trip to the broker for each; the broker holds those that it
+/// has passed, and they take no memory in this process. No threads of its own.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -50,8 +53,8 @@ const TURN_QUEUE: &str = "coney.dead-letters.turn";
 /// ServiceClient::new(&broker, "shop")?.send("mailer", "mail", "张三")?;
 ///
 /// let dead = DeadLetters::open(&broker)?;
-/// let patience = Instant::now() + Duration::from_secs(10);
-/// while dead.list(1)?.is_empty() && Instant::now() < patience {
+/// let deadline = Instant::now() + Duration::from_secs(10);
+/// while dead.list(1)?.is_empty() && Instant::now() < deadline {
 ///     std::thread::sleep(Duration::from_millis(10)); // the handler runs meanwhile
 /// }
 /// let letter = dead.list(10)?.remove(0);
@@ -65,34 +68,35 @@ pub struct DeadLetters {
     broker: Broker,
 }
 
-/// What [`DeadLetters::replay`] has done.
+/// The result of [`DeadLetters::replay`].
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplayReport {
-    /// So many are back in the queues they came from.
+    /// The number of dead letters that were sent back to their queues.
     pub sent: usize,
-    /// So many are dead letters still, because their queues are gone, or they are
+    /// The number of dead letters that stay, because their queues are gone, or because they are
     /// larger than this broker's `max_body`.
     pub unroutable: usize,
 }
 
-/// What to do with a letter that has been looked at.
+/// The next step of a scan after one dead letter.
 enum Step {
-    /// It stays.
+    /// Keep the dead letter and go on.
     Keep,
-    /// It has been dealt with.
+    /// Go on: the dead letter is acknowledged.
     Gone,
-    /// It stays, and the rest is not looked at.
+    /// Keep the dead letter and end the scan.
     Stop,
 }
 
 impl DeadLetters {
-    /// Declares the queue of dead letters, if it is not there. Blocks until the broker has done it, at most 10 s.
+    /// Declares the queue of dead letters, if it does not exist. Blocks until the broker has done
+    /// so, at most 10 s.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Broker`] if the broker refuses, [`ErrorKind::TimedOut`] if it
-    /// does not answer, [`ErrorKind::Closed`] after the broker was closed.
+    /// Fails with [`ErrorKind::Broker`] if the broker refuses, [`ErrorKind::TimedOut`] if it does
+    /// not answer, and [`ErrorKind::Closed`] after the broker was closed.
     pub fn open(broker: &Broker) -> Result<Self> {
         let spec = LinkSpec::new(topology::for_dead_letters());
         broker.open(spec, Arc::new(NoSink))?.close();
@@ -101,23 +105,23 @@ impl DeadLetters {
         })
     }
 
-    /// The oldest letters, at most `limit`.
+    /// Returns the oldest dead letters, at most `limit`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Busy`] if another look goes on for over 30 s,
-    /// [`ErrorKind::TimedOut`] if the broker takes over 10 s for a step,
-    /// [`ErrorKind::ConnectionLost`] and [`ErrorKind::Closed`].
+    /// Fails with [`ErrorKind::Busy`] if another scan runs for over 30 s, [`ErrorKind::TimedOut`]
+    /// if the broker takes over 10 s for a step, [`ErrorKind::ConnectionLost`] if the connection is
+    /// lost, and [`ErrorKind::Closed`] after the broker was closed.
     pub fn list(&self, limit: usize) -> Result<Vec<DeadLetter>> {
         self.find(|_| true, limit)
     }
 
-    /// The oldest letters that `filter` picks, at most `limit`, wherever they are among the
-    /// others.
+    /// Returns the oldest dead letters for which `filter` returns true, at most `limit`, wherever
+    /// they are in the queue.
     ///
     /// # Errors
     ///
-    /// As [`list`](DeadLetters::list).
+    /// Fails as [`list`](DeadLetters::list) does.
     ///
     /// ```
     /// # use coney::{Broker, DeadLetters};
@@ -149,11 +153,11 @@ impl DeadLetters {
         Ok(letters)
     }
 
-    /// The oldest letter with this message id.
+    /// Returns the oldest dead letter with this message id.
     ///
     /// # Errors
     ///
-    /// As [`list`](DeadLetters::list).
+    /// Fails as [`list`](DeadLetters::list) does.
     pub fn show(&self, message_id: &str) -> Result<Option<DeadLetter>> {
         let mut found = None;
         self.scan(|letter, delivery| {
@@ -166,20 +170,19 @@ impl DeadLetters {
         Ok(found)
     }
 
-    /// Sends the letters that `filter` picks back to the queues they were taken
-    /// from, at most `per_second` a second, for all their attempts anew. A letter
-    /// goes from here only when the broker has confirmed that it is there. What was a
-    /// call is carried out like a command: its caller waits no more. What fails again
-    /// comes back here.
+    /// Sends the dead letters for which `filter` returns true back to the queues in which they
+    /// died, at most `per_second` per second, with all their attempts anew. A dead letter is
+    /// deleted only when the broker has confirmed its copy. A call is then handled like a command:
+    /// its caller no longer waits. A message that fails again is dead-lettered again.
     ///
-    /// Blocks until all are sent. Letters that are not picked are held meanwhile, and
-    /// RabbitMQ by default closes a channel that holds a message for 30 minutes: replay
-    /// many slowly in several turns.
+    /// Blocks until all are sent. Other dead letters are held meanwhile, and RabbitMQ by default
+    /// closes a channel that holds a message for 30 minutes: to replay many slowly, call this
+    /// several times.
     ///
     /// # Errors
     ///
-    /// As [`list`](DeadLetters::list), and [`ErrorKind::InvalidConfig`] for a rate
-    /// of zero. What was sent before the error has been sent.
+    /// Fails as [`list`](DeadLetters::list) does, and with [`ErrorKind::InvalidConfig`] for a rate
+    /// of zero. Dead letters sent before the error stay sent.
     pub fn replay(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,
@@ -188,7 +191,7 @@ impl DeadLetters {
         if per_second == 0 {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
-                "at a rate of zero no dead letter would ever be replayed",
+                "the rate of a replay is zero, so no dead letter would ever be sent; set at least 1",
             ));
         }
         let pace = Duration::from_secs(1) / per_second;
@@ -211,12 +214,13 @@ impl DeadLetters {
         Ok(replayed)
     }
 
-    /// Deletes the letters that `filter` picks; returns how many. There is no way
-    /// back.
+    /// Deletes the dead letters for which `filter` returns true; returns their number. They cannot
+    /// be restored.
     ///
     /// # Errors
     ///
-    /// As [`list`](DeadLetters::list). What was deleted before the error is gone.
+    /// Fails as [`list`](DeadLetters::list) does. Dead letters deleted before the error stay
+    /// deleted.
     pub fn purge(&self, mut filter: impl FnMut(&DeadLetter) -> bool) -> Result<usize> {
         let mut purged = 0;
         self.scan(|letter, delivery| {
@@ -230,24 +234,24 @@ impl DeadLetters {
         Ok(purged)
     }
 
-    /// Looks at the letters there are, one by one and the oldest first. What stays goes back
+    /// Passes the dead letters to `look` one by one, the oldest first. Those that stay are requeued
     /// when the link ends, all at once and in order.
     fn scan(
         &self,
         mut look: impl FnMut(DeadLetter, Delivery) -> Result<(Step, Option<Delivery>)>,
     ) -> Result<()> {
-        let turn_deadline = deadline::after(TURN_TIMEOUT);
-        let Some(_turn) = self.broker.take_turn(turn_deadline) else {
+        let lock_deadline = deadline::after(SCAN_WAIT);
+        let Some(_scan) = self.broker.lock_dead_letters(lock_deadline) else {
             return Err(self.busy());
         };
-        let handle = self.open_scan(turn_deadline)?;
+        let handle = self.open_scan(lock_deadline)?;
         let mut left = None;
         while left != Some(0) {
             let deadline = deadline::after(STEP_TIMEOUT);
             let Some((delivery, behind)) = handle.get(DEAD_QUEUE, deadline)? else {
                 break;
             };
-            // Those that come while it looks are for the next look.
+            // Dead letters that arrive during the scan are left to the next one.
             left = Some(left.map_or(behind, |left| left - 1));
             let letter = DeadLetter::new(delivery.share_message());
             let (step, delivery) = look(letter, delivery)?;
@@ -258,19 +262,19 @@ impl DeadLetters {
                 break;
             }
         }
-        // What has been dealt with is gone, also if the program ends now.
+        // The acknowledged dead letters are deleted even if the program ends now.
         handle.flush(deadline::after(STEP_TIMEOUT))
     }
 
-    /// Opens a link for one look, which no other connection can do meanwhile.
+    /// Opens a link for one scan, which excludes scans on all other connections.
     fn open_scan(&self, deadline: Instant) -> Result<ScanLink> {
         loop {
-            let spec = LinkSpec::new(topology::for_dead_letters()).exclusively(TURN_QUEUE);
+            let spec = LinkSpec::new(topology::for_dead_letters()).exclusively(LOCK_QUEUE);
             match self.broker.open(spec, Arc::new(NoSink)) {
                 Ok(handle) => return Ok(ScanLink(handle)),
                 Err(error) if !error.to_string().contains("RESOURCE_LOCKED") => return Err(error),
                 Err(_) if Instant::now() >= deadline => return Err(self.busy()),
-                Err(_) => thread::sleep(TURN_INTERVAL),
+                Err(_) => thread::sleep(LOCK_RETRY_INTERVAL),
             }
         }
     }
@@ -279,14 +283,15 @@ impl DeadLetters {
         Error::new(
             ErrorKind::Busy,
             format!(
-                "the dead letters of {} are being looked through by another for over \
-                 {TURN_TIMEOUT:?}; try again",
+                "another thread or process has been scanning the dead letters of {} for over \
+                 {SCAN_WAIT:?}; try again",
                 self.broker.address()
             ),
         )
     }
 
-    /// False if its queue is gone.
+    /// Sends a dead letter back to its queue. Returns false if the queue is gone or the message is
+    /// too large.
     fn send_back(&self, letter: &DeadLetter) -> Result<bool> {
         let deadline = deadline::after(STEP_TIMEOUT);
         let mut publication = Publication {
@@ -299,7 +304,9 @@ impl DeadLetters {
         if letter.body_is_missing() {
             log::warn!(
                 target: "coney::dead_letters",
-                "a dead letter stays: its body is larger than this connection takes (max_body)"
+                "a dead letter of {} is not replayed: its body is larger than this connection \
+                 accepts (max_body)",
+                shown(letter.queue())
             );
             return Ok(false);
         }
@@ -331,7 +338,7 @@ impl DeadLetters {
     }
 }
 
-/// A link that ends with the look it is for.
+/// A link that is closed at the end of its scan.
 struct ScanLink(Arc<dyn LinkHandle>);
 
 impl Deref for ScanLink {

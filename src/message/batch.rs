@@ -1,9 +1,9 @@
-//! Many requests in one message. An extension of the contract: a peer that does not
-//! know it answers `Unknown action: $batch`, and is sent one at a time.
+//! Batches: many requests in one message. They extend the contract: a peer without support for them
+//! replies `Unknown action: $batch`, and gets its requests one at a time.
 //!
-//! An item without a `correlation_id` is answered in the batch's reply, whose `data` is
-//! the array of the items' replies in the order asked. One with its own is answered on
-//! its own, possibly in a [bundle](super::reply_batch), and leaves a `null` in that array.
+//! An item without a `correlation_id` is answered in the batch's reply, whose `data` is the array
+//! of the items' replies in the order of the requests. An item with a `correlation_id` gets a reply
+//! of its own, possibly in a [reply batch](super::reply_batch), and leaves a `null` in that array.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -18,11 +18,11 @@ use crate::error::{Error, ErrorKind, Result};
 /// The action of a batch.
 pub(crate) const BATCH_ACTION: &str = "$batch";
 
-/// How many requests a batch may hold: the least takes 26 bytes on the wire, and hundreds
-/// where it is handled.
+/// The most requests in one batch: the shortest takes 26 bytes on the wire, and hundreds in the
+/// memory of the server that handles it.
 pub(crate) const MOST_ITEMS: usize = 10_000;
 
-/// A request in a batch, as it is read.
+/// A request in a batch, as decoded.
 #[derive(Deserialize)]
 pub(crate) struct Item<'a> {
     #[serde(borrow)]
@@ -31,41 +31,43 @@ pub(crate) struct Item<'a> {
     pub(crate) payload: Json<'a>,
     #[serde(borrow, default)]
     pub(crate) message_id: Cow<'a, str>,
-    /// Without any of its own, the batch's count.
+    /// The item's headers; without any, the batch's headers apply.
     #[serde(borrow)]
     pub(crate) headers: Option<Headers<'a>>,
     #[serde(borrow)]
     pub(crate) correlation_id: Option<Text<'a>>,
 }
 
-/// A text, borrowed unless it has escapes; within an `Option` a `Cow` alone never is.
+/// A text, borrowed unless it has escapes; a `Cow` alone within an `Option` is never borrowed.
 #[derive(Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
-/// Reads the payload of a batch.
+/// Decodes the payload of a batch.
 ///
 /// # Errors
 ///
-/// What is wrong with it, as serde_json puts it.
+/// Fails with serde_json's error if the payload is not an array of items, or has more than
+/// [`MOST_ITEMS`].
 pub(crate) fn read(payload: &str) -> std::result::Result<Vec<Item<'_>>, serde_json::Error> {
     let items: BoundedSeq<Item<'_>, MOST_ITEMS> = serde_json::from_str(payload)?;
     Ok(items.0)
 }
 
-/// Requests to be answered in one reply, encoded one by one.
+/// Requests that are answered in one reply, encoded one by one.
 #[derive(Debug, Default)]
 pub(crate) struct Items {
-    /// Each with a bracket or a comma before it.
+    /// The encoded items, each with a bracket or a comma before it.
     json: Vec<u8>,
 }
 
 impl Items {
-    /// Adds one, and says where it begins and where its payload stands. One that cannot
-    /// be encoded is left out.
+    /// Adds an item; returns the offset at which it begins and the range of its payload. Adds
+    /// nothing if the payload cannot be encoded.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Encode`](crate::ErrorKind::Encode).
+    /// Fails with [`ErrorKind::Encode`](crate::ErrorKind::Encode) if the payload's `Serialize`
+    /// fails or panics.
     pub(crate) fn push<P: Serialize + ?Sized>(
         &mut self,
         action: &str,
@@ -82,13 +84,14 @@ impl Items {
             }
             Err(panic) => {
                 self.json.truncate(start);
-                let fault = format!("a payload for {action:?} panicked as it was encoded: {panic}");
+                let fault =
+                    format!("a payload for {action:?} panicked while it was encoded: {panic}");
                 Err(Error::new(ErrorKind::Encode, fault))
             }
         }
     }
 
-    /// Takes out those from `start` on; where they stand counts from there then.
+    /// Splits off the items from the offset `start` on; their offsets then count from `start`.
     pub(crate) fn split_off(&mut self, start: usize) -> Self {
         let mut json = self.json.split_off(start);
         if let Some(before) = json.first_mut() {
@@ -117,42 +120,43 @@ impl Items {
         Ok(start..end)
     }
 
-    /// Their size in bytes.
+    /// Returns the size of the encoded items in bytes.
     pub(crate) fn len(&self) -> usize {
         self.json.len()
     }
 
-    /// A payload that was added.
+    /// Returns the payload of an added item.
     pub(crate) fn payload(&self, at: Range<usize>) -> Json<'_> {
         serde_json::from_slice(&self.json[at]).unwrap_or(Json::NULL)
     }
 
-    /// The request that consists of them.
+    /// Encodes the request that carries the items as its payload.
     ///
     /// # Errors
     ///
-    /// As [`push`](Items::push).
+    /// Fails with [`ErrorKind::Encode`](crate::ErrorKind::Encode) if the envelope cannot be
+    /// encoded.
     pub(crate) fn encode(&self, envelope: &ServiceMessage<'_, ()>) -> Result<Body> {
-        envelope.encode_awaiting_round(self.json.len(), |out| {
+        envelope.encode_awaiting_reply_queue_with(self.json.len(), |out| {
             out.extend_from_slice(&self.json);
             out.push(b']');
         })
     }
 }
 
-/// The request that consists of such as would have been sent one by one, and who wait on
-/// this reply queue: each is answered on its own. Returns its message id and its body.
+/// Encodes one batch from requests that would otherwise be sent one by one, and whose replies all
+/// go to `reply_queue`: each gets a reply of its own. Returns the batch's message id and body.
 ///
 /// # Errors
 ///
-/// None that can happen: what goes in is encoded already.
+/// Fails in no case that can occur: the requests are encoded already.
 pub(crate) fn write_coalesced<'a>(
     bodies: impl Iterator<Item = &'a Body> + Clone,
     id: CorrelationId,
     reply_queue: &str,
 ) -> Result<(String, Vec<u8>)> {
-    let services = bodies.clone().find_map(Body::parts);
-    let services = Services::read(services.map_or(&[], |parts| parts.services));
+    let services = bodies.clone().find_map(Body::request_fields);
+    let services = Services::read(services.map_or(&[], |fields| fields.services));
     let envelope = ServiceMessage {
         reply_to: Some(reply_queue.into()),
         ..ServiceMessage::with_correlation_id(
@@ -164,15 +168,15 @@ pub(crate) fn write_coalesced<'a>(
         )
     };
     let size = bodies.clone().map(Body::len).sum();
-    let body = envelope.encode_round(size, |out| {
+    let body = envelope.encode_with(size, |out| {
         let mut before = b'[';
-        for parts in bodies.filter_map(Body::parts) {
+        for fields in bodies.filter_map(Body::request_fields) {
             out.push(before);
             before = b',';
-            out.extend_from_slice(parts.message_id);
-            out.extend_from_slice(parts.action);
-            out.extend_from_slice(parts.correlation_id);
-            out.extend_from_slice(parts.headers_and_payload);
+            out.extend_from_slice(fields.message_id);
+            out.extend_from_slice(fields.action);
+            out.extend_from_slice(fields.correlation_id);
+            out.extend_from_slice(fields.headers_and_payload);
         }
         out.push(b']');
     })?;
@@ -186,7 +190,7 @@ struct Services {
 }
 
 impl Services {
-    /// Reads them as they stand among the fields of a request.
+    /// Decodes the two service fields, cut out of an encoded request.
     fn read(fields: &[u8]) -> Self {
         let fields = fields.strip_prefix(b",").unwrap_or(fields);
         let object = [b"{", fields, b"}"].concat();
@@ -212,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn items_are_read_as_they_were_written() {
+    fn items_are_decoded_as_they_were_encoded() {
         let mut items = Items::default();
         let (_, payload) = items.push("a\"b", "m1", &"张").unwrap();
         let bad = std::collections::HashMap::from([((1, 2), 3)]);
@@ -233,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_gathered_with_their_own_ids_and_headers() {
+    fn coalesced_requests_keep_their_ids_and_headers() {
         let ids = [CorrelationId::random(), CorrelationId::random()];
         let bodies = ids.map(|id| {
             let mut message =

@@ -1,13 +1,15 @@
+//! The body of an outgoing message.
+
 use std::fmt;
 use std::sync::Arc;
 
 use super::Json;
 
-/// The bytes of a message, possibly with a hole for the name of a reply queue.
+/// The bytes of a message, possibly with a placeholder for the name of a reply queue.
 ///
-/// A reply queue is named by the broker and gets a new name at every
-/// reconnect, while a request may be encoded long before it can be sent. So
-/// the client leaves a hole and the transport fills it when it sends.
+/// A reply queue is named by the broker and gets a new name at every reconnect, while a request may
+/// be encoded long before it can be sent. So the client leaves a placeholder, which the transport
+/// fills when it sends.
 ///
 /// Clones share the bytes.
 #[derive(Clone, Default)]
@@ -16,44 +18,45 @@ pub struct Body {
     placeholder: Option<Placeholder>,
 }
 
-/// Where the name of the reply queue goes, and what stands before it.
+/// The place for the name of the reply queue, and the ends of the fields before it.
 #[derive(Clone, Copy)]
 struct Placeholder {
     at: usize,
-    fields: Fields,
+    ends: FieldEnds,
 }
 
-/// Where fields of an encoded message end, so that they can be taken out of it.
+/// The offsets at which fields of an encoded request end, in bytes, by which they can be cut out.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fields {
+pub(super) struct FieldEnds {
     pub(super) message_id: usize,
-    /// The two services.
+    /// The end of both service fields.
     pub(super) services: usize,
     pub(super) action: usize,
     pub(super) timestamp: usize,
     pub(super) correlation_id: usize,
 }
 
-/// What RabbitMQ makes up, `amq.gen-…`, has 30 bytes, and quotes round it.
+/// The usual size of a reply queue's name, in bytes: RabbitMQ's generated names, `amq.gen-…`, have
+/// 30, and quotes around them.
 const USUAL_NAME: usize = 32;
 
-/// A name of 255 bytes, in quotes.
+/// The largest size of a reply queue's name, in bytes: 255 and quotes around them.
 const LONGEST_NAME: usize = 257;
 
 impl Body {
-    pub(super) fn with_reply_queue_at(bytes: Vec<u8>, at: usize, fields: Fields) -> Self {
+    pub(super) fn with_reply_queue_at(bytes: Vec<u8>, at: usize, ends: FieldEnds) -> Self {
         let mut bytes = bytes;
-        // It may wait for long, and with many others.
+        // The body may be queued for long, along with many others.
         if bytes.capacity() > 2 * (bytes.len() + USUAL_NAME) {
             bytes.shrink_to(bytes.len() + USUAL_NAME);
         }
         Self {
             bytes: Arc::new(bytes),
-            placeholder: Some(Placeholder { at, fields }),
+            placeholder: Some(Placeholder { at, ends }),
         }
     }
 
-    /// Bytes that are shared with others.
+    /// Creates a body whose bytes are shared.
     pub(crate) fn from_shared(bytes: Arc<Vec<u8>>) -> Self {
         Self {
             bytes,
@@ -61,38 +64,38 @@ impl Body {
         }
     }
 
-    /// Size in bytes; with the longest name a reply queue can have, if one is
-    /// still to be filled in.
+    /// Returns the size in bytes, with the longest name a reply queue can have if the placeholder
+    /// is not filled yet.
     pub fn len(&self) -> usize {
         let name = self.placeholder.map_or(0, |_| LONGEST_NAME);
         self.bytes.len() + name
     }
 
-    /// True if there is nothing in it.
+    /// Returns true if the body is empty.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// True if the sender waits for a reply on its link's reply queue.
+    /// Returns true if the sender waits for a reply on its link's reply queue.
     pub(crate) fn wants_reply_queue(&self) -> bool {
         self.placeholder.is_some()
     }
 
-    /// The fields of a request that waits for its reply: what a batch needs of them.
-    pub(super) fn parts(&self) -> Option<Parts<'_>> {
-        let Placeholder { at, fields } = self.placeholder?;
+    /// Returns the fields that a batch needs of a request that waits for its reply.
+    pub(super) fn request_fields(&self) -> Option<RequestFields<'_>> {
+        let Placeholder { at, ends } = self.placeholder?;
         let bytes = &self.bytes;
-        Some(Parts {
-            message_id: &bytes[..fields.message_id],
-            services: &bytes[fields.message_id..fields.services],
-            action: &bytes[fields.services..fields.action],
-            correlation_id: &bytes[fields.timestamp..fields.correlation_id],
+        Some(RequestFields {
+            message_id: &bytes[..ends.message_id],
+            services: &bytes[ends.message_id..ends.services],
+            action: &bytes[ends.services..ends.action],
+            correlation_id: &bytes[ends.timestamp..ends.correlation_id],
             headers_and_payload: &bytes[at..],
         })
     }
 
-    /// The finished bytes, the hole filled with `name` as a JSON string. Copies them only if
-    /// they are shared and there is a hole.
+    /// Returns the finished bytes, with `name` as a JSON string in the place of the placeholder.
+    /// Copies them only if they are shared and have a placeholder.
     pub(crate) fn fill(self, name: &str) -> Arc<Vec<u8>> {
         let Some(Placeholder { at, .. }) = self.placeholder else {
             return self.bytes;
@@ -114,16 +117,16 @@ impl Body {
     }
 }
 
-/// Parts of an encoded request. Put together in this order, all but the services are an
-/// item of a batch.
-pub(super) struct Parts<'a> {
-    /// With the brace before it.
+/// The fields of an encoded request. Concatenated in this order, all but the services make an item
+/// of a batch.
+pub(super) struct RequestFields<'a> {
+    /// Includes the brace before it.
     pub(super) message_id: &'a [u8],
-    /// From here on, with the comma before it.
+    /// Includes the comma before it, as do the fields that follow.
     pub(super) services: &'a [u8],
     pub(super) action: &'a [u8],
     pub(super) correlation_id: &'a [u8],
-    /// With the brace after it.
+    /// Includes the brace after it.
     pub(super) headers_and_payload: &'a [u8],
 }
 

@@ -1,10 +1,12 @@
+//! A JSON array with a bound on its length.
+
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
-/// A JSON array of no more than `N` values: one that goes on is refused before it is read,
-/// as a value takes more memory than its text.
+/// A JSON array of no more than `N` values. A longer one is refused at the first value beyond
+/// them and not read on, as a value takes more memory than its text.
 pub(crate) struct BoundedSeq<T, const N: usize>(pub(crate) Vec<T>);
 
 impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for BoundedSeq<T, N> {
@@ -40,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_so_many_and_no_more() {
+    fn reads_up_to_the_bound() {
         let read = |json: &str| serde_json::from_str::<BoundedSeq<u8, 3>>(json).map(|it| it.0);
         assert!(read("[]").unwrap().is_empty());
         assert_eq!(read("[1,2,3]").unwrap(), [1, 2, 3]);

@@ -1,19 +1,19 @@
 //! Header names and error codes of the envelope.
 
-/// The header with the moment at which the caller stops waiting, in Unix
-/// milliseconds. An extension: peers that do not know it ignore it.
+/// The header with the moment at which the caller stops waiting, in Unix milliseconds. An extension
+/// that other peers ignore.
 pub(crate) const DEADLINE_HEADER: &str = "deadline_ms";
 
-/// The header with the milliseconds of the caller's time that were left when the
-/// request was made. [`DEADLINE_HEADER`] less this is that moment by the caller's clock.
+/// The header with the time that was left to the caller when the request was made, in milliseconds.
+/// [`DEADLINE_HEADER`] less this is that moment by the caller's clock.
 pub(crate) const TIMEOUT_HEADER: &str = "timeout_ms";
 
-/// The error codes of refusals: nothing ran.
+/// The error codes of refusals: the handler did not run.
 pub(crate) const CODE_BUSY: &str = "busy";
 pub(crate) const CODE_RATE_LIMITED: &str = "rate_limited";
 pub(crate) const CODE_TOO_LARGE: &str = "too_large";
 
-/// The error code a coney server adds to `Unknown action: …`.
+/// The error code that a coney server adds to `Unknown action: …`.
 pub(crate) const CODE_UNKNOWN_ACTION: &str = "unknown_action";
 
 /// The error code of a handler whose nested call was refused as busy.

@@ -1,3 +1,5 @@
+//! The headers of the envelope.
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -9,8 +11,8 @@ use super::json::{Json, is_empty_array};
 
 /// The `headers` of an envelope: metadata beside the payload, a JSON object.
 ///
-/// Kept as text and looked into only when asked, because most messages are
-/// handled without a look at their headers.
+/// Kept as text and parsed only on access, because most messages are handled without access to
+/// their headers.
 ///
 /// ```
 /// use coney::message::Headers;
@@ -23,27 +25,26 @@ use super::json::{Json, is_empty_array};
 #[derive(Clone, PartialEq, Eq)]
 pub struct Headers<'a>(Cow<'a, str>);
 
-/// Room for a header, such as a deadline.
+/// The usual size of an added header, such as a deadline, in bytes.
 const USUAL_SIZE: usize = 40;
 
 impl<'a> Headers<'a> {
-    /// A text that was read as headers.
+    /// Wraps a text that was read as headers.
     pub(crate) fn of(text: &'a str) -> Self {
         Self(Cow::Borrowed(text))
     }
 }
 
 impl Headers<'_> {
-    /// No headers: `{}`.
+    /// Creates empty headers: `{}`.
     pub const fn new() -> Self {
         Self(Cow::Borrowed("{}"))
     }
 
-    /// Adds a header. A name that is there already is not replaced but
-    /// followed, and every JSON reader takes the last.
+    /// Adds a header. An existing header of that name is not replaced; the new one comes after it,
+    /// and every JSON reader takes the last.
     ///
-    /// A value that serde_json cannot encode (a map whose keys are not
-    /// strings) is left out.
+    /// Adds nothing if serde_json cannot encode the value (a map whose keys are not strings).
     pub fn insert<V: Serialize + ?Sized>(&mut self, name: &str, value: &V) {
         let text = self.0.trim_end();
         let text = text.strip_suffix('}').unwrap_or(text).trim_end();
@@ -65,19 +66,19 @@ impl Headers<'_> {
         }
     }
 
-    /// The header of that name, if it is there and is a `T`.
+    /// Returns the header of that name, if it exists and decodes as a `T`.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         let mut reader = serde_json::Deserializer::from_str(&self.0);
         let value = reader.deserialize_map(Find(name)).ok()??;
         value.decode().ok()
     }
 
-    /// The JSON object, as text.
+    /// Returns the JSON object as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The same headers, independent of the message they came in.
+    /// Converts into headers that do not borrow from the message.
     pub fn into_owned(self) -> Headers<'static> {
         Headers(Cow::Owned(self.0.into_owned()))
     }
@@ -97,8 +98,8 @@ impl fmt::Debug for Headers<'_> {
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
-    /// Takes an object, and what PHP sends for an empty one: `[]`. `null`
-    /// counts as empty too.
+    /// Accepts an object, and as empty headers `null` and `[]`, which PHP sends for an empty
+    /// object.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <&RawValue>::deserialize(deserializer)?.get();
         if text.starts_with('{') {
@@ -111,7 +112,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
     }
 }
 
-/// Finds the last entry of a name, keeping nothing of the others.
+/// A visitor that finds the last entry of a name and stores none of the others.
 struct Find<'n>(&'n str);
 
 impl<'de> Visitor<'de> for Find<'_> {
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_objects_and_phps_empty_array() {
+    fn decodes_objects_and_phps_empty_array() {
         assert_eq!(parse("[]").unwrap().as_str(), "{}");
         assert_eq!(parse("null").unwrap().as_str(), "{}");
         let headers = parse(r#"{"async_callback":true,"a":{"b":[1]}}"#).unwrap();
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn inserting_keeps_it_one_object() {
+    fn inserting_leaves_one_object() {
         for start in ["{}", "{ }", r#"{"x":1}"#, r#"{"x":1} "#] {
             let mut headers = parse(start).unwrap();
             headers.insert("quote\"d", &vec![1, 2]);

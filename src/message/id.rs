@@ -1,3 +1,5 @@
+//! Message ids and correlation ids.
+
 use std::cell::RefCell;
 use std::sync::LazyLock;
 use std::thread;
@@ -7,8 +9,8 @@ use jiff::tz::TimeZone;
 
 use crate::base::random;
 
-/// A new message id as the contract has it: `msg_`, the local time as
-/// `YYYYmmddHHMMSS`, `_`, and 16 lower-case hex digits.
+/// Creates a new message id in the contract's form: `msg_`, the local time as `YYYYmmddHHMMSS`,
+/// `_`, and 16 lower-case hex digits.
 ///
 /// ```
 /// let id = coney::message::new_message_id();
@@ -24,8 +26,8 @@ pub fn new_message_id() -> String {
     id
 }
 
-/// A new correlation id as the contract has it: 32 lower-case hex digits, unpredictable from
-/// others.
+/// Creates a new correlation id in the contract's form: 32 lower-case hex digits, which cannot be
+/// predicted from other ids.
 ///
 /// ```
 /// assert_eq!(coney::message::new_correlation_id().len(), 32);
@@ -34,8 +36,7 @@ pub fn new_correlation_id() -> String {
     CorrelationId::random().to_text()
 }
 
-/// A correlation id of our own making, kept as a number: that is what the
-/// pending table is keyed by.
+/// A correlation id made by coney, kept as a number: the key of the pending table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct CorrelationId(u128);
 
@@ -52,7 +53,7 @@ impl CorrelationId {
         hex(self.0)
     }
 
-    /// `None` for anything this process cannot have made.
+    /// Parses a correlation id; returns `None` for a text that this process cannot have made.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         if text.len() != 32 {
             return None;
@@ -78,7 +79,7 @@ pub(crate) fn unix_seconds() -> i64 {
         })
 }
 
-/// The last `N` digits.
+/// Returns the last `N` hex digits.
 fn hex<const N: usize>(value: u128) -> [u8; N] {
     const HEX: [u8; 16] = *b"0123456789abcdef";
     let mut digits = [0; N];
@@ -90,8 +91,8 @@ fn hex<const N: usize>(value: u128) -> [u8; N] {
     digits
 }
 
-/// Formatting a local time costs more than the rest of an id, so each thread
-/// keeps the last second it formatted.
+/// Appends a local time. Formatting it costs more than the rest of an id, so each thread caches the
+/// last second it formatted.
 fn push_local_time(second: i64, out: &mut String) {
     thread_local! {
         static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
@@ -105,8 +106,8 @@ fn push_local_time(second: i64, out: &mut String) {
     });
 }
 
-/// The system's time zone. Reading it takes more stack than a caller's thread may have, so
-/// a thread of its own does it, once.
+/// The system's time zone. Reading it takes more stack than a caller's thread may have, so a thread
+/// of its own does it, once.
 static ZONE: LazyLock<TimeZone> = LazyLock::new(|| {
     let thread = thread::Builder::new().name("coney-zone".to_owned());
     let zone = thread.spawn(TimeZone::system).ok();
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn correlation_ids_survive_the_wire_and_foreign_ones_do_not_parse() {
+    fn own_correlation_ids_parse_and_foreign_ones_do_not() {
         let id = CorrelationId::random();
         assert_eq!(CorrelationId::parse(&id.to_text()), Some(id));
         let small = CorrelationId(7);

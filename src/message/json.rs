@@ -1,11 +1,13 @@
+//! Undecoded JSON values.
+
 use std::fmt;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// A JSON value as it stood in the message: checked to be JSON, not yet
-/// decoded. Decoding goes straight from the text to the type asked for.
+/// A JSON value as text, as it stands in the message: checked to be JSON, not yet decoded. Decoding
+/// goes straight from the text to the requested type.
 ///
 /// ```
 /// use coney::message::Reply;
@@ -22,25 +24,25 @@ impl<'a> Json<'a> {
     /// JSON's `null`.
     pub const NULL: Json<'static> = Json(RawValue::NULL);
 
-    /// A text as a JSON string.
+    /// Encodes a text as a JSON string.
     pub(super) fn quote(text: &str) -> String {
-        // Strings are the one thing serde_json never refuses.
+        // serde_json encodes every string.
         serde_json::to_string(text).unwrap_or_default()
     }
 
-    /// The text, as it came.
+    /// Returns the text, unchanged.
     pub fn as_str(&self) -> &'a str {
         self.0.get()
     }
 
     /// Decodes the value into `T`.
     ///
-    /// PHP encodes an empty object as `[]`. Where `T` does not take an empty
-    /// array, that text is read as `{}`.
+    /// PHP encodes an empty object as `[]`. If `T` does not accept an empty array, that text is
+    /// read as `{}`.
     ///
     /// # Errors
     ///
-    /// serde_json's, as text, if the value does not have the shape of `T`.
+    /// Fails with the text of serde_json's error if the value does not have the shape of `T`.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, String> {
         decode(self.as_str())
     }

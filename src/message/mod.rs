@@ -1,5 +1,5 @@
-//! The envelope that travels between services: what the wire contract calls a
-//! request and a reply. Nothing in here knows how a message is transported.
+//! The envelope that travels between services: the requests, replies and events of the wire
+//! contract. Nothing in here depends on the transport.
 
 pub(crate) mod batch;
 mod body;

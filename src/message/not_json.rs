@@ -1,13 +1,15 @@
-//! Texts for bodies that are no JSON, by what their first bytes say.
+//! Explanations for bodies that are not JSON, from their first bytes.
 
 use std::fmt;
 
-/// Says what a body is that serde_json could not read, as far as its beginning shows.
+/// Explains why serde_json could not read a body, as far as its first bytes show.
 pub(super) fn explain<'a>(body: &[u8], error: &'a serde_json::Error) -> Explained<'a> {
     let what = match body {
         [] => Some("it is empty"),
         [0x1f, 0x8b, ..] => Some("it is compressed (gzip), and bodies must be plain JSON"),
-        [0xef, 0xbb, 0xbf, ..] => Some("it begins with a byte order mark, which JSON has not"),
+        [0xef, 0xbb, 0xbf, ..] => {
+            Some("it begins with a byte order mark, which JSON does not allow")
+        }
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("it is UTF-16, and bodies must be UTF-8"),
         [b'<', ..] => Some("it begins like HTML or XML"),
         _ => None,
@@ -15,7 +17,7 @@ pub(super) fn explain<'a>(body: &[u8], error: &'a serde_json::Error) -> Explaine
     Explained { what, error }
 }
 
-/// What is wrong with a body, and where serde_json stopped.
+/// The cause that a body shows, and serde_json's error with its position.
 pub(super) struct Explained<'a> {
     what: Option<&'static str>,
     error: &'a serde_json::Error,
@@ -35,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_bytes_say_what_it_is() {
+    fn the_first_bytes_show_the_cause() {
         for (body, wanted) in [
             (&b"\x1f\x8b\x08\0"[..], "gzip"),
             (b"\xef\xbb\xbf{}", "byte order mark"),

@@ -1,3 +1,5 @@
+//! The reply of the wire contract.
+
 use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Json, not_json};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The answer to a request, as it stands on the wire.
+/// The reply to a request, as it stands on the wire.
 ///
 /// ```
 /// use coney::message::Reply;
@@ -21,24 +23,25 @@ use crate::error::{Error, ErrorKind, Result};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Reply<'a> {
-    /// Whether the handler answered with data.
+    /// True if the handler succeeded.
     pub success: bool,
-    /// The data; `null` in a failure.
+    /// The handler's data; `null` in a failure.
     pub data: Json<'a>,
     /// The error text; empty in a success.
     pub error: Cow<'a, str>,
-    /// A machine-readable name for the error, where the server gives one. An
-    /// extension: peers in other languages leave it out.
+    /// A machine-readable code for the error, if the server sets one. An extension: peers in other
+    /// languages leave it out.
     pub error_code: Option<Cow<'a, str>>,
-    /// The id of the request answered; empty if the peer left it out.
+    /// The message id of the request; empty if the peer left it out.
     pub message_id: Cow<'a, str>,
-    /// The instance that answered, where the server has a registry. An extension too.
+    /// The id of the instance that handled the request, if the server has a registry. An extension
+    /// too.
     pub instance_id: Option<Cow<'a, str>>,
     /// The time to wait before another attempt, in a refusal. An extension too.
     pub retry_after: Option<Duration>,
 }
 
-/// What is read: every field may be missing.
+/// The fields of a reply as decoded: every one may be missing.
 #[derive(Deserialize)]
 struct ReplyFields<'a> {
     success: Option<bool>,
@@ -74,16 +77,15 @@ struct Failure<'a> {
 }
 
 impl<'a> Reply<'a> {
-    /// Reads a reply, borrowing from `body`.
+    /// Decodes a reply, borrowing from `body`.
     ///
-    /// One of `success`, `data` and `error` must be there; every other field may be
-    /// missing. Where `success` is missing, a reply without an `error` is a success.
+    /// One of `success`, `data` and `error` is required; every other field may be missing. If
+    /// `success` is missing, a reply without an `error` is a success.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Decode`] if the body is not a JSON object, a field
-    /// holds another type than the contract's, or all three are missing; the error
-    /// keeps the text.
+    /// Fails with [`ErrorKind::Decode`] if the body is not a JSON object, a field has another type
+    /// than in the contract, or all three are missing; the error keeps the body's text.
     pub fn decode(body: &'a [u8]) -> Result<Self> {
         let not_a_reply = |fault: &dyn fmt::Display| {
             Error::new(ErrorKind::Decode, format!("not a reply: {fault}"))
@@ -105,16 +107,16 @@ impl<'a> Reply<'a> {
         })
     }
 
-    /// The body of a reply that carries `data`.
+    /// Encodes a reply that carries `data`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Encode`] if serde_json cannot encode the data.
+    /// Fails with [`ErrorKind::Encode`] if serde_json cannot encode the data.
     pub fn success<T: Serialize + ?Sized>(data: &T, message_id: &str) -> Result<Vec<u8>> {
         Self::success_by(None, data, message_id)
     }
 
-    /// The same, of an instance that says who it is.
+    /// Encodes a reply that carries `data` and the id of the instance that handled the request.
     pub(crate) fn success_by<T: Serialize + ?Sized>(
         instance_id: Option<&str>,
         data: &T,
@@ -136,25 +138,26 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// The same, of data that is JSON already.
+    /// Encodes a success reply around `data` that is JSON already.
     pub(crate) fn success_round(
         instance_id: Option<&str>,
         data: &[u8],
         message_id: &str,
     ) -> Result<Vec<u8>> {
-        // What stands round it is written round a null.
+        // The fields around the data are encoded around a null.
         let frame = Self::success_by(instance_id, &(), message_id)?;
-        let (head, tail) = FRAME.split_at(FRAME.len() - NULL.len());
+        let (head, tail) = NULL_REPLY_START.split_at(NULL_REPLY_START.len() - NULL.len());
         let tail = &frame[head.len() + tail.len()..];
         Ok([head, data, tail].concat())
     }
 
-    /// The body of a reply that carries an error.
+    /// Encodes a reply that carries an error.
     pub fn failure(error: &str, error_code: Option<&str>, message_id: &str) -> Vec<u8> {
         Self::failure_by(None, error, error_code, None, message_id)
     }
 
-    /// The same, with the instance that answers, and when to ask again.
+    /// Encodes a reply that carries an error, the id of the instance and the time to wait before
+    /// another attempt.
     pub(crate) fn failure_by(
         instance_id: Option<&str>,
         error: &str,
@@ -171,13 +174,13 @@ impl<'a> Reply<'a> {
             retry_after_ms: retry_after
                 .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
         };
-        // Strings and a bool: there is nothing serde_json could refuse.
+        // Strings, a number and a bool: serde_json encodes them all.
         serde_json::to_vec(&reply).unwrap_or_default()
     }
 }
 
-/// How a reply without data begins.
-const FRAME: &[u8] = b"{\"success\":true,\"data\":null";
+/// The beginning of a success reply with null data.
+const NULL_REPLY_START: &[u8] = b"{\"success\":true,\"data\":null";
 const NULL: &[u8] = b"null";
 
 #[cfg(test)]
@@ -207,13 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_passed_over() {
+    fn unknown_fields_are_ignored() {
         let reply = Reply::decode(br#"{"success":true,"data":[1],"instance":{"id":1}}"#).unwrap();
         assert_eq!(reply.data.decode::<Vec<u8>>(), Ok(vec![1]));
     }
 
     #[test]
-    fn failures_read_back() {
+    fn failures_are_decoded_as_they_were_encoded() {
         let body = Reply::failure("Invalid token", Some("auth"), "m");
         let reply = Reply::decode(&body).unwrap();
         assert_eq!(reply.error, "Invalid token");
@@ -223,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_reply_keeps_its_text() {
+    fn the_error_for_another_body_keeps_its_text() {
         for body in [
             "",
             "[]]",

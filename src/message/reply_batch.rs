@@ -1,5 +1,6 @@
-//! Many replies in one message, for callers that are known to understand it: those that
-//! sent their requests together. It has no correlation id of its own; each reply has.
+//! Reply batches: many replies in one message. They go only to callers known to support them: those
+//! that sent several requests in one message. A reply batch has no correlation id of its own; each
+//! of its replies has one.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,7 +12,7 @@ use super::batch::MOST_ITEMS;
 use super::{BoundedSeq, Json};
 use crate::error::{Error, ErrorKind, Result};
 
-/// What a bundle holds, as it is read.
+/// A reply batch, as decoded.
 #[derive(Deserialize)]
 pub(crate) struct ReplyBatch<'a> {
     #[serde(borrow)]
@@ -28,44 +29,44 @@ pub(crate) struct BatchedReply<'a> {
 }
 
 impl<'a> ReplyBatch<'a> {
-    /// Reads a bundle, borrowing from `body`.
+    /// Decodes a reply batch, borrowing from `body`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Decode`].
+    /// Fails with [`ErrorKind::Decode`] if the body is not a reply batch.
     pub(crate) fn decode(body: &'a [u8]) -> Result<Self> {
         serde_json::from_slice(body)
-            .map_err(|error| Error::new(ErrorKind::Decode, format!("not a bundle: {error}")))
+            .map_err(|error| Error::new(ErrorKind::Decode, format!("not a reply batch: {error}")))
     }
 }
 
 impl<'a> BatchedReply<'a> {
-    /// The body of an ordinary reply.
+    /// Returns the body of an ordinary reply.
     pub(crate) fn body(&self) -> &'a str {
         self.reply.get()
     }
 }
 
-/// Replies that are being bundled.
+/// A reply batch under construction.
 #[derive(Debug)]
 pub(crate) struct ReplyBatchWriter {
     json: Vec<u8>,
     replies: usize,
-    /// Where the latest reply stands.
+    /// The range of the latest reply in `json`.
     latest: Range<usize>,
     first_id: String,
 }
 
 const END: &[u8] = b"]}";
 const START: &[u8] = b"{\"success\":true,\"replies\":[";
-const KEY: &[u8] = b"{\"correlation_id\":";
-const THEN: &[u8] = b",\"reply\":";
+const ID_KEY: &[u8] = b"{\"correlation_id\":";
+const REPLY_KEY: &[u8] = b",\"reply\":";
 
-/// What stands round a reply with a plain id.
-const ROUND_ONE: usize = KEY.len() + THEN.len() + "\"\",}".len();
+/// The bytes around a reply whose id has no escapes.
+const REPLY_OVERHEAD: usize = ID_KEY.len() + REPLY_KEY.len() + "\"\",}".len();
 
 impl ReplyBatchWriter {
-    /// Begins with one.
+    /// Creates a reply batch with a first reply.
     pub(crate) fn new(id: &str, reply: &[u8]) -> Self {
         let mut writer = Self {
             json: START.to_vec(),
@@ -80,33 +81,33 @@ impl ReplyBatchWriter {
     /// Adds the body of an ordinary reply.
     pub(crate) fn push(&mut self, id: &str, reply: &[u8]) {
         let out = &mut self.json;
-        out.reserve(ROUND_ONE + id.len() + reply.len());
+        out.reserve(REPLY_OVERHEAD + id.len() + reply.len());
         if self.replies > 0 {
             out.push(b',');
         }
         self.replies += 1;
-        out.extend_from_slice(KEY);
+        out.extend_from_slice(ID_KEY);
         out.extend_from_slice(Json::quote(id).as_bytes());
-        out.extend_from_slice(THEN);
+        out.extend_from_slice(REPLY_KEY);
         let start = out.len();
         out.extend_from_slice(reply);
         self.latest = start..out.len();
         out.push(b'}');
     }
 
-    /// Its size in bytes with another reply.
+    /// Returns the size in bytes that the batch would have with another reply.
     pub(crate) fn len_with(&self, id: &str, reply: &[u8]) -> usize {
         self.json.len() + Self::room_for(id, reply) + END.len()
     }
 
-    /// How many bytes a reply takes at most.
+    /// Returns the most bytes that a reply can take in a batch.
     pub(crate) fn room_for(id: &str, reply: &[u8]) -> usize {
-        // Of an id with escapes a character takes up to six.
-        ROUND_ONE + 6 * id.len() + reply.len()
+        // Escapes take up to six bytes for each byte of the id.
+        REPLY_OVERHEAD + 6 * id.len() + reply.len()
     }
 
-    /// The body, and the correlation id of a reply that has remained alone and is an
-    /// ordinary one.
+    /// Returns the finished body. A batch of one reply becomes an ordinary reply, and its
+    /// correlation id is returned too.
     pub(crate) fn finish(mut self) -> (Option<String>, Vec<u8>) {
         if self.replies == 1 {
             let alone = self.json[self.latest].to_vec();
@@ -122,14 +123,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_bundled_comes_apart_again() {
+    fn replies_are_decoded_as_they_were_added() {
         let ids = ["a", "b\"b", "c"];
         let bodies = ["{\"success\":true}", "{\"data\":[1]}", "{}"];
         let mut writer = ReplyBatchWriter::new(ids[0], bodies[0].as_bytes());
         writer.push(ids[1], bodies[1].as_bytes());
         writer.push(ids[2], bodies[2].as_bytes());
         let (None, body) = writer.finish() else {
-            panic!("three are a bundle");
+            panic!("three replies are a reply batch");
         };
         let reply_batch = ReplyBatch::decode(&body).unwrap();
         let replies = reply_batch.replies.0.iter();
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn one_alone_is_an_ordinary_reply() {
+    fn a_single_reply_is_an_ordinary_one() {
         let (id, body) = ReplyBatchWriter::new("a", b"{\"success\":true}").finish();
         assert_eq!(id.as_deref(), Some("a"));
         assert_eq!(body, b"{\"success\":true}");

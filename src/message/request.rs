@@ -1,16 +1,17 @@
+//! The envelope of requests and events.
+
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::body::Fields;
+use super::body::FieldEnds;
 use super::{Body, Headers, Json, id, new_correlation_id, new_message_id, not_json};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A request or an event as it stands on the wire: nine fields round a payload.
+/// A request or an event as it stands on the wire: nine fields, the payload last.
 ///
-/// Decoding borrows from the body and leaves the payload as [`Json`], to be
-/// decoded once, into the type the handler wants; encoding writes a typed
-/// payload once, in place.
+/// Decoding borrows from the body and leaves the payload as [`Json`], which is decoded once, into
+/// the handler's type; encoding writes a typed payload once, in place.
 ///
 /// ```
 /// use coney::message::ServiceMessage;
@@ -25,35 +26,35 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound(deserialize = "P: Deserialize<'de>"))]
 pub struct ServiceMessage<'a, P = Json<'a>> {
-    /// Identifies the message: `msg_20261123083012_862ad1d69070c888`.
+    /// The message id: `msg_20261123083012_862ad1d69070c888`.
     #[serde(borrow)]
     pub message_id: Cow<'a, str>,
     /// The service that sent it.
     #[serde(borrow)]
     pub source_service: Cow<'a, str>,
-    /// The service it is for; empty in an event.
+    /// The service that handles it; empty in an event.
     #[serde(borrow)]
     pub target_service: Cow<'a, str>,
-    /// What is asked for, or the event's name.
+    /// The requested action, or the event's name.
     #[serde(borrow)]
     pub action: Cow<'a, str>,
-    /// When it was made, in whole Unix seconds.
+    /// The time at which it was made, in whole Unix seconds.
     pub timestamp: i64,
-    /// Ties the reply to the request: 32 hex digits.
+    /// The correlation id, which the reply repeats: 32 hex digits.
     #[serde(borrow)]
     pub correlation_id: Cow<'a, str>,
-    /// The queue the reply goes to, if one is wanted.
+    /// The reply queue, if the sender wants a reply.
     #[serde(default)]
     pub reply_to: Option<Cow<'a, str>>,
-    /// Metadata.
+    /// Metadata beside the payload.
     #[serde(borrow, default)]
     pub headers: Headers<'a>,
-    /// The request itself.
+    /// The action's argument, or the event's data.
     pub payload: P,
 }
 
 impl<'a, P> ServiceMessage<'a, P> {
-    /// A message made now, with new ids, no headers and no reply wanted.
+    /// Creates a message with the current time, new ids, no headers and no reply queue.
     pub fn new(
         source: impl Into<Cow<'a, str>>,
         target: impl Into<Cow<'a, str>>,
@@ -85,14 +86,14 @@ impl<'a, P> ServiceMessage<'a, P> {
 }
 
 impl<'a> ServiceMessage<'a> {
-    /// Reads an envelope, borrowing from `body`.
+    /// Decodes an envelope, borrowing from `body`.
     ///
-    /// Fields it does not know are passed over, `headers` and `reply_to` may
-    /// be missing.
+    /// Ignores unknown fields; `headers` and `reply_to` may be missing.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Decode`], naming the field that is missing or wrong.
+    /// Fails with [`ErrorKind::Decode`] if a field is missing or has the wrong type; the error
+    /// names the field.
     pub fn decode(body: &'a [u8]) -> Result<Self> {
         serde_json::from_slice(body).map_err(|error| {
             Error::new(
@@ -104,11 +105,11 @@ impl<'a> ServiceMessage<'a> {
 }
 
 impl<P: Serialize> ServiceMessage<'_, P> {
-    /// The message as JSON, all nine fields in the contract's order.
+    /// Encodes the message as JSON, all nine fields in the contract's order.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Encode`] if serde_json cannot encode the payload.
+    /// Fails with [`ErrorKind::Encode`] if serde_json cannot encode the payload.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let mut out = Vec::with_capacity(TYPICAL_SIZE);
         self.write_head(&mut out)?;
@@ -119,37 +120,39 @@ impl<P: Serialize> ServiceMessage<'_, P> {
         Ok(out)
     }
 
-    /// The same, with a hole for the name of the reply queue, which only the
+    /// Encodes the message with a placeholder for the name of the reply queue, which only the
     /// transport knows, and only at the moment of sending.
     pub(crate) fn encode_awaiting_reply_queue(&self) -> Result<Body> {
         let mut out = Vec::with_capacity(TYPICAL_SIZE);
-        let fields = self.write_head(&mut out)?;
+        let ends = self.write_head(&mut out)?;
         let placeholder = out.len();
         self.write_headers(&mut out);
         write_json(&self.payload, &mut out)?;
         out.push(b'}');
-        Ok(Body::with_reply_queue_at(out, placeholder, fields))
+        Ok(Body::with_reply_queue_at(out, placeholder, ends))
     }
 }
 
 impl ServiceMessage<'_, ()> {
-    /// The same round a payload of about so many bytes, which `write` writes as JSON.
-    pub(super) fn encode_awaiting_round(
+    /// Encodes the message with a placeholder for the reply queue's name and a payload of about
+    /// `size` bytes, which `write` writes as JSON.
+    pub(super) fn encode_awaiting_reply_queue_with(
         &self,
         size: usize,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Body> {
         let mut out = Vec::with_capacity(TYPICAL_SIZE + size);
-        let fields = self.write_head(&mut out)?;
+        let ends = self.write_head(&mut out)?;
         let placeholder = out.len();
         self.write_headers(&mut out);
         write(&mut out);
         out.push(b'}');
-        Ok(Body::with_reply_queue_at(out, placeholder, fields))
+        Ok(Body::with_reply_queue_at(out, placeholder, ends))
     }
 
-    /// The same with the reply queue that it has.
-    pub(super) fn encode_round(
+    /// Encodes the message with its own `reply_to` and a payload of about `size` bytes, which
+    /// `write` writes as JSON.
+    pub(super) fn encode_with(
         &self,
         size: usize,
         write: impl FnOnce(&mut Vec<u8>),
@@ -165,7 +168,7 @@ impl ServiceMessage<'_, ()> {
 }
 
 impl<P> ServiceMessage<'_, P> {
-    fn write_head(&self, out: &mut Vec<u8>) -> Result<Fields> {
+    fn write_head(&self, out: &mut Vec<u8>) -> Result<FieldEnds> {
         out.extend_from_slice(b"{\"message_id\":");
         write_json(&self.message_id, out)?;
         let message_id = out.len();
@@ -184,7 +187,7 @@ impl<P> ServiceMessage<'_, P> {
         write_json(&self.correlation_id, out)?;
         let correlation_id = out.len();
         out.extend_from_slice(b",\"reply_to\":");
-        Ok(Fields {
+        Ok(FieldEnds {
             message_id,
             services,
             action,
@@ -193,7 +196,7 @@ impl<P> ServiceMessage<'_, P> {
         })
     }
 
-    /// All that comes before the payload.
+    /// Writes everything between the reply queue's name and the payload.
     fn write_headers(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b",\"headers\":");
         out.extend_from_slice(self.headers.as_str().as_bytes());
@@ -201,8 +204,8 @@ impl<P> ServiceMessage<'_, P> {
     }
 }
 
-/// Room for the envelope's own fields, a small payload and the name of a
-/// reply queue, so that most messages are written without growing.
+/// The room for the envelope's own fields, a small payload and the name of a reply queue, in bytes,
+/// so that most messages are written without reallocation.
 const TYPICAL_SIZE: usize = 768;
 
 pub(super) fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<()> {
@@ -214,11 +217,11 @@ pub(super) fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) ->
     })
 }
 
-/// Larger bodies get serde's own words.
-const LONGEST_DIAGNOSED: usize = 64 << 10;
+/// The largest body that is diagnosed, in bytes; the error of a larger one has serde's own text.
+const MAX_DIAGNOSED: usize = 64 << 10;
 
-/// serde says what is wrong with a value but not in which field, so on this
-/// cold path the body is read once more, field by field.
+/// Returns the cause of a decoding error. serde names the fault of a value but not its field, so on
+/// this cold path the body is read once more, field by field.
 fn diagnose(body: &[u8], error: &serde_json::Error) -> String {
     use serde_json::Value;
     type Fits = fn(&Value) -> bool;
@@ -242,8 +245,8 @@ fn diagnose(body: &[u8], error: &serde_json::Error) -> String {
         ),
         ("payload", ("a JSON value", |_| true)),
     ];
-    // A value takes many times the memory of its text.
-    if body.len() > LONGEST_DIAGNOSED {
+    // A parsed value takes many times the memory of its text.
+    if body.len() > MAX_DIAGNOSED {
         return error.to_string();
     }
     let value = match serde_json::from_slice::<Value>(body) {
@@ -270,11 +273,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// As a PHP peer sends it, byte for byte.
+    /// A request as a PHP peer sends it, byte for byte.
     const PHP: &str = r#"{"message_id":"msg_20261123083012_862ad1d69070c888","source_service":"order-service","target_service":"user-service","action":"get_user","timestamp":1795422612,"correlation_id":"0123456789abcdef0123456789abcdef","reply_to":"amq.gen-x\/y","headers":[],"payload":{"name":"\u5f20\u4e09","path":"a\/b"}}"#;
 
     #[test]
-    fn reads_what_a_php_peer_sends() {
+    fn decodes_a_request_of_a_php_peer() {
         let message = ServiceMessage::decode(PHP.as_bytes()).unwrap();
         assert_eq!(message.message_id, "msg_20261123083012_862ad1d69070c888");
         assert_eq!(message.timestamp, 1_795_422_612);
@@ -286,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_passed_over() {
+    fn unknown_fields_are_ignored() {
         let body = PHP.replace("\"timestamp\"", "\"x\":[{\"y\":1}],\"timestamp\"");
         assert!(ServiceMessage::decode(body.as_bytes()).is_ok());
     }

@@ -1,7 +1,9 @@
+//! Places of texts in a body.
+
 use std::ops::Range;
 
-/// Where a text stands in a body, for those who keep both and cannot borrow. One that
-/// had escapes is kept as it reads.
+/// The place of a text in a body, for a holder of both that cannot borrow. A text that had escapes
+/// is stored unescaped.
 #[derive(Debug)]
 pub(crate) enum Span {
     In(Range<usize>),
@@ -9,7 +11,7 @@ pub(crate) enum Span {
 }
 
 impl Span {
-    /// Finds a text that was read from `body`.
+    /// Locates a text that was read from `body`.
     pub(crate) fn of(text: &str, body: &[u8]) -> Self {
         let range = range_in(body, text);
         match body.get(range.clone()) {
@@ -18,7 +20,7 @@ impl Span {
         }
     }
 
-    /// The text.
+    /// Returns the text.
     pub(crate) fn get<'a>(&'a self, body: &'a [u8]) -> &'a str {
         match self {
             Self::In(range) => {
@@ -30,7 +32,8 @@ impl Span {
     }
 }
 
-/// Where a part of a body stands in it; out of its bounds if it is none.
+/// Returns the range of `part` in a body that it borrows from; a range out of bounds if it does
+/// not.
 pub(crate) fn range_in(body: &[u8], part: &str) -> Range<usize> {
     let start = (part.as_ptr() as usize).wrapping_sub(body.as_ptr() as usize);
     start..start.wrapping_add(part.len())
@@ -41,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_what_is_there_and_keeps_what_is_not() {
+    fn locates_borrowed_texts_and_stores_others() {
         let body = b"{\"a\":\"bc\"}";
         let text = std::str::from_utf8(&body[6..8]).unwrap();
         assert!(matches!(Span::of(text, body), Span::In(range) if range == (6..8)));

@@ -1,18 +1,17 @@
 //! The exchanges, queues and bindings of the wire contract.
 //!
-//! Peers in other languages declare the same ones. A declaration must match
-//! what exists to the letter, or the broker refuses it (406), so this is the
-//! only place that knows these names and kinds.
+//! Peers in other languages declare them too. A declaration must match the existing one exactly, or
+//! the broker refuses it (406), so these names and kinds are defined only here.
 
 use std::time::Duration;
 
 use super::direct::{self, DIRECT_REPLY_TO};
 use super::{ExchangeKind, QueueOptions, Topology};
 
-/// The exchange that every request goes through.
+/// The exchange for all requests.
 pub(crate) const SERVICE_EXCHANGE: &str = "service.exchange";
 
-/// The routing key of requests to a service.
+/// Returns the routing key of requests to a service.
 pub(crate) fn request_key(service: &str) -> String {
     let mut key = String::with_capacity("request.".len() + service.len());
     key.push_str("request.");
@@ -20,61 +19,63 @@ pub(crate) fn request_key(service: &str) -> String {
     key
 }
 
-/// The queue a service takes its requests from.
+/// Returns the name of the queue of requests to a service.
 pub(crate) fn request_queue(service: &str) -> String {
     format!("service.{service}.request")
 }
 
-/// The queue of one instance of a service, for the calls addressed to it; and their
-/// routing key. Not through the default exchange: a queue cannot be unbound from that,
-/// and what came in between a last look and its deletion would be lost.
+/// Returns the name of the queue of one instance of a service, for the calls addressed to it; it is
+/// their routing key too. They do not go through the default exchange: a queue cannot be unbound
+/// from that one, and a message that arrives between the last check of the queue and its deletion
+/// would be lost.
 pub(crate) fn instance_queue(service: &str, id: &str) -> String {
     format!("service.{service}.instance.{id}")
 }
 
-/// What the names of a service's queues begin with.
+/// Returns the beginning of the names of a service's queues.
 pub(crate) fn service_stem(service: &str) -> String {
     format!("service.{service}")
 }
 
-/// The place where messages are handled one at a time that a worker may have died of.
+/// Returns the name of the queue for suspects: messages whose workers may have died because of
+/// them, and which are handled one at a time.
 pub(crate) fn suspect_queue(stem: &str) -> String {
     format!("{stem}.suspect")
 }
 
-/// A queue of suspects counts redeliveries, which a classic queue only marks.
+/// Returns the topology of a suspect queue, which counts redeliveries; a classic queue only marks
+/// them.
 pub(crate) fn for_suspects(stem: &str, single_active: bool) -> Topology {
     let mut counting = QueueOptions::new().quorum(NO_DELIVERY_LIMIT);
     counting.single_active = single_active;
     Topology::default().queue_with(suspect_queue(stem), counting)
 }
 
-/// Where messages wait for their next attempt, for `delay`. The delay is in the name
-/// because a queue's arguments cannot be changed.
+/// Returns the name of the queue in which messages wait `delay` for their next attempt. The delay
+/// is in the name because a queue's arguments cannot be changed.
 pub(crate) fn retry_queue(stem: &str, delay: Duration) -> String {
     format!("{stem}.retry.{}", delay.as_millis())
 }
 
-/// The exchange that every event goes through, keyed by its name.
+/// The exchange for all events; the routing key is the event's name.
 pub(crate) const EVENT_EXCHANGE: &str = "event.exchange";
 
-/// The queue in which the instances of a service share the events of a subscription.
-/// Each has one of its own instead if `instance` says which.
+/// Returns the name of a subscription's queue, from which all instances of the service consume, or
+/// only `instance` if given.
 pub(crate) fn group_queue(service: &str, subscription: &str, instance: Option<&str>) -> String {
     let instance = instance.map(|id| format!(".{id}")).unwrap_or_default();
     format!("event.{service}.{subscription}{instance}")
 }
 
-/// The queue of a subscription that there is once in the whole system.
+/// Returns the name of the queue of a subscription that exists once in the whole system.
 pub(crate) fn singleton_queue(subscription: &str) -> String {
     format!("singleton.{subscription}")
 }
 
-/// The exchange that every dead letter goes through, keyed by the queue it was
-/// taken from.
+/// The exchange for all dead letters; the routing key is the queue in which the message died.
 pub(crate) const DEAD_EXCHANGE: &str = "dead.exchange";
 
-/// Whether a queue is one of a service's: its requests, or a subscription of its.
+/// Returns true if a queue belongs to a service: one for its requests, or for a subscription.
 pub(crate) fn is_queue_of(queue: &str, service: &str) -> bool {
     let after = |stem: &str| queue.strip_prefix(stem)?.strip_prefix(service);
     after("service.") == Some(".request")
@@ -82,13 +83,13 @@ pub(crate) fn is_queue_of(queue: &str, service: &str) -> bool {
         || after("event.").is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// The queue that keeps all dead letters.
+/// The queue for all dead letters.
 pub(crate) const DEAD_QUEUE: &str = "dead.letter";
 
-/// Whether a reply may go to a queue: one that the broker has named, or stands for a client
-/// itself. Replies to other queues would be written with the server's rights, wherever a
-/// sender points, so they go there only where the server allows `any`, and never where they
-/// would be taken for a request or a dead letter.
+/// Returns true if a reply may be sent to a queue: one named by the broker, or one that stands for
+/// a client's channel. A reply to any other queue is written with the server's permissions to
+/// wherever the request says, so it is sent only if the server allows `any`, and never to a queue
+/// where it would count as a request or a dead letter.
 pub(crate) fn may_take_replies(queue: &str, any: bool) -> bool {
     if queue.starts_with(DIRECT_REPLY_TO) {
         return direct::is_direct(queue);
@@ -106,23 +107,23 @@ pub(crate) fn may_take_replies(queue: &str, any: bool) -> bool {
     any && !ours && queue != DEAD_QUEUE
 }
 
-/// Is this the routing key of requests to one instance?
+/// Returns true if this is the routing key of requests to one instance.
 pub(crate) fn is_for_instance(routing_key: &str) -> bool {
     routing_key.starts_with("service.")
 }
 
-/// What whoever sends requests needs.
+/// Returns the topology for sending requests.
 pub(crate) fn for_requests() -> Topology {
     Topology::default().exchange(SERVICE_EXCHANGE, ExchangeKind::Direct)
 }
 
-/// What whoever publishes events needs.
+/// Returns the topology for publishing events.
 pub(crate) fn for_events() -> Topology {
     Topology::default().exchange(EVENT_EXCHANGE, ExchangeKind::Topic)
 }
 
-/// What a subscription needs that has no queue of its own: a queue with what its pattern
-/// fits, one for each delay between attempts, and the dead letters'.
+/// Returns the topology of a subscription with a durable queue: that queue, bound with its
+/// pattern, one for each delay between attempts, and the dead-letter queue.
 pub(crate) fn for_subscription(
     queue: &str,
     options: QueueOptions,
@@ -136,15 +137,15 @@ pub(crate) fn for_subscription(
         .and(for_retries(queue, queue, retry_delays))
 }
 
-/// A queue whose messages have a place that they keep, whatever fails: one consumer at a
-/// time, and no redelivery is put to its end to be counted, as it counts by itself.
+/// Returns the options of a queue whose messages keep their order whatever fails: one consumer at a
+/// time, and a redelivered message keeps its place, as the quorum queue counts redeliveries itself.
 pub(crate) fn in_order() -> QueueOptions {
     QueueOptions::new()
         .quorum(NO_DELIVERY_LIMIT)
         .single_active_consumer()
 }
 
-/// What whoever sends, keeps or looks through dead letters needs.
+/// Returns the topology for publishing and reading dead letters.
 pub(crate) fn for_dead_letters() -> Topology {
     Topology::default()
         .exchange(DEAD_EXCHANGE, ExchangeKind::Topic)
@@ -152,16 +153,16 @@ pub(crate) fn for_dead_letters() -> Topology {
         .bind(DEAD_QUEUE, DEAD_EXCHANGE, "#")
 }
 
-/// coney counts redeliveries itself, and dead-letters with a reason. The broker,
-/// which would drop the message, must not be first.
+/// A delivery limit that is never reached. coney counts redeliveries itself, and dead-letters with
+/// a reason; the broker, which would drop the message, must not be first.
 pub(crate) const NO_DELIVERY_LIMIT: u32 = 2_000_000_000;
 
-/// What a service needs before it can take requests: its queue, one queue for
-/// each delay between attempts, and the dead letters'.
+/// Returns the topology that a service needs before it can take requests: its queue, one queue for
+/// each delay between attempts, and the dead-letter queue.
 ///
-/// The queues between attempts are quorum queues whatever the other is, because
-/// only these move a message on with a confirmation; a classic queue that is
-/// killed at the wrong moment loses what it was moving.
+/// The retry queues are quorum queues even if the request queue is not, because only quorum queues
+/// dead-letter with a confirm; a classic queue that is killed at the wrong moment loses the message
+/// that it is dead-lettering.
 pub(crate) fn for_service(service: &str, retry_delays: &[Duration], quorum: bool) -> Topology {
     let queue = request_queue(service);
     let requests = match quorum {
@@ -176,7 +177,7 @@ pub(crate) fn for_service(service: &str, retry_delays: &[Duration], quorum: bool
         .and(for_retries(&service_stem(service), &queue, retry_delays))
 }
 
-/// The queues between attempts at what is in `queue`.
+/// Returns the topology of the retry queues of `queue`.
 fn for_retries(stem: &str, queue: &str, retry_delays: &[Duration]) -> Topology {
     let mut seen = Vec::new();
     let mut topology = Topology::default();
@@ -198,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replies_go_where_a_client_listens_and_nowhere_else() {
+    fn replies_are_sent_to_reply_queues_only() {
         let second = Duration::from_secs(1);
         let stem = service_stem("user-service");
         for ours in [

@@ -1,19 +1,21 @@
+//! Declarations of exchanges, queues and bindings.
+
 use std::time::Duration;
 
-/// The way in which an exchange picks the queues a message goes to.
+/// The rule by which an exchange routes a message to queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExchangeKind {
-    /// To the queues bound with exactly the message's routing key.
+    /// Routes to the queues bound with exactly the message's routing key.
     Direct,
-    /// To the queues whose pattern fits the dotted routing key: `*` stands
-    /// for one word, `#` for any number of them.
+    /// Routes to the queues whose pattern matches the dotted routing key: `*` stands for one word,
+    /// `#` for any number of words.
     Topic,
-    /// To every bound queue.
+    /// Routes to every bound queue.
     Fanout,
 }
 
-/// Exchanges, durable queues and bindings that must be there before a link is
-/// used. Declared in this order, again after every reconnect.
+/// The exchanges, durable queues and bindings that must exist before a link is used. They are
+/// declared in this order, and again after every reconnect.
 ///
 /// ```
 /// use coney::transport::{ExchangeKind, Topology};
@@ -31,14 +33,14 @@ pub struct Topology {
     bindings: Vec<Binding>,
 }
 
-/// What a queue does beside keeping messages. A queue that exists must have been
-/// declared with the same options, or the broker refuses to declare it.
+/// The options of a queue. An existing queue must have been declared with the same options, or the
+/// broker refuses the declaration.
 ///
 /// ```
 /// use std::time::Duration;
 /// use coney::transport::{QueueOptions, Topology};
 ///
-/// // What waits here for ten seconds moves on to the queue `jobs`.
+/// // Messages that wait here for ten seconds are dead-lettered to the queue `jobs`.
 /// let wait = QueueOptions::new()
 ///     .message_ttl(Duration::from_secs(10))
 ///     .dead_letter_to("", "jobs");
@@ -54,21 +56,22 @@ pub struct QueueOptions {
 }
 
 impl QueueOptions {
-    /// A plain queue: no arguments, as the wire contract has them all.
+    /// Creates the options of a classic queue without arguments, such as most queues of the wire
+    /// contract.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The time for which a message may wait before it is dropped, or dead-lettered; in
-    /// whole milliseconds, at most 49 days. Default: for ever.
+    /// Sets the time for which a message may wait before it is dropped or dead-lettered, in whole
+    /// milliseconds, at most 49 days. Defaults to no limit.
     pub fn message_ttl(mut self, ttl: Duration) -> Self {
         self.message_ttl = Some(ttl);
         self
     }
 
-    /// The place where messages go that expire here or are rejected without requeueing:
-    /// an exchange, empty for the default one, and a routing key. Default: they
-    /// are dropped.
+    /// Sets the dead-letter target, for messages that expire here or are rejected without
+    /// requeueing: an exchange, empty for the default exchange, and a routing key. Defaults to
+    /// none: they are dropped.
     pub fn dead_letter_to(
         mut self,
         exchange: impl Into<String>,
@@ -78,16 +81,16 @@ impl QueueOptions {
         self
     }
 
-    /// A quorum queue: replicated, and dead-lettering a message that comes back
-    /// more than `delivery_limit` times without being acknowledged. The memory
-    /// broker has nothing to replicate. Default: a classic queue.
+    /// Makes it a quorum queue: replicated, and dead-lettering a message that is requeued more than
+    /// `delivery_limit` times without being acknowledged. The memory broker does not replicate.
+    /// Defaults to a classic queue.
     pub fn quorum(mut self, delivery_limit: u32) -> Self {
         self.quorum = Some(delivery_limit);
         self
     }
 
-    /// One of its consumers at a time gets everything; when it goes, the next one
-    /// does. Default: they take turns.
+    /// Delivers everything to one consumer at a time; when it is gone, the next one takes over.
+    /// Defaults to delivery to all consumers in turn.
     pub fn single_active_consumer(mut self) -> Self {
         self.single_active = true;
         self
@@ -134,12 +137,12 @@ impl Topology {
         self
     }
 
-    /// The exchanges, in the order they are declared.
+    /// Returns the exchanges, in the order of their declaration.
     pub fn exchanges(&self) -> &[(String, ExchangeKind)] {
         &self.exchanges
     }
 
-    /// The queues' names, in the order they are declared.
+    /// Returns the names of the queues, in the order of their declaration.
     pub fn queues(&self) -> impl Iterator<Item = &str> {
         self.queues.iter().map(|(name, _)| name.as_str())
     }
@@ -152,12 +155,12 @@ impl Topology {
         &self.bindings
     }
 
-    /// Their number in all.
+    /// Returns the number of exchanges, queues and bindings.
     pub(crate) fn declarations(&self) -> usize {
         self.exchanges.len() + self.queues.len() + self.bindings.len()
     }
 
-    /// The declarations of both.
+    /// Adds the declarations of `other`.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.exchanges.extend(other.exchanges);
         self.queues.extend(other.queues);

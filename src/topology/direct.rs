@@ -1,21 +1,22 @@
-//! RabbitMQ's direct reply-to: names of queues that are none.
+//! RabbitMQ's direct reply-to: names that stand for a client's channel instead of a queue.
 
-/// The name by which a client asks for direct replies. The broker puts another into the
-/// property `reply_to`, which begins with it.
+/// The pseudo-queue from which a client consumes direct replies. The broker replaces it in the
+/// property `reply_to` by a longer name that begins with it.
 pub(crate) const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-/// What an Erlang process's number looks like on the wire: a version, a tag and the name of
-/// its node, of one or two bytes' length; then three numbers.
+/// The wire format of an Erlang process id: a version, a tag, and the name of its node with a
+/// length of one or two bytes; then three numbers, in 12 bytes.
 const VERSION: u8 = 131;
 const PROCESS: u8 = 88;
 const LONG_NAMES: [u8; 2] = [100, 118];
 const SHORT_NAMES: [u8; 2] = [115, 119];
 const NUMBERS: usize = 12;
 
-/// Whether a name is one that the broker made: the channel that takes the replies, and a key.
+/// Returns true if the broker made this name: it holds the channel that takes the replies, and a
+/// key.
 ///
-/// The broker looks into the name of each reply that is sent there, and one that it cannot
-/// read ends the connection of the one who replies.
+/// The broker decodes the name for each reply sent there, and a name that it cannot decode ends the
+/// connection of the sender of the reply.
 pub(super) fn is_direct(queue: &str) -> bool {
     let token = queue.strip_prefix(DIRECT_REPLY_TO);
     let parts = token
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_the_brokers_own_are_known() {
+    fn only_names_made_by_the_broker_are_accepted() {
         let made = "amq.rabbitmq.reply-to.g1h2AA9yZXBseUAxMTU5MzU0NDQAAAdgAAAAp2sJgcA=.KvEFKM7FIgLhFeQuXNQn1w==";
         assert!(is_direct(made));
         for forged in [

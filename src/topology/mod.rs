@@ -1,4 +1,4 @@
-//! Exchanges, queues and bindings: those that links declare, and those of the wire contract.
+//! Exchanges, queues and bindings: declarations of links, and the wire contract.
 
 mod contract;
 mod declarations;

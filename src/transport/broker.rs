@@ -1,3 +1,5 @@
+//! The public handle on a message broker.
+
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -16,24 +18,25 @@ use crate::base::log_relay;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long declaring what a link needs may take.
+/// The longest time in which the broker may declare what a link needs.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time for which a large message of its own connection may take, and again for every 4 MiB.
+/// The time in which a large message may be sent over its own connection, plus the same again for
+/// every 4 MiB.
 const LARGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time for which dropping the last handle may wait for the broker to close the connection.
+/// The longest time for which dropping the last handle blocks until the broker has closed the
+/// connection.
 const CLOSE_ON_DROP: Duration = Duration::from_secs(2);
 
-/// The longest time to wait for the log lines of its threads.
+/// The longest time for which dropping the last handle blocks until queued log lines are written.
 const FLUSH_ON_DROP: Duration = Duration::from_millis(100);
 
-/// A handle on a message broker: the one thing that clients and servers need.
+/// A handle on a message broker, which clients and servers are created from.
 ///
-/// Cheap to clone and free to share between threads; all clones, and every
-/// client and server made from them, use one connection, which closes when the
-/// last of them is dropped. (Subscribers whose events are
-/// [in order](crate::Subscription::ordered_by) have another one of their own.)
+/// Cheap to clone and to use from several threads; all clones, and every client and server created
+/// from them, use one connection, which closes when the last of them is dropped. (Subscribers whose
+/// events are [in order](crate::Subscription::ordered_by) have a second one of their own.)
 ///
 /// ```
 /// use coney::Broker;
@@ -51,81 +54,82 @@ pub struct Broker {
 }
 
 struct Inner {
-    home: OwnerProcess,
+    owner: OwnerProcess,
     transport: Box<dyn Transport>,
     confirmed: ConfirmLinks,
-    /// Connections that end with this one.
-    others: Mutex<Vec<Weak<Inner>>>,
-    /// Held by the one that looks through the dead letters.
-    turn: Mutex<()>,
-    /// The callbacks of confirms.
+    /// The connections that close along with this one.
+    second_connections: Mutex<Vec<Weak<Inner>>>,
+    /// The lock held by the one scan of the dead letters that may run.
+    scan_lock: Mutex<()>,
+    /// The thread that runs the callbacks of confirms, once there was one.
     callbacks: Mutex<Option<CallbackThread>>,
 }
 
 impl Broker {
-    /// A broker inside this process: queues, prefetch, acknowledgements,
-    /// expiry and returns as RabbitMQ has them, with nothing to install. It
-    /// keeps nothing on disk, serves this process only, and has one thread, once
-    /// there is a queue that moves on what expires.
-    /// Each call makes another broker: clone one to share it.
+    /// Creates a broker inside this process: queues, prefetch, acknowledgements, expiry and
+    /// returned messages as in RabbitMQ, with nothing to install. It stores nothing on disk, serves
+    /// this process only, and starts one thread at most, when the first queue with a dead-letter
+    /// target is declared. Each call creates another broker: clone one to use it in several places.
     pub fn memory() -> Self {
         Self::over(MemoryTransport::new())
     }
 
-    /// Closes the connection, now, for every client and server that uses it:
-    /// their calls fail with [`ErrorKind::Closed`](crate::ErrorKind::Closed).
-    /// To let running handlers finish, shut the servers down first.
+    /// Closes the connection at once, for every client and server that uses it: their calls fail
+    /// with [`ErrorKind::Closed`](crate::ErrorKind::Closed). To let running handlers finish, shut
+    /// the servers down first.
     ///
     /// Blocks until the connection's threads have ended, at most `timeout`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if they have not;
-    /// they end by themselves later.
+    /// Fails with [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if they have not ended by
+    /// then; they end by themselves later.
     pub fn close(&self, timeout: Duration) -> Result<()> {
         let deadline = deadline::after(timeout);
-        let others = self.inner.others.lock().clone();
-        let others = others.iter().filter_map(Weak::upgrade);
-        let others = others.map(|other| other.transport.close(deadline));
-        let result = others.fold(Ok(()), Result::and);
+        let second_connections = self.inner.second_connections.lock().clone();
+        let second_connections = second_connections.iter().filter_map(Weak::upgrade);
+        let second_connections = second_connections.map(|other| other.transport.close(deadline));
+        let result = second_connections.fold(Ok(()), Result::and);
         let result = result.and(self.inner.transport.close(deadline));
         log_relay::flush(deadline);
         result
     }
 
-    /// Where it is: `memory`, or host, port and virtual host.
+    /// Returns the address: `memory`, or host, port and virtual host.
     pub fn address(&self) -> &str {
         self.inner.transport.address()
     }
 
-    /// The largest message body it takes, in bytes: what was set, or what RabbitMQ is known
-    /// to take if that is less.
+    /// Returns the largest message body that the broker accepts, in bytes: the configured limit, or
+    /// RabbitMQ's own if that is known and lower.
     pub fn max_body(&self) -> usize {
         self.inner.transport.limits().max_body()
     }
 
-    /// The largest message over `max_body` that is dead-lettered with its body, in bytes.
+    /// Returns the size of the largest message over `max_body` that is dead-lettered with its body,
+    /// in bytes.
     pub(crate) fn max_dead_letter(&self) -> u64 {
         self.inner.transport.limits().max_dead_letter()
     }
 
-    /// For one look through the dead letters at a time. `None` if it is not over by then.
-    pub(crate) fn take_turn(&self, deadline: Instant) -> Option<MutexGuard<'_, ()>> {
-        self.inner.turn.try_lock_until(deadline)
+    /// Locks the dead letters for one scan at a time. Blocks while another scan runs; returns
+    /// `None` if it still runs at `deadline`.
+    pub(crate) fn lock_dead_letters(&self, deadline: Instant) -> Option<MutexGuard<'_, ()>> {
+        self.inner.scan_lock.try_lock_until(deadline)
     }
 
-    /// The largest header table it takes, in bytes.
+    /// Returns the size of the largest header table that can be sent, in bytes.
     pub(crate) fn max_headers(&self) -> usize {
         self.inner.transport.limits().max_headers()
     }
 
-    /// True if its connections may be lost and made again.
+    /// Returns true if the transport's connections may be lost and reconnected.
     pub(crate) fn has_sessions(&self) -> bool {
         self.inner.transport.has_sessions()
     }
 
-    /// Room for a message among those that wait to be sent. Blocks while there is none, at
-    /// most until `deadline`, and without one not at all.
+    /// Reserves room among the messages that are queued to be sent. Blocks while there is none, at
+    /// most until `deadline`, and not at all without a deadline.
     pub(crate) fn reserve(
         &self,
         bytes: usize,
@@ -134,8 +138,8 @@ impl Broker {
         self.inner.transport.reserve(bytes, deadline)
     }
 
-    /// Publishes a message that is larger than `max_body`, over a connection of its own,
-    /// and waits until the broker has confirmed it. Blocks for a time that grows with it.
+    /// Publishes a message larger than `max_body` over a connection of its own. Blocks until the
+    /// broker has confirmed it, for a time that grows with its size.
     pub(crate) fn publish_oversized(&self, mut publication: Publication) -> Result<ConfirmOutcome> {
         let bytes = publication.body.len();
         let deadline = deadline::after(LARGE_TIMEOUT + LARGE_TIMEOUT * (bytes >> 22) as u32);
@@ -143,7 +147,7 @@ impl Broker {
         let Some(another) = self.inner.transport.second_connection(Some(bytes))? else {
             return Ok(ConfirmOutcome::TooLarge(Some(self.max_body())));
         };
-        let another = Self::over_box(another);
+        let another = Self::from_transport(another);
         let confirmation = another.publish_confirmed(publication, deadline)?;
         let outcome = confirmation.wait(deadline);
         let _ = another.close(CLOSE_ON_DROP);
@@ -154,12 +158,13 @@ impl Broker {
         self.inner.transport.spin_for()
     }
 
-    /// Opens a link. Blocks until the broker has done it, at most 10 s.
+    /// Opens a link. Blocks until the broker has declared and started everything, at most 10 s.
     pub(crate) fn open(&self, spec: LinkSpec, sink: Arc<dyn Sink>) -> Result<Arc<dyn LinkHandle>> {
         self.open_until(spec, sink, None)
     }
 
-    /// The same, and at most until then.
+    /// Opens a link. Blocks until the broker has declared and started everything, at most 10 s and
+    /// at most until `deadline`.
     pub(crate) fn open_until(
         &self,
         spec: LinkSpec,
@@ -172,9 +177,8 @@ impl Broker {
         self.inner.transport.open(spec, sink, deadline)
     }
 
-    /// Publishes a message that the broker is to confirm. Blocks while too many
-    /// are under way, at most until `deadline`; an error means that it will not
-    /// be sent.
+    /// Publishes a message with a publisher confirm. Blocks while too many messages are
+    /// unconfirmed, at most until `deadline`; an error means that the message will not be sent.
     pub(crate) fn publish_confirmed(
         &self,
         publication: Publication,
@@ -188,23 +192,24 @@ impl Broker {
         confirmed.publish(&**transport, publication, deadline)
     }
 
-    /// A connection of one's own to the same broker, where one in common does not do.
-    /// Blocks until it is made, at most the connect timeout.
+    /// Opens a second connection to the same broker, for links that cannot use the first; the
+    /// memory broker has none and returns itself. Blocks until it is open, at most the connect
+    /// timeout.
     pub(crate) fn second_connection(&self) -> Result<Self> {
         let Some(another) = self.inner.transport.second_connection(None)? else {
             return Ok(self.clone());
         };
-        let another = Self::over_box(another);
-        let mut others = self.inner.others.lock();
-        others.retain(|other| other.strong_count() > 0);
-        others.push(Arc::downgrade(&another.inner));
+        let another = Self::from_transport(another);
+        let mut second_connections = self.inner.second_connections.lock();
+        second_connections.retain(|other| other.strong_count() > 0);
+        second_connections.push(Arc::downgrade(&another.inner));
         Ok(another)
     }
 
-    /// An error in a forked child, for what was begun in its parent: only that hears how it
-    /// ends.
+    /// Returns an error in a forked child, for a message that its parent sent: only the parent
+    /// receives the outcome.
     pub(crate) fn check_home(&self, begun: &dyn fmt::Display) -> Result<()> {
-        if !self.inner.home.is_another() {
+        if !self.inner.owner.is_another() {
             return Ok(());
         }
         let fault = format!(
@@ -238,17 +243,17 @@ impl Broker {
     }
 
     pub(super) fn over(transport: impl Transport + 'static) -> Self {
-        Self::over_box(Box::new(transport))
+        Self::from_transport(Box::new(transport))
     }
 
-    fn over_box(transport: Box<dyn Transport>) -> Self {
+    fn from_transport(transport: Box<dyn Transport>) -> Self {
         Self {
             inner: Arc::new(Inner {
-                home: OwnerProcess::current(),
+                owner: OwnerProcess::current(),
                 transport,
                 confirmed: ConfirmLinks::new(),
-                others: Mutex::default(),
-                turn: Mutex::default(),
+                second_connections: Mutex::default(),
+                scan_lock: Mutex::default(),
                 callbacks: Mutex::default(),
             }),
         }
@@ -260,7 +265,10 @@ impl Drop for Inner {
         let closed = self.transport.close(Instant::now() + CLOSE_ON_DROP);
         log_relay::flush(Instant::now() + FLUSH_ON_DROP);
         if let Err(error) = closed {
-            log::warn!("closing {}: {error}", self.transport.address());
+            log::warn!(
+                "the connection to {} did not close: {error}",
+                self.transport.address()
+            );
         }
     }
 }

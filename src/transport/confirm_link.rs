@@ -1,3 +1,5 @@
+//! The links of a connection that publish with confirms.
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,37 +10,36 @@ use super::{LinkHandle, LinkSpec, NoSink, Publication, Transport};
 use crate::error::{Error, Phase, Result};
 use crate::topology::{self, Topology};
 
-/// How many messages may be under way without a confirmation. A sender waits
-/// for room beyond it. At some 200 bytes each it is 3 MiB; idempotent ones keep
-/// their bodies until then.
+/// The largest number of unconfirmed messages; a sender blocks beyond it. At some 200 bytes each
+/// they take 3 MiB; idempotent messages keep their bodies until they are confirmed.
 const WINDOW: usize = 16_384;
 
-/// A connection's links for everything that must be confirmed: commands, events, and what is
-/// moved, as retries and dead letters are. They are apart from the links of clients and
-/// servers, because a channel confirms all it publishes or nothing, and confirming requests
-/// and replies too would cost a tenth of the calls. Each opens when it is first used, and
-/// declares no more than what is published over it: a user may be allowed nothing else.
+/// A connection's links for all messages with publisher confirms: commands, events, and republished
+/// messages (retries and dead letters). They are separate from the links of clients and servers,
+/// because a channel confirms all its messages or none, and confirming requests and replies too
+/// would cost a tenth of the calls. Each link opens on first use, and declares no more than its
+/// messages need: a user may lack the permission for anything else.
 pub(super) struct ConfirmLinks {
-    commands: Opened,
-    events: Opened,
-    moves: Opened,
+    commands: LazyLink,
+    events: LazyLink,
+    republished: LazyLink,
     window: Arc<ConfirmWindow>,
 }
 
-type Opened = Mutex<Option<Arc<dyn LinkHandle>>>;
+type LazyLink = Mutex<Option<Arc<dyn LinkHandle>>>;
 
 impl ConfirmLinks {
     pub(super) fn new() -> Self {
         Self {
-            commands: Opened::default(),
-            events: Opened::default(),
-            moves: Opened::default(),
+            commands: LazyLink::default(),
+            events: LazyLink::default(),
+            republished: LazyLink::default(),
             window: Arc::new(ConfirmWindow::new(WINDOW)),
         }
     }
 
-    /// Hands a message over for sending. Blocks while too many are under way,
-    /// at most until `deadline`. An error means that it will not be sent.
+    /// Publishes a message with a confirm. Blocks while too many messages are unconfirmed, at most
+    /// until `deadline`. An error means that the message will not be sent.
     pub(super) fn publish(
         &self,
         transport: &dyn Transport,
@@ -66,11 +67,11 @@ impl ConfirmLinks {
         transport: &dyn Transport,
         deadline: Instant,
     ) -> Result<Arc<dyn LinkHandle>> {
-        let (opened, topology) = match exchange {
+        let (link, topology) = match exchange {
             topology::SERVICE_EXCHANGE => (&self.commands, topology::for_requests()),
             topology::EVENT_EXCHANGE => (&self.events, topology::for_events()),
-            // Those whose messages are moved have declared where to.
-            _ => (&self.moves, Topology::default()),
+            // The consumer of republished messages has declared their targets.
+            _ => (&self.republished, Topology::default()),
         };
         let not_yet = || {
             let peer = transport.address();
@@ -79,19 +80,18 @@ impl ConfirmLinks {
                 format!("timed out waiting for {peer} to take messages"),
             )
         };
-        let mut handle = opened.try_lock_until(deadline).ok_or_else(not_yet)?;
+        let mut handle = link.try_lock_until(deadline).ok_or_else(not_yet)?;
         if let Some(handle) = &*handle {
             return Ok(Arc::clone(handle));
         }
         let mut spec = LinkSpec::new(topology);
         spec.confirms = true;
-        let opened =
-            transport
-                .open(spec, Arc::new(NoSink), deadline)
-                .map_err(|error| match error.phase() {
-                    Some(_) => not_yet(),
-                    None => error,
-                })?;
-        Ok(Arc::clone(handle.insert(opened)))
+        let link = transport
+            .open(spec, Arc::new(NoSink), deadline)
+            .map_err(|error| match error.phase() {
+                Some(_) => not_yet(),
+                None => error,
+            })?;
+        Ok(Arc::clone(handle.insert(link)))
     }
 }

@@ -1,7 +1,7 @@
-//! The broker's word on a message: that it has taken responsibility, or why not.
+//! Publisher confirms: whether the broker accepted a message, and if not, why.
 //!
-//! A pair, like the two ends of a channel: the transport holds the [`ConfirmSender`]
-//! and fills it in, the sender holds the [`ConfirmReceiver`] and waits for it.
+//! A confirm is a pair, like the two ends of a channel: the transport settles the
+//! [`ConfirmSender`], and the publisher waits on the [`ConfirmReceiver`].
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,20 +10,20 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::base::callbacks::Notifier;
 
-/// What became of a message that wanted to be confirmed.
+/// The outcome of a message published with a confirm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ConfirmOutcome {
-    /// The broker has it.
+    /// The broker accepted the message.
     Confirmed,
-    /// It fitted no queue; the broker's reason.
+    /// The broker returned the message, which no queue was bound for; the broker's reason.
     Returned(String),
-    /// The broker would not take it; why.
+    /// The broker refused the message; the reason.
     Refused(String),
-    /// It is larger than the broker takes; the limit, if it named it.
+    /// The message is larger than the broker accepts; the limit, if the broker named it.
     TooLarge(Option<usize>),
-    /// The connection was lost in between.
+    /// The connection was lost before the confirm; the cause.
     Lost(Arc<str>),
-    /// The transport has let go of it: it was closed, or dropped the message.
+    /// The transport dropped the message, for example because it was closed.
     Dropped,
 }
 
@@ -40,14 +40,14 @@ struct State {
     notifier: Option<Notifier>,
 }
 
-/// The transport's end. Dropping it says [`ConfirmOutcome::Dropped`], so that nobody ever
-/// waits for a message that is gone.
+/// The transport's end of a confirm. Dropping it settles it with [`ConfirmOutcome::Dropped`], so
+/// that no thread waits for the confirm of a message that is gone.
 pub(crate) struct ConfirmSender {
     shared: Arc<Shared>,
     _permit: Permit,
 }
 
-/// The sender's end.
+/// The publisher's end of a confirm.
 pub(crate) struct ConfirmReceiver {
     shared: Arc<Shared>,
 }
@@ -85,7 +85,7 @@ impl Drop for ConfirmSender {
 }
 
 impl ConfirmReceiver {
-    /// Blocks until the fate is known, at most until `deadline`.
+    /// Blocks until the outcome is known, at most until `deadline`.
     pub(crate) fn wait(&self, deadline: Instant) -> Option<ConfirmOutcome> {
         let mut state = self.shared.state.lock();
         while state.outcome.is_none() {
@@ -108,14 +108,14 @@ impl ConfirmReceiver {
     }
 }
 
-/// How many messages may be unconfirmed at a time. A sender waits for its turn,
-/// so that a broker that confirms slowly slows its senders down.
+/// A bound on the number of unconfirmed messages. Publishers block at the bound, so that a broker
+/// that confirms slowly slows them down.
 pub(crate) struct ConfirmWindow {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
-/// One message's place in a [`ConfirmWindow`], given back when dropped.
+/// The permit of one unconfirmed message in a [`ConfirmWindow`], returned on drop.
 pub(crate) struct Permit(Arc<ConfirmWindow>);
 
 impl ConfirmWindow {
@@ -126,7 +126,7 @@ impl ConfirmWindow {
         }
     }
 
-    /// Blocks until there is room, at most until `deadline`.
+    /// Blocks until fewer messages than the bound are unconfirmed, at most until `deadline`.
     pub(crate) fn enter(self: &Arc<Self>, deadline: Instant) -> Option<Permit> {
         let mut free = self.free.lock();
         while *free == 0 {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_tells_once_and_a_dropped_one_tells_too() {
+    fn a_confirm_is_settled_once_and_on_drop() {
         let window = Arc::new(ConfirmWindow::new(1));
         let (confirm, confirmation) = pair(window.enter(soon()).unwrap());
         assert_eq!(confirmation.wait(soon()), None);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_for_room_ends_when_there_is_some() {
+    fn entering_blocks_until_a_permit_is_returned() {
         let window = Arc::new(ConfirmWindow::new(1));
         let permit = window.enter(soon()).unwrap();
         let other = Arc::clone(&window);

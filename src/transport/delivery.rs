@@ -1,3 +1,5 @@
+//! Deliveries and their settlement.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -5,13 +7,12 @@ use std::time::Instant;
 use super::{Limits, Message, Publication};
 use crate::base::log_relay;
 
-/// A message taken from a queue, together with the duty to settle it.
+/// A message delivered from a queue, which must be settled.
 ///
-/// Settle it once, by [`ack`](Delivery::ack), [`ack_with`](Delivery::ack_with)
-/// or [`reject`](Delivery::reject): each takes the delivery, so that a second
-/// time does not compile. Dropping it puts the message back into its queue.
-/// Settling never blocks; after the connection it came over was lost it does
-/// nothing, as the broker has the message back already.
+/// Settle it once, by [`ack`](Delivery::ack), [`ack_with`](Delivery::ack_with) or
+/// [`reject`](Delivery::reject): each takes the delivery, so a second settlement does not compile.
+/// Dropping it requeues the message. Settling never blocks; after its connection was lost it has no
+/// effect, as the broker has requeued the message already.
 pub struct Delivery {
     message: Arc<Message>,
     redelivered: bool,
@@ -19,28 +20,28 @@ pub struct Delivery {
     token: Option<DeliveryToken>,
 }
 
-/// The right to settle one delivery, in the session it came over.
+/// The means to settle one delivery, in the session in which it arrived.
 pub(crate) struct DeliveryToken {
     pub(crate) settler: Arc<dyn Settler>,
     pub(crate) session: u64,
     pub(crate) tag: u64,
 }
 
-/// What becomes of a delivery.
+/// The settlement of a delivery.
 #[derive(Debug)]
 pub(crate) enum Disposition {
-    /// Done; publish the reply first, over the same channel, if there is one.
+    /// Acknowledge; first publish the reply over the same channel, if there is one.
     Ack { reply: Option<Box<Publication>> },
-    /// Not done: back into the queue, or out of it for good.
+    /// Requeue, or drop or dead-letter the message.
     Reject { requeue: bool },
-    /// Back into the queue when its link ends, and not before; until then nothing is kept
-    /// of it here.
+    /// Leave unsettled until the link ends and the broker requeues it; until then nothing of it is
+    /// kept in this process.
     Hold,
 }
 
 impl Disposition {
-    /// Leaves out a reply that cannot be sent, with a line in the log; the
-    /// request is done all the same.
+    /// Removes a reply that cannot be sent, with a line in the log; the delivery is acknowledged
+    /// all the same.
     pub(crate) fn checked(self, limits: &Limits) -> Self {
         if let Self::Ack { reply: Some(reply) } = &self
             && let Err(error) = reply.check(limits)
@@ -48,7 +49,7 @@ impl Disposition {
             log_relay::log(
                 log::Level::Warn,
                 "coney::transport",
-                format_args!("a reply is dropped: {error}"),
+                format_args!("a reply cannot be sent and is dropped: {error}"),
             );
             return Self::Ack { reply: None };
         }
@@ -56,19 +57,18 @@ impl Disposition {
     }
 }
 
-/// Carries outcomes back to where deliveries come from.
+/// A receiver of settlements and replies: the transport that made the deliveries.
 pub(crate) trait Settler: Send + Sync {
-    /// Must not block.
+    /// Settles a delivery. Must not block.
     fn settle(&self, session: u64, tag: u64, outcome: Disposition);
 
-    /// Sends one of several replies to a delivery that is not settled yet, possibly in one
-    /// message with others; before it is settled, if that is asked for after this. Called
-    /// by workers. Blocks while too much waits to be sent, at most until the reply's
-    /// deadline.
+    /// Sends one of several replies to a delivery that is not settled yet, possibly coalesced with
+    /// others. A settlement requested after this call takes effect after the reply is sent. Called
+    /// by workers. Blocks while the send queue is full, at most until the reply's deadline.
     fn reply(&self, session: u64, tag: u64, reply: PartialReply<'_>);
 }
 
-/// Sends replies to a delivery, over the link that acknowledges it.
+/// A sender of replies to a delivery, over the link that acknowledges it.
 pub(crate) struct Replier {
     settler: Arc<dyn Settler>,
     session: u64,
@@ -76,7 +76,7 @@ pub(crate) struct Replier {
 }
 
 impl Replier {
-    /// Blocks while too much waits to be sent, at most until the reply's deadline.
+    /// Sends a reply. Blocks while the send queue is full, at most until the reply's deadline.
     pub(crate) fn reply(&self, reply: PartialReply<'_>) {
         self.settler.reply(self.session, self.tag, reply);
     }
@@ -85,17 +85,17 @@ impl Replier {
 /// One of several replies to a delivery.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PartialReply<'a> {
-    /// The queue it goes to.
+    /// The reply queue.
     pub(crate) to: &'a str,
     pub(crate) correlation_id: &'a str,
     pub(crate) body: &'a [u8],
-    /// Nobody waits for it any more.
+    /// The moment from which on no caller waits for the reply.
     pub(crate) deadline: Instant,
 }
 
 impl PartialReply<'_> {
-    /// The reply in a message of its own.
-    pub(crate) fn alone(self) -> Publication {
+    /// Converts into a message with this reply only.
+    pub(crate) fn into_publication(self) -> Publication {
         let mut publication = Publication::new("", self.to, self.body.to_vec());
         publication.properties.correlation_id = Some(self.correlation_id.to_owned());
         publication
@@ -116,28 +116,28 @@ impl Delivery {
         }
     }
 
-    /// The moment when it arrived in this process.
+    /// Returns the moment at which the delivery arrived in this process.
     pub(crate) fn arrived(&self) -> Instant {
         self.arrived
     }
 
-    /// The message.
+    /// Returns the message.
     pub fn message(&self) -> &Message {
         &self.message
     }
 
-    /// True if the message was delivered before and not acknowledged.
+    /// Returns true if the message was delivered before and not acknowledged.
     pub fn is_redelivered(&self) -> bool {
         self.redelivered
     }
 
-    /// Acknowledges: the broker may forget the message.
+    /// Acknowledges the delivery: the broker deletes the message.
     pub fn ack(self) {
         self.settle(Disposition::Ack { reply: None });
     }
 
-    /// Publishes a reply and then acknowledges, in this order on one channel,
-    /// so that the request is never gone without its reply. A reply that
+    /// Publishes a reply and then acknowledges the delivery, in this order on one channel, so that
+    /// the request is never gone without its reply. A reply that
     /// [`Link::publish`](super::Link::publish) would refuse is logged and dropped.
     pub fn ack_with(self, reply: Publication) {
         self.settle(Disposition::Ack {
@@ -145,7 +145,7 @@ impl Delivery {
         });
     }
 
-    /// The way for several replies, of which none settles it.
+    /// Returns a sender for several replies, none of which settles the delivery.
     pub(crate) fn replier(&self) -> Option<Replier> {
         let DeliveryToken {
             settler,
@@ -159,13 +159,13 @@ impl Delivery {
         })
     }
 
-    /// Refuses: back into the queue with `requeue`, else dropped, or
-    /// dead-lettered where the queue has a dead-letter exchange.
+    /// Rejects the delivery: the message is requeued with `requeue`, else dropped, or dead-lettered
+    /// if the queue has a dead-letter exchange.
     pub fn reject(self, requeue: bool) {
         self.settle(Disposition::Reject { requeue });
     }
 
-    /// The message alone, of a delivery that needs no settling.
+    /// Returns the body of a delivery that needs no settlement.
     pub(crate) fn into_body(mut self) -> Vec<u8> {
         self.token = None;
         let message = Arc::clone(&self.message);
@@ -173,18 +173,18 @@ impl Delivery {
         Arc::try_unwrap(message).map_or_else(|shared| shared.body.clone(), |own| own.body)
     }
 
-    /// Leaves it unsettled until its link ends: then it goes back into its queue, with all
-    /// others that were left so, in their order.
+    /// Leaves the delivery unsettled until its link ends: then the broker requeues it, with all
+    /// other held deliveries, in their order.
     pub(crate) fn hold(self) {
         self.settle(Disposition::Hold);
     }
 
-    /// The message, to be kept beyond the delivery.
+    /// Returns the message, which may outlive the delivery.
     pub(crate) fn share_message(&self) -> Arc<Message> {
         Arc::clone(&self.message)
     }
 
-    /// Gives up the duty to settle, without settling.
+    /// Disarms the delivery without settling it; returns its delivery tag.
     pub(crate) fn forget(mut self) -> Option<u64> {
         self.token.take().map(|token| token.tag)
     }

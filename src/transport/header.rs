@@ -1,34 +1,35 @@
+//! AMQP header tables.
+
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::base::name::check_short_string;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How deep lists and tables may be nested.
-const DEEPEST: usize = 100;
+/// The deepest nesting of lists and tables.
+const MAX_DEPTH: usize = 100;
 
-/// A value in a [`HeaderTable`], of one of AMQP's types; whole numbers of every
-/// width are one type here.
+/// A value in a [`HeaderTable`], of one of AMQP's types; integers of every width are one type here.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq)]
 pub enum HeaderValue {
-    /// Nothing.
+    /// No value.
     Void,
-    /// True or false.
+    /// A boolean.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i64),
-    /// A number with a fraction; AMQP's decimals too.
+    /// A floating-point number; AMQP's decimals too.
     Float(f64),
     /// Text.
     Text(String),
-    /// Bytes; also text that was not UTF-8, and what was nested too deeply.
+    /// Bytes; also text that was not UTF-8, and values that were nested too deeply.
     Bytes(Vec<u8>),
-    /// A moment, in Unix seconds.
+    /// A time, in Unix seconds.
     Timestamp(u64),
-    /// Several values.
+    /// A list of values.
     List(Vec<HeaderValue>),
-    /// A table of its own.
+    /// A nested table.
     Table(HeaderTable),
 }
 
@@ -44,11 +45,10 @@ impl From<i64> for HeaderValue {
     }
 }
 
-/// AMQP headers: a message's table of named values, beside its properties.
+/// A table of AMQP headers: a message's named values, beside its properties.
 ///
-/// coney itself sends them only with messages that have failed; what a service
-/// wants to say goes into the envelope. Many headers are slow: each costs time in
-/// proportion to the ones before it.
+/// coney itself sends headers only with messages that have failed; a service's own metadata goes
+/// into the envelope. Many headers are slow: each costs time in proportion to the ones before it.
 ///
 /// ```
 /// use coney::transport::{HeaderTable, HeaderValue};
@@ -59,25 +59,25 @@ impl From<i64> for HeaderValue {
 /// ```
 #[derive(Clone, Default, PartialEq)]
 pub struct HeaderTable(
-    /// One word, and none of it on the heap, for the most messages: those without.
+    /// One pointer, and no allocation for most messages, which have no headers.
     Option<Box<Map>>,
 );
 
 type Map = BTreeMap<String, HeaderValue>;
 
 impl HeaderTable {
-    /// No headers.
+    /// Creates an empty table.
     pub const fn new() -> Self {
         Self(None)
     }
 
-    /// Sets a header; its name must have at most 255 bytes.
+    /// Sets a header; its name may have at most 255 bytes.
     pub fn insert(&mut self, name: impl Into<String>, value: impl Into<HeaderValue>) {
         let map = self.0.get_or_insert_default();
         map.insert(name.into(), value.into());
     }
 
-    /// Takes a header out.
+    /// Removes a header and returns its value.
     pub fn remove(&mut self, name: &str) -> Option<HeaderValue> {
         let map = self.0.as_mut()?;
         let value = map.remove(name);
@@ -87,12 +87,12 @@ impl HeaderTable {
         value
     }
 
-    /// The header of that name.
+    /// Returns the header of that name.
     pub fn get(&self, name: &str) -> Option<&HeaderValue> {
         self.0.as_ref()?.get(name)
     }
 
-    /// The header of that name, if it is text.
+    /// Returns the header of that name, if it is text.
     pub fn text(&self, name: &str) -> Option<&str> {
         match self.get(name)? {
             HeaderValue::Text(text) => Some(text),
@@ -100,7 +100,7 @@ impl HeaderTable {
         }
     }
 
-    /// The header of that name, if it is a whole number.
+    /// Returns the header of that name, if it is an integer.
     pub fn int(&self, name: &str) -> Option<i64> {
         match self.get(name)? {
             HeaderValue::Int(number) => Some(*number),
@@ -108,20 +108,20 @@ impl HeaderTable {
         }
     }
 
-    /// All headers, by name.
+    /// Returns all headers, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &HeaderValue)> {
         let fields = self.0.iter().flat_map(|map| map.iter());
         fields.map(|(name, value)| (name.as_str(), value))
     }
 
-    /// True if there are none.
+    /// Returns true if the table is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Checks what would corrupt a frame.
+    /// Checks for values that would corrupt a frame.
     pub(crate) fn check(&self) -> Result<()> {
-        self.check_within(DEEPEST)
+        self.check_within(MAX_DEPTH)
     }
 
     fn check_within(&self, depth: usize) -> Result<()> {
@@ -131,12 +131,12 @@ impl HeaderTable {
         })
     }
 
-    /// How many values there are, inner ones included.
+    /// Counts the values, nested ones included.
     pub(crate) fn values(&self) -> usize {
         self.iter().map(|(_, value)| value.values()).sum()
     }
 
-    /// How many bytes it takes on the wire, at most.
+    /// Returns the largest number of bytes that the table takes on the wire.
     pub(crate) fn size(&self) -> usize {
         self.iter()
             .map(|(name, value)| 2 + name.len() + value.size())
@@ -149,14 +149,14 @@ impl HeaderValue {
         match self {
             Self::List(_) | Self::Table(_) if depth == 0 => Err(Error::new(
                 ErrorKind::InvalidConfig,
-                format!("headers are nested deeper than {DEEPEST}"),
+                format!("headers are nested deeper than {MAX_DEPTH} levels"),
             )),
             Self::List(values) => values.iter().try_for_each(|v| v.check_within(depth - 1)),
             Self::Table(table) => table.check_within(depth - 1),
-            // RabbitMQ ends the connection over one.
+            // RabbitMQ closes the connection because of such a number.
             Self::Float(number) if !number.is_finite() => Err(Error::new(
                 ErrorKind::InvalidConfig,
-                format!("a header cannot be {number}"),
+                format!("a header value cannot be {number}"),
             )),
             _ => Ok(()),
         }
@@ -170,7 +170,7 @@ impl HeaderValue {
         }
     }
 
-    /// With the length before it, if it has one.
+    /// Returns the size in bytes, with the length prefix if the type has one.
     fn size(&self) -> usize {
         match self {
             Self::Text(text) => 4 + text.len(),
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_without_a_value_are_refused() {
+    fn non_finite_numbers_are_refused() {
         for (number, is_right) in [(1.5, true), (f64::NAN, false), (f64::NEG_INFINITY, false)] {
             let mut inner = HeaderTable::new();
             inner.insert("n", HeaderValue::Float(number));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_again_is_empty() {
+    fn a_table_without_headers_is_empty() {
         let mut table = HeaderTable::new();
         table.insert("secret", "x");
         assert_eq!(table.text("secret"), Some("x"));

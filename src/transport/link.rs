@@ -1,3 +1,5 @@
+//! Raw access to the broker.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,18 +11,17 @@ use crate::base::deadline;
 use crate::base::name::check_short_string;
 use crate::error::Result;
 
-/// How many deliveries and returns wait for [`Link::recv_timeout`]. A link
-/// that consumes with acknowledgements never holds more than its prefetch; on
-/// a reply queue what comes beyond this is dropped.
-const INBOX_BOUND: usize = 1_024;
+/// The largest number of deliveries on a reply queue, and of returned messages, that are queued for
+/// [`Link::recv_timeout`] and [`Link::returned_timeout`]; further ones are dropped. A link that
+/// consumes with acknowledgements never holds more deliveries than its prefetch.
+const QUEUE_BOUND: usize = 1_024;
 
-/// Raw access to the broker, for peers that do not follow coney's contract.
+/// A raw link to the broker, for peers that do not follow coney's contract.
 ///
-/// Declares what its [`LinkSpec`] asks for, publishes any message, and hands
-/// out deliveries one at a time. It survives reconnects, except that a message
-/// sent just before a loss may be lost with it, and so are messages while the
-/// broker, after a reconnect, refuses what the link declares. Dropping it ends
-/// it; what was not settled goes back into its queue.
+/// Declares and consumes as its [`LinkSpec`] says, publishes any message, and returns deliveries
+/// one at a time. It survives reconnects, except that a message sent just before the connection is
+/// lost may be lost with it, and so are messages while the broker, after a reconnect, refuses the
+/// link's declarations. Dropping the link closes it; the broker requeues its unsettled deliveries.
 ///
 /// ```
 /// use std::time::Duration;
@@ -36,7 +37,7 @@ const INBOX_BOUND: usize = 1_024;
 /// # Ok::<(), coney::Error>(())
 /// ```
 pub struct Link {
-    /// Keeps the connection open as long as the link is.
+    /// Keeps the connection open for as long as the link exists.
     _broker: Broker,
     handle: Arc<dyn LinkHandle>,
     deliveries: Receiver<Delivery>,
@@ -45,25 +46,26 @@ pub struct Link {
 
 struct LinkSink {
     deliveries: Sender<Delivery>,
-    /// What has to be acknowledged and nobody has taken yet.
+    /// The receiver of the deliveries that need an acknowledgement, to discard those that are
+    /// queued when the connection is lost.
     unsettled: Option<Receiver<Delivery>>,
     returns: Sender<Returned>,
 }
 
 impl Link {
-    /// Opens a link: declares and starts consuming. Blocks until the broker
-    /// has done it, at most 10 s.
+    /// Opens a link: declares its topology and starts consuming. Blocks until the broker has done
+    /// so, at most 10 s.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) if the broker refuses,
-    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if it does not answer,
+    /// Fails with [`ErrorKind::Broker`](crate::ErrorKind::Broker) if the broker refuses,
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if it does not answer, and
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the broker was closed.
     pub fn open(broker: &Broker, spec: LinkSpec) -> Result<Self> {
         let prefetch = spec.source.prefetch().map(usize::from);
-        let bound = prefetch.unwrap_or(INBOX_BOUND);
+        let bound = prefetch.unwrap_or(QUEUE_BOUND);
         let (deliveries_in, deliveries) = crossbeam_channel::bounded(bound);
-        let (returns_in, returns) = crossbeam_channel::bounded(INBOX_BOUND);
+        let (returns_in, returns) = crossbeam_channel::bounded(QUEUE_BOUND);
         let sink = Arc::new(LinkSink {
             deliveries: deliveries_in,
             unsettled: prefetch.map(|_| deliveries.clone()),
@@ -78,48 +80,49 @@ impl Link {
         })
     }
 
-    /// Hands a message over for sending; `Ok` means accepted, not yet sent.
-    /// Blocks while too much waits to be sent, at most `timeout`.
+    /// Queues a message for sending; `Ok` means accepted, not yet sent. Blocks while the send queue
+    /// is full, at most `timeout`.
     ///
-    /// Messages leave in the order they were accepted, but for those with bodies over 1 MiB,
-    /// which take a channel of their own. A settlement ([`Delivery::ack`]) may leave before a
-    /// message that was accepted before it, as settlements never wait: to acknowledge only
-    /// with a reply, let the delivery send it ([`Delivery::ack_with`]).
+    /// Messages are sent in the order in which they were accepted, except those with bodies over 1
+    /// MiB, which use a channel of their own. A settlement ([`Delivery::ack`]) may overtake a
+    /// message that was accepted before it, as settlements never wait: to acknowledge only with a
+    /// reply, use [`Delivery::ack_with`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for names
-    /// that do not fit a frame, [`ErrorKind::Encode`](crate::ErrorKind::Encode)
-    /// for a body over the limit, [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut)
-    /// and [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    /// Fails with [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if a name does not
+    /// fit a frame, [`ErrorKind::PayloadTooLarge`](crate::ErrorKind::PayloadTooLarge) if the body
+    /// or the headers are over the limit, [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if
+    /// the send queue stays full, and [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the
+    /// broker was closed.
     pub fn publish(&self, publication: Publication, timeout: Duration) -> Result<()> {
         self.handle
             .publish(publication, None, deadline::after(timeout))
     }
 
-    /// Takes the first message off `queue`, any queue, without consuming from
-    /// it: `None` if it is empty. Blocks at most `timeout`.
+    /// Takes the first message off any queue without consuming from it; returns `None` if the queue
+    /// is empty. Blocks at most `timeout`.
     ///
-    /// A round trip for each message: a consumer is faster by far.
+    /// Each message takes a round trip: a consumer is much faster.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) if there is no such queue,
-    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) and
-    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    /// Fails with [`ErrorKind::Broker`](crate::ErrorKind::Broker) if there is no such queue,
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if the broker does not answer in time,
+    /// and [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the broker was closed.
     pub fn get(&self, queue: &str, timeout: Duration) -> Result<Option<Delivery>> {
         check_short_string("queue", queue)?;
         let got = self.handle.get(queue, deadline::after(timeout))?;
         Ok(got.map(|(delivery, _)| delivery))
     }
 
-    /// The next delivery; `None` if there is none within `timeout`.
+    /// Returns the next delivery, or `None` if none arrives within `timeout`.
     pub fn recv_timeout(&self, timeout: Duration) -> Option<Delivery> {
         self.deliveries.recv_timeout(timeout).ok()
     }
 
-    /// The next mandatory message that fitted no queue; `None` if there is
-    /// none within `timeout`.
+    /// Returns the next returned message, one published as mandatory that no queue was bound for,
+    /// or `None` if none arrives within `timeout`.
     pub fn returned_timeout(&self, timeout: Duration) -> Option<Returned> {
         self.returns.recv_timeout(timeout).ok()
     }
@@ -150,7 +153,7 @@ impl Sink for LinkSink {
         Vec::new()
     }
 
-    /// The broker has these back and delivers them again.
+    /// Discards the queued deliveries, which the broker has requeued and will deliver again.
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         for delivery in self.unsettled.iter().flat_map(Receiver::try_iter) {
             delivery.forget();

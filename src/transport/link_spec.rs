@@ -1,54 +1,53 @@
-//! What a link declares, and where its deliveries come from.
+//! The specification of a link: its declarations, and the source of its deliveries.
 
 use super::LONGEST_EXPIRATION;
 use crate::base::name::check_short_string;
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::Topology;
 
-/// What a link declares and consumes.
+/// The declarations and the consumer of a link.
 #[derive(Clone, Debug, Default)]
 pub struct LinkSpec {
     pub(crate) topology: Topology,
     pub(crate) source: Source,
-    /// It does not consume until it is told to resume.
+    /// True if the link does not consume before it is resumed.
     pub(crate) paused: bool,
-    /// At the end of the connection everything that is unsettled goes back at once.
+    /// True if all unsettled deliveries are requeued in one step when the connection closes.
     pub(crate) ends_at_once: bool,
-    /// What it publishes are answers to what it consumes, which need not arrive.
+    /// True if the link publishes only replies to its deliveries, which need not arrive.
     pub(crate) only_answers: bool,
-    /// The broker confirms what is published with a receipt.
+    /// True if the broker confirms every message that the link publishes.
     pub(crate) confirms: bool,
-    /// A queue that no other connection can have while the link is open.
+    /// An exclusive queue that is locked for other connections while the link is open.
     pub(crate) exclusively: Option<&'static str>,
 }
 
-/// Where a link's deliveries come from.
+/// The source of a link's deliveries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// Nowhere: the link only publishes.
+    /// None: the link only publishes.
     #[default]
     Nothing,
     /// A reply queue of the link's own: named by the broker, exclusive,
     /// auto-deleted, consumed without acknowledgements.
     ReplyQueue,
-    /// A named queue. Every delivery must be settled; the broker sends at
-    /// most `prefetch` ahead of that.
+    /// A named queue. Every delivery must be settled; at most `prefetch` deliveries are unsettled.
     Queue { name: String, prefetch: u16 },
-    /// A queue of the link's own: exclusive, and bound while the link consumes. When it
-    /// stops, the queue stays with what is in it, until it is deleted when that is asked
-    /// for, or with the link. Each session has a queue of another name, since one that was
-    /// lost may still be locked by the broker; messages find it by its binding.
+    /// A queue of the link's own: exclusive, and bound while the link consumes. When the link stops
+    /// consuming, the queue and its messages stay until it is deleted by request or with the link.
+    /// Each session has a queue of another name, since the broker may still lock the one of a lost
+    /// session; messages reach it by its binding.
     OwnQueue {
-        /// The beginning of the names.
+        /// The beginning of the queue names.
         name: String,
-        /// An exchange and a routing key to bind it with.
+        /// The exchange and the routing key that it is bound with.
         bind: (String, String),
         prefetch: u16,
     },
 }
 
 impl Source {
-    /// How many deliveries may be unsettled; `None` where nothing is settled.
+    /// Returns the largest number of unsettled deliveries; `None` if deliveries are not settled.
     pub(crate) fn prefetch(&self) -> Option<u16> {
         match self {
             Self::Queue { prefetch, .. } | Self::OwnQueue { prefetch, .. } => Some(*prefetch),
@@ -58,7 +57,7 @@ impl Source {
 }
 
 impl LinkSpec {
-    /// A link that declares `topology` and only publishes.
+    /// Creates the specification of a link that declares `topology` and only publishes.
     pub fn new(topology: Topology) -> Self {
         Self {
             topology,
@@ -66,15 +65,15 @@ impl LinkSpec {
         }
     }
 
-    /// Consume from a reply queue of the link's own: exclusive, auto-deleted,
-    /// named by the broker, without acknowledgements.
+    /// Sets the source to a reply queue of the link's own: exclusive, auto-deleted, named by the
+    /// broker, without acknowledgements. Defaults to no source.
     pub fn reply_queue(mut self) -> Self {
         self.source = Source::ReplyQueue;
         self
     }
 
-    /// Consume from `queue` with manual acknowledgement; the broker sends at
-    /// most `prefetch` unacknowledged messages (at least 1).
+    /// Sets the source to `queue`, with manual acknowledgement and at most `prefetch`
+    /// unacknowledged messages (at least 1). Defaults to no source.
     pub fn consume(mut self, queue: impl Into<String>, prefetch: u16) -> Self {
         self.source = Source::Queue {
             name: queue.into(),
@@ -85,8 +84,8 @@ impl LinkSpec {
 }
 
 impl LinkSpec {
-    /// Consume from a queue of the link's own, bound with an exchange and a routing key,
-    /// as [`consume`](LinkSpec::consume).
+    /// Sets the source to a queue of the link's own, bound with an exchange and a routing key;
+    /// settled as with [`consume`](LinkSpec::consume).
     pub(crate) fn consume_own(
         mut self,
         name: impl Into<String>,
@@ -101,26 +100,27 @@ impl LinkSpec {
         self
     }
 
-    /// When its connection is closed, nothing is settled or cancelled before: the broker
-    /// takes everything back in one step, and in order.
+    /// Sets whether the link closes its connection without settling or cancelling anything before,
+    /// so that the broker requeues everything in one step, and in order. Defaults to false.
     pub(crate) fn ends_at_once(mut self, at_once: bool) -> Self {
         self.ends_at_once = at_once;
         self
     }
 
-    /// Publish answers to what is consumed, and nothing that is mandatory.
+    /// Promises that the link publishes only replies to its deliveries, none of them mandatory.
     pub(crate) fn only_answers(mut self) -> Self {
         self.only_answers = true;
         self
     }
 
-    /// One connection at a time can have a link with this queue.
+    /// Sets an exclusive queue by which only one connection at a time can have such a link.
     pub(crate) fn exclusively(mut self, queue: &'static str) -> Self {
         self.exclusively = Some(queue);
         self
     }
 
-    /// Consume only after [`LinkHandle::resume_consuming`].
+    /// Sets whether the link consumes only after
+    /// [`resume_consuming`](super::LinkHandle::resume_consuming). Defaults to false.
     pub(crate) fn paused(mut self, paused: bool) -> Self {
         self.paused = paused;
         self

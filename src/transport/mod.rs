@@ -1,11 +1,9 @@
-//! The seam between services and a broker, and raw access to the broker.
+//! The interface between services and a broker, and raw access to the broker.
 //!
-//! A *link* is one conversation with the broker, an AMQP channel that outlives
-//! reconnects: it declares what it needs, publishes, and consumes from one
-//! queue. [`ServiceClient`](crate::ServiceClient) and
-//! [`ServiceServer`](crate::ServiceServer) are written over links and know
-//! nothing else. [`Link`] gives programs the same thing, for peers that do not
-//! follow coney's contract.
+//! A *link* is an AMQP channel that outlives reconnects: it declares what it needs, publishes, and
+//! consumes from one queue. [`ServiceClient`](crate::ServiceClient) and
+//! [`ServiceServer`](crate::ServiceServer) are built on links alone. [`Link`] offers the same to
+//! programs, for peers that do not follow coney's contract.
 
 pub(crate) mod amqp;
 pub(crate) mod broker;

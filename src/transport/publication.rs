@@ -1,3 +1,5 @@
+//! Messages: outgoing, queued and returned ones.
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -9,45 +11,44 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Body, CorrelationId, batch};
 use crate::topology::SERVICE_EXCHANGE;
 
-/// The properties that travel beside a body.
+/// The properties of a message, beside its body.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Properties {
-    /// What the body is: `application/json` in everything coney sends.
+    /// The media type of the body: `application/json` in everything coney sends.
     pub content_type: Option<Cow<'static, str>>,
     /// True for delivery mode 2: a durable queue keeps the message on disk.
     pub persistent: bool,
-    /// The message's id.
+    /// The message id.
     pub message_id: Option<String>,
-    /// What ties a reply to its request.
+    /// The correlation id, which a reply repeats from its request.
     pub correlation_id: Option<String>,
-    /// The queue a reply should go to.
+    /// The queue for the reply.
     pub reply_to: Option<String>,
-    /// How long the message may wait in a queue before it is dropped; at most
-    /// 49 days.
+    /// The time for which the message may stay in a queue before it expires; at most 49 days.
     pub expiration: Option<Duration>,
-    /// Headers, most often none.
+    /// The headers; most messages have none.
     pub headers: HeaderTable,
-    /// What hardly any message has.
+    /// The properties that few messages have.
     pub rare: Option<Box<RareProperties>>,
 }
 
-/// The properties that coney has no use for, but passes on.
+/// The properties that coney does not use but passes on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RareProperties {
-    /// How the body is encoded, such as `gzip`.
+    /// The encoding of the body, such as `gzip`.
     pub content_encoding: Option<String>,
-    /// From 0 to 9.
+    /// The priority, from 0 to 9.
     pub priority: Option<u8>,
-    /// When it was made, in Unix seconds.
+    /// The time at which the message was made, in Unix seconds.
     pub timestamp: Option<u64>,
     /// The property AMQP calls `type`.
     pub kind: Option<String>,
-    /// Which program sent it.
+    /// The program that sent the message.
     pub app_id: Option<String>,
 }
 
 impl Properties {
-    /// The properties every JSON message has.
+    /// Creates the properties of a JSON message.
     pub fn json() -> Self {
         Self {
             content_type: Some(Cow::Borrowed("application/json")),
@@ -55,7 +56,7 @@ impl Properties {
         }
     }
 
-    /// Drops what a peer has put beside the body and we could not send on.
+    /// Removes properties of a received message that cannot be sent on.
     pub(crate) fn drop_unsendable(&mut self) {
         let unfit = |text: &mut Option<String>| {
             if check_short_string("property", text.as_deref().unwrap_or_default()).is_err() {
@@ -77,27 +78,27 @@ impl Properties {
         if !self.has_sendable_headers() {
             self.headers = HeaderTable::new();
         }
-        // These name further queues to go to.
+        // These headers name further routing keys.
         self.headers.remove("CC");
         self.headers.remove("BCC");
     }
 
     pub(crate) fn has_sendable_headers(&self) -> bool {
-        self.headers.check().is_ok() && self.headers.values() <= MOST_VALUES
+        self.headers.check().is_ok() && self.headers.values() <= MAX_VALUES
     }
 }
 
-/// RabbitMQ takes 2³² − 1 milliseconds.
+/// The longest expiration: RabbitMQ accepts 2³² − 1 milliseconds.
 pub(crate) const LONGEST_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
 
-/// amiquip takes a time for them that grows with their square.
-const MOST_VALUES: usize = 200;
+/// The largest number of header values in a message that is sent on: the time that amiquip takes
+/// for them grows with the square of their number.
+const MAX_VALUES: usize = 200;
 
-/// A message on its way to the broker.
+/// An outgoing message.
 #[derive(Clone, Debug)]
 pub struct Publication {
-    /// The exchange; empty for the default one, whose routing keys are queue
-    /// names.
+    /// The exchange; empty for the default exchange, whose routing keys are queue names.
     pub exchange: Cow<'static, str>,
     /// The routing key.
     pub routing_key: String,
@@ -105,30 +106,32 @@ pub struct Publication {
     pub properties: Properties,
     /// The body.
     pub body: Body,
-    /// If it fits no queue, have it returned rather than dropped.
+    /// True if the broker returns the message when no queue is bound for it; otherwise it drops the
+    /// message.
     pub mandatory: bool,
-    /// Lets whoever waits for the outcome know whether it was sent.
+    /// The state that records whether the message was sent, read by the thread that waits for the
+    /// outcome.
     pub(crate) send_state: Option<Arc<SendState>>,
-    /// May be sent again when the connection was lost before it was confirmed.
+    /// True if the message may be sent again when the connection was lost before it was confirmed.
     pub(crate) idempotent: bool,
-    /// May be sent in one message with its like, where several wait to be sent.
+    /// The limits for coalescing it with similar queued requests; `None` to send it alone.
     pub(crate) coalesce: Option<CoalesceLimits>,
-    /// Sent in its place if the broker finds it too large.
+    /// The message to send in its place if the broker refuses it as too large.
     pub(crate) if_too_large: Option<Box<Publication>>,
-    /// Its share of the memory for what is to be sent, given back when the last copy goes.
+    /// The room in the send queue that it takes, released when its last copy is dropped.
     pub(crate) room: Option<Arc<Room>>,
 }
 
-/// Bodies from this size on leave over a channel of their own: see
+/// The size in bytes above which a body is large and sent over a channel of its own: see
 /// [`LinkHandle::publish`](super::LinkHandle::publish).
 pub(crate) const LARGE: usize = 1 << 20;
 
-/// Whether a body of so many bytes is a large one.
+/// Returns true if a body of `bytes` is large.
 pub(crate) fn is_large(bytes: usize) -> bool {
     bytes > LARGE
 }
 
-/// How much may share one message.
+/// The limits on the requests coalesced into one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CoalesceLimits {
     pub(crate) messages: usize,
@@ -141,7 +144,7 @@ impl CoalesceLimits {
 }
 
 impl Publication {
-    /// A JSON message, transient and not mandatory.
+    /// Creates a JSON message, transient and not mandatory.
     pub fn new(
         exchange: impl Into<Cow<'static, str>>,
         routing_key: impl Into<String>,
@@ -193,7 +196,9 @@ impl Publication {
         if expiration.is_some_and(|after| after > LONGEST_EXPIRATION) {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
-                format!("an expiration of over {LONGEST_EXPIRATION:?} is not allowed"),
+                format!(
+                    "the expiration of a message is over {LONGEST_EXPIRATION:?}, the longest allowed"
+                ),
             ));
         }
         headers.check()?;
@@ -216,12 +221,12 @@ impl Publication {
         limits.check_body(&self.routing_key, self.body.len())
     }
 
-    /// One message in place of several requests with the same routing key, from whoever
-    /// has this reply queue.
+    /// Creates one batch from several requests with the same routing key, sent by the owner of this
+    /// reply queue.
     ///
     /// # Errors
     ///
-    /// None that can happen: what goes in is encoded already.
+    /// Fails in no case that can occur: the requests are encoded already.
     pub(crate) fn batch(
         key: String,
         requests: &[Box<Publication>],
@@ -237,7 +242,7 @@ impl Publication {
                 message_id: Some(message_id),
                 correlation_id: Some(id.to_text()),
                 reply_to: Some(reply_queue.to_owned()),
-                // As long as one of them may wait.
+                // The batch expires with the last of its requests.
                 expiration: expiration.max().flatten(),
                 ..Properties::json()
             },
@@ -246,43 +251,43 @@ impl Publication {
         })
     }
 
-    /// Its owner has given up on it, or will now.
+    /// Returns true if its owner has abandoned the message, or its deadline has passed.
     pub(crate) fn is_expired(&self) -> bool {
         self.send_state
             .as_ref()
             .is_some_and(|send_state| send_state.is_expired())
     }
 
-    /// For the sender: false if its owner has given up on it. A message that
-    /// may expire gets what is left of its owner's time.
+    /// Marks the message as sent; returns false if its owner has abandoned it or its deadline has
+    /// passed. If the message has an expiration, sets that to the time left to its owner.
     pub(crate) fn start_sending(&mut self) -> bool {
         let Some(send_state) = &self.send_state else {
             return true;
         };
         if let Some(expiration) = &mut self.properties.expiration {
-            *expiration = send_state.left().min(LONGEST_EXPIRATION);
+            *expiration = send_state.time_left().min(LONGEST_EXPIRATION);
         }
         send_state.start_sending()
     }
 }
 
-/// A message as a queue holds it.
+/// A message in a queue.
 #[derive(Clone, Default)]
 pub struct Message {
     /// The exchange it was published to.
     pub exchange: Cow<'static, str>,
     /// The routing key it was published with.
     pub routing_key: String,
-    /// Its properties.
+    /// The properties.
     pub properties: Properties,
-    /// Its body.
+    /// The body.
     pub body: Vec<u8>,
-    /// The body was larger than the limit, and is not in `body`.
+    /// The size of a body over the limit, which is not in `body`.
     pub(crate) oversized: Option<Oversized>,
 }
 
 impl Message {
-    /// Its body, if that is larger than `max_body`.
+    /// Returns the body that is larger than `max_body`, if this message has one.
     pub(crate) fn oversized(&self) -> Option<&Oversized> {
         self.oversized.as_ref()
     }
@@ -295,7 +300,7 @@ pub(crate) struct Oversized {
     body: Option<LargeBody>,
 }
 
-/// A large body that was kept, and the one place that there is for such a body.
+/// A large body that was kept, in the only slot for such a body.
 #[derive(Clone)]
 pub(crate) struct LargeBody {
     pub(crate) bytes: Arc<Vec<u8>>,
@@ -316,13 +321,13 @@ impl Oversized {
         Self { bytes, body }
     }
 
-    /// Its length.
+    /// Returns its length in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The body, if it was kept: it is not over the second limit, and no other was kept at
-    /// the time.
+    /// Returns the body if it was kept: it is not over the second limit, and the slot was free when
+    /// it arrived.
     pub(crate) fn body(&self) -> Option<&LargeBody> {
         self.body.as_ref()
     }
@@ -346,16 +351,16 @@ impl fmt::Debug for Message {
     }
 }
 
-/// A mandatory message that fitted no queue.
+/// A mandatory message that the broker returned, because no queue was bound for it.
 #[derive(Clone, Debug)]
 pub struct Returned {
     /// The exchange it was published to.
     pub exchange: Cow<'static, str>,
-    /// The routing key no queue was bound with.
+    /// The routing key that no queue was bound with.
     pub routing_key: String,
-    /// Its id, if it had one.
+    /// The message id, if it had one.
     pub message_id: Option<String>,
-    /// Its correlation id, if it had one.
+    /// The correlation id, if it had one.
     pub correlation_id: Option<String>,
     /// The broker's reason, such as `NO_ROUTE`.
     pub reason: String,

@@ -1,4 +1,4 @@
-//! A bound on what may wait to be sent.
+//! Bounds on the messages that are queued to be sent, with waiting in turn.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,47 +8,46 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-/// A bound on what may wait: on messages, or on their bytes. Each has a budget of its own, as
-/// those who have room for their bytes must not wait for their place behind those who need
-/// that room. Who finds none waits in turn: a large message is not overtaken for ever by
-/// small ones.
+/// A bound on queued messages: on their number, or on their bytes. Each has a budget of its own, so
+/// that a sender with enough bytes does not queue for its slot behind one that lacks bytes. Blocked
+/// senders are served in turn: small messages cannot overtake a large one forever.
 pub(crate) struct Budget {
     state: Mutex<State>,
-    /// What is larger than all of the room gets all of it.
-    most: usize,
+    /// The whole budget; a larger request gets all of it.
+    capacity: usize,
 }
 
 #[derive(Debug)]
 struct State {
     left: usize,
-    /// The threads that wait, the next first. Only that one is woken: with a thousand of
-    /// them, waking all for each place would take longer than the sending.
+    /// The blocked threads, the next one first. Only that one is woken: with a thousand of them,
+    /// waking all for each free slot would take longer than the sending.
     waiting: VecDeque<(u64, Thread)>,
     last: u64,
 }
 
-/// A part of a budget, given back when dropped.
+/// A share of a budget, released on drop.
 pub(crate) struct Room {
     budget: Arc<Budget>,
     size: usize,
 }
 
 impl Budget {
-    pub(crate) fn new(most: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self {
             state: Mutex::new(State {
-                left: most,
+                left: capacity,
                 waiting: VecDeque::new(),
                 last: 0,
             }),
-            most,
+            capacity,
         }
     }
 
-    /// Takes room of this size. Blocks while there is none, at most until `deadline`;
-    /// without one not at all.
+    /// Takes a share of this size. Blocks while there is none, at most until `deadline`, and not at
+    /// all without a deadline.
     pub(crate) fn take(self: &Arc<Self>, size: usize, deadline: Option<Instant>) -> Option<Room> {
-        let size = size.min(self.most);
+        let size = size.min(self.capacity);
         self.wait_for(size, deadline).then(|| Room {
             budget: Arc::clone(self),
             size,
@@ -74,7 +73,7 @@ impl Budget {
             let now = Instant::now();
             if taken || now >= deadline {
                 state.waiting.retain(|(other, _)| *other != turn);
-                // There may be room for the next too.
+                // The rest may be enough for the next thread.
                 state.wake_next();
                 return taken;
             }
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded() {
+    fn queued_messages_are_bounded() {
         let budget = Arc::new(Budget::new(100));
         let room = |size| budget.take(size, Some(soon()));
         let first = room(60).unwrap();
@@ -136,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_message_has_its_turn() {
+    fn a_large_message_is_not_overtaken() {
         let budget = Arc::new(Budget::new(100));
         let small: Vec<_> = (0..10).map(|_| budget.take(10, None).unwrap()).collect();
         let later = Instant::now() + Duration::from_secs(60);

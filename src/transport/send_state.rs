@@ -1,20 +1,21 @@
+//! The state of a queued message, between its owner and the sending thread.
+
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 const QUEUED: u8 = 0;
 const SENT: u8 = 1;
 const ABANDONED: u8 = 2;
-/// Sent once, over a connection that was lost, and waiting to be sent again.
+/// Sent once, over a connection that was lost, and queued to be sent again.
 const QUEUED_AGAIN: u8 = 3;
 const ABANDONED_LATER: u8 = 4;
 const SENT_AGAIN: u8 = 5;
 
-/// Whether a queued message has been sent: the one fact that the thread that
-/// waits for its outcome and the thread that sends it must agree on.
+/// The send state of a queued message, on which the thread that waits for its outcome and the
+/// thread that sends it must agree.
 ///
-/// A message leaves `queued` once, either way, so a caller whose deadline
-/// passes knows for certain whether its request can still go out, and whether
-/// it ever did.
+/// A message leaves `QUEUED` once, either way, so a caller whose deadline passes knows for certain
+/// whether its request can still be sent, and whether it ever was.
 #[derive(Debug)]
 pub(crate) struct SendState {
     state: AtomicU8,
@@ -22,7 +23,7 @@ pub(crate) struct SendState {
 }
 
 impl SendState {
-    /// For a message that is not to be sent after `deadline`.
+    /// Creates the state of a message that must not be sent after `deadline`.
     pub(crate) fn until(deadline: Instant) -> Self {
         Self {
             state: AtomicU8::new(QUEUED),
@@ -30,42 +31,44 @@ impl SendState {
         }
     }
 
-    /// For the sender: may the message be sent? `false` means that its owner
-    /// gave up on it, or will now, because it is too late.
+    /// Marks the message as sent, for the sending thread. Returns false if its owner has abandoned
+    /// it, or its deadline has passed.
     pub(crate) fn start_sending(&self) -> bool {
         Instant::now() < self.deadline
-            && (self.turn(QUEUED, SENT) || self.turn(QUEUED_AGAIN, SENT_AGAIN))
+            && (self.transition(QUEUED, SENT) || self.transition(QUEUED_AGAIN, SENT_AGAIN))
     }
 
-    /// For the sender: what was sent is lost and waits to be sent again.
+    /// Marks a sent message as lost and queued to be sent again, for the sending thread.
     pub(crate) fn queue_again(&self) {
-        let _ = self.turn(SENT, QUEUED_AGAIN) || self.turn(SENT_AGAIN, QUEUED_AGAIN);
+        let _ = self.transition(SENT, QUEUED_AGAIN) || self.transition(SENT_AGAIN, QUEUED_AGAIN);
     }
 
-    /// For the sender: what was sent came back, so it certainly did not run, and waits to be
-    /// sent elsewhere.
+    /// Marks a sent message as returned by the broker: it certainly did not run, and is queued to
+    /// be sent elsewhere.
     pub(crate) fn came_back(&self) {
-        let _ = self.turn(SENT, QUEUED) || self.turn(SENT_AGAIN, QUEUED_AGAIN);
+        let _ = self.transition(SENT, QUEUED) || self.transition(SENT_AGAIN, QUEUED_AGAIN);
     }
 
-    /// For the owner: gives up on the message. `false` means that it was sent.
+    /// Abandons the message, for its owner. Returns false if it was sent.
     pub(crate) fn abandon(&self) -> bool {
-        self.turn(QUEUED_AGAIN, ABANDONED_LATER);
-        self.turn(QUEUED, ABANDONED) || !self.was_sent()
+        self.transition(QUEUED_AGAIN, ABANDONED_LATER);
+        self.transition(QUEUED, ABANDONED) || !self.was_sent()
     }
 
-    /// It will not be sent any more: its owner gave up on it, or it is too late.
+    /// Returns true if the message will not be sent any more: its owner has abandoned it, or its
+    /// deadline has passed.
     pub(crate) fn is_expired(&self) -> bool {
         let state = self.state.load(Ordering::Acquire);
         matches!(state, ABANDONED | ABANDONED_LATER) || Instant::now() >= self.deadline
     }
 
-    /// It was sent and not lost since.
+    /// Returns true if the message was sent and not lost since.
     pub(crate) fn is_sent(&self) -> bool {
         matches!(self.state.load(Ordering::Acquire), SENT | SENT_AGAIN)
     }
 
-    /// It was sent, lost, and sent again: what became of the first is unknown.
+    /// Returns true if the message was sent, lost, and queued or sent again: the outcome of the
+    /// first sending is unknown.
     pub(crate) fn was_resent(&self) -> bool {
         !matches!(
             self.state.load(Ordering::Acquire),
@@ -77,8 +80,8 @@ impl SendState {
         self.deadline
     }
 
-    /// How long it may still be sent; at least a millisecond.
-    pub(crate) fn left(&self) -> Duration {
+    /// Returns the time until the deadline; at least a millisecond.
+    pub(crate) fn time_left(&self) -> Duration {
         let left = self.deadline.saturating_duration_since(Instant::now());
         left.max(Duration::from_millis(1))
     }
@@ -87,7 +90,7 @@ impl SendState {
         !matches!(self.state.load(Ordering::Acquire), QUEUED | ABANDONED)
     }
 
-    fn turn(&self, from: u8, to: u8) -> bool {
+    fn transition(&self, from: u8, to: u8) -> bool {
         self.state
             .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
@@ -103,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_sent_too_late() {
+    fn nothing_is_sent_after_the_deadline() {
         let send_state = SendState::until(Instant::now());
         assert!(!send_state.start_sending());
         assert!(send_state.abandon());
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_once_is_never_called_unsent() {
+    fn a_lost_message_counts_as_sent() {
         let send_state = fresh();
         assert!(send_state.start_sending());
         send_state.queue_again();
@@ -140,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_back_is_sent_elsewhere_or_never_was() {
+    fn a_returned_message_is_sent_elsewhere_or_counts_as_unsent() {
         let send_state = fresh();
         assert!(send_state.start_sending());
         send_state.came_back();

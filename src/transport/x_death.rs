@@ -1,45 +1,45 @@
-//! How and where a message died, in the words of RabbitMQ's `x-death` header: a
-//! list of tables, the latest death first. And the headers coney adds to what has
-//! failed.
+//! The history of a dead-lettered message, in the form of RabbitMQ's `x-death` header: a list of
+//! tables, the latest death first. And the headers that coney adds to failed messages.
 
 use super::{HeaderTable, HeaderValue};
 
-/// How many attempts have failed.
+/// The number of failed attempts.
 pub(crate) const ATTEMPTS: &str = "x-attempts";
-/// How often the message came back because its worker had gone.
+/// The number of redeliveries because the worker was gone.
 pub(crate) const REDELIVERIES: &str = "x-redeliveries";
-/// The moment of its replay, in Unix milliseconds: it was a dead letter, and is not answered.
+/// The time of the replay of a dead letter, in Unix milliseconds; such a message gets no reply.
 pub(crate) const REPLAYED: &str = "x-replayed";
-/// The number of copies between queues that it has behind it.
+/// The number of times the message was copied between queues.
 pub(crate) const COPIES: &str = "x-copies";
-/// The reason why it is to be dead-lettered, if the dead letters did not take it.
+/// The reason for which the message is to be dead-lettered, set after the dead-letter queue did not
+/// accept it.
 pub(crate) const GIVEN_UP: &str = "x-given-up";
 pub(crate) const FIRST_ERROR: &str = "x-first-error";
 pub(crate) const LAST_ERROR: &str = "x-last-error";
 
-/// What a copy lacks of the original, if it lacks something.
+/// The content that a copy lacks of the original, if any.
 pub(crate) const LEFT_OUT: &str = "x-left-out";
 
 const HEADER: &str = "x-death";
 
-/// One entry of the list.
+/// One entry of the `x-death` list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Death {
-    /// The queue it was taken from.
+    /// The queue in which it died.
     pub(crate) queue: String,
-    /// `expired`, `rejected`, `delivery_limit`, `maxlen`, or a reason of ours.
+    /// The reason: `expired`, `rejected`, `delivery_limit`, `maxlen`, or one of coney's.
     pub(crate) reason: String,
-    /// The exchange it had been published to, and its routing key there.
+    /// The exchange to which it had been published; `routing_key` is its routing key there.
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
-    /// How often it died there for that reason, or was tried.
+    /// The number of deaths in that queue for that reason, or of attempts.
     pub(crate) count: i64,
-    /// When, in Unix seconds.
+    /// The time of the death, in Unix seconds.
     pub(crate) time: u64,
 }
 
 impl Death {
-    /// Every death a message remembers, the latest first.
+    /// Reads all deaths from the headers, the latest first.
     pub(crate) fn read(headers: &HeaderTable) -> Vec<Self> {
         let Some(HeaderValue::List(entries)) = headers.get(HEADER) else {
             return Vec::new();
@@ -51,7 +51,7 @@ impl Death {
         tables.map(Self::from_table).collect()
     }
 
-    /// Replaces what the headers say about deaths.
+    /// Replaces the deaths in the headers.
     pub(crate) fn write(deaths: &[Self], headers: &mut HeaderTable) {
         let entries = deaths
             .iter()
@@ -59,17 +59,17 @@ impl Death {
         headers.insert(HEADER, HeaderValue::List(entries.collect()));
     }
 
-    /// Forgets the deaths, and not what else coney has noted: that goes on.
+    /// Removes the deaths from the headers; the headers that coney adds remain.
     pub(crate) fn forget(headers: &mut HeaderTable) {
         headers.remove(HEADER);
-        // RabbitMQ's own summaries of the same.
+        // RabbitMQ's own summaries of the deaths.
         for name in ["queue", "reason", "exchange"] {
             headers.remove(&format!("x-first-death-{name}"));
             headers.remove(&format!("x-last-death-{name}"));
         }
     }
 
-    /// Adds a death: a repeated one is counted, as RabbitMQ does it.
+    /// Adds a death; a repeated one increases the count, as in RabbitMQ.
     pub(crate) fn add(mut self, headers: &mut HeaderTable) {
         let mut deaths = Self::read(headers);
         let same = |other: &Self| other.queue == self.queue && other.reason == self.reason;
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_it_writes_and_counts() {
+    fn reads_written_deaths_and_counts_repeated_ones() {
         let death = Death {
             queue: "q".to_owned(),
             reason: "expired".to_owned(),
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_list_of_tables_is_no_death() {
+    fn anything_but_a_list_of_tables_is_no_death() {
         let mut headers = HeaderTable::new();
         headers.insert("x-death", "nonsense");
         assert!(Death::read(&headers).is_empty());

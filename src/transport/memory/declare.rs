@@ -1,4 +1,4 @@
-//! Declaring exchanges, queues and bindings: what exists must agree.
+//! Declarations of exchanges, queues and bindings, which must agree with existing ones.
 
 use super::exchange::Exchange;
 use super::queue::{LinkId, Queue, QueueId};

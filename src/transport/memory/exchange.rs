@@ -1,12 +1,14 @@
+//! Exchanges of the memory broker.
+
 use std::collections::HashMap;
 
 use super::queue::QueueId;
 use crate::topology::ExchangeKind;
 
-/// An exchange: bindings, and the rule that picks among them.
+/// An exchange: bindings, and the rule by which messages are routed to them.
 pub(super) struct Exchange {
     kind: ExchangeKind,
-    /// By routing key or pattern; the empty key holds a fanout's queues.
+    /// The bound queues by routing key or pattern; the empty key holds a fanout's queues.
     bindings: HashMap<String, Vec<QueueId>>,
 }
 
@@ -40,7 +42,7 @@ impl Exchange {
         });
     }
 
-    /// Adds the queues a message with this routing key goes to, each once.
+    /// Adds the queues that a message with this routing key is routed to, each once.
     pub(super) fn route(&self, key: &str, into: &mut Vec<QueueId>) {
         match self.kind {
             ExchangeKind::Direct => into.extend(self.bindings.get(key).into_iter().flatten()),
@@ -58,7 +60,8 @@ impl Exchange {
     }
 }
 
-/// `*` stands for exactly one word, `#` for any number, also none.
+/// Checks a routing key against a pattern: `*` stands for exactly one word, `#` for any number of
+/// words, including none.
 fn topic_matches(pattern: &str, key: &str) -> bool {
     fn words(text: &str) -> Vec<&str> {
         if text.is_empty() {
@@ -67,8 +70,8 @@ fn topic_matches(pattern: &str, key: &str) -> bool {
             text.split('.').collect()
         }
     }
-    /// `reach[i]`: the pattern so far can match the first `i` words. One pass
-    /// over the pattern, so that no pattern can take exponential time.
+    /// Matches in one pass over the pattern, so that no pattern takes exponential time. `reach[i]`:
+    /// the pattern so far can match the first `i` words.
     fn fits(pattern: &[&str], key: &[&str]) -> bool {
         let mut reach = vec![false; key.len() + 1];
         reach[0] = true;
@@ -93,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn topics() {
+    fn topic_patterns_match_routing_keys() {
         for (pattern, key, wanted) in [
             ("#", "", true),
             ("#", "order.created", true),

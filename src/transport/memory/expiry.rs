@@ -1,5 +1,4 @@
-//! What happens to messages whose time is over or that are rejected: they are
-//! dropped, or move on to where their queue's dead letters go.
+//! Expired and rejected messages: they are dropped, or dead-lettered to the target of their queue.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -13,20 +12,20 @@ use crate::transport::{Message, Properties};
 const EXPIRED: &str = "expired";
 
 impl State {
-    /// Takes what has expired off the head of a queue.
+    /// Takes the expired messages off the head of a queue.
     pub(super) fn expire(&mut self, id: QueueId, now: Instant) {
         while let Some(entry) = self
             .queues
             .get_mut(&id)
             .and_then(|queue| queue.pop_expired(now))
         {
-            self.bury(id, entry, EXPIRED, now);
+            self.dead_letter(id, entry, EXPIRED, now);
         }
     }
 
-    /// For the timer: moves on what has expired in the queues that move messages
-    /// on, and says when the next will. Elsewhere an expired message is in
-    /// nobody's way until somebody looks.
+    /// Republishes the expired messages of all queues with a dead-letter target, for the timer;
+    /// returns the time at which the next one expires. In other queues an expired message has no
+    /// effect until the queue is next used.
     pub(super) fn expire_due(&mut self, now: Instant) -> Option<Instant> {
         let moving: Vec<QueueId> = self
             .queues
@@ -42,10 +41,10 @@ impl State {
         heads.filter_map(|queue| queue.next_expiry()).min()
     }
 
-    /// Moves a message to where the queue's dead letters go, if anywhere. One
-    /// that has come round without ever being rejected is dropped, as RabbitMQ
-    /// does it, or it would go round for ever.
-    pub(super) fn bury(&mut self, from: QueueId, entry: Entry, reason: &str, now: Instant) {
+    /// Republishes a message to the dead-letter target of its queue, if there is one. A message that
+    /// has gone through a cycle of queues without being rejected is dropped, as in RabbitMQ, or it
+    /// would circulate forever.
+    pub(super) fn dead_letter(&mut self, from: QueueId, entry: Entry, reason: &str, now: Instant) {
         let Some(queue) = self.queues.get(&from) else {
             return;
         };
@@ -54,7 +53,7 @@ impl State {
         };
         let dead = &entry.message;
         let mut properties = Properties {
-            expiration: None, // or it would die again at once
+            expiration: None, // or it would expire again at once
             ..dead.properties.clone()
         };
         let death = Death {

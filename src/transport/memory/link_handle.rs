@@ -1,4 +1,4 @@
-//! Links of the memory broker: every operation is carried out by the calling thread.
+//! Links of the memory broker: the calling thread carries out every operation.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,8 +26,9 @@ impl LinkHandle for MemoryLinkHandle {
         _deadline: Instant,
     ) -> Result<()> {
         publication.check(&self.limits)?;
-        if self.shared.home.is_another() {
-            let fault = "the memory broker is in the process from which this one was forked";
+        if self.shared.owner.is_another() {
+            let fault = "the memory broker is in the process from which this one was forked, and \
+                         cannot be used here";
             return Err(Error::new(ErrorKind::Misuse, fault));
         }
         let mut guard = self.shared.state.lock();
@@ -44,8 +45,8 @@ impl LinkHandle for MemoryLinkHandle {
             self.shared.wake_timer(&mut guard);
             return Ok(());
         };
-        // As RabbitMQ with `reject-publish`: the others get it all the same.
-        let fault = state.full_text(first);
+        // As in RabbitMQ with `reject-publish`, the other queues get the message all the same.
+        let fault = state.full_error_text(first);
         if !queues.is_empty() {
             state.publish(self.link, publication, None, &queues, now);
         }
@@ -80,7 +81,7 @@ impl LinkHandle for MemoryLinkHandle {
         backlog.ok_or_else(closed)?
     }
 
-    /// Everything is done when it is asked for.
+    /// Returns at once, because every operation is complete when its call returns.
     fn flush(&self, _deadline: Instant) -> Result<()> {
         Ok(())
     }
@@ -106,7 +107,7 @@ impl LinkHandle for MemoryLinkHandle {
         let sink = self
             .shared
             .with(|state| state.close(self.link, Instant::now()));
-        drop(sink); // outside the lock: its last reference may own anything
+        drop(sink); // outside the lock: dropping the last reference may run any code
     }
 }
 
@@ -117,10 +118,10 @@ impl Settler for MemoryLinkHandle {
             .with(|state| state.settle(self.link, tag, outcome, Instant::now()));
     }
 
-    /// Never blocks: replies are let in beyond the bound.
+    /// Sends the reply; never blocks, because replies are accepted beyond a queue's bound.
     fn reply(&self, _session: u64, tag: u64, reply: PartialReply<'_>) {
         self.shared
-            .with(|state| state.reply(self.link, tag, reply.alone(), Instant::now()));
+            .with(|state| state.reply(self.link, tag, reply.into_publication(), Instant::now()));
     }
 }
 

@@ -1,17 +1,19 @@
+//! The broker's state of a link.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::queue::{Entry, QueueId};
 use crate::transport::{Delivery, DeliveryToken, Settler, Sink, Source};
 
-/// A link as the broker sees it.
+/// The state of an open link.
 pub(super) struct LinkState {
     pub(super) sink: Arc<dyn Sink>,
     pub(super) settler: Arc<dyn Settler>,
     pub(super) source: Source,
     pub(super) reply_queue: Option<String>,
     pub(super) consuming: Option<QueueId>,
-    /// How many deliveries may be unsettled; `None` without acknowledgements.
+    /// The largest number of unsettled deliveries; `None` without acknowledgements.
     pub(super) prefetch: Option<usize>,
     pub(super) unsettled: HashMap<u64, (QueueId, Entry)>,
 }
@@ -21,7 +23,7 @@ impl LinkState {
         self.prefetch.is_none_or(|max| self.unsettled.len() < max)
     }
 
-    /// Makes a delivery that must be settled.
+    /// Creates a delivery that must be settled.
     pub(super) fn hand_out(&mut self, queue: QueueId, entry: Entry, tag: u64) -> Delivery {
         let message = Arc::clone(&entry.message);
         let redelivered = entry.redelivered;

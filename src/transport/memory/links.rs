@@ -1,4 +1,4 @@
-//! What links consume: beginning, ending, and what goes with them.
+//! Links of the memory broker: opening, consuming, closing, and their exclusive queues.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::topology::QueueOptions;
 use crate::transport::{LinkSpec, Settler, Sink, Source};
 
 impl State {
-    /// Declares what the link needs and starts it; what waits in its queue is
-    /// delivered at once.
+    /// Declares the link's topology and starts it; messages already in its queue are delivered at
+    /// once.
     pub(super) fn open(
         &mut self,
         link: LinkId,
@@ -42,7 +42,7 @@ impl State {
         started.inspect_err(|_| drop(self.links.remove(&link)))
     }
 
-    /// Consumes from the link's source, unless it does already.
+    /// Starts consuming from the link's source, if it does not consume already.
     pub(super) fn start_consuming(&mut self, link: LinkId, now: Instant) -> Result<()> {
         let Some(state) = self.links.get(&link) else {
             return Ok(());
@@ -64,7 +64,7 @@ impl State {
                 if existing.is_some() && owner != Some(link) {
                     return Err(Error::new(
                         ErrorKind::Broker,
-                        format!("the queue {name:?} exists, and is not this link's own"),
+                        format!("the queue {name:?} exists, and does not belong to this link"),
                     ));
                 }
                 let id = match existing {
@@ -85,7 +85,7 @@ impl State {
                 if owner.is_some_and(|owner| owner != link) {
                     return Err(Error::new(
                         ErrorKind::Broker,
-                        format!("the queue {name:?} belongs to another link alone"),
+                        format!("the queue {name:?} is exclusive to another link"),
                     ));
                 }
                 (id, name)
@@ -102,7 +102,7 @@ impl State {
         Ok(())
     }
 
-    /// Ends consumption; what was delivered can still be settled.
+    /// Stops consuming; earlier deliveries can still be settled.
     pub(super) fn stop_consuming(&mut self, link: LinkId) {
         let state = self.links.get_mut(&link);
         let Some(id) = state.and_then(|state| state.consuming.take()) else {
@@ -119,7 +119,7 @@ impl State {
         }
     }
 
-    /// Deletes the queues that belong to a link alone.
+    /// Deletes the exclusive queues of a link.
     pub(super) fn delete_own_queues(&mut self, link: LinkId) {
         let owned = self.queues.iter();
         let owned: Vec<QueueId> = owned
@@ -131,8 +131,8 @@ impl State {
         }
     }
 
-    /// Ends a link: its unsettled deliveries go back into their queues, its
-    /// reply queue goes away.
+    /// Closes a link: its unsettled deliveries are requeued, its exclusive queues are deleted.
+    /// Returns its sink.
     pub(super) fn close(&mut self, link: LinkId, now: Instant) -> Option<Arc<dyn Sink>> {
         self.stop_consuming(link);
         let state = self.links.remove(&link)?;

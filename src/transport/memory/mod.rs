@@ -1,8 +1,8 @@
 //! A broker inside the process: RabbitMQ's semantics, no network.
 //!
-//! The publishing thread routes the message and hands it to its consumer's sink
-//! in the same call. One thread, started when the first queue needs it, moves on
-//! what expires. Durability and other processes are RabbitMQ's job.
+//! The publishing thread routes the message and passes it to its consumer's sink in the same call.
+//! One thread, started when the first queue needs it, dead-letters expired messages. Durability and
+//! other processes are left to RabbitMQ.
 
 mod declare;
 mod exchange;

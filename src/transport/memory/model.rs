@@ -1,5 +1,5 @@
-//! The broker's state, driven step by step against a model so simple that it
-//! is obviously right: one list of messages per queue.
+//! A property test that drives the broker's state step by step against a model that is simple
+//! enough to be obviously right: one list of messages per queue.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::transport::{
 
 const QUEUES: [&str; 2] = ["q0", "q1"];
 
-/// What a test does to the broker.
+/// One operation of a test on the broker.
 #[derive(Clone, Debug)]
 enum Step {
-    /// To a queue, or to a key that no queue has.
+    /// Publishes to a queue, or with a routing key that no queue is bound with.
     Publish {
         queue: Option<usize>,
         expires_in: Option<u64>,
@@ -29,7 +29,7 @@ enum Step {
         queue: usize,
         prefetch: u16,
     },
-    /// Settles the n-th unsettled delivery, counted round.
+    /// Acknowledges the n-th unsettled delivery, modulo their number.
     Ack(usize),
     Reject {
         which: usize,
@@ -62,7 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A sink that keeps what it gets, as a link's owner would.
+/// A sink that stores its deliveries, as a link's owner would.
 #[derive(Default)]
 struct Consumer {
     got: Mutex<Vec<(u64, bool, Delivery)>>,
@@ -108,9 +108,9 @@ struct Waiting {
     redelivered: bool,
 }
 
-/// A consumer as the model sees it.
+/// A consumer in the model.
 #[derive(Debug, Default)]
-struct Modelled {
+struct ModelConsumer {
     queue: usize,
     prefetch: usize,
     consuming: bool,
@@ -121,15 +121,15 @@ struct Modelled {
 struct Model {
     now: u64,
     ready: [Vec<Waiting>; 2],
-    consumers: BTreeMap<u64, Modelled>,
+    consumers: BTreeMap<u64, ModelConsumer>,
     published: u64,
     returned: u64,
 }
 
 impl Model {
-    /// How many messages wait in a queue after everything deliverable has been
-    /// delivered: delivery itself is checked by what the consumers got.
-    fn settle_down(&mut self) {
+    /// Delivers or expires all messages that can be; delivery itself is checked by what the
+    /// consumers received.
+    fn deliver_or_expire_all(&mut self) {
         for queue in 0..2 {
             let mut room: usize = self
                 .consumers
@@ -194,7 +194,7 @@ proptest! {
                     let link = state.next_id();
                     let sink = Arc::new(Consumer::default());
                     let spec = LinkSpec::new(topology.clone()).consume(QUEUES[queue], prefetch);
-                    model.consumers.insert(link, Modelled { queue, prefetch: prefetch.into(), consuming: true, unsettled: vec![] });
+                    model.consumers.insert(link, ModelConsumer { queue, prefetch: prefetch.into(), consuming: true, unsettled: vec![] });
                     sinks.insert(link, sink.clone());
                     state.open(link, &spec, sink, Arc::new(NoSettler), now).unwrap();
                 }
@@ -223,7 +223,7 @@ proptest! {
                         _ => Disposition::Reject { requeue },
                     };
                     state.settle(link, tag, outcome, now);
-                    // A second time must change nothing.
+                    // A second settlement must change nothing.
                     state.settle(link, tag, Disposition::Reject { requeue: true }, now);
                 }
                 Step::StopConsuming(which) | Step::Close(which) => {
@@ -246,7 +246,7 @@ proptest! {
                 }
                 Step::Advance(by) => model.now += by,
             }
-            // What each consumer got since the last step, in its order.
+            // The deliveries to each consumer since the last step, in its order.
             let delivered: Vec<u64> = sinks
                 .values()
                 .flat_map(|sink| sink.numbers())
@@ -276,9 +276,9 @@ proptest! {
             for queue in &mut model.ready {
                 queue.retain(|w| !held.contains(&w.number));
             }
-            // Nothing that could have been delivered was kept back.
+            // No message that could have been delivered was kept back.
             let kept = model.ready.clone();
-            model.settle_down();
+            model.deliver_or_expire_all();
             for queue in 0..2 {
                 let live = |w: &&Waiting| w.expires.is_none_or(|at| at > model.now);
                 let kept = kept[queue].iter().filter(live).count();

@@ -1,3 +1,5 @@
+//! Queues of the memory broker.
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,35 +10,35 @@ use crate::transport::Message;
 pub(super) type QueueId = u64;
 pub(super) type LinkId = u64;
 
-/// A queue: the messages that wait, and the consumers that take turns.
+/// A queue: its messages, and the consumers that take turns.
 pub(super) struct Queue {
     pub(super) name: String,
-    /// An exclusive queue's owner; the queue goes when its owner does.
+    /// The link that an exclusive queue belongs to; the queue is deleted with it.
     pub(super) owner: Option<LinkId>,
     pub(super) options: QueueOptions,
-    /// In the order of their arrival, which a requeued message gets back.
+    /// The messages in the order of their arrival; a requeued message gets its old place.
     ready: VecDeque<Entry>,
-    /// Whose turn is next comes first.
+    /// The consumers, the next one first.
     consumers: VecDeque<LinkId>,
     arrivals: u64,
-    /// Of the bodies that wait.
+    /// The size of the bodies in `ready`, in bytes.
     bytes: usize,
-    /// The number of those that were dropped to make room.
+    /// The number of messages dropped to make room.
     pub(super) dropped: u64,
 }
 
-/// The number of messages that a queue holds, and the bytes of bodies: as many as a program
-/// that outgrows it should keep on RabbitMQ's disks.
-pub(super) const MOST_MESSAGES: usize = 262_144;
-pub(super) const MOST_BYTES: usize = 64 << 20;
+/// The bounds of a queue, in messages and in bytes of bodies: a program that outgrows them should
+/// store its messages on RabbitMQ's disks.
+pub(super) const MAX_MESSAGES: usize = 262_144;
+pub(super) const MAX_BYTES: usize = 64 << 20;
 
 /// A message in a queue, or delivered from it and not settled yet.
 #[derive(Clone)]
 pub(super) struct Entry {
     pub(super) message: Arc<Message>,
     pub(super) redelivered: bool,
-    /// How often it came back, which only a quorum queue looks at.
-    pub(super) returns: u32,
+    /// The number of times that it was requeued, which only matters in a quorum queue.
+    pub(super) requeues: u32,
     arrival: u64,
     expires: Option<Instant>,
 }
@@ -59,12 +61,13 @@ impl Queue {
         self.ready.len()
     }
 
-    /// It takes no more.
+    /// Returns true if the queue is at one of its bounds.
     pub(super) fn is_full(&self) -> bool {
-        self.ready.len() >= MOST_MESSAGES || self.bytes >= MOST_BYTES
+        self.ready.len() >= MAX_MESSAGES || self.bytes >= MAX_BYTES
     }
 
-    /// Drops its oldest messages until it has room; true if it is the first time.
+    /// Drops the oldest messages until the queue has room; returns true if these are the first that
+    /// it drops.
     pub(super) fn make_room(&mut self) -> bool {
         let before = self.dropped;
         while self.is_full() && self.pop().is_some() {
@@ -81,20 +84,20 @@ impl Queue {
         self.ready.push_back(Entry {
             message,
             redelivered: false,
-            returns: 0,
+            requeues: 0,
             arrival: self.arrivals,
             expires,
         });
     }
 
-    /// Puts a delivered message back where it was, marked as redelivered.
+    /// Puts a delivered message back into its old place, marked as redelivered.
     pub(super) fn requeue(&mut self, mut entry: Entry) {
         entry.redelivered = true;
-        entry.returns += 1;
+        entry.requeues += 1;
         self.restore(entry);
     }
 
-    /// Puts back a message that no consumer has seen.
+    /// Puts back a message that no consumer has received.
     pub(super) fn restore(&mut self, entry: Entry) {
         let at = self
             .ready
@@ -103,14 +106,14 @@ impl Queue {
         self.ready.insert(at, entry);
     }
 
-    /// Takes off the first message if it has expired. As in RabbitMQ, messages
-    /// expire when they come to the head of their queue.
+    /// Takes off the first message if it has expired. As in RabbitMQ, messages expire when they
+    /// reach the head of their queue.
     pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
         self.next_expiry().filter(|&at| at <= now)?;
         self.pop()
     }
 
-    /// When the first message expires, if it does.
+    /// Returns the time at which the first message expires, if it does.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.ready.front()?.expires
     }
@@ -129,7 +132,7 @@ impl Queue {
         self.consumers.retain(|&id| id != link);
     }
 
-    /// The next consumer in turn for which `has_room` holds.
+    /// Returns the next consumer in turn for which `has_room` is true.
     pub(super) fn next_consumer(&mut self, has_room: impl Fn(LinkId) -> bool) -> Option<LinkId> {
         if self.options.single_active {
             let first = self.consumers.front().copied();
@@ -155,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn is_bounded_in_bytes_and_gives_up_its_oldest() {
+    fn is_bounded_in_bytes_and_drops_its_oldest() {
         let mut queue = Queue::new("q".to_owned(), None, QueueOptions::new());
         let now = Instant::now();
         for _ in 0..64 {

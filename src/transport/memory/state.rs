@@ -1,10 +1,12 @@
+//! The state of the memory broker, and the way of a message through it.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::exchange::Exchange;
 use super::link_state::LinkState;
-use super::queue::{Entry, LinkId, MOST_BYTES, MOST_MESSAGES, Queue, QueueId};
+use super::queue::{Entry, LinkId, MAX_BYTES, MAX_MESSAGES, Queue, QueueId};
 use crate::base::log_relay;
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::DEAD_QUEUE;
@@ -12,11 +14,11 @@ use crate::transport::{
     ConfirmOutcome, ConfirmSender, Delivery, Disposition, Message, Publication, Returned, Sink,
 };
 
-/// Everything the broker holds, as one plain struct with no lock and no clock
-/// of its own, so that a test can drive it step by step against a model.
+/// Everything the broker holds, as one plain struct with no lock and no clock of its own, so that a
+/// test can drive it step by step against a model.
 ///
-/// Sinks are called while it is borrowed: a queue's deliveries reach a
-/// consumer in the queue's order only if nobody can come in between.
+/// Sinks are called while it is borrowed: a queue's deliveries reach a consumer in the queue's
+/// order only if no other thread can interfere.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) exchanges: HashMap<String, Exchange>,
@@ -24,7 +26,7 @@ pub(super) struct State {
     pub(super) queue_names: HashMap<String, QueueId>,
     pub(super) links: HashMap<LinkId, LinkState>,
     last_id: u64,
-    /// A message has come into a queue whose messages the timer moves on.
+    /// True if a message has entered a queue for which the timer runs.
     pub(super) timer_due: bool,
 }
 
@@ -34,7 +36,7 @@ impl State {
         self.last_id
     }
 
-    /// The queues a message would go to.
+    /// Returns the queues that a message would be routed to.
     pub(super) fn route(&self, exchange: &str, key: &str) -> Result<Vec<QueueId>> {
         let mut queues = Vec::with_capacity(1);
         if exchange.is_empty() {
@@ -57,8 +59,8 @@ impl State {
         self.queues.get(&queue).map_or(0, Queue::len)
     }
 
-    /// A queue takes no more. The dead letters make room: their oldest are dropped, as none
-    /// of them holds up a publisher.
+    /// Returns true if a queue accepts no more messages. The dead-letter queue makes room instead,
+    /// by dropping its oldest messages, so that it never holds up a publisher.
     pub(super) fn is_full(&mut self, queue: QueueId) -> bool {
         let Some(queue) = self.queues.get_mut(&queue).filter(|it| it.is_full()) else {
             return false;
@@ -70,23 +72,25 @@ impl State {
             log_relay::log(
                 log::Level::Warn,
                 "coney::transport",
-                format_args!("the memory broker drops its oldest dead letters: there are too many"),
+                format_args!(
+                    "{DEAD_QUEUE} is full: the memory broker drops its oldest dead letters"
+                ),
             );
         }
         false
     }
 
-    /// Says that a queue is full.
-    pub(super) fn full_text(&self, queue: QueueId) -> String {
+    /// Returns the error text for a full queue.
+    pub(super) fn full_error_text(&self, queue: QueueId) -> String {
         let name = self.queues.get(&queue).map_or("", |queue| &queue.name);
         format!(
-            "the queue {name:?} is full: the memory broker holds {MOST_MESSAGES} messages or {} \
-             MiB in each",
-            MOST_BYTES >> 20
+            "the queue {name:?} is full: the memory broker holds at most {MAX_MESSAGES} messages or \
+             {} MiB in a queue",
+            MAX_BYTES >> 20
         )
     }
 
-    /// Puts a message into `queues`, which [`route`](State::route) found.
+    /// Puts a message into `queues`, which [`route`](State::route) returned.
     pub(super) fn publish(
         &mut self,
         link: LinkId,
@@ -141,7 +145,7 @@ impl State {
         }
     }
 
-    /// Puts a message into queues and delivers what can be delivered.
+    /// Puts a message into queues and delivers from them.
     pub(super) fn push(&mut self, message: Message, queues: &[QueueId], now: Instant) {
         let message = Arc::new(message);
         for &id in queues {
@@ -156,7 +160,7 @@ impl State {
         }
     }
 
-    /// Takes the first message off a queue, and says how many are behind it.
+    /// Takes the first message off a queue; returns it with the number of messages behind it.
     pub(super) fn get(
         &mut self,
         link: LinkId,
@@ -177,7 +181,7 @@ impl State {
         Ok(entry.map(|entry| (link.hand_out(id, entry, tag), queue.len())))
     }
 
-    /// The same for the queue of the link's own, if it has one.
+    /// Takes the first message off the queue of the link's own, if it has one.
     pub(super) fn get_own(
         &mut self,
         link: LinkId,
@@ -190,7 +194,7 @@ impl State {
         }
     }
 
-    /// The number of messages in a queue that no consumer has fetched.
+    /// Returns the number of messages in a queue that no consumer has fetched.
     pub(super) fn backlog(&self, queue: &str) -> Result<usize> {
         let found = self.queue_names.get(queue);
         found
@@ -198,8 +202,8 @@ impl State {
             .ok_or_else(|| Error::new(ErrorKind::Broker, format!("there is no queue {queue:?}")))
     }
 
-    /// Routes and publishes. A message whose exchange is missing is lost, as it would be
-    /// on RabbitMQ.
+    /// Routes and publishes a message. If its exchange does not exist the message is lost, as in
+    /// RabbitMQ.
     fn send(&mut self, link: LinkId, publication: Publication, now: Instant) {
         let queues = self
             .route(&publication.exchange, &publication.routing_key)
@@ -215,8 +219,8 @@ impl State {
         }
     }
 
-    /// Settles a delivery. One that is unknown, because it was settled or its
-    /// link has gone, is left alone.
+    /// Settles a delivery. Ignores an unknown one, which was settled before or whose link is
+    /// closed.
     pub(super) fn settle(&mut self, link: LinkId, tag: u64, outcome: Disposition, now: Instant) {
         let Some((queue, entry)) = self
             .links
@@ -228,9 +232,11 @@ impl State {
         match outcome {
             Disposition::Ack { reply: Some(reply) } => self.send(link, *reply, now),
             Disposition::Ack { reply: None } => {}
-            Disposition::Reject { requeue: false } => self.bury(queue, entry, "rejected", now),
+            Disposition::Reject { requeue: false } => {
+                self.dead_letter(queue, entry, "rejected", now)
+            }
             Disposition::Reject { requeue: true } => self.requeue(queue, entry, now),
-            // Until the link ends.
+            // The delivery stays unsettled until the link ends.
             Disposition::Hold => {
                 if let Some(state) = self.links.get_mut(&link) {
                     state.unsettled.insert(tag, (queue, entry));
@@ -240,19 +246,19 @@ impl State {
         self.dispatch_to(Some(queue), now);
     }
 
-    /// Puts a delivered message back where it was. A quorum queue counts how
-    /// often, and has had enough at its limit.
+    /// Puts a delivered message back into its old place. A quorum queue counts the requeues, and
+    /// dead-letters the message at its limit.
     pub(super) fn requeue(&mut self, id: QueueId, mut entry: Entry, now: Instant) {
         let Some(queue) = self.queues.get_mut(&id) else {
             return;
         };
         match queue.options.quorum {
-            Some(limit) if entry.returns >= limit => {
-                return self.bury(id, entry, "delivery_limit", now);
+            Some(limit) if entry.requeues >= limit => {
+                return self.dead_letter(id, entry, "delivery_limit", now);
             }
             Some(_) => {
                 let headers = &mut Arc::make_mut(&mut entry.message).properties.headers;
-                headers.insert("x-delivery-count", i64::from(entry.returns) + 1);
+                headers.insert("x-delivery-count", i64::from(entry.requeues) + 1);
             }
             None => {}
         }
@@ -300,8 +306,8 @@ impl State {
     }
 }
 
-/// Hands one message to one consumer: what it has to send then, or `None` if it takes
-/// no more.
+/// Delivers one message to one consumer; returns the publications that its sink wants sent, or
+/// `None` if it accepts no more.
 fn deliver(
     links: &mut HashMap<LinkId, LinkState>,
     queue: &mut Queue,
@@ -321,7 +327,7 @@ fn deliver(
         Ok(more) => Some(more),
         Err(refused) => {
             let Some(tag) = refused.forget() else {
-                return Some(Vec::new()); // without acknowledgements it is simply gone
+                return Some(Vec::new()); // without acknowledgements it is lost
             };
             if let Some((_, entry)) = link.unsettled.remove(&tag) {
                 queue.restore(entry);

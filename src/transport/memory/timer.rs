@@ -1,3 +1,5 @@
+//! The expiry timer of the memory broker.
+
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -6,9 +8,8 @@ use super::shared::Shared;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The thread that moves on what expires in queues nobody consumes from, such
-/// as the ones between two attempts. Ends with the broker; dropping this after
-/// the state is gone waits for it.
+/// The thread that dead-letters expired messages of queues without consumers, such as the retry
+/// queues. Ends with the broker; dropping this after the state is gone joins the thread.
 pub(super) struct Timer(Option<JoinHandle<()>>, Arc<Shared>, OwnerProcess);
 
 impl Timer {

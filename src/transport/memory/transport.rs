@@ -14,15 +14,16 @@ use crate::base::thread::OwnerProcess;
 use crate::error::Result;
 use crate::transport::{Limits, LinkHandle, LinkSpec, Room, Settler, Sink, Transport};
 
-/// The default of a RabbitMQ link too, so that moving there changes nothing.
+/// The largest body, in bytes: the default over RabbitMQ too, so that moving there changes nothing.
 const MAX_BODY: usize = crate::transport::DEFAULT_MAX_BODY;
 
-/// As RabbitMQ's default frames; there are none here.
+/// The size of RabbitMQ's default frames, in bytes; the memory broker has no frames, but bounds
+/// headers alike.
 const FRAME_MAX: usize = 131_072;
 
-/// A call through the memory broker takes about 5 µs, of which the handler's part
-/// is for its user to say.
-const AWAKE: Duration = Duration::from_micros(25);
+/// The time for which a caller spins. A call through the memory broker takes about 5 µs, plus the
+/// time of the user's handler.
+const SPIN_FOR: Duration = Duration::from_micros(25);
 
 pub(crate) struct MemoryTransport {
     limits: Arc<Limits>,
@@ -35,7 +36,7 @@ impl MemoryTransport {
         Self {
             limits: Arc::new(Limits::new(MAX_BODY, MAX_BODY, FRAME_MAX)),
             shared: Arc::new(Shared {
-                home: OwnerProcess::current(),
+                owner: OwnerProcess::current(),
                 state: Mutex::new(Some(State::default())),
                 tick: Condvar::new(),
             }),
@@ -74,7 +75,7 @@ impl Transport for MemoryTransport {
         Ok(opened.ok_or_else(closed)??)
     }
 
-    /// Closing a link gives everything back in one step here.
+    /// Returns none: closing a link requeues everything in one step here.
     fn second_connection(&self, _large: Option<usize>) -> Result<Option<Box<dyn Transport>>> {
         Ok(None)
     }
@@ -83,7 +84,7 @@ impl Transport for MemoryTransport {
         false
     }
 
-    /// What is published is in its queue, or refused.
+    /// Reserves nothing: a published message is in its queue at once, or refused.
     fn reserve(&self, _bytes: usize, _deadline: Option<Instant>) -> Result<Option<Arc<Room>>> {
         Ok(None)
     }
@@ -102,7 +103,7 @@ impl Transport for MemoryTransport {
     }
 
     fn spin_for(&self) -> Duration {
-        AWAKE
+        SPIN_FOR
     }
 
     fn address(&self) -> &str {
