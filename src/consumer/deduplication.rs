@@ -149,7 +149,9 @@ impl Deduplication {
 
     fn answered(&self) {
         if self.outage.lock().succeeded() {
-            log::info!(target: "coney::worker", "{}: the reply store is available again", self.scope);
+            log::info!(
+                target: "coney::worker", "{}: the reply store is available again", self.scope
+            );
         }
     }
 

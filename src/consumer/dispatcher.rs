@@ -207,7 +207,8 @@ impl Dispatcher {
         Some(delivery)
     }
 
-    /// Refuses a poison message: dead-letters it after `deaths` starts that ended with their worker.
+    /// Refuses a poison message: dead-letters it after `deaths` starts that ended with their
+    /// worker.
     pub(crate) fn refuse_poison(&self, delivery: Tracked, deaths: i64) {
         let error = format!(
             "started {deaths} times without being settled; its workers died, lost their \
@@ -217,8 +218,8 @@ impl Dispatcher {
         self.refuse(delivery, &failure, "poison");
     }
 
-    /// Refuses a message whose body is larger than `max_body`: dead-letters it with the body, if that
-    /// was kept, over a separate connection; without it if it exceeds the broker's
+    /// Refuses a message whose body is larger than `max_body`: dead-letters it with the body, if
+    /// that was kept, over a separate connection; without it if it exceeds the broker's
     /// `max_dead_letter` limit.
     fn refuse_oversized(&self, delivery: Tracked, oversized: &Oversized) -> AfterDelivery {
         let (bytes, most) = (oversized.bytes(), self.republisher.broker.max_body());

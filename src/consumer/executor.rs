@@ -107,7 +107,7 @@ impl RequestExecutor {
         // The caller has stopped waiting.
         if context.remaining() == Some(Duration::ZERO) {
             let fault = format!(
-                "{} was not started: its caller's deadline had passed when {} was about to handle it",
+                "{} was not started by {}: its caller's deadline had passed",
                 request.action, self.owner
             );
             return self.failed(request, HandlerError::new(fault).with_code("expired"));
@@ -131,7 +131,7 @@ impl RequestExecutor {
                 Admission::InProgress => return HandlerOutcome::InProgress,
                 Admission::Unknown => {
                     return HandlerOutcome::Unavailable(
-                        "the reply store is unavailable, so the request cannot be checked for repetition",
+                        "the reply store is unavailable, so repeated requests cannot be detected",
                     );
                 }
             },
@@ -147,8 +147,8 @@ impl RequestExecutor {
                 HandlerOutcome::Done(target.is_reply_wanted().then_some(body))
             }
             Ok(Err(error)) => {
-                // Another attempt may succeed, so the error is stored as the reply only if the handler
-                // rules out a retry.
+                // Another attempt may succeed, so the error is stored as the reply only if the
+                // handler rules out a retry.
                 if let Some(claim) = claim
                     && target.is_reply_wanted()
                     && !error.may_be_retried()

@@ -104,7 +104,7 @@ impl Options {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
                 format!(
-                    "{owner}: there may be at most {MAX_RETRIES} retry delays, each from 1 ms to 49 days"
+                    "{owner}: at most {MAX_RETRIES} retry delays are allowed, of 1 ms to 49 days"
                 ),
             ));
         }
@@ -130,7 +130,8 @@ impl ConsumedQueue {
         topology::retry_queue(&self.stem, delay)
     }
 
-    /// Returns the name of the queue in which messages that may be poison are handled one at a time.
+    /// Returns the name of the queue in which messages that may be poison are handled one at a
+    /// time.
     pub(crate) fn suspect_queue(&self) -> String {
         topology::suspect_queue(&self.stem)
     }

@@ -56,7 +56,8 @@ impl<'a> ReplyTarget<'a> {
         }
     }
 
-    /// Creates the target of the reply to a message that was not decoded, from its properties alone.
+    /// Creates the target of the reply to a message that was not decoded, from its properties
+    /// alone.
     pub(super) fn of_properties(
         properties: &'a Properties,
         instance_id: Option<&'a str>,

@@ -85,8 +85,8 @@ pub(super) struct RepublishSetup {
 pub(super) struct RepublishConfirms(NamedThread);
 
 impl RepublishConfirms {
-    /// Starts the thread. The channel holds at most one republish for each unsettled delivery, whose
-    /// number the prefetch count bounds.
+    /// Starts the thread. The channel holds at most one republish for each unsettled delivery,
+    /// whose number the prefetch count bounds.
     pub(super) fn start(
         setup: RepublishSetup,
     ) -> std::io::Result<(Self, Sender<PendingRepublish>)> {
@@ -128,8 +128,8 @@ impl RepublishSetup {
         }
     }
 
-    /// Replies and acknowledges the original once the copy is confirmed. If that fails, requeues the
-    /// original, or publishes its parked copy and returns that as the next pending republish.
+    /// Replies and acknowledges the original once the copy is confirmed. If that fails, requeues
+    /// the original, or publishes its parked copy and returns that as the next pending republish.
     fn settle(&self, pending: PendingRepublish) -> Option<PendingRepublish> {
         let PendingRepublish {
             delivery,
@@ -171,8 +171,8 @@ impl RepublishSetup {
             if self.dead_letter_fault.set(&fault) {
                 log::error!(
                     target: "coney::worker",
-                    "{}: a message cannot be dead-lettered to {to:?}; it waits in a retry queue, as \
-                     the next ones will: {fault}",
+                    "{}: a message cannot be dead-lettered to {to:?} and waits in a retry queue, \
+                     as the next ones will: {fault}",
                     self.service
                 );
             }

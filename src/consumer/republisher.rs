@@ -131,8 +131,8 @@ impl Republisher {
         self.republish_until(deadline.min(limit), delivery, copy, None, None);
     }
 
-    /// Schedules the next attempt of a one-way message whose handler has failed, or dead-letters the
-    /// message.
+    /// Schedules the next attempt of a one-way message whose handler has failed, or dead-letters
+    /// the message.
     pub(super) fn failed(
         &self,
         delivery: Tracked,
@@ -189,8 +189,8 @@ impl Republisher {
         self.put_off(delivery, attempt, POSTPONE_DELAY)
     }
 
-    /// Schedules a message that cannot be processed now for after the longest of the delays. Nothing
-    /// ran, so no attempt is used up.
+    /// Schedules a message that cannot be processed now for after the longest of the delays.
+    /// Nothing ran, so no attempt is used up.
     pub(super) fn park(&self, delivery: Tracked, attempt: LocalAttempts) -> Option<LocalRetry> {
         self.put_off(delivery, attempt, self.retries.parking())
     }
@@ -250,7 +250,7 @@ impl Republisher {
         };
         log::error!(
             target: "coney::worker",
-            "{}: an oversized message cannot be dead-lettered with its body and is requeued: {fault}",
+            "{}: an oversized message cannot be dead-lettered and is requeued: {fault}",
             self.queue.owner
         );
         thread::sleep(OVERSIZED_FAILURE_PAUSE);
@@ -337,8 +337,8 @@ impl Republisher {
         Some(Failure::new(reason, error))
     }
 
-    /// Publishes the copy. Once the broker has confirmed it, another thread replies and acknowledges
-    /// the original.
+    /// Publishes the copy. Once the broker has confirmed it, another thread replies and
+    /// acknowledges the original.
     fn republish(
         &self,
         delivery: Tracked,

@@ -132,7 +132,10 @@ impl Settled {
                 }
             }
         };
-        log::debug!(target: "coney::worker", "a finished message is redelivered and is settled without being handled again");
+        log::debug!(
+            target: "coney::worker",
+            "a finished message was redelivered; it is settled and not handled again"
+        );
         finish.settle(delivery);
         None
     }

@@ -14,8 +14,8 @@ pub(crate) struct Tracked {
 }
 
 impl Settled {
-    /// Starts tracking a delivery. Returns `None` if its message is being handled or was finished in
-    /// this process: the delivery is then settled as the message is.
+    /// Starts tracking a delivery. Returns `None` if its message is being handled or was finished
+    /// in this process: the delivery is then settled as the message is.
     pub(crate) fn track(self: &Arc<Self>, delivery: Delivery) -> Option<Tracked> {
         let (delivery, key) = self.begin(delivery)?;
         Some(Tracked {

@@ -86,7 +86,10 @@ impl<J: Job> Workers<J> {
             // A reply store is user code too and may panic. The delivery is then requeued, and goes
             // to the suspect queue.
             catch(|| run(job)).unwrap_or_else(|_| {
-                log::error!(target: "coney::worker", "{owner_for_log}: a worker panicked while processing a message");
+                log::error!(
+                    target: "coney::worker",
+                    "{owner_for_log}: a worker panicked while processing a message"
+                );
                 None
             })
         };
@@ -121,8 +124,8 @@ impl<J: Job> Workers<J> {
         self.pool.submit(job)
     }
 
-    /// Queues a job for the thread that handles messages that may be poison. Never blocks. Returns the
-    /// job if the thread has been stopped.
+    /// Queues a job for the thread that handles messages that may be poison. Never blocks. Returns
+    /// the job if the thread has been stopped.
     pub(crate) fn submit_suspect(&self, job: J) -> Result<(), J> {
         self.suspects.submit(job)
     }
@@ -155,8 +158,8 @@ impl<J: Job> Workers<J> {
         self.pool.is_worker() || self.suspects.is_worker()
     }
 
-    /// Checks that the caller may shut the workers down: it is not one of their handlers, which would
-    /// wait for itself, nor a forked child, which has no workers.
+    /// Checks that the caller may shut the workers down: it is not one of their handlers, which
+    /// would wait for itself, nor a forked child, which has no workers.
     pub(crate) fn check_not_worker_thread(&self) -> Result<()> {
         if self.owner_process.is_another() {
             return Err(Error::new(
@@ -198,7 +201,8 @@ impl<J: Job> Workers<J> {
             Error::timed_out(
                 Phase::Shutdown,
                 format!(
-                    "{running} handlers of {} still run after {timeout:?}; their messages are requeued",
+                    "{running} handlers of {} still run after {timeout:?}; their messages are \
+                     requeued",
                     self.owner
                 ),
             )

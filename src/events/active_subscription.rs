@@ -118,8 +118,8 @@ impl Job {
         }
     }
 
-    /// Returns true if this is an event of that unordered subscription. Jobs of ordered ones check for
-    /// themselves which events are left.
+    /// Returns true if this is an event of that unordered subscription. Jobs of ordered ones check
+    /// for themselves which events are left.
     fn is_event_of(&self, subscription: &Arc<ActiveSubscription>) -> bool {
         matches!(self, Self::Event { subscription: own, .. } if Arc::ptr_eq(own, subscription))
     }
@@ -283,8 +283,8 @@ impl ActiveSubscription {
     }
 }
 
-/// The sink of a subscription's queue: passes deliveries to the subscription. Holds a weak reference:
-/// the user's handler must not be dropped on the transport's thread.
+/// The sink of a subscription's queue: passes deliveries to the subscription. Holds a weak
+/// reference: the user's handler must not be dropped on the transport's thread.
 pub(super) struct EventSink {
     pub(super) subscription: Weak<ActiveSubscription>,
     /// True if the deliveries come from the suspect queue.

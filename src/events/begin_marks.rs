@@ -77,8 +77,8 @@ impl BeginMarks {
         })
     }
 
-    /// Notes that the connection was lost, so that the broker has requeued the marks that were held.
-    /// Does not block.
+    /// Notes that the connection was lost, so that the broker has requeued the marks that were
+    /// held. Does not block.
     pub(super) fn lost(&self) {
         self.session.fetch_add(1, Ordering::SeqCst);
     }

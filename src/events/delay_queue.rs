@@ -10,8 +10,8 @@ use crate::base::deadline;
 use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
 
-/// A queue of delayed jobs, and the thread that waits until they are due. Each job holds an unsettled
-/// delivery, so the prefetch counts bound their number.
+/// A queue of delayed jobs, and the thread that waits until they are due. Each job holds an
+/// unsettled delivery, so the prefetch counts bound their number.
 pub(super) struct DelayQueue<J> {
     shared: Arc<Shared<J>>,
     thread: Mutex<Option<NamedThread>>,
@@ -58,7 +58,8 @@ impl<J: Send + 'static> DelayQueue<J> {
         })
     }
 
-    /// Adds a job, which is due after `delay`; drops it if the queue has been stopped. Does not block.
+    /// Adds a job, which is due after `delay`; drops it if the queue has been stopped. Does not
+    /// block.
     pub(super) fn add(&self, delay: Duration, job: J) {
         let mut state = self.shared.state.lock();
         if state.stopped {

@@ -12,8 +12,8 @@ pub(super) struct KeyQueues<T> {
     /// True if there is a job that distributes the arrivals.
     has_arrivals_job: bool,
     by_key: HashMap<String, VecDeque<T>>,
-    /// The number of times that the queues were cleared: the broker has requeued the items that were
-    /// taken before.
+    /// The number of times that the queues were cleared: the broker has requeued the items that
+    /// were taken before.
     epoch: u64,
 }
 
@@ -40,8 +40,8 @@ impl<T> KeyQueues<T> {
         Some((next?, self.epoch))
     }
 
-    /// Appends an item to the queue of its key; returns true if a job must be submitted for the key.
-    /// Returns an item that was taken before the last clearing as the error.
+    /// Appends an item to the queue of its key; returns true if a job must be submitted for the
+    /// key. Returns an item that was taken before the last clearing as the error.
     pub(super) fn enter(&mut self, key: &str, item: T, epoch: u64) -> Result<bool, T> {
         if epoch != self.epoch {
             return Err(item);
@@ -54,7 +54,8 @@ impl<T> KeyQueues<T> {
         Ok(true)
     }
 
-    /// Takes the first item of a key, with the current epoch, for the key's job, which keeps the queue.
+    /// Takes the first item of a key, with the current epoch, for the key's job, which keeps the
+    /// queue.
     pub(super) fn take(&mut self, key: &str) -> Option<(T, u64)> {
         Some((self.by_key.get_mut(key)?.pop_front()?, self.epoch))
     }
@@ -71,7 +72,8 @@ impl<T> KeyQueues<T> {
         }
     }
 
-    /// Returns true if a key has more items for its job; otherwise removes the queue, and the job ends.
+    /// Returns true if a key has more items for its job; otherwise removes the queue, and the job
+    /// ends.
     pub(super) fn has_more(&mut self, key: &str) -> bool {
         let more = self
             .by_key

@@ -120,8 +120,8 @@ impl EventSubscriber {
 }
 
 impl EventSubscriberBuilder {
-    /// Opens the link to a suspect queue. If the broker refuses it, for lack of channels for example,
-    /// the other subscribers handle its messages.
+    /// Opens the link to a suspect queue. If the broker refuses it, for lack of channels for
+    /// example, the other subscribers handle its messages.
     fn consume_suspects(
         &self,
         queue: &str,
@@ -136,8 +136,8 @@ impl EventSubscriberBuilder {
             Err(error) => {
                 log::warn!(
                     target: "coney::events",
-                    "{}: cannot consume a suspect queue, other subscribers handle redelivered events: \
-                     {error}", self.service
+                    "{}: cannot consume a suspect queue, redelivered events are left to other \
+                     subscribers: {error}", self.service
                 );
                 None
             }

@@ -134,8 +134,8 @@ impl Checking {
         }
     }
 
-    /// Runs all checks up to the first one that has failed `failures` times in a row, and returns its
-    /// name and error.
+    /// Runs all checks up to the first one that has failed `failures` times in a row, and returns
+    /// its name and error.
     fn check(&mut self, failures: u32) -> HealthVerdict {
         let mut checks = self.checks.iter().zip(&mut self.failed);
         checks.find_map(|(check, failed)| {

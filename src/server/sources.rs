@@ -155,8 +155,8 @@ pub(super) struct OwnQueue {
 }
 
 impl Consumers {
-    /// Stops consuming, and republishes the requests that no worker has started. Blocks at most until
-    /// `deadline`.
+    /// Stops consuming, and republishes the requests that no worker has started. Blocks at most
+    /// until `deadline`.
     pub(super) fn pause(&self, deadline: Instant) {
         for handle in self.suspects.iter().chain([&self.shared]) {
             self.log_error(handle.stop_consuming(deadline));

@@ -34,9 +34,9 @@ impl ServiceServerBuilder {
     ///
     /// Fails with [`ErrorKind::InvalidConfig`] if a name is empty, too long or contains characters
     /// that names must not have, an action has two handlers, the number of workers or the prefetch
-    /// is 0, or the retry delays are too many or out of range; with [`ErrorKind::Broker`] if the broker refuses a queue or a consumer; with
-    /// [`ErrorKind::TimedOut`] if the broker does not answer in time; and with
-    /// [`ErrorKind::Closed`] if the broker was closed before.
+    /// is 0, or the retry delays are too many or out of range; with [`ErrorKind::Broker`] if the
+    /// broker refuses a queue or a consumer; with [`ErrorKind::TimedOut`] if the broker does not
+    /// answer in time; and with [`ErrorKind::Closed`] if the broker was closed before.
     pub fn start(mut self) -> Result<ServiceServer> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
@@ -282,8 +282,8 @@ impl ServiceServerBuilder {
             Err(error) => {
                 log::warn!(
                     target: "coney::server",
-                    "{}: cannot consume the suspect queue, other servers handle redelivered requests: \
-                     {error}", self.service
+                    "{}: cannot consume the suspect queue, redelivered requests are left to other \
+                     servers: {error}", self.service
                 );
                 None
             }
