@@ -58,7 +58,7 @@ pub(super) enum Admission<'a> {
     /// Another worker is handling the request.
     InProgress,
     /// The store does not answer.
-    Unknown,
+    StoreUnavailable,
 }
 
 /// The claim of a request, released when dropped.
@@ -112,7 +112,7 @@ impl Deduplication {
             }
             Err(error) => {
                 self.failed(&error);
-                Admission::Unknown
+                Admission::StoreUnavailable
             }
         }
     }

@@ -129,7 +129,7 @@ impl RequestExecutor {
                     return self.failed(request, error);
                 }
                 Admission::InProgress => return HandlerOutcome::InProgress,
-                Admission::Unknown => {
+                Admission::StoreUnavailable => {
                     return HandlerOutcome::Unavailable(
                         "the reply store is unavailable, so repeated requests cannot be detected",
                     );

@@ -67,7 +67,7 @@ impl<J: Job> Workers<J> {
             )
             .with_source(error)
         };
-        let (running, stopping) = bounded(0);
+        let (stop, stopping) = bounded(0);
         let dead_letter_fault = Arc::new(DeadLetterFault::default());
         let confirms_setup = RepublishSetup {
             service: owner.to_owned(),
@@ -103,7 +103,7 @@ impl<J: Job> Workers<J> {
             owner_process: OwnerProcess::current(),
             pool: pool.map_err(no_thread)?,
             suspects: suspects.map_err(no_thread)?,
-            confirms: Mutex::new(Some((running, confirms))),
+            confirms: Mutex::new(Some((stop, confirms))),
             republishes,
             dead_letter_fault,
         })
@@ -189,8 +189,8 @@ impl<J: Job> Workers<J> {
             (Ok(()), Ok(())) => Ok(()),
             (one, other) => Err(one.err().unwrap_or(0) + other.err().unwrap_or(0)),
         };
-        if let Some((running, confirms)) = self.confirms.lock().take() {
-            drop(running);
+        if let Some((stop, confirms)) = self.confirms.lock().take() {
+            drop(stop);
             confirms.join(deadline);
         }
         if finished.is_err() {

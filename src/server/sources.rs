@@ -14,15 +14,15 @@ use crate::transport::{Delivery, LinkHandle, Publication, Returned, Sink};
 /// The sink of a server's request queues: passes deliveries from the transport to the workers.
 pub(super) struct RequestSink {
     pub(super) workers: Workers<Job>,
-    /// The registration to be marked as disconnected when the broker is closed.
+    /// The registration to be marked as disconnected when the broker connection is closed for good.
     pub(super) registration: OnceLock<Weak<Registration>>,
-    /// The reason why the broker was closed for good, if it was.
+    /// The reason why the broker connection was closed for good, if it was.
     pub(super) lost_for_good: Mutex<Option<String>>,
 }
 
 /// A job for a worker.
 pub(super) enum Job {
-    /// A delivery that no worker has started.
+    /// A delivery to be processed.
     Message(Delivery),
     /// The items of a batch that no worker has taken.
     Batch(Arc<BatchJob>),
@@ -107,7 +107,9 @@ impl Sink for RequestSink {
     fn closed(&self, cause: &str) {
         *self.lost_for_good.lock() = Some(cause.to_owned());
         if let Some(registration) = self.registration.get().and_then(Weak::upgrade) {
-            registration.set_disconnected(&format!("its broker is closed: {cause}"));
+            registration.set_disconnected(&format!(
+                "its broker connection is closed for good: {cause}"
+            ));
         }
     }
 }
