@@ -119,8 +119,8 @@ pub(crate) struct ConsumedQueue {
     pub(crate) queue: String,
     /// The prefix of the names of its retry queues and its suspect queue.
     pub(crate) stem: String,
-    /// True if no message may be republished: the events are in order, or the queue is deleted with
-    /// this process.
+    /// True if no message may leave the queue and be republished to it: the events are in order, or
+    /// the queue is deleted with this process.
     pub(crate) is_ordered: bool,
 }
 

@@ -50,7 +50,7 @@ impl Tracked {
         self.end(Finish::Replied(Box::new(reply)));
     }
 
-    /// Acknowledges the delivery, and publishes the reply before if there is one.
+    /// Publishes the reply, if there is one, and acknowledges the delivery.
     pub(super) fn done(self, reply: Option<Publication>) {
         match reply {
             Some(reply) => self.ack_with(reply),
