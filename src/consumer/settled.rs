@@ -48,7 +48,6 @@ struct State {
     reply_bytes: usize,
 }
 
-/// A finished message.
 struct Finished {
     finish: Finish,
     /// True if a redelivery of the message has been settled.
@@ -57,7 +56,6 @@ struct Finished {
     number: u64,
 }
 
-/// A message that is being handled.
 struct RunningMessage {
     since: Instant,
     /// The latest redelivery of the message, if any.
@@ -104,8 +102,7 @@ impl Settled {
             let mut state = self.state.lock();
             state.evict(Instant::now());
             if came_back && let Some(finished) = state.finished.get_mut(&key) {
-                // The reply is sent once more only: it may be what the broker closes the
-                // connection for.
+                // The reply is sent only once more: the broker may close the connection for it.
                 match std::mem::replace(&mut finished.is_resettled, true) {
                     false => finished.finish.clone(),
                     true => Finish::Acked,
@@ -132,10 +129,7 @@ impl Settled {
                 }
             }
         };
-        log::debug!(
-            target: "coney::worker",
-            "a finished message was redelivered; it is settled and not handled again"
-        );
+        log::debug!(target: "coney::worker", "a finished message was redelivered and is settled");
         finish.settle(delivery);
         None
     }
@@ -321,54 +315,47 @@ mod tests {
 
     #[test]
     fn a_redelivered_finished_message_is_settled_the_same_way() {
-        let fixture = Fixture::new();
-        fixture
-            .track(1, false)
+        let on = Fixture::new();
+        on.track(1, false)
             .unwrap()
             .ack_with(Publication::new("", "q", Vec::new()));
-        assert!(fixture.track(2, true).is_none());
+        assert!(on.track(2, true).is_none());
         let reply = |tag| (tag, "reply to q".to_owned());
-        assert_eq!(fixture.settled(), [reply(1), reply(2)]);
-        assert!(
-            fixture.track(3, false).is_some(),
-            "sent again with the same id"
-        );
+        assert_eq!(on.settled(), [reply(1), reply(2)]);
+        assert!(on.track(3, false).is_some(), "sent again with the same id");
     }
 
     #[test]
     fn a_redelivered_running_message_is_adopted() {
-        let fixture = Fixture::new();
-        let first = fixture.track(1, false).unwrap();
-        assert!(fixture.track(2, true).is_none());
-        assert!(fixture.track(3, true).is_none(), "and once more");
+        let on = Fixture::new();
+        let first = on.track(1, false).unwrap();
+        assert!(on.track(2, true).is_none());
+        assert!(on.track(3, true).is_none(), "and once more");
         first.ack();
         // The other deliveries are of sessions that have ended, where settling has no effect.
-        let acks = fixture
-            .settled()
-            .into_iter()
-            .filter(|(_, text)| text == "ack");
+        let acks = on.settled().into_iter().filter(|(_, text)| text == "ack");
         assert_eq!(acks.collect::<Vec<_>>(), [ack(3)]);
-        assert!(fixture.track(4, true).is_none());
-        assert_eq!(fixture.settled(), [ack(4)]);
+        assert!(on.track(4, true).is_none());
+        assert_eq!(on.settled(), [ack(4)]);
     }
 
     #[test]
     fn a_dropped_message_is_requeued_and_handled_again() {
-        let fixture = Fixture::new();
-        let first = fixture.track(1, false).unwrap();
-        assert!(fixture.track(2, true).is_none());
+        let on = Fixture::new();
+        let first = on.track(1, false).unwrap();
+        assert!(on.track(2, true).is_none());
         drop(first);
-        let mut settled = fixture.settled();
+        let mut settled = on.settled();
         settled.sort();
         let back = |tag| (tag, "reject true".to_owned());
         assert_eq!(settled, [back(1), back(2)]);
-        assert!(fixture.track(3, true).is_some());
+        assert!(on.track(3, true).is_some());
     }
 
     #[test]
     fn another_copy_is_another_message() {
-        let fixture = Fixture::new();
-        fixture.track(1, false).unwrap().ack();
+        let on = Fixture::new();
+        on.track(1, false).unwrap().ack();
         let changes: [fn(&mut Message); 5] = [
             |message| message.properties.headers.insert(ATTEMPTS, 1),
             |message| message.properties.headers.insert(COPIES, 1),
@@ -377,37 +364,33 @@ mod tests {
             |message| message.properties.message_id = Some("n".to_owned()),
         ];
         for change in changes {
-            let delivery = fixture.deliver(2, true, change);
-            assert!(fixture.table.track(delivery).is_some());
+            let delivery = on.deliver(2, true, change);
+            assert!(on.table.track(delivery).is_some());
         }
         let nameless = |message: &mut Message| message.properties.message_id = None;
         for _ in 0..2 {
-            let tracked = fixture.table.track(fixture.deliver(3, true, nameless));
+            let tracked = on.table.track(on.deliver(3, true, nameless));
             tracked.expect("it has no id").ack();
         }
     }
 
     #[test]
     fn the_table_is_bounded_and_long_runs_are_reported_once() {
-        let fixture = Fixture::new();
+        let on = Fixture::new();
         for n in 0..2 * MAX_FINISHED {
             let id =
                 move |message: &mut Message| message.properties.message_id = Some(n.to_string());
-            fixture
-                .table
-                .track(fixture.deliver(1, false, id))
-                .unwrap()
-                .ack();
+            on.table.track(on.deliver(1, false, id)).unwrap().ack();
         }
-        assert_eq!(fixture.table.state.lock().finished.len(), MAX_FINISHED);
+        assert_eq!(on.table.state.lock().finished.len(), MAX_FINISHED);
         let big = Publication::new("", "q", vec![0; MAX_REPLY_BYTES + 1]);
-        fixture.track(1, false).unwrap().ack_with(big);
-        assert!(fixture.table.state.lock().finished.is_empty());
-        assert_eq!(fixture.table.state.lock().reply_bytes, 0);
+        on.track(1, false).unwrap().ack_with(big);
+        assert!(on.table.state.lock().finished.is_empty());
+        assert_eq!(on.table.state.lock().reply_bytes, 0);
 
-        let _running = fixture.track(1, false).unwrap();
-        assert!(fixture.table.running_longer_than(FINISHED_TTL).is_empty());
-        assert_eq!(fixture.table.running_longer_than(Duration::ZERO).len(), 1);
-        assert!(fixture.table.running_longer_than(Duration::ZERO).is_empty());
+        let _running = on.track(1, false).unwrap();
+        assert!(on.table.running_longer_than(FINISHED_TTL).is_empty());
+        assert_eq!(on.table.running_longer_than(Duration::ZERO).len(), 1);
+        assert!(on.table.running_longer_than(Duration::ZERO).is_empty());
     }
 }
