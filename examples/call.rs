@@ -24,7 +24,7 @@ use serde_json::Value;
                   20 connect, 21 broker, 22 closed"
 )]
 struct Options {
-    /// Where RabbitMQ is: amqp://user:password@host:port/vhost
+    /// URL of RabbitMQ: amqp://user:password@host:port/vhost
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     amqp_url: String,
     /// The service to call
@@ -34,16 +34,16 @@ struct Options {
     /// The payload, as JSON
     #[arg(value_parser = |text: &str| serde_json::from_str::<Value>(text))]
     payload: Value,
-    /// Send a command: wait for the broker's confirmation and for no reply
+    /// Send a command: wait for the publisher confirm and for no reply
     #[arg(long, conflicts_with_all = ["repeat", "callers"])]
     send: bool,
-    /// How long a call may take, in milliseconds
+    /// Timeout of a call, in milliseconds
     #[arg(long, default_value_t = 5_000)]
     timeout_ms: u64,
-    /// How many calls to make in all
+    /// Number of calls to make
     #[arg(long, default_value_t = 1)]
     repeat: u64,
-    /// How many threads make them
+    /// Number of threads that make the calls
     #[arg(long, default_value_t = 1)]
     callers: usize,
 }
@@ -94,12 +94,13 @@ fn timeout(options: &Options) -> Duration {
     Duration::from_millis(options.timeout_ms)
 }
 
-/// Calls from several threads; an error ends its thread, and is the result.
+/// Calls from several threads and prints a summary. An error ends its thread; the first one is
+/// returned.
 fn repeat(client: &ServiceClient, options: &Options) -> coney::Result<()> {
     let left = AtomicU64::new(options.repeat);
     let start = Instant::now();
     let caller = || -> (Histogram<u64>, Option<Error>) {
-        // Cannot fail: three digits are between zero and five.
+        // Cannot fail: three significant digits are between zero and five.
         let mut latencies = Histogram::new(3).unwrap();
         while left
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
@@ -139,7 +140,7 @@ fn repeat(client: &ServiceClient, options: &Options) -> coney::Result<()> {
     first_error.map_or(Ok(()), Err)
 }
 
-/// 1 and 2 are left to the shell and to usage errors.
+/// Returns the exit code of an error kind. 1 and 2 are left to the shell and to usage errors.
 fn exit_code(kind: ErrorKind) -> u8 {
     match kind {
         ErrorKind::NoRoute => 10,

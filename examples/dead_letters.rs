@@ -1,4 +1,5 @@
-//! Looks through the dead letters of a RabbitMQ: messages that services gave up.
+//! Lists, shows, replays and purges the dead letters of a RabbitMQ: the messages that services
+//! could not handle.
 //!
 //!     export AMQP_URL=amqp://localhost
 //!     cargo run --example dead_letters -- list
@@ -6,7 +7,7 @@
 //!     cargo run --example dead_letters -- replay --service order-service --per-second 10
 //!     cargo run --example dead_letters -- purge --id msg_20261123083012_862ad1d69070c888
 //!
-//! `replay` and `purge` want to be told which letters: by service, by id, or all.
+//! `replay` and `purge` need a selection of letters: by service, by id, or all.
 
 use std::process::ExitCode;
 
@@ -17,7 +18,7 @@ use coney::{Broker, DeadLetters};
 #[derive(Parser)]
 #[command(about = "Lists, shows, replays and purges dead letters")]
 struct Options {
-    /// Where RabbitMQ is: amqp://user:password@host:port/vhost
+    /// URL of RabbitMQ: amqp://user:password@host:port/vhost
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     amqp_url: String,
     #[command(subcommand)]
@@ -28,20 +29,20 @@ struct Options {
 enum Command {
     /// One line for each letter, the oldest first
     List {
-        /// Those of this service only
+        /// Service whose letters are listed
         #[arg(long)]
         service: Option<String>,
-        /// How many at most
+        /// Maximum number of letters
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
     /// Everything about one letter, its body included
     Show { message_id: String },
-    /// Sends letters back to the queues they came from
+    /// Sends letters back to the queues that they came from
     Replay {
         #[command(flatten)]
         which: Which,
-        /// How many a second at most
+        /// Maximum number of letters per second
         #[arg(long, default_value_t = 10)]
         per_second: u32,
     },
@@ -55,13 +56,13 @@ enum Command {
 #[derive(Args)]
 #[group(required = true, multiple = true)]
 struct Which {
-    /// Those of this service
+    /// The letters of this service
     #[arg(long)]
     service: Option<String>,
-    /// The one with this message id
+    /// The letter with this message id
     #[arg(long)]
     id: Option<String>,
-    /// All there are
+    /// All letters
     #[arg(long)]
     all: bool,
 }

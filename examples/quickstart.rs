@@ -2,8 +2,8 @@
 //!
 //!     cargo run --example quickstart
 //!
-//! needs nothing installed: broker and registry are in memory. The same program runs
-//! over RabbitMQ and Redis with
+//! It needs nothing installed: broker and registry are in memory. The same program runs over
+//! RabbitMQ and Redis:
 //!
 //!     AMQP_URL=amqp://localhost REDIS_URL=redis://localhost cargo run --example quickstart
 
@@ -60,7 +60,7 @@ fn main() -> Result<(), coney::Error> {
         Ok(url) => Broker::connect(&url)?,
         Err(_) => Broker::memory(),
     };
-    // A registry: who serves, and where. Optional; calls find their way without it.
+    // A registry: the running instances of each service. Optional; calls work without it.
     let registry = match std::env::var("REDIS_URL") {
         Ok(url) => Registry::connect(&url)?,
         Err(_) => Registry::memory(),
@@ -78,7 +78,7 @@ fn main() -> Result<(), coney::Error> {
         .start()?;
     println!("user-service serves get_user, validate_token and sleep\n");
 
-    // order-service: a client, and a proxy that makes user-service look local.
+    // order-service: a client, and a proxy for calls to user-service.
     let client = ServiceClient::new(&broker, "order-service")?;
     let users = ServiceProxyFactory::new(client.clone()).create("user-service");
 
@@ -108,10 +108,10 @@ fn main() -> Result<(), coney::Error> {
     let invalid = users.call::<TokenState>("validateToken", &ValidateToken { token });
     explain("the handler refuses", invalid.map(|state| state.valid));
     explain("no such action", users.call::<()>("deleteUser", &1001));
-    let hurry = CallOptions::new().timeout(Duration::from_millis(100));
-    explain("too slow", users.call_with::<()>("sleep", &400, &hurry));
-    let nobody = client.call::<()>("no-such-service", "get_user", &1001);
-    explain("nobody there", nobody);
+    let short = CallOptions::new().timeout(Duration::from_millis(100));
+    explain("too slow", users.call_with::<()>("sleep", &400, &short));
+    let no_route = client.call::<()>("no-such-service", "get_user", &1001);
+    explain("nobody there", no_route);
 
     println!("\n4. The registry knows who serves.");
     let finder = ServiceClient::builder(&broker, "order-service")
@@ -134,16 +134,16 @@ fn main() -> Result<(), coney::Error> {
     Ok(())
 }
 
-fn explain<T: std::fmt::Debug>(what: &str, result: coney::Result<T>) {
+fn explain<T: std::fmt::Debug>(title: &str, result: coney::Result<T>) {
     match result {
-        Ok(value) => println!("   {what}: unexpectedly {value:?}"),
+        Ok(value) => println!("   {title}: unexpectedly {value:?}"),
         Err(error) => {
             let retry = if error.is_safe_to_retry() {
                 "safe to retry"
             } else {
                 "not safe to retry blindly"
             };
-            println!("   {what}: {:?}, {retry}\n      {error}", error.kind());
+            println!("   {title}: {:?}, {retry}\n      {error}", error.kind());
         }
     }
 }

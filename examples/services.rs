@@ -1,11 +1,11 @@
-//! Shows which services there are, and their instances.
+//! Shows the services of a registry and their instances.
 //!
 //!     REDIS_URL=redis://localhost cargo run --example services
 //!     REDIS_URL=redis://localhost cargo run --example services -- --watch
 //!     REDIS_URL=redis://localhost cargo run --example services -- --json
 //!
-//! A table by default, once or, with `--watch`, again every second until Ctrl-C;
-//! with `--json` one JSON object a line for each instance.
+//! Prints a table by default, once or, with `--watch`, again every second until Ctrl-C; with
+//! `--json` one JSON object per line for each instance.
 
 use std::io::{IsTerminal, Write, stdout};
 use std::thread;
@@ -18,16 +18,16 @@ use coney::{Instance, Registry};
 #[derive(Parser)]
 #[command(about = "Shows the services of a registry and their instances")]
 struct Options {
-    /// Where the registry is: redis://user:password@host:port/database
+    /// URL of the registry: redis://user:password@host:port/database
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     redis_url: String,
-    /// Only this service
+    /// Name of the only service to show
     #[arg(long)]
     service: Option<String>,
-    /// One JSON object a line instead of a table
+    /// One JSON object per line instead of a table
     #[arg(long)]
     json: bool,
-    /// Again every second, until Ctrl-C
+    /// Repeat every second, until Ctrl-C
     #[arg(long)]
     watch: bool,
 }
@@ -44,10 +44,10 @@ fn main() {
 fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let registry = Registry::connect(&options.redis_url)?;
     loop {
-        let text = match look(&registry, options) {
+        let text = match read_services(&registry, options) {
             Ok(found) if options.json => lines(&found),
             Ok(found) => table(&found, options),
-            // It may be back in a second.
+            // The registry may be available again in a second.
             Err(error) if options.watch => format!("{error}\n"),
             Err(error) => return Err(error.into()),
         };
@@ -65,10 +65,10 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// A service and its instances, if they can be read.
-type StoredInstances = (String, coney::Result<Lookup>);
+type ServiceInstances = (String, coney::Result<Lookup>);
 
-/// Every service and what is registered for it, read afresh.
-fn look(registry: &Registry, options: &Options) -> coney::Result<Vec<StoredInstances>> {
+/// Reads every service and its instances from the registry, past the cache.
+fn read_services(registry: &Registry, options: &Options) -> coney::Result<Vec<ServiceInstances>> {
     let services = match &options.service {
         Some(service) => vec![service.clone()],
         None => registry.services()?,
@@ -80,7 +80,7 @@ fn look(registry: &Registry, options: &Options) -> coney::Result<Vec<StoredInsta
     Ok(found.collect())
 }
 
-fn lines(services: &[StoredInstances]) -> String {
+fn lines(services: &[ServiceInstances]) -> String {
     let mut text = String::new();
     for (service, found) in services {
         for instance in found.iter().flat_map(Lookup::all) {
@@ -95,7 +95,7 @@ fn lines(services: &[StoredInstances]) -> String {
     text
 }
 
-fn table(services: &[StoredInstances], options: &Options) -> String {
+fn table(services: &[ServiceInstances], options: &Options) -> String {
     let titles = [
         "SERVICE", "INSTANCE", "BEAT", "HEALTH", "VERSION", "WEIGHT", "ADDRESS",
     ];

@@ -1,11 +1,11 @@
-//! A service to call and to copy: user-service, over RabbitMQ.
+//! A service as a template: user-service, over RabbitMQ.
 //!
 //!     AMQP_URL=amqp://localhost cargo run --example user_service -- --workers 4
 //!
-//! With REDIS_URL it registers there, for `services` and for whoever looks it up.
+//! With REDIS_URL it registers there: the example `services` and other clients find it.
 //!
-//! Prints `ready` when it takes requests. SIGTERM or Ctrl-C drains it: running
-//! handlers finish and reply, then it exits with 0.
+//! Prints `ready` when it consumes requests. SIGTERM or Ctrl-C shuts it down: running handlers
+//! finish and reply, then it exits with 0.
 
 use std::time::Duration;
 
@@ -18,19 +18,19 @@ use signal_hook::iterator::Signals;
 #[derive(Parser)]
 #[command(about = "user-service over RabbitMQ")]
 struct Options {
-    /// Where RabbitMQ is: amqp://user:password@host:port/vhost
+    /// URL of RabbitMQ: amqp://user:password@host:port/vhost
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     amqp_url: String,
-    /// Where to register: redis://user:password@host:port/database
+    /// URL of the registry: redis://user:password@host:port/database
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     redis_url: Option<String>,
     /// The name to serve under
     #[arg(long, default_value = "user-service")]
     service: String,
-    /// Threads that run handlers
+    /// Number of threads that run handlers
     #[arg(long, default_value_t = 10)]
     workers: usize,
-    /// Requests fetched ahead
+    /// Number of requests fetched ahead
     #[arg(long, default_value_t = 10)]
     prefetch: u16,
 }
@@ -76,7 +76,7 @@ fn main() {
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
-    // Before anything starts: a signal that comes early must not be missed.
+    // Installed first, so that no early signal is missed.
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let broker = Broker::builder(&options.amqp_url)
         .connection_name(&options.service)

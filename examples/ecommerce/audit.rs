@@ -1,4 +1,4 @@
-//! The end of a run: what everybody has done, and whether the books balance.
+//! The end of a run: the statistics of all services, and the audit of the books.
 
 use std::collections::{HashMap, HashSet};
 use std::thread;
@@ -12,10 +12,10 @@ use crate::platform::Platform;
 use crate::services;
 use crate::stats::Report;
 
-/// How long the last events may take to arrive.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest time for which the audit waits for the last events.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How the run stands, as its services tell.
+/// The state of a run, as its services report it.
 struct Account {
     books: Books,
     reserved: Vec<Reservation>,
@@ -46,7 +46,7 @@ impl Account {
         })
     }
 
-    /// What does not add up; nothing if all is well.
+    /// Returns a text for each sum that does not balance.
     fn faults(&self, placed: u64) -> Vec<String> {
         let Books {
             paid,
@@ -75,12 +75,12 @@ impl Account {
         check("pieces taken from the stock", reserved, sold);
         check("cents charged", self.charged, owed);
         check("shipments planned", self.planned as u64, paid.len() as u64);
-        // Once at least: what is sent again after a fault may die twice.
+        // At least once: a command that is sent again after a fault may be dead-lettered twice.
         check("kinds of what nobody does", self.odd().min(1) as u64, 1);
         faults
     }
 
-    /// Letters that are about no order.
+    /// Counts the dead letters that are not about an order.
     fn odd(&self) -> usize {
         let is_order = |letter: &&DeadLetter| letter.payload::<Order>().is_ok();
         self.letters
@@ -90,7 +90,7 @@ impl Account {
     }
 }
 
-/// Waits until everything is settled, prints what happened, and says whether the books
+/// Waits until every order is settled, prints the statistics, and returns true if the books
 /// balance.
 pub fn run(
     platform: &Platform,
@@ -98,7 +98,7 @@ pub fn run(
     run: &str,
     placed: u64,
 ) -> coney::Result<bool> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + SETTLE_TIMEOUT;
     let (account, faults) = loop {
         let taken = Account::take(platform, client, run);
         match taken {
@@ -109,7 +109,7 @@ pub fn run(
                 }
             }
             Err(error) if Instant::now() >= end => return Err(error),
-            Err(error) => log::info!("once more, after: {error}"),
+            Err(error) => log::info!("the audit is repeated after an error: {error}"),
         }
         thread::sleep(Duration::from_millis(300));
     };
@@ -191,7 +191,7 @@ fn print_letters(account: &Account) {
     }
 }
 
-/// Is it of this run?
+/// Returns true if a dead letter belongs to this run.
 fn is_of(letter: &DeadLetter, run: &str) -> bool {
     let of_order = letter
         .payload::<Order>()

@@ -1,4 +1,4 @@
-//! What the services say to each other: the payloads of their calls and events.
+//! The contract between the services: the payloads of their calls and events.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,14 +33,14 @@ pub struct Product {
     pub product_id: u64,
     pub name: String,
     pub cents: u64,
-    /// As it was when somebody looked: not a promise.
+    /// The stock at the time of the call; it may have changed since.
     pub in_stock: u64,
 }
 
 /// An order, from the command that creates it to the last event about it.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Order {
-    /// `RUN-NUMBER`: unique over all runs, and what makes every step repeatable.
+    /// `RUN-NUMBER`: unique over all runs, so that every step can be repeated.
     pub order_id: String,
     pub user_id: u64,
     pub product_id: u64,
@@ -61,7 +61,7 @@ pub struct Reservation {
     pub quantity: u64,
 }
 
-/// How the orders of a run stand at order-service.
+/// The orders of a run by their state at order-service.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Books {
     pub paid: Vec<Order>,

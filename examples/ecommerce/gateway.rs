@@ -1,4 +1,4 @@
-//! The front: customers who look at a product and order it, all at the same time.
+//! The gateway: customers that look up a product and order it, all at the same time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -12,13 +12,13 @@ use crate::audit;
 use crate::contract::{ORDER, Order, PRODUCT, Product, ProductId, Token, USER, User};
 use crate::platform::Platform;
 
-/// How long a customer goes on trying while something is down.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest time for which a customer retries while a service or the broker is unavailable.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Every so many orders somebody wants the product of which there is none.
+/// The number of orders among which one is for the product that is out of stock.
 const UMBRELLA_EVERY: u64 = 20;
 
-/// Places the orders, waits until all are settled, and checks the books: true if they
+/// Places the orders, waits until all are settled, and audits the books; returns true if they
 /// balance.
 pub fn run(platform: &Platform, orders: u64, customers: usize) -> coney::Result<bool> {
     let run = format!("{:08x}", fastrand::u32(..));
@@ -50,9 +50,9 @@ pub fn run(platform: &Platform, orders: u64, customers: usize) -> coney::Result<
         }
     });
     bar.finish();
-    // What nobody can do is not lost either.
+    // A command without a handler is not lost either: it becomes a dead letter.
     let gift = format!("{run}-gift");
-    again(|| client.send_with(ORDER, "gift_wrap", &run, &command(&gift)))?;
+    retry(|| client.send_with(ORDER, "gift_wrap", &run, &command(&gift)))?;
     let placed = orders - refused.into_inner();
     println!(
         "placed within {:.1} s; waiting until all are settled\n",
@@ -61,7 +61,7 @@ pub fn run(platform: &Platform, orders: u64, customers: usize) -> coney::Result<
     audit::run(platform, &client, &run, placed)
 }
 
-/// What one customer does: log in, look, order.
+/// Acts as one customer: logs in, looks up a product and orders it.
 fn order(client: &ServiceClient, run: &str, number: u64) -> coney::Result<()> {
     let services = ServiceProxyFactory::new(client.clone());
     let (users, products) = (services.create(USER), services.create(PRODUCT));
@@ -74,11 +74,11 @@ fn order(client: &ServiceClient, run: &str, number: u64) -> coney::Result<()> {
     };
     let id = format!("{run}-{number}");
     let options = CallOptions::new().idempotent(true).message_id(&id);
-    let user: User = again(|| users.call_with("authenticate", &token, &options))?;
+    let user: User = retry(|| users.call_with("authenticate", &token, &options))?;
     let wanted = ProductId { product_id };
-    let product: Product = again(|| products.call_with("describe", &wanted, &options))?;
-    // However many there are: between the look and the order that changes, and only
-    // inventory knows.
+    let product: Product = retry(|| products.call_with("describe", &wanted, &options))?;
+    // Ordered without regard to the stock: it may change between the lookup and the order, and only
+    // inventory knows it.
     let quantity = 1 + number % 3;
     let order = Order {
         order_id: id.clone(),
@@ -87,7 +87,7 @@ fn order(client: &ServiceClient, run: &str, number: u64) -> coney::Result<()> {
         quantity,
         cents: quantity * product.cents,
     };
-    again(|| client.send_with(ORDER, "create_order", &order, &command(&id)))
+    retry(|| client.send_with(ORDER, "create_order", &order, &command(&id)))
 }
 
 /// Returns the options of a command that may be sent twice.
@@ -95,14 +95,14 @@ fn command(message_id: &str) -> SendOptions {
     SendOptions::new().idempotent(true).message_id(message_id)
 }
 
-/// Tries until it succeeds, or fails for a reason that will not go away. May do so even
-/// where it may have worked before: what is asked for here can be asked for twice.
-fn again<T>(mut act: impl FnMut() -> coney::Result<T>) -> coney::Result<T> {
-    let end = Instant::now() + PATIENCE;
+/// Retries until `call` succeeds, fails with a permanent error, or the time is over. Also retries
+/// if an earlier attempt may have succeeded: all calls of this example are idempotent.
+fn retry<T>(mut call: impl FnMut() -> coney::Result<T>) -> coney::Result<T> {
+    let end = Instant::now() + RETRY_TIMEOUT;
     loop {
-        match act() {
-            Err(error) if is_passing(error.kind()) && Instant::now() < end => {
-                log::info!("again, after: {error}");
+        match call() {
+            Err(error) if is_transient(error.kind()) && Instant::now() < end => {
+                log::info!("retried after an error: {error}");
                 thread::sleep(Duration::from_millis(100));
             }
             result => return result,
@@ -110,7 +110,7 @@ fn again<T>(mut act: impl FnMut() -> coney::Result<T>) -> coney::Result<T> {
     }
 }
 
-fn is_passing(kind: ErrorKind) -> bool {
+fn is_transient(kind: ErrorKind) -> bool {
     use ErrorKind::{ConnectionLost, NoInstance, NoRoute, NotSent, TimedOut};
     matches!(
         kind,

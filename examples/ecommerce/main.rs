@@ -2,24 +2,23 @@
 //!
 //!     cargo run --release --example ecommerce
 //!
-//! runs everything in one process, in memory. Over the real thing, with as many
-//! orders as you like:
+//! This runs everything in one process, in memory. Over RabbitMQ, with another number of orders:
 //!
 //!     AMQP_URL=amqp://localhost cargo run --release --example ecommerce -- --orders 5000
 //!
-//! With `--service NAME` it is that service alone, so that the platform can be spread
-//! over ten terminals; then `--service gateway` is the one that places the orders.
-//! `REDIS_URL` has them register.
+//! `--service NAME` runs that service alone, so that the platform can be spread over ten
+//! terminals; `--service gateway` then places the orders. With `REDIS_URL` the services register
+//! there.
 //!
-//! It ends with what every service has done, what ended among the dead letters, and an
-//! audit: every order is paid, cancelled or a dead letter, and stock and money add up.
-//! The exit code is 1 if they do not.
+//! At the end it prints the statistics of every service, the dead letters, and an audit: every
+//! order is paid, cancelled or a dead letter, and stock and money add up. The exit code is 1 if
+//! they do not.
 //!
 //! | from | to | how |
 //! | --- | --- | --- |
-//! | gateway | user | call: who is it? |
-//! | gateway | product → inventory | call: what is it, and is there any? |
-//! | gateway | order | command: create it |
+//! | gateway | user | call: authenticate the customer |
+//! | gateway | product → inventory | call: describe the product and its stock |
+//! | gateway | order | command: create the order |
 //! | user | order, notification | events `user.*` |
 //! | order | payment, inventory, logistics, notification | events `order.*` |
 //! | product | search | events `product.*` |
@@ -44,19 +43,19 @@ use crate::platform::Platform;
 #[derive(Parser)]
 #[command(about = "A shop of nine services behind a gateway")]
 struct Options {
-    /// How many orders the gateway places
+    /// Number of orders that the gateway places
     #[arg(long, default_value_t = 200)]
     orders: u64,
-    /// How many customers order at the same time
+    /// Number of customers that order at the same time
     #[arg(long, default_value_t = 16)]
     customers: usize,
-    /// Run this service alone, over RabbitMQ: gateway, or one of the nine
+    /// Name of the only service to run, over RabbitMQ: gateway, or one of the nine
     #[arg(long)]
     service: Option<String>,
-    /// RabbitMQ: amqp://user:password@host:port/vhost; in memory without it
+    /// URL of RabbitMQ: amqp://user:password@host:port/vhost; in memory without it
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     amqp_url: Option<String>,
-    /// The registry: redis://user:password@host:port/database; in memory without it
+    /// URL of the registry: redis://user:password@host:port/database; in memory without it
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     redis_url: Option<String>,
 }
@@ -73,7 +72,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// True if the books balance.
+/// Runs one service or all of them; returns true if the books balance.
 fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let platform = Platform::open(options.amqp_url.as_deref(), options.redis_url.as_deref())?;
     match options.service.as_deref() {
@@ -90,7 +89,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         }
         Some("gateway") => Ok(gateway::run(&platform, options.orders, options.customers)?),
         Some(name) => {
-            // Before anything starts: a signal that comes early must not be missed.
+            // Installed first, so that no early signal is missed.
             let mut signals = Signals::new([SIGTERM, SIGINT])?;
             let service = services::start(&platform, name)?;
             println!("ready");

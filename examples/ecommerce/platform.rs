@@ -1,4 +1,4 @@
-//! What every service is made with: a broker, a registry, and how it starts and stops.
+//! The platform of all services: the broker, the registry, and the builders with common settings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +13,17 @@ use coney::{
 
 use crate::stats::Stats;
 
-/// How long a failed command or event waits for its next attempt.
+/// The delays before the next attempts at a failed command or event.
 const RETRY_DELAYS: [Duration; 3] = [
     Duration::from_millis(50),
     Duration::from_millis(200),
     Duration::from_millis(1_000),
 ];
 
-/// How long a service remembers what it has done.
-const REMEMBER: Duration = Duration::from_secs(600);
+/// The time for which a service remembers handled requests.
+const REPLY_TTL: Duration = Duration::from_secs(600);
 
+/// The connections that all services use.
 pub struct Platform {
     pub broker: Broker,
     pub registry: Registry,
@@ -30,6 +31,7 @@ pub struct Platform {
 }
 
 impl Platform {
+    /// Opens the broker and the registry, in memory where no URL is given.
     pub fn open(amqp_url: Option<&str>, redis_url: Option<&str>) -> coney::Result<Self> {
         let broker = match amqp_url {
             Some(url) => Broker::builder(url)
@@ -53,30 +55,33 @@ impl Platform {
         })
     }
 
-    /// A client in the name of a service.
+    /// Creates a client in the name of a service.
     pub fn client(&self, name: &str) -> coney::Result<ServiceClient> {
         ServiceClient::builder(&self.broker, name)
             .timeout(Duration::from_secs(10))
             .build()
     }
 
-    /// A server: every service can be asked for its statistics.
+    /// Prepares a server with the common settings and the action `report`, which returns
+    /// statistics.
     pub fn server(&self, name: &str, stats: &Arc<Stats>) -> ServiceServerBuilder {
         let stats = Arc::clone(stats);
         ServiceServer::builder(&self.broker, name)
             .registry(&self.registry)
             .instance(Instance::new().with_version(env!("CARGO_PKG_VERSION")))
             .retry_delays(RETRY_DELAYS)
-            .deduplicate(Arc::clone(&self.replies), REMEMBER)
+            .deduplicate(Arc::clone(&self.replies), REPLY_TTL)
             .respond("report", move |()| stats.report())
     }
 
+    /// Prepares a subscriber with the common settings.
     pub fn subscriber(&self, name: &str) -> EventSubscriberBuilder {
         EventSubscriber::builder(&self.broker, name)
             .retry_delays(RETRY_DELAYS)
-            .deduplicate(Arc::clone(&self.replies), REMEMBER)
+            .deduplicate(Arc::clone(&self.replies), REPLY_TTL)
     }
 
+    /// Creates a publisher in the name of a service.
     pub fn publisher(&self, name: &str) -> coney::Result<EventPublisher> {
         Ok(EventPublisher::new(&self.broker, name)?.with_timeout(Duration::from_secs(30)))
     }
@@ -89,7 +94,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Lets what runs finish.
+    /// Shuts the service down; running handlers finish.
     pub fn stop(self) {
         let timeout = Duration::from_secs(10);
         if let Some(subscriber) = &self.subscriber

@@ -1,4 +1,4 @@
-//! What a service counts of its own work.
+//! The statistics that each service keeps of its handlers.
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -7,6 +7,7 @@ use coney::{Context, HandlerError};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+/// The statistics of a running service.
 pub struct Stats(Mutex<Inner>);
 
 struct Inner {
@@ -17,6 +18,7 @@ struct Inner {
 }
 
 #[derive(Serialize, Deserialize)]
+/// The statistics as a payload.
 pub struct Report {
     pub handled: u64,
     pub failed: u64,
@@ -31,12 +33,12 @@ impl Stats {
             handled: 0,
             failed: 0,
             retried: 0,
-            // Cannot fail: three digits are between zero and five.
+            // Cannot fail: three significant digits are between zero and five.
             micros: Histogram::new(3).unwrap(),
         }))
     }
 
-    /// Does a piece of work and counts it.
+    /// Runs `work` and counts its result, its attempt and its duration.
     pub fn count<T>(
         &self,
         context: &Context<'_>,
@@ -54,6 +56,7 @@ impl Stats {
         result
     }
 
+    /// Returns a snapshot.
     pub fn report(&self) -> Report {
         let inner = self.0.lock().unwrap();
         let millis = |quantile| inner.micros.value_at_quantile(quantile) as f64 / 1_000.0;

@@ -1,4 +1,4 @@
-//! A message that holds many requests, and the workers that share it.
+//! A job for workers: the requests of one batch message.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -17,34 +17,38 @@ use crate::message::batch::{self, Item};
 use crate::message::{CODE_UNKNOWN_ACTION, Headers, Reply, ServiceMessage, Span};
 use crate::transport::{Delivery, Message, Replier};
 
-/// How often an item asks again whose request another worker is at, and for how long if it
-/// has no deadline: it holds up a worker meanwhile.
-const ASK_AGAIN: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The interval at which an item checks again whether another worker has finished its request.
+const IN_PROGRESS_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long a reply without a deadline waits until it can be sent.
-const REPLY_PATIENCE: Duration = Duration::from_secs(10);
+/// The longest time for which an item without a deadline waits for another worker to finish its
+/// request: the item blocks a worker meanwhile.
+const IN_PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Its items are taken one at a time by whoever is free. When the last of them has been
-/// answered, the message is acknowledged.
+/// The longest time for which a reply without a deadline waits until it can be sent.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A batch that several workers can handle at a time. Free workers take its items one by one;
+/// when the last item has its reply, the message is acknowledged.
 pub(crate) struct BatchJob {
     message: Arc<Message>,
-    /// Until it is settled. Dropped before that, it goes back into its queue.
+    /// The delivery of the batch, until it is settled. If dropped before that, the message goes
+    /// back into its queue.
     delivery: Mutex<Option<Tracked>>,
     replier: Option<Replier>,
     envelope: Envelope,
     info: DeliveryInfo,
     items: Vec<BatchItem>,
-    /// The replies that go into the batch's own.
+    /// The replies to be sent inside the batch's own reply.
     replies: Vec<OnceLock<Vec<u8>>>,
-    /// How many bytes these have.
-    kept: AtomicUsize,
-    /// The first item that nobody has taken.
+    /// The total size of these replies, in bytes.
+    reply_bytes: AtomicUsize,
+    /// The index of the first item that no worker has taken.
     next: AtomicUsize,
+    /// The number of items without a reply.
     unanswered: AtomicUsize,
 }
 
-/// What all items have in common.
+/// The fields that all items share.
 struct Envelope {
     source_service: Span,
     headers: Span,
@@ -54,30 +58,30 @@ struct Envelope {
     message_id: Span,
 }
 
-/// One request.
+/// One request of a batch.
 struct BatchItem {
     action: Span,
     message_id: Span,
     payload: Span,
-    /// Its own, where it has some.
+    /// The item's own headers, if any; the batch's apply otherwise.
     headers: Option<Span>,
-    /// If it is answered on its own.
+    /// The correlation id, if the item gets a reply message of its own.
     correlation_id: Option<Span>,
 }
 
 impl BatchJob {
-    /// Reads a batch. It is not complete without its [delivery](BatchJob::with).
+    /// Reads a batch. It is complete only after [`with_delivery`](BatchJob::with_delivery).
     ///
     /// # Errors
     ///
-    /// What is wrong with the payload.
+    /// Returns a text that says why the payload cannot be read as a batch.
     pub(super) fn read(
         envelope: &ServiceMessage<'_>,
         message: &Arc<Message>,
-        answer: &ReplyTarget<'_>,
+        target: &ReplyTarget<'_>,
         info: DeliveryInfo,
     ) -> Result<Self, String> {
-        let Some(reply_to) = answer.reply_to else {
+        let Some(reply_to) = target.reply_to else {
             return Err("nobody waits for the replies to this batch".to_owned());
         };
         let body = &message.body;
@@ -87,11 +91,11 @@ impl BatchJob {
             let id = item.correlation_id.as_ref();
             let id = id.map(|id| check_short_string("correlation id", &id.0));
             id.unwrap_or(Ok(()))
-                .map_err(|fault| format!("the batch has an item of which {fault}"))?;
+                .map_err(|fault| format!("an item of the batch is invalid: {fault}"))?;
         }
         let in_batch = items.iter().any(|item| item.correlation_id.is_none());
         let in_batch = if in_batch { items.len() } else { 0 };
-        let part = |item: Item<'_>| BatchItem {
+        let read_item = |item: Item<'_>| BatchItem {
             action: Span::of(&item.action, body),
             message_id: Span::of(&item.message_id, body),
             payload: Span::of(item.payload.as_str(), body),
@@ -107,41 +111,42 @@ impl BatchJob {
                 headers: Span::of(envelope.headers.as_str(), body),
                 timestamp: envelope.timestamp,
                 reply_to: reply_to.to_owned(),
-                correlation_id: answer.correlation_id.map(str::to_owned),
+                correlation_id: target.correlation_id.map(str::to_owned),
                 message_id: Span::of(&envelope.message_id, body),
             },
             info,
             replies: (0..in_batch).map(|_| OnceLock::new()).collect(),
-            kept: AtomicUsize::new(0),
+            reply_bytes: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(items.len()),
-            items: items.into_iter().map(part).collect(),
+            items: items.into_iter().map(read_item).collect(),
         })
     }
 
-    /// The same with what it came in.
-    pub(super) fn with(mut self, delivery: Tracked) -> Self {
+    /// Adds the delivery that carried the batch.
+    pub(super) fn with_delivery(mut self, delivery: Tracked) -> Self {
         self.replier = delivery.delivery().replier();
         self.delivery = Mutex::new(Some(delivery));
         self
     }
 
-    /// What it came in, if it has not been settled.
+    /// Returns the delivery, if it has not been settled.
     pub(crate) fn into_delivery(self) -> Option<Delivery> {
         self.delivery.into_inner().map(Tracked::into_delivery)
     }
 
-    /// Begins with no other item.
+    /// Starts no further item.
     pub(crate) fn stop(&self) {
         self.next.store(self.items.len(), Ordering::Relaxed);
     }
 
-    /// Is there an item that nobody has taken?
+    /// Returns true if there is an item that no worker has taken.
     pub(crate) fn has_more(&self) -> bool {
         self.next.load(Ordering::Relaxed) < self.items.len()
     }
 
-    /// The broker has taken it back: nobody begins with another item.
+    /// Starts no further item and leaves the delivery unsettled: the broker has requeued the
+    /// message.
     pub(crate) fn abandon(&self) {
         self.stop();
         if let Some(delivery) = self.delivery.lock().take() {
@@ -154,23 +159,23 @@ impl BatchJob {
         if self.items.is_empty() {
             return self.finish(executor);
         }
-        // Never wraps: as many are too many to be added to it as there are workers.
+        // The index never wraps: it exceeds the number of items by at most one per worker.
         while let Some((at, item)) = self.take() {
-            let answer = self.answer(item, executor);
-            // A reply store is the user's code too, and an item must be answered.
-            let body = catch(|| self.handle(item, executor, &answer));
+            let target = self.target(item, executor);
+            // A reply store is user code too and may panic, and every item needs a reply.
+            let body = catch(|| self.handle(item, executor, &target));
             let body = body.unwrap_or_else(|_| {
                 let error = panicked(&shown(item.action.get(&self.message.body)));
-                answer.failure(error.message(), error.code())
+                target.failure(error.message(), error.code())
             });
-            match (answer.correlation_id, &self.replier) {
+            match (target.correlation_id, &self.replier) {
                 (Some(_), Some(replier)) => {
-                    let until = executor.deadline(&self.headers(item), self.info, &answer);
-                    let until = until.unwrap_or_else(|| Instant::now() + REPLY_PATIENCE);
-                    answer.send(replier, body, executor.max_body(), until);
+                    let until = executor.deadline(&self.headers(item), self.info, &target);
+                    let until = until.unwrap_or_else(|| Instant::now() + REPLY_TIMEOUT);
+                    target.send(replier, body, executor.max_body(), until);
                 }
                 (Some(_), None) => {}
-                (None, _) => self.keep(at, body, &answer, executor),
+                (None, _) => self.keep(at, body, &target, executor),
             }
             if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.finish(executor);
@@ -178,18 +183,19 @@ impl BatchJob {
         }
     }
 
-    /// Keeps a reply until the others are there, unless they are too much already.
-    fn keep(&self, at: usize, body: Vec<u8>, answer: &ReplyTarget<'_>, executor: &RequestExecutor) {
-        let with_it = |kept: usize| {
-            let kept = kept.saturating_add(body.len());
-            (kept <= executor.max_body()).then_some(kept)
+    /// Keeps a reply until all items have one; replaces it by an error if it would make the
+    /// replies larger than one message may be.
+    fn keep(&self, at: usize, body: Vec<u8>, target: &ReplyTarget<'_>, executor: &RequestExecutor) {
+        let add = |bytes: usize| {
+            let bytes = bytes.saturating_add(body.len());
+            (bytes <= executor.max_body()).then_some(bytes)
         };
         let order = Ordering::Relaxed;
         let fits =
-            body.len() <= USUAL_FAILURE || self.kept.fetch_update(order, order, with_it).is_ok();
+            body.len() <= USUAL_FAILURE || self.reply_bytes.fetch_update(order, order, add).is_ok();
         let body = match fits {
             true => body,
-            false => does_not_fit(answer, body.len()),
+            false => does_not_fit(target, body.len()),
         };
         let _ = self.replies[at].set(body);
     }
@@ -204,7 +210,7 @@ impl BatchJob {
         Headers::of(headers.get(&self.message.body))
     }
 
-    fn answer<'a>(&'a self, item: &'a BatchItem, executor: &'a RequestExecutor) -> ReplyTarget<'a> {
+    fn target<'a>(&'a self, item: &'a BatchItem, executor: &'a RequestExecutor) -> ReplyTarget<'a> {
         let body = &self.message.body;
         ReplyTarget {
             instance_id: executor.instance_id.as_deref(),
@@ -214,16 +220,16 @@ impl BatchJob {
         }
     }
 
-    /// Runs one request and gives the body of its reply.
+    /// Runs one request and returns the body of its reply.
     fn handle(
         &self,
         item: &BatchItem,
         executor: &RequestExecutor,
-        answer: &ReplyTarget<'_>,
+        target: &ReplyTarget<'_>,
     ) -> Vec<u8> {
         let body = &self.message.body;
         let request = Request {
-            message_id: answer.message_id,
+            message_id: target.message_id,
             source_service: self.envelope.source_service.get(body),
             action: item.action.get(body),
             timestamp: self.envelope.timestamp,
@@ -233,36 +239,39 @@ impl BatchJob {
         let checked = check_action(request.action)
             .and_then(|()| check_short_string("message id", request.message_id));
         if let Err(fault) = checked {
-            return answer.failure(&fault.to_string(), Some("bad_envelope"));
+            return target.failure(&fault.to_string(), Some("bad_envelope"));
         }
         let Some(handler) = executor.handlers.get(request.action) else {
             let fault = unknown_action(request.action);
-            return answer.failure(&fault, Some(CODE_UNKNOWN_ACTION));
+            return target.failure(&fault, Some(CODE_UNKNOWN_ACTION));
         };
         let begin = Instant::now();
-        let deadline = executor.deadline(&request.headers, self.info, answer);
+        let deadline = executor.deadline(&request.headers, self.info, target);
         loop {
-            match executor.run(&request, handler, self.info, answer) {
+            match executor.run(&request, handler, self.info, target) {
                 HandlerOutcome::Done(body) => return body.unwrap_or_default(),
                 HandlerOutcome::Failed(error) => {
-                    return answer.failure(error.message(), error.code());
+                    return target.failure(error.message(), error.code());
                 }
-                // It cannot be put off alone. At its deadline it is `expired`.
+                // One item alone cannot be put off. At its deadline it is `expired`.
                 HandlerOutcome::Unavailable(fault) => {
-                    return answer.busy(fault, executor.busy_retry_after());
+                    return target.busy(fault, executor.busy_retry_after());
                 }
-                HandlerOutcome::InProgress if deadline.is_some() || begin.elapsed() < PATIENCE => {
-                    thread::sleep(ASK_AGAIN);
+                HandlerOutcome::InProgress
+                    if deadline.is_some() || begin.elapsed() < IN_PROGRESS_TIMEOUT =>
+                {
+                    thread::sleep(IN_PROGRESS_INTERVAL);
                 }
                 HandlerOutcome::InProgress => {
-                    let fault = "the same request is being handled, and takes too long";
-                    return answer.failure(fault, Some("in_progress"));
+                    let fault = "another worker is still handling the same request";
+                    return target.failure(fault, Some("in_progress"));
                 }
             }
         }
     }
 
-    /// All items have been answered.
+    /// Sends the batch's own reply, if it has one, and acknowledges the message: all items have
+    /// replies.
     fn finish(&self, executor: &RequestExecutor) {
         let Some(delivery) = self.delivery.lock().take() else {
             return;
@@ -270,36 +279,36 @@ impl BatchJob {
         if self.replies.is_empty() && !self.items.is_empty() {
             return delivery.ack();
         }
-        let answer = ReplyTarget {
+        let target = ReplyTarget {
             instance_id: executor.instance_id.as_deref(),
             reply_to: Some(&self.envelope.reply_to),
             correlation_id: self.envelope.correlation_id.as_deref(),
             message_id: self.envelope.message_id.get(&self.message.body),
         };
-        let data = self.data(&answer, executor);
-        let body = Reply::success_round(answer.instance_id, &data, answer.message_id);
-        let body = body.unwrap_or_else(|error| answer.failure(&error.to_string(), None));
-        delivery.done(answer.publication(body, executor.max_body()));
+        let data = self.data(&target, executor);
+        let body = Reply::success_round(target.instance_id, &data, target.message_id);
+        let body = body.unwrap_or_else(|error| target.failure(&error.to_string(), None));
+        delivery.done(target.publication(body, executor.max_body()));
     }
 
-    /// The items' replies as an array. Those that would make it too large for a message
-    /// are answered with an error.
-    fn data(&self, answer: &ReplyTarget<'_>, executor: &RequestExecutor) -> Vec<u8> {
-        // A name takes up to six times its bytes.
-        let names = |answer: &ReplyTarget<'_>| {
-            let instance = answer.instance_id.unwrap_or_default();
-            6 * (answer.message_id.len() + instance.len())
+    /// Returns the items' replies as a JSON array. Replies that would make it too large for a
+    /// message are replaced by errors.
+    fn data(&self, target: &ReplyTarget<'_>, executor: &RequestExecutor) -> Vec<u8> {
+        // An escaped name takes up to six times its bytes.
+        let names = |target: &ReplyTarget<'_>| {
+            let instance = target.instance_id.unwrap_or_default();
+            6 * (target.message_id.len() + instance.len())
         };
         let max = executor
             .max_body()
-            .saturating_sub(USUAL_FAILURE + names(answer));
+            .saturating_sub(USUAL_FAILURE + names(target));
         let replies = || self.items.iter().zip(&self.replies);
         let size: usize = replies().map(|(_, reply)| reply_len(reply) + 1).sum();
         let mut data = Vec::with_capacity(size.min(max) + 2);
         data.push(b'[');
-        // What those that come later take at least.
+        // The least room that the replies after this one take.
         let at_least = |item: &BatchItem, reply: &OnceLock<Vec<u8>>| {
-            let failure = USUAL_FAILURE + names(&self.answer(item, executor));
+            let failure = USUAL_FAILURE + names(&self.target(item, executor));
             reply_len(reply).min(failure) + 1
         };
         let fits = size <= max;
@@ -319,12 +328,12 @@ impl BatchJob {
                 data.extend_from_slice(reply);
                 continue;
             }
-            let answer = self.answer(item, executor);
-            later -= (reply.len()).min(USUAL_FAILURE + names(&answer)) + 1;
+            let target = self.target(item, executor);
+            later -= (reply.len()).min(USUAL_FAILURE + names(&target)) + 1;
             if data.len() + reply.len() + later < max || reply.len() <= USUAL_FAILURE {
                 data.extend_from_slice(reply);
             } else {
-                data.extend_from_slice(&does_not_fit(&answer, reply.len()));
+                data.extend_from_slice(&does_not_fit(&target, reply.len()));
             }
         }
         data.push(b']');
@@ -332,15 +341,16 @@ impl BatchJob {
     }
 }
 
-/// An error's reply takes no more, without the names in it.
+/// The largest size of an error's reply without the names in it, in bytes.
 const USUAL_FAILURE: usize = 256;
 
-fn does_not_fit(answer: &ReplyTarget<'_>, bytes: usize) -> Vec<u8> {
-    let fault = format!("the reply is {bytes} bytes long, which is too much beside the others");
-    answer.failure(&fault, Some(TOO_LARGE))
+fn does_not_fit(target: &ReplyTarget<'_>, bytes: usize) -> Vec<u8> {
+    let fault =
+        format!("the reply is {bytes} bytes long, too large next to the others of its batch");
+    target.failure(&fault, Some(TOO_LARGE))
 }
 
-/// One that is not there stands as `null`.
+/// Returns the size of a reply in bytes; a missing one is sent as `null`.
 fn reply_len(reply: &OnceLock<Vec<u8>>) -> usize {
     reply.get().map_or("null".len(), Vec::len)
 }

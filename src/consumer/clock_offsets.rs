@@ -1,4 +1,4 @@
-//! The part of a caller's time that is left, whatever its clock says.
+//! Callers' deadlines, corrected by the estimated offsets of the callers' clocks.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -9,28 +9,30 @@ use parking_lot::Mutex;
 use crate::base::deadline;
 use crate::message::{DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
 
-/// The time for which a measurement of an offset counts.
+/// The time for which a measurement of an offset counts, in milliseconds.
 const WINDOW_MS: i64 = 5 * 60 * 1_000;
 
-/// A source that has just become known is taken to have the right time for so long, if
-/// what it says is plausible: its first messages may have waited in a queue, and must not
-/// look fresh.
+/// The time for which the clock of a new source is assumed to be right, in milliseconds, as long
+/// as its timestamps are plausible: its first messages may have waited in a queue, and the wait
+/// must not be taken for an offset.
 const PROBATION_MS: i64 = 2_000;
 
-/// The number of sources that are remembered: each is a connection of another process.
-const MOST_SOURCES: usize = 4_096;
+/// The largest number of sources that are remembered: each is a connection of another process.
+const MAX_SOURCES: usize = 4_096;
 
-/// The offsets of the clocks of those who send requests.
+/// The estimated clock offsets of all callers.
 #[derive(Default)]
 pub(crate) struct ClockOffsets {
     sources: Mutex<HashMap<Box<str>, Offset>>,
 }
 
 impl ClockOffsets {
-    /// The moment when the caller of a request with these headers stops waiting, if it says.
+    /// Returns the moment when the caller of a request with these headers stops waiting, if the
+    /// headers say so.
     ///
-    /// `source` names the caller's connection, `arrived` is when the request came here. A copy,
-    /// which does not expire in its queue, may have waited for longer than its timeout.
+    /// `source` names the caller's connection, `arrived` is the moment when the request arrived
+    /// in this process. A republished copy does not expire in its queue, so it may have waited
+    /// for longer than its timeout.
     pub(super) fn deadline(
         &self,
         headers: &Headers<'_>,
@@ -43,7 +45,7 @@ impl ClockOffsets {
         let (timeout, at) = match (timeout, at) {
             (Some(timeout), Some(at)) => (timeout, at),
             (Some(timeout), None) => return Some(after(arrived, timeout)),
-            // A client that knows absolute times only.
+            // A client that sends an absolute deadline only.
             (None, Some(at)) => return Some(deadline::after(deadline::until_unix_millis(at))),
             (None, None) => return None,
         };
@@ -55,9 +57,9 @@ impl ClockOffsets {
         let raw = now.saturating_sub(sent);
         let waited = {
             let mut sources = self.sources.lock();
-            if sources.len() >= MOST_SOURCES && !sources.contains_key(source) {
+            if sources.len() >= MAX_SOURCES && !sources.contains_key(source) {
                 sources.retain(|_, offset| now - offset.latest < WINDOW_MS);
-                if sources.len() >= MOST_SOURCES {
+                if sources.len() >= MAX_SOURCES {
                     sources.clear();
                 }
             }
@@ -80,13 +82,13 @@ impl ClockOffsets {
 }
 
 fn after(arrived: Instant, millis: u64) -> Instant {
-    // So that no sum of times overflows.
+    // Bounded, so that the sum does not overflow.
     let left = Duration::from_millis(millis).min(Duration::from_secs(60 * 60 * 24 * 365));
     arrived + left
 }
 
-/// The wall clock as it was when this process first asked, moved on by the monotonic one:
-/// it does not jump.
+/// Converts a moment to Unix milliseconds: the wall clock is read once per process and advanced
+/// by the monotonic clock, so the result does not jump.
 fn local_millis(at: Instant) -> i64 {
     static START: LazyLock<(Instant, i64)> = LazyLock::new(|| {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -99,12 +101,12 @@ fn local_millis(at: Instant) -> i64 {
     wall.saturating_add(later).saturating_sub(earlier)
 }
 
-/// The offset of one source's clock from ours: the smallest difference between arriving
-/// and being sent of the last five minutes, since no message arrives before it is sent.
-/// A plain struct that is told the time, in milliseconds.
+/// The offset of one source's clock from the local one: the smallest difference between the
+/// arrival and the sending of a message in the last five minutes, since no message arrives
+/// before it is sent. Reads no clock: the caller passes the time, in milliseconds.
 #[derive(Debug)]
 struct Offset {
-    /// The smallest of this half of the window, and of the one before.
+    /// The smallest difference in the current half of the window, and in the half before.
     halves: [Option<i64>; 2],
     half_began: i64,
     known_since: i64,
@@ -121,9 +123,9 @@ impl Offset {
         }
     }
 
-    /// The waiting time of a message that took `raw` by the two clocks; `None` if by them it
-    /// was longer than its timeout. As it would have expired, a clock has jumped: measuring
-    /// starts over.
+    /// Returns the time for which a message waited, if the two clocks differ by `raw` between its
+    /// sending and its arrival; `None` if the result is longer than its timeout. The message
+    /// would have expired, so a clock has jumped: measuring starts over.
     fn waited(&mut self, raw: i64, timeout: i64, now: i64) -> Option<i64> {
         self.latest = now;
         if now - self.half_began >= WINDOW_MS / 2 {
@@ -158,7 +160,7 @@ mod tests {
     const HOUR: i64 = 3_600_000;
 
     #[test]
-    fn clocks_that_agree_tell_how_long_a_message_waited() {
+    fn equal_clocks_measure_the_waiting_time() {
         let mut offset = Offset::new(0);
         assert_eq!(
             offset.waited(4_000, TIMEOUT, 0),
@@ -187,7 +189,7 @@ mod tests {
             assert_eq!(offset.waited(skew, TIMEOUT, 4_000), Some(0), "{skew}");
         }
         let mut offset = Offset::new(0);
-        offset.waited(3_000, TIMEOUT, 0); // less than the timeout: learnt after a moment
+        offset.waited(3_000, TIMEOUT, 0); // less than the timeout: applied after the probation
         assert_eq!(offset.waited(3_000, TIMEOUT, 2_500), Some(0));
     }
 
@@ -220,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_counted_from_the_arrival() {
+    fn the_deadline_is_counted_from_the_arrival() {
         let (clocks, arrived) = (ClockOffsets::default(), Instant::now());
         let headers = |timeout: u64, sent: i64| {
             let mut headers = Headers::new();
@@ -236,15 +238,15 @@ mod tests {
         let mut only = Headers::new();
         only.insert(TIMEOUT_HEADER, &u64::MAX);
         assert!(clocks.deadline(&only, "", arrived, false).is_some());
-        for n in 0..3 * MOST_SOURCES {
+        for n in 0..3 * MAX_SOURCES {
             clocks.deadline(&headers(5, behind), &n.to_string(), arrived, false);
         }
-        assert!(clocks.sources.lock().len() <= MOST_SOURCES);
+        assert!(clocks.sources.lock().len() <= MAX_SOURCES);
     }
 
     proptest! {
         #[test]
-        fn never_waits_longer_than_its_timeout_or_less_than_nothing(
+        fn the_waiting_time_is_between_zero_and_the_timeout(
             messages in prop::collection::vec((-HOUR..HOUR, 0..10_000i64, 0..400_000i64), 1..50),
         ) {
             let (mut offset, mut now) = (Offset::new(0), 0);

@@ -1,12 +1,13 @@
-//! The copy of a message that goes elsewhere.
+//! The copies of messages that are republished.
 
 use super::failure::describe;
-use super::republisher::{DELIVERY_COUNT, LONGEST_ERROR, Republisher};
+use super::republisher::{DELIVERY_COUNT, MAX_ERROR_BYTES, Republisher};
 use crate::transport::x_death::{ATTEMPTS, COPIES, GIVEN_UP, LEFT_OUT, REDELIVERIES};
 use crate::transport::{Delivery, HeaderTable, Properties, Publication};
 
 impl Republisher {
-    /// The message as it is, but kept on disk and without an expiry of its own.
+    /// Copies a message for another queue: persistent, without an expiration, with the count of its
+    /// copies in the headers.
     pub(super) fn copy(
         &self,
         delivery: &Delivery,
@@ -21,14 +22,17 @@ impl Republisher {
         };
         let are_sendable = properties.has_sendable_headers();
         let headers = &mut properties.headers;
-        // A quorum queue's count is of one queue alone.
+        // A quorum queue counts its own deliveries only.
         headers.remove(DELIVERY_COUNT);
         let copies = headers.int(COPIES).unwrap_or(0).saturating_add(1);
-        let most = self.broker.max_headers().saturating_sub(self.our_headers());
+        let most = self
+            .broker
+            .max_headers()
+            .saturating_sub(self.added_headers());
         if headers.size() > most || !are_sendable {
             log::warn!(
                 target: "coney::worker",
-                "{}: the headers of {} are too large or too many to be copied, and are left out",
+                "{}: republishes {} without its headers, which are too large or too many to copy",
                 self.queue.owner, describe(message)
             );
             let kept = [ATTEMPTS, GIVEN_UP, REDELIVERIES];
@@ -53,13 +57,14 @@ impl Republisher {
         }
     }
 
-    /// Room for the headers that a move adds: two errors, and what is of fixed size.
-    fn our_headers(&self) -> usize {
-        2 * self.longest_error() + 1_500
+    /// Returns the room for the headers that republishing adds, in bytes: two errors, and 1,500
+    /// bytes for the headers of fixed size.
+    fn added_headers(&self) -> usize {
+        2 * self.max_error_bytes() + 1_500
     }
 
-    /// The part of an error that fits beside a message's own headers, in bytes.
-    pub(super) fn longest_error(&self) -> usize {
-        LONGEST_ERROR.min(self.broker.max_headers() / 8)
+    /// Returns the largest part of an error that fits next to the message's own headers, in bytes.
+    pub(super) fn max_error_bytes(&self) -> usize {
+        MAX_ERROR_BYTES.min(self.broker.max_headers() / 8)
     }
 }

@@ -1,4 +1,4 @@
-//! The use of a reply store for one queue: is a request a repeated one?
+//! Deduplication of one queue's requests through a reply store.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::request::Request;
 use super::{ClaimOutcome, ReplyStore};
 use crate::base::random;
 
-/// A reply store as one server or subscription uses it.
+/// The deduplication of one server or subscription: its reply store, and the leases it holds there.
 pub(crate) struct Deduplication {
     /// The first part of each key: a service, or a subscription's queue.
     scope: String,
@@ -20,47 +20,50 @@ pub(crate) struct Deduplication {
     lease: Duration,
     leases: Leases,
     outage: Mutex<Outage>,
-    /// The time for which the store may be away before consumption pauses.
-    patience: Duration,
+    /// The time for which the store may be unavailable before consuming is paused.
+    outage_limit: Duration,
 }
 
-/// For how long a store has been away. A plain struct that is told the time.
+/// An outage of a store. Reads no clock: the caller passes the time.
 #[derive(Debug, Default)]
 struct Outage {
     since: Option<Instant>,
 }
 
 impl Outage {
-    /// True for the first failure of an outage.
+    /// Notes a failure; returns true for the first one of an outage.
     fn failed(&mut self, now: Instant) -> bool {
         let is_first = self.since.is_none();
         self.since.get_or_insert(now);
         is_first
     }
 
-    /// True if it was away.
+    /// Notes a success; returns true if it ends an outage.
     fn succeeded(&mut self) -> bool {
         self.since.take().is_some()
     }
 
-    fn is_longer_than(&self, patience: Duration, now: Instant) -> bool {
+    fn is_longer_than(&self, outage_limit: Duration, now: Instant) -> bool {
         self.since
-            .is_some_and(|since| now.saturating_duration_since(since) >= patience)
+            .is_some_and(|since| now.saturating_duration_since(since) >= outage_limit)
     }
 }
 
-/// Whether a request may be run.
+/// The result of claiming a request.
 pub(super) enum Admission<'a> {
+    /// The request is new: run it.
     Run(Claimed<'a>),
+    /// The request was handled before; the reply.
     Repeated(Vec<u8>),
+    /// Another worker is handling the request.
     InProgress,
     /// The store does not answer.
-    Unknown,
+    StoreUnavailable,
 }
 
-/// The right to run a request, given back when dropped.
+/// The claim of a request, released when dropped.
 pub(super) struct Claimed<'a> {
-    by: &'a Deduplication,
+    deduplication: &'a Deduplication,
     key: String,
     owner: u64,
     completed: bool,
@@ -73,7 +76,7 @@ impl Deduplication {
         store: Arc<dyn ReplyStore>,
         ttl: Duration,
         lease: Duration,
-        patience: Duration,
+        outage_limit: Duration,
     ) -> std::io::Result<Self> {
         Ok(Self {
             leases: Leases::start(scope, Arc::clone(&store), lease)?,
@@ -82,10 +85,11 @@ impl Deduplication {
             ttl,
             lease,
             outage: Mutex::default(),
-            patience,
+            outage_limit,
         })
     }
 
+    /// Claims a request in the store. Blocks until the store answers or fails.
     pub(super) fn admit(&self, request: &Request<'_>) -> Admission<'_> {
         let key = self.key(request);
         let owner = random::random_u64();
@@ -96,7 +100,7 @@ impl Deduplication {
                     ClaimOutcome::Granted => {
                         self.leases.hold(owner, &key);
                         Admission::Run(Claimed {
-                            by: self,
+                            deduplication: self,
                             key,
                             owner,
                             completed: false,
@@ -108,13 +112,13 @@ impl Deduplication {
             }
             Err(error) => {
                 self.failed(&error);
-                Admission::Unknown
+                Admission::StoreUnavailable
             }
         }
     }
 
-    /// A request is the same only if all of these are: ids are the sender's, and a sender
-    /// may use one for several actions.
+    /// Returns the key of a request: its action, source and id. An id alone is not unique: each
+    /// sender makes its own, and may use one for several actions.
     fn key(&self, request: &Request<'_>) -> String {
         let mut key = self.scope.clone();
         for part in [request.action, request.source_service, request.message_id] {
@@ -124,13 +128,13 @@ impl Deduplication {
         key
     }
 
-    /// The fault of the store, once it has been away for so long that consuming is of no
-    /// use. Asks the store whether it is back.
+    /// Pings the store once it has been unavailable for the limit, and fails while it does not
+    /// answer: consuming is paused meanwhile, as no request can be handled.
     pub(crate) fn check(&self) -> Result<(), String> {
         if !self
             .outage
             .lock()
-            .is_longer_than(self.patience, Instant::now())
+            .is_longer_than(self.outage_limit, Instant::now())
         {
             return Ok(());
         }
@@ -139,28 +143,30 @@ impl Deduplication {
                 self.answered();
                 Ok(())
             }
-            Err(error) => Err(format!("the reply store is away: {error}")),
+            Err(error) => Err(format!("the reply store is unavailable: {error}")),
         }
     }
 
     fn answered(&self) {
         if self.outage.lock().succeeded() {
-            log::info!(target: "coney::worker", "{}: the reply store answers again", self.scope);
+            log::info!(
+                target: "coney::worker", "{}: the reply store is available again", self.scope
+            );
         }
     }
 
-    /// Logs once for each outage.
+    /// Notes a failure of the store. Logs once per outage.
     fn failed(&self, error: &dyn fmt::Display) {
         if self.outage.lock().failed(Instant::now()) {
             log::error!(
                 target: "coney::worker",
-                "{}: the reply store does not answer, so requests are put off: {error}", self.scope
+                "{}: the reply store is unavailable, requests are put off: {error}", self.scope
             );
         }
     }
 }
 
-/// Parts of a key may hold what stands between them.
+/// Appends a part of a key with the separator escaped.
 fn push_escaped(part: &str, key: &mut String) {
     for c in part.chars() {
         match c {
@@ -172,31 +178,31 @@ fn push_escaped(part: &str, key: &mut String) {
 }
 
 impl Claimed<'_> {
-    /// Keeps the answer of a request that has been handled.
+    /// Stores the reply of a request that has been handled.
     pub(super) fn complete(mut self, reply: &[u8]) {
         self.completed = true;
         let Deduplication {
             scope, store, ttl, ..
-        } = self.by;
+        } = self.deduplication;
         match store.complete(&self.key, self.owner, reply, *ttl) {
             Ok(true) => {}
             Ok(false) => log::warn!(
                 target: "coney::worker",
-                "{scope}: the request {:?} was handled by another worker too; the reply of that \
-                 one counts", self.key
+                "{scope}: the request {:?} was also handled by another worker, and that worker's \
+                 reply is kept", self.key
             ),
-            Err(error) => self.by.failed(&error),
+            Err(error) => self.deduplication.failed(&error),
         }
     }
 }
 
 impl Drop for Claimed<'_> {
     fn drop(&mut self) {
-        self.by.leases.let_go(self.owner);
+        self.deduplication.leases.release(self.owner);
         if !self.completed
-            && let Err(error) = self.by.store.release(&self.key, self.owner)
+            && let Err(error) = self.deduplication.store.release(&self.key, self.owner)
         {
-            self.by.failed(&error);
+            self.deduplication.failed(&error);
         }
     }
 }
@@ -225,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_id_for_another_action_or_from_another_source_is_another_request() {
+    fn a_request_is_identified_by_action_source_and_id() {
         let deduplication = deduplication();
         let first = deduplication.admit(&request("reserve", "shop", "1"));
         assert!(matches!(first, Admission::Run(_)));
@@ -235,15 +241,15 @@ mod tests {
         ] {
             assert!(matches!(deduplication.admit(&other), Admission::Run(_)));
         }
-        let again = deduplication.admit(&request("reserve", "shop", "1"));
-        assert!(matches!(again, Admission::InProgress));
+        let repeated = deduplication.admit(&request("reserve", "shop", "1"));
+        assert!(matches!(repeated, Admission::InProgress));
         let key = |a, b, c| deduplication.key(&request(a, b, c));
         assert_ne!(key("a/b", "c", "d"), key("a", "b/c", "d"));
         assert_ne!(key("a%2Fb", "c", "d"), key("a/b", "c", "d"));
     }
 
     #[test]
-    fn an_outage_is_long_after_so_long() {
+    fn an_outage_is_over_the_limit_after_that_time() {
         let (mut outage, start) = (Outage::default(), Instant::now());
         let seconds = Duration::from_secs;
         assert!(outage.failed(start));

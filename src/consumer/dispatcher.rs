@@ -1,5 +1,5 @@
-use super::local_retry::LocalAttempts;
-use super::local_retry::LocalRetry;
+//! The processing of one delivery, from decoding to its acknowledgement.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::batch_job::BatchJob;
 use super::executor::{HandlerOutcome, RequestExecutor, unknown_action};
 use super::failure::{Failure, Reason};
-use super::options::POSTPONE_FOR;
+use super::local_retry::{LocalAttempts, LocalRetry};
+use super::options::POSTPONE_DELAY;
 use super::reply_target::ReplyTarget;
 use super::republisher::{DELIVERY_COUNT, Republisher};
 use super::request::{DeliveryInfo, Request};
@@ -21,38 +22,38 @@ use crate::topology;
 use crate::transport::x_death::COPIES;
 use crate::transport::{Delivery, LinkHandle, Message, Oversized, Publication};
 
-/// The time for which a message waits that has to come again, as its body was not kept.
-const COMES_AGAIN: Duration = Duration::from_millis(100);
+/// The delay before an oversized message is requeued because its body was not kept.
+const OVERSIZED_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// What a worker does with a delivery, whatever is in it: decode, run the
-/// handler, reply, ack; or see to it that it is tried again or kept.
+/// The processing of deliveries by workers: decodes a delivery, runs the handler, replies and
+/// acknowledges; or has the message retried or dead-lettered.
 pub(crate) struct Dispatcher {
     pub(crate) executor: RequestExecutor,
     pub(crate) republisher: Republisher,
     pub(crate) settled: Arc<Settled>,
-    /// The number of times that a message may come back because its worker died of it.
+    /// The largest number of times that a message may come back because its worker died.
     pub(crate) redelivery_limit: u32,
-    /// Replies may go to queues of any name.
+    /// True if replies may go to queues of any name.
     pub(crate) any_reply_queue: bool,
 }
 
-/// What is left to do after a delivery has been processed.
+/// The work that is left after a delivery has been processed.
 pub(crate) enum AfterDelivery {
     Done,
-    /// Process it again, later.
+    /// Process the delivery again in this process, after a delay.
     LocalRetry(LocalRetry),
-    /// It holds many requests, which several workers can handle at a time.
+    /// Handle the requests of a batch, which several workers can do at a time.
     Batch(Arc<BatchJob>),
 }
 
 impl From<Option<LocalRetry>> for AfterDelivery {
-    fn from(again: Option<LocalRetry>) -> Self {
-        again.map_or(Self::Done, Self::LocalRetry)
+    fn from(retry: Option<LocalRetry>) -> Self {
+        retry.map_or(Self::Done, Self::LocalRetry)
     }
 }
 
 impl Dispatcher {
-    /// Handles one delivery to its end, unless something is left to do.
+    /// Processes one delivery until it is settled, or returns the work that is left.
     pub(crate) fn process(&self, delivery: Delivery) -> AfterDelivery {
         match self.settled.track(delivery) {
             Some(tracked) => self.process_tracked(tracked, LocalAttempts::default()),
@@ -60,14 +61,14 @@ impl Dispatcher {
         }
     }
 
-    /// The same for one that is tracked, and may have failed here before.
+    /// Processes one delivery that is tracked already, and may have failed in this process before.
     pub(crate) fn process_tracked(
         &self,
         delivery: Tracked,
         attempt: LocalAttempts,
     ) -> AfterDelivery {
-        if let Some(failure) = self.republisher.was_given_up(delivery.delivery()) {
-            // Its sender was answered then.
+        if let Some(failure) = self.republisher.parked_failure(delivery.delivery()) {
+            // The reply was sent when the message was parked.
             self.republisher
                 .dead_letter(delivery, &failure, &attempt, None);
             return AfterDelivery::Done;
@@ -76,8 +77,8 @@ impl Dispatcher {
         if let Some(oversized) = oversized {
             return self.refuse_oversized(delivery, &oversized);
         }
-        // Before anything of it is looked at: it may be what kills workers.
-        let Some(delivery) = self.examine(delivery) else {
+        // Before the body is decoded: the message may be poison.
+        let Some(delivery) = self.pass_suspect_check(delivery) else {
             return AfterDelivery::Done;
         };
         let message = delivery.share_message();
@@ -89,7 +90,8 @@ impl Dispatcher {
             return self.refuse_envelope(delivery, fault);
         }
         let executor = &self.executor;
-        let mut answer = ReplyTarget::to(&envelope, &message, executor.instance_id.as_deref());
+        let mut target =
+            ReplyTarget::of_request(&envelope, &message, executor.instance_id.as_deref());
         let info = DeliveryInfo {
             redelivered: self.republisher.was_redelivered(delivery.delivery()),
             failed: self
@@ -98,41 +100,41 @@ impl Dispatcher {
             arrived: delivery.delivery().arrived(),
             is_copy: message.properties.headers.get(COPIES).is_some(),
         };
-        if !executor.handlers.answer() {
-            answer = answer.unwanted();
+        if !executor.handlers.send_replies() {
+            target = target.without_reply();
         } else if envelope.action == BATCH_ACTION {
-            let batch = BatchJob::read(&envelope, &message, &answer, info);
+            let batch = BatchJob::read(&envelope, &message, &target, info);
             return match batch {
-                Ok(batch) => AfterDelivery::Batch(Arc::new(batch.with(delivery))),
+                Ok(batch) => AfterDelivery::Batch(Arc::new(batch.with_delivery(delivery))),
                 Err(fault) => self.refuse_envelope(delivery, fault),
             };
         }
         let handler = executor.handlers.get(&envelope.action);
         let Some(handler) = handler else {
             let fault = unknown_action(&envelope.action);
-            let body = answer.failure(&fault, Some(CODE_UNKNOWN_ACTION));
-            let reply = answer.publication(body, executor.max_body());
+            let body = target.failure(&fault, Some(CODE_UNKNOWN_ACTION));
+            let reply = target.publication(body, executor.max_body());
             let failure = Failure::new(Reason::NoHandler, fault);
             self.republisher
                 .dead_letter(delivery, &failure, &attempt, reply);
             return AfterDelivery::Done;
         };
-        match executor.run(&Request::of(&envelope), handler, info, &answer) {
+        match executor.run(&Request::of(&envelope), handler, info, &target) {
             HandlerOutcome::Done(None) => delivery.ack(),
-            HandlerOutcome::Done(Some(body)) => self.reply(delivery, &answer, body),
+            HandlerOutcome::Done(Some(body)) => self.reply(delivery, &target, body),
             HandlerOutcome::InProgress => {
                 return self.republisher.postpone(delivery, attempt).into();
             }
-            HandlerOutcome::Unavailable(fault) if answer.is_wanted() => {
-                let body = answer.busy(fault, self.executor.busy_retry_after());
-                self.reply(delivery, &answer, body);
+            HandlerOutcome::Unavailable(fault) if target.is_reply_wanted() => {
+                let body = target.busy(fault, self.executor.busy_retry_after());
+                self.reply(delivery, &target, body);
             }
             HandlerOutcome::Unavailable(_) => {
                 return self.republisher.park(delivery, attempt).into();
             }
-            HandlerOutcome::Failed(error) if answer.is_wanted() => {
-                let body = answer.failure(error.message(), error.code());
-                self.reply(delivery, &answer, body);
+            HandlerOutcome::Failed(error) if target.is_reply_wanted() => {
+                let body = target.failure(error.message(), error.code());
+                self.reply(delivery, &target, body);
             }
             HandlerOutcome::Failed(error) => {
                 return self.republisher.failed(delivery, attempt, error).into();
@@ -141,10 +143,10 @@ impl Dispatcher {
         AfterDelivery::Done
     }
 
-    /// Puts back what was fetched and not begun: as new, so that nothing counts against it.
-    /// Blocks at most until `deadline`.
+    /// Requeues a message that was fetched and not started: as new, so that it does not count as
+    /// redelivered. Blocks at most until `deadline`.
     pub(crate) fn give_back(&self, delivery: Delivery, deadline: Instant) {
-        // A copy would lack a body that was too large: it goes back by itself.
+        // A copy would lack an oversized body: such a delivery is requeued when it is dropped.
         if delivery.message().oversized().is_none()
             && Instant::now() < deadline
             && let Some(tracked) = self.settled.track(delivery)
@@ -153,17 +155,17 @@ impl Dispatcher {
         }
     }
 
-    /// The number of messages that are being handled or moved.
+    /// Returns the number of messages that are being handled or republished.
     pub(crate) fn unsettled(&self) -> usize {
         self.settled.running()
     }
 
-    /// The number of messages that wait for another attempt in queues of the broker's.
+    /// Returns the number of messages that wait for another attempt in the broker's retry queues.
     /// Blocks at most until `deadline`.
     pub(crate) fn waiting(&self, handle: &dyn LinkHandle, deadline: Instant) -> Result<usize> {
-        let mut queues = self.republisher.queues_of_waiting();
+        let mut queues = self.republisher.retry_queues();
         if !queues.is_empty() && self.executor.deduplication.is_some() {
-            queues.push(self.republisher.queue.retry_queue(POSTPONE_FOR));
+            queues.push(self.republisher.queue.retry_queue(POSTPONE_DELAY));
         }
         let mut count = 0;
         for queue in queues {
@@ -172,31 +174,31 @@ impl Dispatcher {
         Ok(count)
     }
 
-    /// Lets a message pass unless it may be what its worker died of.
+    /// Returns a message that may be processed; moves or dead-letters one that may be poison.
     ///
-    /// A redelivered message had been fetched by a worker that has gone, or lost its
-    /// connection; whether it had been begun, nothing says. So it goes to a queue of
-    /// suspects, from which each process takes one at a time and begins at once: there
-    /// the queue's own count of redeliveries is one of attempts that ended with their
-    /// worker, and what is merely near a message that kills workers is not counted.
-    fn examine(&self, delivery: Tracked) -> Option<Tracked> {
-        let (message, inbox) = (delivery.message(), &self.republisher.queue);
-        if inbox.is_ordered {
-            return Some(delivery); // it cannot leave its place: see `begun`
+    /// A redelivered message was fetched by a process that has died or lost its connection, and
+    /// nothing says whether its handler had started. So the message goes to the suspect queue,
+    /// from which each process fetches one message at a time and starts it at once: there the
+    /// queue's own delivery count is a count of attempts that ended with their worker, and
+    /// messages that were merely fetched next to a poison message are not counted.
+    fn pass_suspect_check(&self, delivery: Tracked) -> Option<Tracked> {
+        let (message, queue) = (delivery.message(), &self.republisher.queue);
+        if queue.is_ordered {
+            return Some(delivery); // must keep its place: `events::begin_marks` counts instead
         }
-        if !inbox.is_suspect(message) {
+        if !queue.is_suspect(message) {
             if !delivery.delivery().is_redelivered() {
                 return Some(delivery);
             }
             self.republisher.suspect(delivery);
             return None;
         }
-        // The count of another queue may have come with it.
+        // Without a redelivery the count is that of another queue, copied with the headers.
         let count = match delivery.delivery().is_redelivered() {
             true => message.properties.headers.int(DELIVERY_COUNT).unwrap_or(0),
             false => 0,
         };
-        // Its worker had gone once before it came here.
+        // A worker lost the message once before it came to this queue.
         let deaths = count.saturating_add(1);
         if count > 0 && deaths > i64::from(self.redelivery_limit) {
             self.refuse_poison(delivery, deaths);
@@ -205,18 +207,20 @@ impl Dispatcher {
         Some(delivery)
     }
 
-    /// Gives up a message that its workers died of.
+    /// Refuses a poison message: dead-letters it after `deaths` starts that ended with their
+    /// worker.
     pub(crate) fn refuse_poison(&self, delivery: Tracked, deaths: i64) {
         let error = format!(
-            "begun {deaths} times without being settled; the workers that had it died, lost their \
+            "started {deaths} times without being settled; its workers died, lost their \
              connections, or took longer than the broker's consumer_timeout"
         );
         let failure = Failure::new(Reason::DeliveryLimit, error);
         self.refuse(delivery, &failure, "poison");
     }
 
-    /// Gives up a message whose body is larger than `max_body`: whole, if the body was kept,
-    /// over a connection of its own; and without it where it is over the second limit.
+    /// Refuses a message whose body is larger than `max_body`: dead-letters it with the body, if
+    /// that was kept, over a separate connection; without it if it exceeds the broker's
+    /// `max_dead_letter` limit.
     fn refuse_oversized(&self, delivery: Tracked, oversized: &Oversized) -> AfterDelivery {
         let (bytes, most) = (oversized.bytes(), self.republisher.broker.max_body());
         let error =
@@ -230,9 +234,9 @@ impl Dispatcher {
                 self.republisher
                     .dead_letter_oversized(delivery, &failure, body, reply);
             }
-            // Another body was kept when it came: it comes again.
+            // Another body was kept when this message arrived: requeue it.
             None if whole => {
-                thread::sleep(COMES_AGAIN);
+                thread::sleep(OVERSIZED_RETRY_DELAY);
                 drop(delivery);
             }
             None => self.refuse(delivery, &failure, CODE_TOO_LARGE),
@@ -246,8 +250,8 @@ impl Dispatcher {
         AfterDelivery::Done
     }
 
-    /// Answers a message that is not looked into, as far as its properties say
-    /// where to, and keeps it among the dead letters.
+    /// Refuses a message without using its body: dead-letters it, and replies with an error if the
+    /// properties name a reply queue.
     fn refuse(&self, delivery: Tracked, failure: &Failure, code: &str) {
         let reply = self.refusal(&delivery, failure, code);
         self.republisher
@@ -256,36 +260,36 @@ impl Dispatcher {
 
     fn refusal(&self, delivery: &Tracked, failure: &Failure, code: &str) -> Option<Publication> {
         let executor = &self.executor;
-        if !executor.handlers.answer() {
+        if !executor.handlers.send_replies() {
             return None;
         }
-        let answer = ReplyTarget::to_properties(
+        let target = ReplyTarget::of_properties(
             &delivery.message().properties,
             executor.instance_id.as_deref(),
             self.any_reply_queue,
         );
-        let body = answer.failure(&failure.error, Some(code));
-        answer.publication(body, executor.max_body())
+        let body = target.failure(&failure.error, Some(code));
+        target.publication(body, executor.max_body())
     }
 
-    /// Publishes the reply, then acknowledges.
-    fn reply(&self, delivery: Tracked, answer: &ReplyTarget<'_>, body: Vec<u8>) {
-        delivery.done(answer.publication(body, self.executor.max_body()));
+    /// Publishes the reply, then acknowledges the delivery.
+    fn reply(&self, delivery: Tracked, target: &ReplyTarget<'_>, body: Vec<u8>) {
+        delivery.done(target.publication(body, self.executor.max_body()));
     }
 
-    /// Nothing in the envelope is longer than what AMQP has for it, and the reply
-    /// goes nowhere it could do damage.
+    /// Checks that each field of the envelope fits into its AMQP field, and that the reply goes to
+    /// a queue that may take replies.
     fn check(&self, envelope: &ServiceMessage<'_>, message: &Message) -> Result<(), String> {
-        for (what, text) in [
+        for (field, text) in [
             ("message id", &*envelope.message_id),
             ("correlation id", &*envelope.correlation_id),
             ("source service", &*envelope.source_service),
         ] {
-            check_short_string(what, text).map_err(|error| error.to_string())?;
+            check_short_string(field, text).map_err(|error| error.to_string())?;
         }
         check_action(&envelope.action).map_err(|error| error.to_string())?;
-        let queue = ReplyTarget::queue(envelope, &message.properties);
-        match queue.filter(|_| self.executor.handlers.answer()) {
+        let queue = ReplyTarget::queue_of(envelope, &message.properties);
+        match queue.filter(|_| self.executor.handlers.send_replies()) {
             Some(queue) if !topology::may_take_replies(queue, self.any_reply_queue) => {
                 Err(format!(
                     "reply_to names {:?}; replies go to queues that the broker has named \

@@ -1,22 +1,23 @@
-//! Waiting until everything that is queued has been handled.
+//! The wait until all queued messages have been handled.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Phase, Result};
 
-/// The time for which it waits before it looks again: the broker is asked each time.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// The interval between two counts: each asks the broker.
+const COUNT_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The same while all that is left waits for another attempt.
-const LATER_INTERVAL: Duration = Duration::from_millis(50);
+/// The interval between two counts while all messages that are left wait for another attempt, or
+/// the connection is lost.
+const RETRY_COUNT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The messages that are left to be handled.
+/// The numbers of messages that are left to be handled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Left {
     pub(crate) queued: usize,
     pub(crate) running: usize,
-    /// What waits for another attempt; not looked at before the others are done.
+    /// The messages that wait for another attempt; counted only when the others are done.
     pub(crate) later: usize,
 }
 
@@ -31,8 +32,8 @@ impl Left {
         self.queued + self.running + self.later == 0
     }
 
-    /// What is told after a shutdown: an error if something is left in a queue. What ran at
-    /// the end of `drain` has ended with the shutdown, or that has failed.
+    /// Returns the result of a drain after its shutdown: an error if messages are left in a queue.
+    /// Handlers that ran at the end of `drain` have ended with the shutdown, or that has failed.
     pub(crate) fn told(self, owner: &str, timeout: Duration) -> Result<()> {
         let Self { queued, later, .. } = self;
         if queued + later == 0 {
@@ -48,20 +49,21 @@ impl Left {
     }
 }
 
-/// Waits until nothing is left, at most `timeout`; returns what is. What cannot be found out
-/// while the connection is lost is asked again.
-pub(crate) fn drain(timeout: Duration, mut look: impl FnMut() -> Result<Left>) -> Result<Left> {
+/// Blocks until `count` finds nothing left, at most for `timeout`; returns the last count. A count
+/// that fails because the connection is lost is repeated.
+pub(crate) fn drain(timeout: Duration, mut count: impl FnMut() -> Result<Left>) -> Result<Left> {
     let end = Instant::now() + timeout.min(Duration::from_secs(60 * 60 * 24 * 365));
-    // A message may be on its way between the queue and a worker: seen in neither.
+    // A message on its way from the queue to a worker is in neither count: two empty ones are
+    // needed.
     let mut empty = 0;
     loop {
-        let looked = look();
+        let counted = count();
         let is_expired = Instant::now() >= end;
-        let left = match looked {
+        let left = match counted {
             Ok(left) => left,
             Err(error) if !is_expired && error.kind() == ErrorKind::ConnectionLost => {
                 empty = 0;
-                thread::sleep(LATER_INTERVAL);
+                thread::sleep(RETRY_COUNT_INTERVAL);
                 continue;
             }
             Err(error) => return Err(error),
@@ -71,8 +73,8 @@ pub(crate) fn drain(timeout: Duration, mut look: impl FnMut() -> Result<Left>) -
             return Ok(left);
         }
         thread::sleep(match left.later {
-            0 => LOOK_INTERVAL,
-            _ => LATER_INTERVAL,
+            0 => COUNT_INTERVAL,
+            _ => RETRY_COUNT_INTERVAL,
         });
     }
 }

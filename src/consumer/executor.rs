@@ -1,5 +1,4 @@
-//! From a request to how it ended: is it still wanted, has it been run, and if not, its
-//! handler.
+//! The execution of one request: the checks of its deadline and of repetition, then its handler.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,31 +15,31 @@ use crate::base::catch::catch;
 use crate::base::name::shown;
 use crate::message::{Headers, Reply};
 
-/// Those who handle requests, and what goes with them.
+/// The handlers of a server or a subscription, and the settings that apply to all of them.
 pub(crate) struct RequestExecutor {
-    /// Whose they are.
+    /// The service that the handlers belong to, for logs.
     pub(crate) owner: String,
-    /// Who answers, where the server has a registry.
+    /// The instance id in replies, if the server has a registry.
     pub(crate) instance_id: Option<String>,
     pub(crate) handlers: Handlers,
     pub(crate) deduplication: Option<Arc<Deduplication>>,
     pub(crate) nested: Arc<NestedClient>,
-    /// The callers' clocks.
+    /// The offsets of the callers' clocks.
     pub(crate) clocks: ClockOffsets,
-    /// After how long a caller that was refused should ask again.
+    /// The delay that a `busy` reply asks the caller to wait before it retries.
     pub(crate) busy_retry_after: Duration,
 }
 
-/// Who handles what comes out of a queue.
+/// The handlers of one queue's messages.
 pub(crate) enum Handlers {
-    /// A service's, which answer.
+    /// A service's handlers, which reply.
     ByAction(HashMap<String, Handler>),
-    /// A subscription's, for whatever its pattern fits. Events are not answered.
+    /// A subscription's handler, for all events that match its pattern. Events get no reply.
     One(Handler),
 }
 
 impl Handlers {
-    /// The one for an action.
+    /// Returns the handler of an action.
     pub(super) fn get(&self, action: &str) -> Option<&Handler> {
         match self {
             Self::ByAction(handlers) => handlers.get(action),
@@ -48,24 +47,24 @@ impl Handlers {
         }
     }
 
-    pub(super) fn answer(&self) -> bool {
+    pub(super) fn send_replies(&self) -> bool {
         matches!(self, Self::ByAction(_))
     }
 }
 
-/// How a request ended that was not refused.
+/// The outcome of a request.
 pub(super) enum HandlerOutcome {
-    /// It was answered, or there was nothing to answer.
+    /// The request was handled; the body of the reply, if one is wanted.
     Done(Option<Vec<u8>>),
     Failed(HandlerError),
-    /// Another worker is at the same request.
+    /// Another worker is handling the same request.
     InProgress,
-    /// Something is away that the server needs; why. Nothing ran.
+    /// The request cannot be handled now, for this reason; the handler did not run.
     Unavailable(&'static str),
 }
 
 impl RequestExecutor {
-    /// The largest reply, in bytes.
+    /// Returns the largest size of a reply, in bytes.
     pub(super) fn max_body(&self) -> usize {
         self.nested.broker.max_body()
     }
@@ -74,40 +73,41 @@ impl RequestExecutor {
         self.busy_retry_after
     }
 
-    /// The moment when the caller of a request stops waiting, if it says, and if it does.
+    /// Returns the moment when the caller of a request stops waiting, if the caller waits for a
+    /// reply and the headers name a deadline.
     pub(super) fn deadline(
         &self,
         headers: &Headers<'_>,
         info: DeliveryInfo,
-        answer: &ReplyTarget<'_>,
+        target: &ReplyTarget<'_>,
     ) -> Option<Instant> {
-        let source = answer.reply_to?;
+        let source = target.reply_to?;
         self.clocks
             .deadline(headers, source, info.arrived, info.is_copy)
     }
 
-    /// Runs the handler if the request is still wanted and not a repetition.
+    /// Runs the handler, unless the caller's deadline has passed or the request is a repeated one.
     pub(super) fn run(
         &self,
         request: &Request<'_>,
         handler: &Handler,
         info: DeliveryInfo,
-        answer: &ReplyTarget<'_>,
+        target: &ReplyTarget<'_>,
     ) -> HandlerOutcome {
-        let deadline = self.deadline(&request.headers, info, answer);
+        let deadline = self.deadline(&request.headers, info, target);
         let context = Context {
             request,
             redelivered: info.redelivered,
             attempt: u32::try_from(info.failed + 1).unwrap_or(u32::MAX),
             deadline,
-            wants_reply: answer.is_wanted(),
+            wants_reply: target.is_reply_wanted(),
             nested: &self.nested,
             instance_id: self.instance_id.as_deref(),
         };
-        // Its caller has given up.
+        // The caller has stopped waiting.
         if context.remaining() == Some(Duration::ZERO) {
             let fault = format!(
-                "{} was not started: its caller's deadline had passed when {} came to it",
+                "{} was not started by {}: its caller's deadline had passed",
                 request.action, self.owner
             );
             return self.failed(request, HandlerError::new(fault).with_code("expired"));
@@ -117,7 +117,9 @@ impl RequestExecutor {
             Some(_) if request.message_id.is_empty() => None,
             Some(deduplication) => match deduplication.admit(request) {
                 Admission::Run(claim) => Some(claim),
-                Admission::Repeated(_) if !answer.is_wanted() => return HandlerOutcome::Done(None),
+                Admission::Repeated(_) if !target.is_reply_wanted() => {
+                    return HandlerOutcome::Done(None);
+                }
                 Admission::Repeated(reply) if Reply::decode(&reply).is_ok() => {
                     return HandlerOutcome::Done(Some(reply));
                 }
@@ -127,31 +129,32 @@ impl RequestExecutor {
                     return self.failed(request, error);
                 }
                 Admission::InProgress => return HandlerOutcome::InProgress,
-                Admission::Unknown => {
+                Admission::StoreUnavailable => {
                     return HandlerOutcome::Unavailable(
-                        "whether the request is a repeated one cannot be found out now",
+                        "the reply store is unavailable, so repeated requests cannot be detected",
                     );
                 }
             },
         };
-        // A handler that panics may leave its own state half-changed; coney's
-        // is not reachable from it.
+        // A handler that panics may leave its own state half-changed. It cannot reach the library's
+        // state.
         let run = || handler(&context, request.payload);
         match catch(run) {
             Ok(Ok(body)) => {
                 if let Some(claim) = claim {
                     claim.complete(&body);
                 }
-                HandlerOutcome::Done(answer.is_wanted().then_some(body))
+                HandlerOutcome::Done(target.is_reply_wanted().then_some(body))
             }
             Ok(Err(error)) => {
-                // Another attempt may succeed, unless the handler says that it will not.
+                // Another attempt may succeed, so the error is stored as the reply only if the
+                // handler rules out a retry.
                 if let Some(claim) = claim
-                    && answer.is_wanted()
+                    && target.is_reply_wanted()
                     && !error.is_retryable()
                     && !error.is_undecodable()
                 {
-                    claim.complete(&answer.failure(error.message(), error.code()));
+                    claim.complete(&target.failure(error.message(), error.code()));
                 }
                 self.failed(request, error)
             }
@@ -159,7 +162,7 @@ impl RequestExecutor {
                 let action = shown(request.action);
                 log::error!(
                     target: "coney::worker",
-                    "{}.{action} panicked over the message {}: {}",
+                    "{}.{action} panicked while handling the message {}: {}",
                     self.owner, shown(request.message_id), shown(&panic)
                 );
                 HandlerOutcome::Failed(panicked(&action))
@@ -168,8 +171,8 @@ impl RequestExecutor {
     }
 
     fn failed(&self, request: &Request<'_>, error: HandlerError) -> HandlerOutcome {
-        // What a handler answers is its own business; the rest is a fault in one
-        // of the two programs.
+        // Errors that a handler returns are part of normal operation. These codes point to a fault
+        // in one of the two programs.
         let level = match error.code() {
             Some("bad_request" | "bad_reply" | "expired") => log::Level::Warn,
             _ => log::Level::Debug,
@@ -183,7 +186,7 @@ impl RequestExecutor {
     }
 }
 
-/// The contract's own words, which peers look for.
+/// Returns the error text for an unknown action, as the contract words it: peers match on it.
 pub(super) fn unknown_action(action: &str) -> String {
     format!("Unknown action: {action}")
 }

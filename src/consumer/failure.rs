@@ -1,13 +1,13 @@
-//! The reason why a message is dead-lettered.
+//! The reasons why messages are dead-lettered.
 
 use crate::base::name::shown;
 use crate::message::ServiceMessage;
 use crate::transport::Message;
 
-/// The reason in a word, as `x-death` has it.
+/// The reason of a dead-lettering, a word in `x-death`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// Its handler said so.
+    /// The handler ruled out a retry.
     Rejected,
     RetriesExhausted,
     Undecodable,
@@ -16,7 +16,7 @@ pub(super) enum Reason {
     TooLarge,
 }
 
-/// All of them, with RabbitMQ's own words where it has some.
+/// All reasons with their words in `x-death`: RabbitMQ's own where it has one.
 const REASONS: [(Reason, &str); 6] = [
     (Reason::Rejected, "rejected"),
     (Reason::RetriesExhausted, "retries_exhausted"),
@@ -38,7 +38,7 @@ impl Reason {
     }
 }
 
-/// The reason why a message is given up, and what there is to say about it.
+/// The reason why a message is dead-lettered, and the error text.
 pub(super) struct Failure {
     pub(super) reason: Reason,
     pub(super) error: String,
@@ -53,7 +53,8 @@ impl Failure {
     }
 }
 
-/// A message by its action and id, for logs. Not for the hot path: reads the envelope.
+/// Describes a message by its action and id, for logs. Decodes the envelope, so it is not for the
+/// hot path.
 pub(super) fn describe(message: &Message) -> String {
     match ServiceMessage::decode(&message.body) {
         Ok(envelope) => format!(
@@ -63,7 +64,7 @@ pub(super) fn describe(message: &Message) -> String {
         ),
         Err(_) => {
             let id = message.properties.message_id.as_deref();
-            format!("an unreadable message ({})", shown(id.unwrap_or("no id")))
+            format!("an undecodable message ({})", shown(id.unwrap_or("no id")))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Renewing the claims of requests whose handlers run for long.
+//! The renewal of leases on requests whose handlers run for long.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,13 +10,14 @@ use super::ReplyStore;
 use crate::base::deadline;
 use crate::base::thread::NamedThread;
 
-/// The time for which stopping waits for the thread, which may wait for the store.
+/// The time for which dropping waits for the thread, which may be waiting for the store.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A shorter third of a lease would keep the store busy with renewals alone.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+/// The shortest interval between two renewals: a shorter one would keep the store busy with
+/// renewals alone.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The claims under way, and the thread that renews each every third of its lease.
+/// The claims of requests in progress, and the thread that renews each every third of its lease.
 pub(super) struct Leases {
     shared: Arc<Shared>,
     thread: Option<NamedThread>,
@@ -32,7 +33,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// By owner: the key, and when the claim is renewed next.
+    /// The key and the time of the next renewal, by owner.
     claims: BTreeMap<u64, (Arc<str>, Instant)>,
     stopped: bool,
 }
@@ -59,7 +60,7 @@ impl Leases {
         })
     }
 
-    /// Renews this claim from now on.
+    /// Renews this claim regularly from now on.
     pub(super) fn hold(&self, owner: u64, key: &str) {
         let mut state = self.shared.state.lock();
         let next = Instant::now() + self.shared.interval();
@@ -70,21 +71,21 @@ impl Leases {
         }
     }
 
-    /// Renews it no longer.
-    pub(super) fn let_go(&self, owner: u64) {
+    /// Stops renewing the claim.
+    pub(super) fn release(&self, owner: u64) {
         self.shared.state.lock().claims.remove(&owner);
     }
 }
 
 impl Shared {
     fn interval(&self) -> Duration {
-        (self.lease / 3).max(SHORTEST_INTERVAL)
+        (self.lease / 3).max(MIN_INTERVAL)
     }
 
     fn run(&self) {
         let mut state = self.state.lock();
         while !state.stopped {
-            // All leases are of one length, so the oldest renewal is the next.
+            // All leases are equally long, so the oldest renewal is due first.
             let next = state.claims.iter().min_by_key(|(_, (_, at))| *at);
             let Some((&owner, (key, at))) = next else {
                 self.changed.wait(&mut state);
@@ -105,7 +106,7 @@ impl Shared {
         }
     }
 
-    /// False if the claim has passed to another.
+    /// Renews one claim; returns false if it has passed to another owner.
     fn renew(&self, key: &str, owner: u64) -> bool {
         let scope = &self.scope;
         match self.store.renew(key, owner, self.lease) {
@@ -113,7 +114,7 @@ impl Shared {
             Ok(false) => {
                 log::warn!(
                     target: "coney::worker",
-                    "{scope}: the lease of the request {key:?} ended while its handler runs; \
+                    "{scope}: the lease of the request {key:?} has ended while its handler runs; \
                      another worker may run it too"
                 );
                 false

@@ -1,17 +1,17 @@
-//! Attempts at a delivery that are made again in this process.
+//! Retries of a delivery in this process.
 
 use std::time::Duration;
 
 use super::tracked::Tracked;
 
-/// The attempts at a delivery that have failed while it was held here.
+/// The failed attempts at a delivery while this process has held it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LocalAttempts {
     pub(crate) failed: usize,
     pub(crate) first_error: Option<String>,
 }
 
-/// A delivery that is to be processed again here, after a while.
+/// A delivery to be processed again in this process after `delay`.
 pub(crate) struct LocalRetry {
     pub(crate) delivery: Tracked,
     pub(crate) attempt: LocalAttempts,

@@ -1,3 +1,5 @@
+//! The reply store in the memory of one process.
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -8,8 +10,8 @@ use parking_lot::Mutex;
 use super::{ClaimOutcome, ReplyStore, StoreError};
 use crate::base::deadline;
 
-/// A [`ReplyStore`] in this process, for a bounded number of replies: beyond it the
-/// oldest are forgotten.
+/// A [`ReplyStore`] in the memory of this process, for a bounded number of replies: beyond it the
+/// oldest are removed.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -28,17 +30,17 @@ pub struct MemoryReplyStore {
     capacity: usize,
 }
 
-/// A general cache would do, but for its eviction: it must never pick a request
-/// in progress, nor a young reply before an old one.
+/// The entries of a store. Not a general cache: its eviction could remove a request in progress,
+/// or a young reply before an old one.
 #[derive(Default)]
 struct Entries {
     by_key: HashMap<Arc<str>, Entry>,
-    /// The replies, in the order they were kept.
+    /// The keys of the replies, in the order in which they were stored.
     by_age: VecDeque<Arc<str>>,
 }
 
 struct Entry {
-    /// `None` while the request is being handled.
+    /// The reply; `None` while the request is being handled.
     reply: Option<Vec<u8>>,
     owner: u64,
     until: Instant,
@@ -51,7 +53,7 @@ impl Entry {
 }
 
 impl MemoryReplyStore {
-    /// A store that keeps at most `replies`.
+    /// Creates a store for at most `replies` replies.
     pub fn new(replies: usize) -> Self {
         Self {
             entries: Mutex::default(),
@@ -61,13 +63,13 @@ impl MemoryReplyStore {
 }
 
 impl Entries {
-    /// Forgets replies that are too old, or too many.
-    fn forget_old(&mut self, capacity: usize) {
+    /// Removes replies that have expired, and the oldest beyond `capacity`.
+    fn evict(&mut self, capacity: usize) {
         let now = Instant::now();
         while let Some(oldest) = self.by_age.front() {
             let entry = self.by_key.get(oldest);
-            let too_old = entry.is_none_or(|entry| entry.until <= now);
-            if !too_old && self.by_age.len() <= capacity {
+            let is_expired = entry.is_none_or(|entry| entry.until <= now);
+            if !is_expired && self.by_age.len() <= capacity {
                 return;
             }
             if let Some(key) = self.by_age.pop_front()
@@ -85,7 +87,7 @@ impl Entries {
 impl ReplyStore for MemoryReplyStore {
     fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<ClaimOutcome, StoreError> {
         let mut entries = self.entries.lock();
-        entries.forget_old(self.capacity);
+        entries.evict(self.capacity);
         if let Some(entry) = entries.by_key.get(key).filter(|e| e.until > Instant::now()) {
             return Ok(match &entry.reply {
                 Some(reply) => ClaimOutcome::Done(reply.clone()),
@@ -119,8 +121,8 @@ impl ReplyStore for MemoryReplyStore {
         ttl: Duration,
     ) -> Result<bool, StoreError> {
         let mut entries = self.entries.lock();
-        let there = entries.by_key.get(key);
-        if there.is_some_and(|entry| !entry.is_claim_of(owner)) {
+        let current = entries.by_key.get(key);
+        if current.is_some_and(|entry| !entry.is_claim_of(owner)) {
             return Ok(false);
         }
         let key: Arc<str> = key.into();
@@ -131,7 +133,7 @@ impl ReplyStore for MemoryReplyStore {
         };
         entries.by_key.insert(Arc::clone(&key), entry);
         entries.by_age.push_back(key);
-        entries.forget_old(self.capacity);
+        entries.evict(self.capacity);
         Ok(true)
     }
 
@@ -160,7 +162,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     #[test]
-    fn one_at_a_time_and_once() {
+    fn a_request_is_claimed_by_one_owner_and_done_once() {
         let store = MemoryReplyStore::new(10);
         let claim = || store.claim("a", 7, LONG).unwrap();
         assert_eq!(claim(), ClaimOutcome::Granted);
@@ -171,7 +173,7 @@ mod tests {
         assert_eq!(claim(), ClaimOutcome::Done(b"1".to_vec()));
         store.release("a", 7).unwrap();
         let done = ClaimOutcome::Done(b"1".to_vec());
-        assert_eq!(claim(), done, "what is done stays done");
+        assert_eq!(claim(), done, "a stored reply stays");
     }
 
     #[test]
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn leases_and_replies_end_and_the_oldest_goes_first() {
+    fn leases_and_replies_expire_and_the_oldest_reply_is_evicted_first() {
         let store = MemoryReplyStore::new(2);
         let claim = |key| store.claim(key, 7, LONG).unwrap();
         store.claim("dead", 6, Duration::ZERO).unwrap();

@@ -1,4 +1,4 @@
-//! The settings that servers and subscribers share, and the queue that they consume.
+//! The settings that servers and subscribers have in common, and the queue that they consume.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::topology;
 use crate::transport::Message;
 
-/// What servers and subscribers can be told alike; the defaults are documented at
-/// their builders' setters.
+/// The settings that servers and subscribers have in common. The defaults are documented at their
+/// builders' setters.
 pub(crate) struct Options {
     pub(crate) workers: usize,
     pub(crate) prefetch: u16,
@@ -20,14 +20,14 @@ pub(crate) struct Options {
     pub(crate) deduplication: Option<(Arc<dyn ReplyStore>, Duration)>,
     pub(crate) deduplication_lease: Duration,
     pub(crate) reply_store_outage_limit: Duration,
-    /// The broker's limit on the time a delivery may be unacknowledged.
+    /// The longest time for which the broker lets a delivery be unacknowledged.
     pub(crate) consumer_timeout: Duration,
     pub(crate) any_reply_queue: bool,
     pub(crate) client: Option<ServiceClient>,
 }
 
-/// More attempts than anybody needs, each with a queue of its own.
-const MOST_RETRIES: usize = 20;
+/// The largest number of retry delays. Each has a queue of its own.
+const MAX_RETRIES: usize = 20;
 
 impl Default for Options {
     fn default() -> Self {
@@ -47,30 +47,30 @@ impl Default for Options {
     }
 }
 
-/// How long a repeated request waits for the first to end; what deduplicates has a
-/// queue for it.
-pub(crate) const POSTPONE_FOR: Duration = Duration::from_secs(1);
+/// The delay of a repeated request while the first one is being handled. Servers and subscribers
+/// that deduplicate have a retry queue with this delay.
+pub(crate) const POSTPONE_DELAY: Duration = Duration::from_secs(1);
 
-/// The place where messages wait that cannot be processed now, if no retry delays are given.
+/// The parking delay if no retry delays are set.
 const PARKING_DELAY: Duration = Duration::from_secs(60);
 
 impl Options {
-    /// The delay of the queue for messages that cannot be processed now, or that the dead
-    /// letters do not take: the longest retry delay.
+    /// Returns the delay for messages that cannot be processed or dead-lettered now: the longest
+    /// retry delay.
     pub(crate) fn parking_delay(&self) -> Duration {
         let longest = self.retry_delays.iter().max();
         longest.copied().unwrap_or(PARKING_DELAY)
     }
 
-    /// The delays of all queues in which messages wait between attempts.
+    /// Returns the delays of all queues in which messages wait between attempts.
     pub(crate) fn queue_delays(&self) -> Vec<Duration> {
         let mut delays = self.retry_delays.clone();
         delays.push(self.parking_delay());
-        delays.extend(self.deduplication.is_some().then_some(POSTPONE_FOR));
+        delays.extend(self.deduplication.is_some().then_some(POSTPONE_DELAY));
         delays
     }
 
-    /// Starts using the reply store, if there is one, for requests of `scope`.
+    /// Starts deduplicating the requests of `scope`, if a reply store is set.
     pub(crate) fn start_deduplication(&self, scope: &str) -> Result<Option<Arc<Deduplication>>> {
         let Some((store, ttl)) = &self.deduplication else {
             return Ok(None);
@@ -91,7 +91,7 @@ impl Options {
         })
     }
 
-    /// `owner` is whose they are.
+    /// Checks the settings. `owner` is the service that they belong to.
     pub(crate) fn check(&self, owner: &str) -> Result<()> {
         if self.workers == 0 || self.prefetch == 0 {
             return Err(Error::new(
@@ -100,11 +100,11 @@ impl Options {
             ));
         }
         let is_delay = |delay: &Duration| (1..=u32::MAX.into()).contains(&delay.as_millis());
-        if self.retry_delays.len() > MOST_RETRIES || !self.retry_delays.iter().all(is_delay) {
+        if self.retry_delays.len() > MAX_RETRIES || !self.retry_delays.iter().all(is_delay) {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
                 format!(
-                    "{owner}: there may be {MOST_RETRIES} retry delays, from a millisecond to 49 days"
+                    "{owner}: at most {MAX_RETRIES} retry delays are allowed, of 1 ms to 49 days"
                 ),
             ));
         }
@@ -112,30 +112,32 @@ impl Options {
     }
 }
 
-/// A queue that is consumed with handlers, and the names that go with it.
+/// A queue that is consumed with handlers, and the names derived from it.
 pub(crate) struct ConsumedQueue {
-    /// Whose it is, for texts.
+    /// The service that consumes the queue, for logs and errors.
     pub(crate) owner: String,
     pub(crate) queue: String,
-    /// What the names of the queues between attempts begin with.
+    /// The prefix of the names of its retry queues and its suspect queue.
     pub(crate) stem: String,
-    /// Its events are in order, or the queue goes with this process: none of them may leave
-    /// it and come back.
+    /// True if no message may leave the queue and be republished to it: the events are in order, or
+    /// the queue is deleted with this process.
     pub(crate) is_ordered: bool,
 }
 
 impl ConsumedQueue {
-    /// Where what failed waits for its next attempt.
+    /// Returns the name of the queue in which failed messages wait for `delay`.
     pub(super) fn retry_queue(&self, delay: Duration) -> String {
         topology::retry_queue(&self.stem, delay)
     }
 
-    /// The place where messages are handled one at a time that a worker may have died of.
+    /// Returns the name of the queue in which messages that may be poison are handled one at a
+    /// time.
     pub(crate) fn suspect_queue(&self) -> String {
         topology::suspect_queue(&self.stem)
     }
 
-    /// Was it taken from there? Copies go there by the default exchange.
+    /// Returns true if a message was delivered from the suspect queue. Copies go there through the
+    /// default exchange.
     pub(super) fn is_suspect(&self, message: &Message) -> bool {
         message.exchange.is_empty() && message.routing_key == self.suspect_queue()
     }

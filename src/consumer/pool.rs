@@ -1,3 +1,5 @@
+//! The pool of worker threads.
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -8,24 +10,24 @@ use parking_lot::Mutex;
 
 use crate::base::park::Wakeup;
 
-/// What the workers of a pool do, one each at a time.
+/// A job of a pool. Each worker runs one at a time.
 pub(crate) trait Job: Send + Sized + 'static {
-    /// The same job for one more worker, as long as there is work in it for more than
-    /// one. It stays first in the queue meanwhile.
+    /// Returns a handle to the same job for one more worker, as long as it has work for more than
+    /// one. The job stays first in the queue meanwhile.
     fn share(&self) -> Option<Self> {
         None
     }
 
-    /// Begins with nothing more that is in it.
+    /// Starts no further part of the job.
     fn stop(&self) {}
 }
 
 /// A fixed set of named worker threads.
 ///
-/// A job wakes the worker that became idle last: its caches are warm, and nobody else is
-/// woken. Only one is woken at a time; when it takes
-/// its job and there are more, it wakes the next. So a burst of short jobs is done by the
-/// few workers that are awake, and one of long jobs wakes as many as there are jobs.
+/// A job wakes the worker that became idle last, whose caches are warm, and no other. Only one
+/// worker is woken at a time; when it takes its job and there are more, it wakes the next. So
+/// a burst of short jobs is done by the few workers that are awake, and a burst of long jobs
+/// wakes as many workers as there are jobs.
 pub(super) struct Pool<J: Job> {
     queue: Arc<Mutex<Queue<J>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -34,16 +36,17 @@ pub(super) struct Pool<J: Job> {
 }
 
 struct Queue<J> {
-    /// Workers that sleep, the latest last.
+    /// The workers that sleep, in the order in which they became idle.
     idle: Vec<Arc<Wakeup>>,
-    /// One has been woken and has not looked at the jobs yet.
+    /// True if a worker has been woken and has not taken a job yet.
     waking: bool,
-    /// Jobs that wait for a worker. What fills it is bounded by the prefetch
-    /// count: each job is an unsettled delivery.
+    /// The jobs that wait for a worker. Their number is bounded by the prefetch count: each job is
+    /// an unsettled delivery.
     backlog: VecDeque<J>,
     running: usize,
     stopped: bool,
-    given_up: bool,
+    /// True if jobs that have been started and can be shared are not continued either.
+    aborted: bool,
 }
 
 impl<J: Job> Queue<J> {
@@ -52,17 +55,17 @@ impl<J: Job> Queue<J> {
         shared.or_else(|| self.backlog.pop_front())
     }
 
-    /// Leaves only jobs that have been begun and can be shared. Returns whom to tell, and
-    /// the others.
+    /// Stops the queue: only jobs that have been started and can be shared stay in it. Returns the
+    /// idle workers, which must be woken, and the other jobs.
     fn stop(&mut self) -> (Vec<Arc<Wakeup>>, Vec<J>) {
         self.stopped = true;
         let backlog = std::mem::take(&mut self.backlog).into_iter();
-        let (begun, left): (Vec<J>, Vec<J>) = backlog.partition(|job| job.share().is_some());
-        self.backlog = begun.into();
+        let (started, left): (Vec<J>, Vec<J>) = backlog.partition(|job| job.share().is_some());
+        self.backlog = started.into();
         (std::mem::take(&mut self.idle), left)
     }
 
-    /// Whom to wake, if there is a job and nobody is about to take it.
+    /// Returns a worker to be woken, if there is a job and no woken worker is about to take it.
     fn next_to_wake(&mut self) -> Option<Arc<Wakeup>> {
         if self.waking || self.backlog.is_empty() {
             return None;
@@ -74,8 +77,8 @@ impl<J: Job> Queue<J> {
 }
 
 impl<J: Job> Pool<J> {
-    /// Starts the workers; each stays awake so long after a job. `run` must not
-    /// panic; what it returns is to be done next.
+    /// Starts the workers. Each stays awake for `spin_for` after a job. `run` must not panic; a job
+    /// that it returns goes to the front of the queue.
     pub(super) fn start<F>(
         name: &str,
         workers: usize,
@@ -92,7 +95,7 @@ impl<J: Job> Pool<J> {
             backlog: VecDeque::new(),
             running: 0,
             stopped: false,
-            given_up: false,
+            aborted: false,
         }));
         let (alive, ended) = bounded::<()>(0);
         let pool = Self {
@@ -121,8 +124,7 @@ impl<J: Job> Pool<J> {
         Ok(pool)
     }
 
-    /// Gives a job to the workers; never blocks. Hands it back once the pool has been
-    /// stopped.
+    /// Queues a job for the workers. Never blocks. Returns the job if the pool has been stopped.
     pub(super) fn submit(&self, job: J) -> Result<(), J> {
         let woken = {
             let mut queue = self.queue.lock();
@@ -136,23 +138,23 @@ impl<J: Job> Pool<J> {
         Ok(())
     }
 
-    /// Returns those jobs that nobody has started and for which `is_it` holds.
-    pub(super) fn take(&self, is_it: impl Fn(&J) -> bool) -> Vec<J> {
+    /// Removes the jobs that no worker has started and for which `matches` returns true.
+    pub(super) fn take(&self, matches: impl Fn(&J) -> bool) -> Vec<J> {
         let mut queue = self.queue.lock();
         let backlog = std::mem::take(&mut queue.backlog);
-        let (taken, left): (Vec<J>, Vec<J>) = backlog.into_iter().partition(is_it);
+        let (taken, left): (Vec<J>, Vec<J>) = backlog.into_iter().partition(matches);
         queue.backlog = left.into();
         taken
     }
 
-    /// The number of jobs that wait or run.
+    /// Returns the number of jobs that wait or run.
     pub(super) fn busy(&self) -> usize {
         let queue = self.queue.lock();
         queue.backlog.len() + queue.running
     }
 
-    /// Takes no more jobs and lets the workers end after the ones they have begun.
-    /// Returns the jobs that nobody has started.
+    /// Stops the pool: it takes no more jobs, and the workers end after the jobs that they have
+    /// started. Returns the jobs that no worker has started.
     pub(super) fn stop(&self) -> Vec<J> {
         let (idle, left) = self.queue.lock().stop();
         for worker in idle {
@@ -161,24 +163,24 @@ impl<J: Job> Pool<J> {
         left
     }
 
-    /// Begins with nothing more, not even with the rest of jobs that have been begun and can
-    /// be shared. Returns those.
-    pub(super) fn give_up(&self) -> Vec<J> {
+    /// Aborts the pool: the workers start nothing more, not even the rest of jobs that have been
+    /// started and can be shared. Returns those jobs.
+    pub(super) fn abort(&self) -> Vec<J> {
         let mut queue = self.queue.lock();
         queue.stopped = true;
-        queue.given_up = true;
+        queue.aborted = true;
         std::mem::take(&mut queue.backlog).into()
     }
 
-    /// Is this called by one of the workers?
+    /// Returns true if the calling thread is one of the workers.
     pub(super) fn is_worker(&self) -> bool {
         let me = thread::current().id();
         let threads = self.threads.lock();
         threads.iter().any(|thread| thread.thread().id() == me)
     }
 
-    /// Waits until every worker has ended and joins them; at `deadline`, the
-    /// number of jobs that still run.
+    /// Blocks until every worker has ended, and joins them. Returns the number of jobs that still
+    /// run at `deadline` as the error.
     pub(super) fn join(&self, deadline: Instant) -> Result<(), usize> {
         if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
             return Err(self.queue.lock().running);
@@ -191,14 +193,14 @@ impl<J: Job> Pool<J> {
     }
 }
 
-/// Wakes a worker that has left the idle ones.
+/// Wakes a worker that has been removed from the idle ones.
 fn wake(worker: Option<Arc<Wakeup>>) {
     if let Some(worker) = worker {
         worker.wake();
     }
 }
 
-/// Its workers would wait for ever.
+/// Stops the workers, which would wait for ever.
 impl<J: Job> Drop for Pool<J> {
     fn drop(&mut self) {
         drop(self.stop());
@@ -209,7 +211,7 @@ struct Worker<J, F> {
     queue: Arc<Mutex<Queue<J>>>,
     run: Arc<F>,
     spin_for: Duration,
-    /// Dropped last: when it goes, so have the handlers in `run`.
+    /// Dropped last: when it disconnects, the handlers in `run` have been dropped too.
     _alive: Sender<()>,
 }
 
@@ -218,23 +220,23 @@ impl<J: Job, F: Fn(J) -> Option<J>> Worker<J, F> {
         let mut was_woken = false;
         let mut was_running = false;
         let mut next = None;
-        let bell = Arc::new(Wakeup::new());
+        let wakeup = Arc::new(Wakeup::new());
         loop {
             let (job, woken) = {
                 let mut queue = self.queue.lock();
                 queue.running -= usize::from(was_running);
                 queue.waking &= !was_woken;
-                // What has been begun is seen through, by all who can help.
+                // Jobs that have been started are finished, by all workers that can share them.
                 if queue.stopped && next.is_none() && queue.backlog.is_empty() {
                     return;
                 }
-                if let Some(next) = next.take().filter(|_| !queue.given_up) {
+                if let Some(next) = next.take().filter(|_| !queue.aborted) {
                     queue.backlog.push_front(next);
                 }
                 let job = queue.take();
                 match &job {
                     Some(_) => queue.running += 1,
-                    None => queue.idle.push(Arc::clone(&bell)),
+                    None => queue.idle.push(Arc::clone(&wakeup)),
                 }
                 (job, queue.next_to_wake())
             };
@@ -243,7 +245,7 @@ impl<J: Job, F: Fn(J) -> Option<J>> Worker<J, F> {
             was_woken = job.is_none();
             match job {
                 Some(job) => next = (self.run)(job),
-                None => bell.wait(self.spin_for),
+                None => wakeup.wait(self.spin_for),
             }
         }
     }
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn stop_returns_what_was_not_started_and_join_names_what_still_runs() {
+    fn stop_returns_waiting_jobs_and_join_counts_running_ones() {
         let (release, gate) = bounded::<()>(0);
         let (entered, inside) = bounded(1);
         let pool = Pool::start("test", 1, Duration::ZERO, move |_: u8| {

@@ -1,3 +1,5 @@
+//! The reply queue and the ids of one request's reply.
+
 use std::time::{Duration, Instant};
 
 use crate::message::{CODE_BUSY, Reply, ServiceMessage};
@@ -5,19 +7,20 @@ use crate::topology;
 use crate::transport::x_death::REPLAYED;
 use crate::transport::{Message, PartialReply, Properties, Publication, Replier, is_large};
 
-/// Where the answer to a request goes, if one is wanted.
+/// The target of the reply to a request, if one is wanted.
 pub(super) struct ReplyTarget<'a> {
-    /// Who answers.
+    /// The id of the instance that replies.
     pub(super) instance_id: Option<&'a str>,
+    /// The reply queue; `None` if no reply is wanted.
     pub(super) reply_to: Option<&'a str>,
     pub(super) correlation_id: Option<&'a str>,
     pub(super) message_id: &'a str,
 }
 
 impl<'a> ReplyTarget<'a> {
-    /// For a request that could be read, and the message it came in. The body's word
-    /// counts before the property's.
-    pub(super) fn to(
+    /// Creates the target of a decoded request's reply. The body's reply queue takes precedence
+    /// over the property's.
+    pub(super) fn of_request(
         request: &'a ServiceMessage<'_>,
         message: &'a Message,
         instance_id: Option<&'a str>,
@@ -25,7 +28,7 @@ impl<'a> ReplyTarget<'a> {
         let properties = &message.properties;
         let reply_to = match properties.headers.get(REPLAYED) {
             Some(_) => None,
-            None => Self::queue(request, properties),
+            None => Self::queue_of(request, properties),
         };
         let correlation_id = properties.correlation_id.as_deref();
         Self {
@@ -36,12 +39,12 @@ impl<'a> ReplyTarget<'a> {
         }
     }
 
-    /// The queue that a request names for its reply. The body's word counts before the
-    /// property's, except where it asks for RabbitMQ's direct reply-to: the name to reply to
-    /// is then one that the broker has put into the property. Such a name counts nowhere else:
-    /// the broker checks what a client puts there, and a forged one in a body would end the
-    /// connection that replies to it.
-    pub(super) fn queue<'q>(
+    /// Returns the queue that a request names for its reply. The body takes precedence over the
+    /// property, except if it asks for RabbitMQ's direct reply-to: the name to reply to is then
+    /// the one that the broker has put into the property. Such a name is taken from the property
+    /// only: the broker checks what a client puts there, and a forged name in a body would make
+    /// the broker close the connection that replies to it.
+    pub(super) fn queue_of<'q>(
         request: &'q ServiceMessage<'_>,
         properties: &'q Properties,
     ) -> Option<&'q str> {
@@ -53,8 +56,9 @@ impl<'a> ReplyTarget<'a> {
         }
     }
 
-    /// For one that could not: as far as its properties say.
-    pub(super) fn to_properties(
+    /// Creates the target of the reply to a message that was not decoded, from its properties
+    /// alone.
+    pub(super) fn of_properties(
         properties: &'a Properties,
         instance_id: Option<&'a str>,
         any_queue: bool,
@@ -73,30 +77,30 @@ impl<'a> ReplyTarget<'a> {
         }
     }
 
-    /// The same for a message that is not answered, whatever it says.
-    pub(super) fn unwanted(self) -> Self {
+    /// Removes the reply queue: the message gets no reply, even if it names one.
+    pub(super) fn without_reply(self) -> Self {
         Self {
             reply_to: None,
             ..self
         }
     }
 
-    pub(super) fn is_wanted(&self) -> bool {
+    pub(super) fn is_reply_wanted(&self) -> bool {
         self.reply_to.is_some()
     }
 
-    /// The body of an answer that says what went wrong.
+    /// Returns the body of an error reply.
     pub(super) fn failure(&self, error: &str, code: Option<&str>) -> Vec<u8> {
         Reply::failure_by(self.instance_id, error, code, None, self.message_id)
     }
 
-    /// The body of a refusal: nothing ran, and another attempt may succeed later.
+    /// Returns the body of a `busy` reply: nothing ran, and another attempt may succeed later.
     pub(super) fn busy(&self, error: &str, retry_after: Duration) -> Vec<u8> {
         let (code, after) = (Some(CODE_BUSY), Some(retry_after));
         Reply::failure_by(self.instance_id, error, code, after, self.message_id)
     }
 
-    /// The answer as a message; `None` if none is wanted.
+    /// Returns the reply as a message; `None` if none is wanted.
     pub(super) fn publication(&self, body: Vec<u8>, max_body: usize) -> Option<Publication> {
         let reply_to = self.reply_to?;
         let reply = |body: Vec<u8>| Publication {
@@ -106,11 +110,11 @@ impl<'a> ReplyTarget<'a> {
             },
             ..Publication::new("", reply_to, body)
         };
-        let body = self.fit(body, max_body);
-        // The broker may take less than we know.
+        let body = self.limit(body, max_body);
+        // The broker's limit may be lower than the known one.
         let if_too_large = is_large(body.len()).then(|| {
             let fault = format!(
-                "the reply is {} bytes long, more than the broker takes",
+                "the reply is {} bytes long, more than the broker accepts",
                 body.len()
             );
             Box::new(reply(self.failure(&fault, Some(TOO_LARGE))))
@@ -121,22 +125,22 @@ impl<'a> ReplyTarget<'a> {
         })
     }
 
-    /// Sends the answer as one of several to a delivery.
+    /// Sends the reply as one of several to a delivery.
     pub(super) fn send(&self, replier: &Replier, body: Vec<u8>, max_body: usize, until: Instant) {
-        /// For what stands round it in a bundle.
-        const FRAME: usize = 1_024;
+        /// The room for the envelope of a reply batch, in bytes.
+        const ENVELOPE_BYTES: usize = 1_024;
         if let (Some(to), Some(correlation_id)) = (self.reply_to, self.correlation_id) {
             replier.reply(PartialReply {
                 to,
                 correlation_id,
-                body: &self.fit(body, max_body.saturating_sub(FRAME)),
+                body: &self.limit(body, max_body.saturating_sub(ENVELOPE_BYTES)),
                 deadline: until,
             });
         }
     }
 
-    /// A body that can be sent.
-    fn fit(&self, body: Vec<u8>, max_body: usize) -> Vec<u8> {
+    /// Returns the body if it is at most `max_body` bytes long, and an error reply's otherwise.
+    fn limit(&self, body: Vec<u8>, max_body: usize) -> Vec<u8> {
         if body.len() <= max_body {
             return body;
         }
@@ -146,6 +150,7 @@ impl<'a> ReplyTarget<'a> {
     }
 }
 
+/// The error code of a reply that is too large.
 pub(super) const TOO_LARGE: &str = "reply_too_large";
 
 pub(super) fn too_large(bytes: usize, max: usize) -> String {

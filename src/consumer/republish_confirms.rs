@@ -1,3 +1,5 @@
+//! The thread that waits for the publisher confirms of republished messages.
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,30 +17,30 @@ use crate::transport::{
     Broker, ConfirmOutcome, ConfirmReceiver, LinkSpec, NoSink, Publication, SendState,
 };
 
-/// How long the broker may take over a move.
-pub(super) const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest time until the broker must have confirmed a republished copy.
+pub(super) const REPUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the thread waits after a move that failed. The message then goes back
-/// into its queue, from which it would return at once.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The time for which the thread waits after a republish that failed, before it requeues the
+/// message: without a pause the message would be redelivered at once.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest time between two looks for handlers that run for long.
-const LONGEST_LOOK: Duration = Duration::from_secs(30);
+/// The longest interval between two checks for handlers that run for long.
+const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A message whose copy is on its way elsewhere.
+/// A message whose copy has been published and is not confirmed yet.
 pub(crate) struct PendingRepublish {
     pub(super) delivery: Tracked,
-    /// To which queue.
+    /// The queue that the copy goes to.
     pub(super) to: String,
-    /// To be sent when the original is acknowledged.
+    /// The reply, to be sent when the original is acknowledged.
     pub(super) reply: Option<Publication>,
-    /// To be published instead if the broker refuses the copy.
+    /// The copy to be published to the parking queue if the broker refuses the first one.
     pub(super) parked: Option<Publication>,
     pub(super) confirmation: Result<ConfirmReceiver>,
     pub(super) deadline: Instant,
 }
 
-/// The reason why messages cannot be dead-lettered now, if so; shared with who shows it.
+/// The reason why messages cannot be dead-lettered now, if any; shown in the server's state.
 #[derive(Default)]
 pub(crate) struct DeadLetterFault(Mutex<Option<String>>);
 
@@ -47,42 +49,43 @@ impl DeadLetterFault {
         self.0.lock().clone()
     }
 
-    /// True if it is news.
+    /// Sets the fault; returns true if there was none.
     fn set(&self, fault: &str) -> bool {
         let mut dead_letter_fault = self.0.lock();
-        let is_news = dead_letter_fault.is_none();
+        let is_new = dead_letter_fault.is_none();
         *dead_letter_fault = Some(fault.to_owned());
-        is_news
+        is_new
     }
 
-    /// True if there was some.
+    /// Clears the fault; returns true if there was one.
     fn clear(&self) -> bool {
         self.0.lock().take().is_some()
     }
 }
 
-/// What the thread looks after.
+/// The settings and the state of the thread.
 pub(super) struct RepublishSetup {
     pub(super) service: String,
     pub(super) broker: Broker,
-    /// The queues that messages are moved to.
+    /// The queues that messages are republished to.
     pub(super) topology: Topology,
     pub(super) dead_letter_fault: Arc<DeadLetterFault>,
-    /// The messages that are being handled, and the limit on how long that may take by
-    /// the broker's settings.
+    /// The messages that are being handled.
     pub(super) settled: Vec<Arc<Settled>>,
+    /// The broker's limit on the time for which a delivery may be unacknowledged.
     pub(super) consumer_timeout: Duration,
-    /// Disconnects at the end: then pauses end, and with the moves that there are the thread.
+    /// Disconnects at shutdown: then pauses end, and the thread ends after the republishes that are
+    /// in its queue.
     pub(super) stopping: Receiver<()>,
 }
 
-/// The thread that settles the originals of what was moved, once the broker has
-/// confirmed the copies. One for all workers, so that many can be under way and a
-/// broker that confirms slowly holds up no handler. It ends when it is told to stop.
+/// The thread that settles the originals of republished messages once the broker has confirmed the
+/// copies. One thread serves all workers, so that many confirms can be pending and a broker that
+/// confirms slowly blocks no handler. It ends when its stop channel disconnects.
 pub(super) struct RepublishConfirms(NamedThread);
 
 impl RepublishConfirms {
-    /// Starts it. The sender takes at most one move for each unsettled delivery,
+    /// Starts the thread. The channel holds at most one republish for each unsettled delivery,
     /// whose number the prefetch count bounds.
     pub(super) fn start(
         setup: RepublishSetup,
@@ -93,7 +96,7 @@ impl RepublishConfirms {
         Ok((Self(thread), republishes))
     }
 
-    /// Waits for the thread to end, at most until `deadline`.
+    /// Blocks until the thread has ended, at most until `deadline`.
     pub(super) fn join(self, deadline: Instant) {
         let _ = self.0.join_deadline(deadline);
     }
@@ -101,9 +104,10 @@ impl RepublishConfirms {
 
 impl RepublishSetup {
     fn run(&self, queue: &Receiver<PendingRepublish>) {
-        // Moves whose copies were refused, and are now parked.
+        // The messages whose copies were refused, and whose parked copies are not confirmed yet.
         let mut parked: VecDeque<PendingRepublish> = VecDeque::new();
-        let look = (self.consumer_timeout / 20).clamp(Duration::from_millis(10), LONGEST_LOOK);
+        let check_interval =
+            (self.consumer_timeout / 20).clamp(Duration::from_millis(10), MAX_CHECK_INTERVAL);
         loop {
             if let Some(next) = parked.pop_front() {
                 parked.extend(self.settle(next));
@@ -115,7 +119,7 @@ impl RepublishSetup {
                     Err(_) => return,
                 },
                 recv(self.stopping) -> _ => break,
-                default(look) => self.warn_of_long_handlers(),
+                default(check_interval) => self.warn_of_long_handlers(),
             }
         }
         parked.extend(queue.try_iter());
@@ -124,10 +128,9 @@ impl RepublishSetup {
         }
     }
 
-    /// Replies and acknowledges the original once the copy is confirmed. If that
-    /// fails, the original goes back into its queue, or is parked: that is the move that
-    /// this returns.
-    fn settle(&self, moving: PendingRepublish) -> Option<PendingRepublish> {
+    /// Replies and acknowledges the original once the copy is confirmed. If that fails, requeues
+    /// the original, or publishes its parked copy and returns that as the next pending republish.
+    fn settle(&self, pending: PendingRepublish) -> Option<PendingRepublish> {
         let PendingRepublish {
             delivery,
             to,
@@ -135,41 +138,41 @@ impl RepublishSetup {
             parked,
             confirmation,
             deadline,
-        } = moving;
+        } = pending;
         let fault = match confirmation.map(|confirmation| confirmation.wait(deadline)) {
             Ok(Some(ConfirmOutcome::Confirmed)) => {
-                // A parked copy is none that the dead letters took.
+                // With a copy left to park, the confirmed one is a dead letter.
                 if parked.is_some() && self.dead_letter_fault.clear() {
                     log::info!(
                         target: "coney::worker",
-                        "{}: dead letters are taken again", self.service
+                        "{}: messages can be dead-lettered again", self.service
                     );
                 }
                 delivery.done(reply);
                 return None;
             }
-            // The delivery is void too: the broker delivers it again.
+            // The delivery is void too: the broker redelivers the message.
             Ok(Some(ConfirmOutcome::Lost(_))) => return None,
             Ok(Some(ConfirmOutcome::Dropped)) => {
-                "the broker was closed, or takes nothing".to_owned()
+                "the broker was closed, or accepts nothing".to_owned()
             }
             Ok(Some(ConfirmOutcome::Returned(reason))) => {
                 self.declare();
-                format!("there was no such queue ({reason})")
+                format!("the queue did not exist ({reason})")
             }
             Ok(Some(ConfirmOutcome::Refused(reason))) => reason,
             Ok(Some(ConfirmOutcome::TooLarge(_))) => {
-                "it is larger than the broker takes".to_owned()
+                "it is larger than the broker accepts".to_owned()
             }
-            Ok(None) => format!("not confirmed within {MOVE_TIMEOUT:?}"),
+            Ok(None) => format!("not confirmed within {REPUBLISH_TIMEOUT:?}"),
             Err(error) => error.to_string(),
         };
         if let Some(parked) = parked {
             if self.dead_letter_fault.set(&fault) {
                 log::error!(
                     target: "coney::worker",
-                    "{}: a message cannot be dead-lettered to {to:?}, so it waits, and so will \
-                     others: {fault}",
+                    "{}: a message cannot be dead-lettered to {to:?} and waits in a retry queue, \
+                     as the next ones will: {fault}",
                     self.service
                 );
             }
@@ -177,21 +180,22 @@ impl RepublishSetup {
         }
         log::error!(
             target: "coney::worker",
-            "{}: a message cannot be moved on to {to:?}, so it goes back into its queue: {fault}",
+            "{}: a message cannot be republished to {to:?} and is requeued: {fault}",
             self.service
         );
-        let _ = self.stopping.recv_timeout(PAUSE);
+        let _ = self.stopping.recv_timeout(FAILURE_PAUSE);
         drop(delivery);
         None
     }
 
+    /// Publishes the parked copy of a message that cannot be dead-lettered.
     fn park(
         &self,
         delivery: Tracked,
         mut copy: Publication,
         reply: Option<Publication>,
     ) -> PendingRepublish {
-        let deadline = deadline::after(MOVE_TIMEOUT);
+        let deadline = deadline::after(REPUBLISH_TIMEOUT);
         copy.send_state = Some(SendState::until(deadline).into());
         PendingRepublish {
             delivery,
@@ -203,25 +207,25 @@ impl RepublishSetup {
         }
     }
 
-    /// Warns of handlers that will soon have taken longer than the broker waits for an
-    /// acknowledgement.
+    /// Warns of handlers that have run for 80 % of the time after which the broker requeues an
+    /// unacknowledged message.
     fn warn_of_long_handlers(&self) {
-        let most = self.consumer_timeout.mul_f64(0.8);
+        let limit = self.consumer_timeout.mul_f64(0.8);
         for running in self
             .settled
             .iter()
-            .flat_map(|it| it.running_longer_than(most))
+            .flat_map(|it| it.running_longer_than(limit))
         {
             log::warn!(
                 target: "coney::worker",
-                "{}: a handler has run for {running:?}; after {:?} the broker gives its message \
-                 to another worker (consumer_timeout)",
+                "{}: a handler has run for {running:?}; after {:?} the broker requeues its message \
+                 (consumer_timeout)",
                 self.service, self.consumer_timeout
             );
         }
     }
 
-    /// Makes the queues again that were deleted.
+    /// Declares all queues again: one of them was deleted.
     fn declare(&self) {
         let spec = LinkSpec::new(self.topology.clone());
         match self.broker.open(spec, Arc::new(NoSink)) {

@@ -1,8 +1,7 @@
-//! Where messages go that are not done with: back for another attempt, or among
-//! the dead letters. Each move is confirmed by the broker before the original is
-//! acknowledged, so a message may be doubled by a fault, and never lost.
+//! Republishing: copies of messages go to a retry queue for another attempt, or to the dead
+//! letters. The broker confirms each copy before the original is acknowledged, so a fault may
+//! duplicate a message, but never lose it.
 
-use super::options::POSTPONE_FOR;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +10,8 @@ use crossbeam_channel::Sender;
 
 use super::failure::{Failure, Reason, describe};
 use super::local_retry::LocalRetry;
-use super::republish_confirms::{MOVE_TIMEOUT, PendingRepublish};
+use super::options::POSTPONE_DELAY;
+use super::republish_confirms::{PendingRepublish, REPUBLISH_TIMEOUT};
 use super::tracked::Tracked;
 use super::{ConsumedQueue, HandlerError, LocalAttempts};
 use crate::base::deadline;
@@ -22,15 +22,17 @@ use crate::transport::x_death::{
 };
 use crate::transport::{Broker, ConfirmOutcome, Delivery, Publication, SendState};
 
-/// What a quorum queue counts itself.
+/// The header in which a quorum queue counts the deliveries of a message.
 pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 
-/// How much of an error a header holds, in bytes.
-pub(super) const LONGEST_ERROR: usize = 1_000;
+/// The largest part of an error that a header holds, in bytes.
+pub(super) const MAX_ERROR_BYTES: usize = 1_000;
 
-/// The time for which a worker waits after it could not dead-letter a message with a large body.
-const OVERSIZED_AGAIN: Duration = Duration::from_secs(1);
+/// The time for which a worker waits before it requeues an oversized message that cannot be
+/// dead-lettered.
+const OVERSIZED_FAILURE_PAUSE: Duration = Duration::from_secs(1);
 
+/// The republishing of one queue's messages.
 pub(crate) struct Republisher {
     pub(crate) broker: Broker,
     pub(crate) queue: ConsumedQueue,
@@ -38,16 +40,16 @@ pub(crate) struct Republisher {
     pub(crate) republishes: Sender<PendingRepublish>,
 }
 
-/// Where a message waits that has failed, and how long before its second attempt, its
-/// third, and so on.
+/// The delays before a failed message's second attempt, its third, and so on, and the place where
+/// it waits.
 pub(crate) enum Retries {
-    /// In a queue of the broker for each delay: it holds nothing else up.
+    /// Messages wait in a queue of the broker for each delay, and block nothing.
     Queued {
         delays: Vec<Duration>,
-        /// The delay of the queue for what cannot be processed, or dead-lettered, now.
+        /// The delay of messages that cannot be processed or dead-lettered now.
         parking: Duration,
     },
-    /// Here, unacknowledged: where its place in the queue matters, or the queue goes
+    /// Messages wait in this process, unacknowledged: their order matters, or the queue is deleted
     /// with this process.
     Held {
         delays: Vec<Duration>,
@@ -72,8 +74,9 @@ impl Retries {
 }
 
 impl Republisher {
-    /// The queues in which messages wait for another attempt; none if they wait here.
-    pub(super) fn queues_of_waiting(&self) -> Vec<String> {
+    /// Returns the queues in which messages wait for another attempt; none if they wait in this
+    /// process.
+    pub(super) fn retry_queues(&self) -> Vec<String> {
         match &self.retries {
             Retries::Held { .. } => Vec::new(),
             Retries::Queued { delays, parking } => {
@@ -86,50 +89,50 @@ impl Republisher {
         }
     }
 
-    /// Was it delivered before, by the queue's mark or by our count?
+    /// Returns true if the message was delivered before, by the broker's redelivered flag or by the
+    /// count in its headers.
     pub(super) fn was_redelivered(&self, delivery: &Delivery) -> bool {
         let headers = &delivery.message().properties.headers;
         delivery.is_redelivered() || headers.int(REDELIVERIES).is_some_and(|count| count > 0)
     }
 
-    /// How many attempts have failed, before it came here and since.
+    /// Returns the number of failed attempts, those before this delivery included.
     pub(super) fn failed_attempts(&self, delivery: &Delivery, attempt: &LocalAttempts) -> usize {
         let before = delivery.message().properties.headers.int(ATTEMPTS);
         let before = before.map_or(0, |attempts| usize::try_from(attempts).unwrap_or(0));
         before.saturating_add(attempt.failed)
     }
 
-    /// Moves a message that may be what its worker died of to the queue of suspects,
-    /// where it is handled alone.
+    /// Moves a message that may be poison to the suspect queue, where it is handled alone.
     pub(super) fn suspect(&self, delivery: Tracked) {
         let mut copy = self.copy(delivery.delivery(), "", self.queue.suspect_queue());
         copy.properties.expiration = delivery.message().properties.expiration;
         let headers = &mut copy.properties.headers;
         let before = headers.int(REDELIVERIES).unwrap_or(0);
         headers.insert(REDELIVERIES, before.saturating_add(1));
-        self.move_to(delivery, copy, None, None);
+        self.republish(delivery, copy, None, None);
     }
 
-    /// Puts a message that was fetched and not begun back into its queue, as new: it goes
-    /// to another worker, and nothing counts against it.
+    /// Republishes a message that was fetched and not started to its own queue, as new: another
+    /// worker gets it, and it does not count as redelivered.
     ///
-    /// Blocks at most until `deadline`; what is too late goes back by itself, and counts as
-    /// delivered.
+    /// Blocks at most until `deadline`. A message that is not republished by then is requeued, and
+    /// counts as redelivered.
     pub(crate) fn give_back(&self, delivery: Tracked, deadline: Instant) {
         let mut copy = self.copy(delivery.delivery(), "", self.queue.queue.clone());
         copy.properties.expiration = delivery.message().properties.expiration;
         if delivery.delivery().is_redelivered() {
-            // Another worker may have begun with it.
+            // Another worker may have started it.
             let headers = &mut copy.properties.headers;
             let before = headers.int(REDELIVERIES).unwrap_or(0);
             headers.insert(REDELIVERIES, before.max(1));
         }
-        let soon = deadline::after(MOVE_TIMEOUT);
-        self.move_until(deadline.min(soon), delivery, copy, None, None);
+        let limit = deadline::after(REPUBLISH_TIMEOUT);
+        self.republish_until(deadline.min(limit), delivery, copy, None, None);
     }
 
-    /// After a one-way message's handler has failed: another attempt later, or
-    /// the end.
+    /// Schedules the next attempt of a one-way message whose handler has failed, or dead-letters
+    /// the message.
     pub(super) fn failed(
         &self,
         delivery: Tracked,
@@ -154,10 +157,10 @@ impl Republisher {
             target: "coney::worker",
             "{}: attempt {} at {} failed, the next is in {delay:?}: {}",
             self.queue.owner, before + 1, describe(delivery.message()),
-            clip(error.message(), LONGEST_ERROR).escape_debug()
+            clip(error.message(), MAX_ERROR_BYTES).escape_debug()
         );
         if self.retries.are_held() {
-            let error = clip(error.message(), LONGEST_ERROR).to_owned();
+            let error = clip(error.message(), MAX_ERROR_BYTES).to_owned();
             let attempt = LocalAttempts {
                 failed: attempt.failed + 1,
                 first_error: attempt.first_error.or(Some(error)),
@@ -172,22 +175,22 @@ impl Republisher {
         copy.properties.expiration = Some(jittered(delay));
         let headers = &mut copy.properties.headers;
         Death::forget(headers);
-        headers.remove(REDELIVERIES); // its worker has survived it
+        headers.remove(REDELIVERIES); // the worker has survived the attempt
         headers.insert(ATTEMPTS, i64::try_from(before + 1).unwrap_or(i64::MAX));
         if headers.text(FIRST_ERROR).is_none() {
-            headers.insert(FIRST_ERROR, clip(error.message(), self.longest_error()));
+            headers.insert(FIRST_ERROR, clip(error.message(), self.max_error_bytes()));
         }
-        self.move_to(delivery, copy, None, None);
+        self.republish(delivery, copy, None, None);
         None
     }
 
-    /// Another worker is at the same message: to be looked at again later.
+    /// Schedules a message for later that another worker is handling now.
     pub(super) fn postpone(&self, delivery: Tracked, attempt: LocalAttempts) -> Option<LocalRetry> {
-        self.put_off(delivery, attempt, POSTPONE_FOR)
+        self.put_off(delivery, attempt, POSTPONE_DELAY)
     }
 
-    /// It cannot be processed now, whatever is in it: to be looked at again after the
-    /// longest of the delays. Nothing ran, so no attempt is used up.
+    /// Schedules a message that cannot be processed now for after the longest of the delays.
+    /// Nothing ran, so no attempt is used up.
     pub(super) fn park(&self, delivery: Tracked, attempt: LocalAttempts) -> Option<LocalRetry> {
         self.put_off(delivery, attempt, self.retries.parking())
     }
@@ -207,11 +210,11 @@ impl Republisher {
         }
         let mut copy = self.copy(delivery.delivery(), "", self.queue.retry_queue(delay));
         Death::forget(&mut copy.properties.headers);
-        self.move_to(delivery, copy, None, None);
+        self.republish(delivery, copy, None, None);
         None
     }
 
-    /// Keeps a message among the dead letters, and then sends the reply.
+    /// Publishes a message to the dead letters, and then sends the reply.
     pub(super) fn dead_letter(
         &self,
         delivery: Tracked,
@@ -221,13 +224,13 @@ impl Republisher {
     ) {
         self.log_dead_letter(&delivery, failure);
         let (mut copy, death) = self.dead_copy(&delivery, failure, attempt);
-        let parked = self.given_up(&copy, failure, death.count);
+        let parked = self.parked_copy(&copy, failure, death.count);
         death.add(&mut copy.properties.headers);
-        self.move_to(delivery, copy, reply, parked);
+        self.republish(delivery, copy, reply, parked);
     }
 
-    /// Keeps a message among the dead letters whose body is larger than `max_body`. It goes
-    /// out over a connection of its own, so it holds up nothing but this worker.
+    /// Publishes a message whose body is larger than `max_body` to the dead letters, and then sends
+    /// the reply. A separate connection is used, so only this worker is blocked.
     pub(super) fn dead_letter_oversized(
         &self,
         delivery: Tracked,
@@ -247,11 +250,10 @@ impl Republisher {
         };
         log::error!(
             target: "coney::worker",
-            "{}: a message cannot be dead-lettered with its body, and goes back into its queue: \
-             {fault}",
+            "{}: an oversized message cannot be dead-lettered and is requeued: {fault}",
             self.queue.owner
         );
-        thread::sleep(OVERSIZED_AGAIN);
+        thread::sleep(OVERSIZED_FAILURE_PAUSE);
     }
 
     fn log_dead_letter(&self, delivery: &Tracked, failure: &Failure) {
@@ -259,11 +261,11 @@ impl Republisher {
             target: "coney::worker",
             "{}: {} is dead-lettered ({}): {}",
             self.queue.owner, describe(delivery.message()), failure.reason.as_str(),
-            clip(&failure.error, LONGEST_ERROR).escape_debug()
+            clip(&failure.error, MAX_ERROR_BYTES).escape_debug()
         );
     }
 
-    /// The copy for the dead letters, and the entry that its `x-death` still lacks.
+    /// Returns the copy for the dead letters, and the entry to be added to its `x-death`.
     fn dead_copy(
         &self,
         delivery: &Tracked,
@@ -273,27 +275,27 @@ impl Republisher {
         let queue = self.queue.queue.clone();
         let message = delivery.message();
         let mut copy = self.copy(delivery.delivery(), DEAD_EXCHANGE, queue.clone());
-        let longest = self.longest_error();
+        let max_error = self.max_error_bytes();
         let headers = &mut copy.properties.headers;
         headers.remove(GIVEN_UP);
         headers.remove(ATTEMPTS);
         let failed = self.failed_attempts(delivery.delivery(), attempt);
         let attempts = i64::try_from(failed).unwrap_or(i64::MAX - 1);
-        let given_up_before = message.properties.headers.get(GIVEN_UP).is_some();
+        let was_parked = message.properties.headers.get(GIVEN_UP).is_some();
         let attempts = match failure.reason {
-            _ if given_up_before => attempts.max(1),
+            _ if was_parked => attempts.max(1),
             Reason::Rejected | Reason::RetriesExhausted => attempts.saturating_add(1),
             _ => attempts.max(1),
         };
         Death::forget(headers);
         if headers.text(FIRST_ERROR).is_none() {
             let first = attempt.first_error.as_deref().unwrap_or(&failure.error);
-            headers.insert(FIRST_ERROR, clip(first, longest));
+            headers.insert(FIRST_ERROR, clip(first, max_error));
         }
-        headers.insert(LAST_ERROR, clip(&failure.error, longest));
+        headers.insert(LAST_ERROR, clip(&failure.error, max_error));
         if let Some(oversized) = message.oversized() {
-            let what = format!("the body of {} bytes", oversized.bytes());
-            headers.insert(LEFT_OUT, what.as_str());
+            let left_out = format!("the body of {} bytes", oversized.bytes());
+            headers.insert(LEFT_OUT, left_out.as_str());
         }
         let death = Death {
             queue,
@@ -306,10 +308,10 @@ impl Republisher {
         (copy, death)
     }
 
-    /// The copy to park if the dead letters do not take the message: it comes again after
-    /// the longest delay, is not handled again, and is tried among the dead letters once
-    /// more. So a full queue of dead letters takes no place among the fetched messages.
-    fn given_up(
+    /// Returns the copy to park if the message cannot be dead-lettered: it comes back after the
+    /// longest delay, is not handled again, and is dead-lettered in a new attempt. So a full
+    /// dead-letter queue does not use up the prefetch.
+    fn parked_copy(
         &self,
         copy: &Publication,
         failure: &Failure,
@@ -327,28 +329,28 @@ impl Republisher {
         Some(parked)
     }
 
-    /// The reason why a message was given up that the dead letters did not take then.
-    pub(super) fn was_given_up(&self, delivery: &Delivery) -> Option<Failure> {
+    /// Returns the failure of a message that was parked because it could not be dead-lettered.
+    pub(super) fn parked_failure(&self, delivery: &Delivery) -> Option<Failure> {
         let headers = &delivery.message().properties.headers;
         let reason = Reason::parse(headers.text(GIVEN_UP)?)?;
         let error = headers.text(LAST_ERROR).unwrap_or_default();
         Some(Failure::new(reason, error))
     }
 
-    /// Publishes the copy. Once the broker has it, another thread replies and
+    /// Publishes the copy. Once the broker has confirmed it, another thread replies and
     /// acknowledges the original.
-    fn move_to(
+    fn republish(
         &self,
         delivery: Tracked,
         copy: Publication,
         reply: Option<Publication>,
         parked: Option<Publication>,
     ) {
-        let deadline = deadline::after(MOVE_TIMEOUT);
-        self.move_until(deadline, delivery, copy, reply, parked);
+        let deadline = deadline::after(REPUBLISH_TIMEOUT);
+        self.republish_until(deadline, delivery, copy, reply, parked);
     }
 
-    fn move_until(
+    fn republish_until(
         &self,
         deadline: Instant,
         delivery: Tracked,
@@ -359,8 +361,8 @@ impl Republisher {
         let to = copy.routing_key.clone();
         copy.send_state = Some(SendState::until(deadline).into());
         let confirmation = self.broker.publish_confirmed(copy, deadline);
-        // Fails when the server has given up waiting for its workers; then the
-        // delivery goes back as it is dropped.
+        // Fails if the shutdown has timed out and the receiving thread has ended; the delivery is
+        // then requeued as it is dropped.
         let _ = self.republishes.send(PendingRepublish {
             delivery,
             to,
@@ -372,12 +374,13 @@ impl Republisher {
     }
 }
 
-/// As much of an error as a header holds.
-fn clip(error: &str, longest: usize) -> &str {
-    &error[..error.floor_char_boundary(longest)]
+/// Cuts an error to at most `max` bytes.
+fn clip(error: &str, max: usize) -> &str {
+    &error[..error.floor_char_boundary(max)]
 }
 
-/// Up to a fifth less, so that what failed together is not tried again together.
+/// Shortens a delay by up to a fifth at random, so that messages that failed at the same time are
+/// not retried at the same time.
 fn jittered(delay: Duration) -> Duration {
     delay
         .mul_f64(1.0 - 0.2 * fastrand::f64())

@@ -1,15 +1,17 @@
+//! The parts of a request that handlers see.
+
 use std::time::Instant;
 
 use crate::message::{Headers, ServiceMessage};
 
-/// What a handler is asked, be it a message of its own or part of one.
+/// A request to a handler: a message of its own, or an item of a batch.
 pub(super) struct Request<'a> {
     pub(super) message_id: &'a str,
     pub(super) source_service: &'a str,
     pub(super) action: &'a str,
     pub(super) timestamp: i64,
     pub(super) headers: Headers<'a>,
-    /// JSON.
+    /// The payload as JSON text.
     pub(super) payload: &'a str,
 }
 
@@ -26,14 +28,14 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What is known of the delivery it came in.
+/// The properties of the delivery that carried a request.
 #[derive(Clone, Copy)]
 pub(super) struct DeliveryInfo {
     pub(super) redelivered: bool,
-    /// How many attempts have failed.
+    /// The number of failed attempts.
     pub(super) failed: usize,
-    /// The moment when it arrived in this process.
+    /// The moment when the delivery arrived in this process.
     pub(super) arrived: Instant,
-    /// It was moved from queue to queue.
+    /// True if the message is a republished copy.
     pub(super) is_copy: bool,
 }

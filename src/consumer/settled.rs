@@ -1,5 +1,5 @@
-//! Messages that this process has finished, or is still at, when the broker delivers them
-//! again because the connection was lost before they were settled.
+//! The messages that this process is handling or has finished, for when the broker redelivers them
+//! because the connection was lost before they were settled.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -11,55 +11,60 @@ use parking_lot::Mutex;
 use crate::transport::x_death::{ATTEMPTS, COPIES, REDELIVERIES, REPLAYED};
 use crate::transport::{Delivery, Message, Publication};
 
-/// The number of finished messages that are remembered, the bytes of their replies, and for
-/// how long. Unsettled at a loss are no more than the prefetch count; the rest is room for
-/// several losses in a row.
-const MOST_FINISHED: usize = 1_024;
-const MOST_BYTES: usize = 4 << 20;
-const REMEMBERED: Duration = Duration::from_secs(300);
+/// The largest number of finished messages that are remembered. A lost connection leaves at most
+/// the prefetch count unsettled; the rest is room for several losses in a row.
+const MAX_FINISHED: usize = 1_024;
 
-/// The part of a body that tells it from others, from either end.
-const LOOKED_AT: usize = 512;
+/// The largest total size of the remembered replies, in bytes.
+const MAX_REPLY_BYTES: usize = 4 << 20;
 
-/// The messages of one queue: those that are being handled, and those that were finished
-/// lately.
+/// The time for which a finished message is remembered.
+const FINISHED_TTL: Duration = Duration::from_secs(300);
+
+/// The number of bytes at either end of a body that identify it.
+const HASHED_BYTES: usize = 512;
+
+/// The messages of one queue that are being handled or were finished lately.
 ///
-/// A message that comes back while its handler still runs is *adopted*: the handler's
-/// outcome settles it. One that comes back finished is settled the same way. Neither runs
-/// again, nor is copied again.
+/// A message that is redelivered while its handler still runs is *adopted*: the handler's outcome
+/// settles the new delivery. A message that is redelivered after its handler has finished is
+/// settled the same way as before. Neither is handled or republished again.
 pub(crate) struct Settled {
     state: Mutex<State>,
     hasher: RandomState,
-    /// Sessions never end in memory, so there is nothing to remember.
-    is_of_use: bool,
+    /// False for a broker in memory, whose sessions never end: there is nothing to remember.
+    is_enabled: bool,
 }
 
 #[derive(Default)]
 struct State {
     running: HashMap<u64, RunningMessage>,
     finished: HashMap<u64, Finished>,
-    /// The keys of the finished, each with the number it was finished with.
+    /// The keys of finished messages in the order of their end, each with the number and the moment
+    /// of that end.
     order: VecDeque<(u64, u64, Instant)>,
-    last: u64,
-    bytes: usize,
+    last_number: u64,
+    /// The total size of the replies in `finished`.
+    reply_bytes: usize,
 }
 
 struct Finished {
     finish: Finish,
-    /// It has been settled again, after the first time.
-    is_settled_again: bool,
-    /// Of the latest finish, where a message was finished more than once.
+    /// True if a redelivery of the message has been settled.
+    is_resettled: bool,
+    /// The number of the latest end, as a message may be finished more than once.
     number: u64,
 }
 
 struct RunningMessage {
     since: Instant,
-    /// The latest delivery of the message, if it came again.
+    /// The latest redelivery of the message, if any.
     adopted: Option<Delivery>,
+    /// True if the message has been reported as running for long.
     is_reported: bool,
 }
 
-/// The end of a message.
+/// The way a message was settled.
 #[derive(Clone)]
 pub(super) enum Finish {
     Acked,
@@ -67,19 +72,19 @@ pub(super) enum Finish {
 }
 
 impl Settled {
-    pub(crate) fn new(is_of_use: bool) -> Self {
+    pub(crate) fn new(is_enabled: bool) -> Self {
         Self {
             state: Mutex::default(),
             hasher: RandomState::new(),
-            is_of_use,
+            is_enabled,
         }
     }
 
-    /// Begins with a delivery: returns it with the key under which its message is tracked, if
-    /// it is. `None` if the message is being handled or was finished here: the delivery is
-    /// then settled as the message is.
+    /// Starts tracking a delivery. Returns it with the key of its message, or without one if the
+    /// message is not tracked. Returns `None` if the message is being handled or was finished in
+    /// this process: the delivery is then settled as the message is.
     pub(super) fn begin(&self, delivery: Delivery) -> Option<(Delivery, Option<u64>)> {
-        let key = match self.is_of_use {
+        let key = match self.is_enabled {
             true => self.key(delivery.message()),
             false => None,
         };
@@ -95,10 +100,10 @@ impl Settled {
                 .is_some();
         let finish = {
             let mut state = self.state.lock();
-            state.forget_old(Instant::now());
+            state.evict(Instant::now());
             if came_back && let Some(finished) = state.finished.get_mut(&key) {
-                // Once more: it may be the reply that the connection is lost of.
-                match std::mem::replace(&mut finished.is_settled_again, true) {
+                // The reply is sent only once more: the broker may close the connection for it.
+                match std::mem::replace(&mut finished.is_resettled, true) {
                     false => finished.finish.clone(),
                     true => Finish::Acked,
                 }
@@ -115,28 +120,29 @@ impl Settled {
                     Entry::Occupied(mut running) if came_back => {
                         let before = running.get_mut().adopted.replace(delivery);
                         drop(state);
-                        // As a rule of a session that has ended: nothing happens.
+                        // Usually of a session that has ended, where settling has no effect.
                         drop(before);
                         return None;
                     }
-                    // Sent twice with one id: two messages.
+                    // Sent twice with the same id: two messages.
                     Entry::Occupied(_) => return Some((delivery, None)),
                 }
             }
         };
-        log::debug!(target: "coney::worker", "a message that was finished is delivered again");
+        log::debug!(target: "coney::worker", "a finished message was redelivered and is settled");
         finish.settle(delivery);
         None
     }
 
-    /// A message is no longer handled: returns the delivery that it came in again.
-    pub(super) fn give_up(&self, key: u64) -> Option<Delivery> {
+    /// Removes a message that is no longer handled; returns its latest redelivery.
+    pub(super) fn untrack(&self, key: u64) -> Option<Delivery> {
         let running = self.state.lock().running.remove(&key);
         running.and_then(|running| running.adopted)
     }
 
-    /// Tells a message from others. Its sender's id is not enough: between its attempts a
-    /// message goes from queue to queue as copies, each with the count of copies before it.
+    /// Returns the key that identifies a message; `None` if it has no id. The sender's id is not
+    /// enough: between its attempts a message goes from queue to queue as copies, each with the
+    /// count of copies before it.
     fn key(&self, message: &Message) -> Option<u64> {
         let properties = &message.properties;
         let id = properties
@@ -152,18 +158,18 @@ impl Settled {
             headers.int(header).hash(&mut hasher);
         }
         body.len().hash(&mut hasher);
-        hasher.write(&body[..body.len().min(LOOKED_AT)]);
-        hasher.write(&body[body.len().saturating_sub(LOOKED_AT)..]);
+        hasher.write(&body[..body.len().min(HASHED_BYTES)]);
+        hasher.write(&body[body.len().saturating_sub(HASHED_BYTES)..]);
         Some(hasher.finish())
     }
 
-    /// The number of messages that are being handled.
+    /// Returns the number of messages that are being handled.
     pub(crate) fn running(&self) -> usize {
         self.state.lock().running.len()
     }
 
-    /// Those that have been handled for longer than `limit` and were not reported before:
-    /// for how long.
+    /// Returns the running times of the messages that have been handled for longer than `limit` and
+    /// were not reported before.
     pub(super) fn running_longer_than(&self, limit: Duration) -> Vec<Duration> {
         let mut state = self.state.lock();
         let running = state.running.values_mut();
@@ -175,7 +181,7 @@ impl Settled {
         .collect()
     }
 
-    /// Remembers how a message ended; returns the delivery that it came in again.
+    /// Remembers how a message was settled; returns its latest redelivery.
     pub(super) fn finish(&self, key: u64, finish: Finish) -> Option<Delivery> {
         let mut state = self.state.lock();
         let adopted = state.running.remove(&key).and_then(|it| it.adopted);
@@ -186,32 +192,32 @@ impl Settled {
 
 impl State {
     fn remember(&mut self, key: u64, finish: Finish, now: Instant) {
-        self.bytes += finish.bytes();
-        self.last += 1;
-        let number = self.last;
+        self.reply_bytes += finish.bytes();
+        self.last_number += 1;
+        let number = self.last_number;
         let finished = Finished {
             finish,
-            is_settled_again: false,
+            is_resettled: false,
             number,
         };
         if let Some(before) = self.finished.insert(key, finished) {
-            self.bytes -= before.finish.bytes();
+            self.reply_bytes -= before.finish.bytes();
         }
         self.order.push_back((key, number, now));
-        self.forget_old(now);
+        self.evict(now);
     }
 
-    fn forget_old(&mut self, now: Instant) {
+    fn evict(&mut self, now: Instant) {
         while let Some(&(key, number, at)) = self.order.front() {
-            let is_young = now.saturating_duration_since(at) < REMEMBERED;
-            if is_young && self.order.len() <= MOST_FINISHED && self.bytes <= MOST_BYTES {
+            let is_fresh = now.saturating_duration_since(at) < FINISHED_TTL;
+            if is_fresh && self.order.len() <= MAX_FINISHED && self.reply_bytes <= MAX_REPLY_BYTES {
                 return;
             }
             self.order.pop_front();
             if let Entry::Occupied(oldest) = self.finished.entry(key)
                 && oldest.get().number == number
             {
-                self.bytes -= oldest.remove().finish.bytes();
+                self.reply_bytes -= oldest.remove().finish.bytes();
             }
         }
     }
@@ -240,11 +246,11 @@ mod tests {
     use crate::transport::{DeliveryToken, Disposition, PartialReply, Settler};
     use std::sync::Arc;
 
-    /// Notes what is settled, by tag.
+    /// A settler that records each settlement with its delivery tag.
     #[derive(Default)]
-    struct Broker(Mutex<Vec<(u64, String)>>);
+    struct RecordingSettler(Mutex<Vec<(u64, String)>>);
 
-    impl Settler for Broker {
+    impl Settler for RecordingSettler {
         fn settle(&self, _: u64, tag: u64, outcome: Disposition) {
             let text = match outcome {
                 Disposition::Ack { reply: None } => "ack".to_owned(),
@@ -261,14 +267,14 @@ mod tests {
     }
 
     struct Fixture {
-        broker: Arc<Broker>,
+        settler: Arc<RecordingSettler>,
         table: Arc<Settled>,
     }
 
     impl Fixture {
         fn new() -> Self {
             Self {
-                broker: Arc::default(),
+                settler: Arc::default(),
                 table: Arc::new(Settled::new(true)),
             }
         }
@@ -285,7 +291,7 @@ mod tests {
             };
             message.properties.message_id = Some("m".to_owned());
             change(&mut message);
-            let settler = Arc::clone(&self.broker) as Arc<dyn Settler>;
+            let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
             let token = DeliveryToken {
                 settler,
                 session: 1,
@@ -299,7 +305,7 @@ mod tests {
         }
 
         fn settled(&self) -> Vec<(u64, String)> {
-            std::mem::take(&mut self.broker.0.lock())
+            std::mem::take(&mut self.settler.0.lock())
         }
     }
 
@@ -308,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_finished_is_settled_the_same_way_when_it_comes_again() {
+    fn a_redelivered_finished_message_is_settled_the_same_way() {
         let on = Fixture::new();
         on.track(1, false)
             .unwrap()
@@ -320,13 +326,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_handled_is_adopted() {
+    fn a_redelivered_running_message_is_adopted() {
         let on = Fixture::new();
         let first = on.track(1, false).unwrap();
         assert!(on.track(2, true).is_none());
         assert!(on.track(3, true).is_none(), "and once more");
         first.ack();
-        // The others are of sessions that have ended, where settling does nothing.
+        // The other deliveries are of sessions that have ended, where settling has no effect.
         let acks = on.settled().into_iter().filter(|(_, text)| text == "ack");
         assert_eq!(acks.collect::<Vec<_>>(), [ack(3)]);
         assert!(on.track(4, true).is_none());
@@ -334,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_goes_back_and_runs_again() {
+    fn a_dropped_message_is_requeued_and_handled_again() {
         let on = Fixture::new();
         let first = on.track(1, false).unwrap();
         assert!(on.track(2, true).is_none());
@@ -369,21 +375,21 @@ mod tests {
     }
 
     #[test]
-    fn is_bounded_and_reports_once() {
+    fn the_table_is_bounded_and_long_runs_are_reported_once() {
         let on = Fixture::new();
-        for n in 0..2 * MOST_FINISHED {
+        for n in 0..2 * MAX_FINISHED {
             let id =
                 move |message: &mut Message| message.properties.message_id = Some(n.to_string());
             on.table.track(on.deliver(1, false, id)).unwrap().ack();
         }
-        assert_eq!(on.table.state.lock().finished.len(), MOST_FINISHED);
-        let big = Publication::new("", "q", vec![0; MOST_BYTES + 1]);
+        assert_eq!(on.table.state.lock().finished.len(), MAX_FINISHED);
+        let big = Publication::new("", "q", vec![0; MAX_REPLY_BYTES + 1]);
         on.track(1, false).unwrap().ack_with(big);
         assert!(on.table.state.lock().finished.is_empty());
-        assert_eq!(on.table.state.lock().bytes, 0);
+        assert_eq!(on.table.state.lock().reply_bytes, 0);
 
         let _running = on.track(1, false).unwrap();
-        assert!(on.table.running_longer_than(REMEMBERED).is_empty());
+        assert!(on.table.running_longer_than(FINISHED_TTL).is_empty());
         assert_eq!(on.table.running_longer_than(Duration::ZERO).len(), 1);
         assert!(on.table.running_longer_than(Duration::ZERO).is_empty());
     }

@@ -1,9 +1,12 @@
+//! Deliveries tracked while they are handled.
+
 use std::sync::Arc;
 
 use super::settled::{Finish, Settled};
 use crate::transport::{Delivery, Message, Publication};
 
-/// A delivery, tracked from the moment it is looked into until it is settled.
+/// A delivery that is tracked from the moment its processing starts until it is settled. If dropped
+/// before that, its message is requeued.
 pub(crate) struct Tracked {
     delivery: Option<Delivery>,
     key: Option<u64>,
@@ -11,8 +14,8 @@ pub(crate) struct Tracked {
 }
 
 impl Settled {
-    /// Begins with a delivery; `None` if its message is being handled or was finished here:
-    /// the delivery is then settled as the message is.
+    /// Starts tracking a delivery. Returns `None` if its message is being handled or was finished
+    /// in this process: the delivery is then settled as the message is.
     pub(crate) fn track(self: &Arc<Self>, delivery: Delivery) -> Option<Tracked> {
         let (delivery, key) = self.begin(delivery)?;
         Some(Tracked {
@@ -25,7 +28,7 @@ impl Settled {
 
 impl Tracked {
     pub(crate) fn delivery(&self) -> &Delivery {
-        // Taken only by those who consume `self`.
+        // Taken only by methods that consume `self`.
         self.delivery.as_ref().unwrap_or_else(|| unreachable!())
     }
 
@@ -37,17 +40,17 @@ impl Tracked {
         self.delivery().share_message()
     }
 
-    /// Acknowledges: the message is done with.
+    /// Acknowledges the delivery.
     pub(super) fn ack(self) {
         self.end(Finish::Acked);
     }
 
-    /// Publishes the reply and acknowledges.
+    /// Publishes the reply and acknowledges the delivery.
     pub(super) fn ack_with(self, reply: Publication) {
         self.end(Finish::Replied(Box::new(reply)));
     }
 
-    /// Acknowledges, with the reply if there is one.
+    /// Publishes the reply, if there is one, and acknowledges the delivery.
     pub(super) fn done(self, reply: Option<Publication>) {
         match reply {
             Some(reply) => self.ack_with(reply),
@@ -61,23 +64,23 @@ impl Tracked {
             None => None,
         };
         let delivery = self.delivery.take();
-        // Where it came again, the session of the first has ended.
+        // After a redelivery the session of the first delivery has ended.
         if let Some(delivery) = adopted.or(delivery) {
             finish.settle(delivery);
         }
     }
 
-    /// The delivery, no longer tracked.
+    /// Stops tracking, and returns the latest delivery of the message.
     pub(crate) fn into_delivery(mut self) -> Delivery {
         let adopted = match self.key.take() {
-            Some(key) => self.table.give_up(key),
+            Some(key) => self.table.untrack(key),
             None => None,
         };
         let delivery = self.delivery.take();
         adopted.or(delivery).unwrap_or_else(|| unreachable!())
     }
 
-    /// Gives up the duty to settle: the broker has taken the message back.
+    /// Leaves the delivery unsettled: the broker has requeued the message.
     pub(crate) fn forget(mut self) {
         if let Some(delivery) = self.delivery.take() {
             delivery.forget();
@@ -86,10 +89,10 @@ impl Tracked {
 }
 
 impl Drop for Tracked {
-    /// Back into its queue, with whatever delivery of it came again.
+    /// Requeues the message: drops the delivery and its latest redelivery unsettled.
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
-            drop(self.table.give_up(key));
+            drop(self.table.untrack(key));
         }
     }
 }

@@ -1,3 +1,5 @@
+//! The threads of a server or a subscriber.
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,28 +17,28 @@ use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::topology::Topology;
 use crate::transport::Broker;
 
-/// The threads of a server or a subscriber: its workers, one for messages that a worker
-/// may have died of, and one that settles what they have moved.
+/// The threads of a server or a subscriber: its workers, one thread for messages that may be
+/// poison, and one that settles republished messages.
 pub(crate) struct Workers<J: Job> {
-    /// Whose they are.
+    /// The service that the threads belong to.
     owner: String,
-    home: OwnerProcess,
+    owner_process: OwnerProcess,
     pool: Pool<J>,
-    /// One thread, so that what it is given is begun at once, and alone.
+    /// A pool of one thread, so that each message that may be poison is started at once, and alone.
     suspects: Pool<J>,
-    /// The sender is dropped at the end, which ends what the mover waits for.
-    republishes: Mutex<Option<(Sender<()>, RepublishConfirms)>>,
-    /// The way to that thread.
-    way: Sender<PendingRepublish>,
+    /// The thread that settles republished messages, and the sender whose drop stops it.
+    confirms: Mutex<Option<(Sender<()>, RepublishConfirms)>>,
+    /// The channel to that thread.
+    republishes: Sender<PendingRepublish>,
     dead_letter_fault: Arc<DeadLetterFault>,
 }
 
-/// The circumstances that workers are started in.
+/// The settings that workers are started with.
 pub(crate) struct WorkerSetup<'a> {
     pub(crate) owner: &'a str,
     pub(crate) count: usize,
     pub(crate) broker: &'a Broker,
-    /// The queues that messages are moved to.
+    /// The queues that messages are republished to.
     pub(crate) topology: Topology,
     /// The messages that the workers handle.
     pub(crate) settled: Vec<Arc<Settled>>,
@@ -44,8 +46,8 @@ pub(crate) struct WorkerSetup<'a> {
 }
 
 impl<J: Job> Workers<J> {
-    /// Starts them. `run` gets the way to move messages, and gives what a worker does
-    /// with a job, and what is to be done next.
+    /// Starts the threads. `run` gets the channel for republished messages and returns the function
+    /// that runs a job; a job that this function returns is run next.
     pub(crate) fn start<F: Fn(J) -> Option<J> + Send + Sync + 'static>(
         setup: WorkerSetup<'_>,
         run: impl FnOnce(Sender<PendingRepublish>) -> F,
@@ -65,9 +67,9 @@ impl<J: Job> Workers<J> {
             )
             .with_source(error)
         };
-        let (running, stopping) = bounded(0);
+        let (stop, stopping) = bounded(0);
         let dead_letter_fault = Arc::new(DeadLetterFault::default());
-        let settling = RepublishSetup {
+        let confirms_setup = RepublishSetup {
             service: owner.to_owned(),
             broker: broker.clone(),
             topology,
@@ -76,14 +78,18 @@ impl<J: Job> Workers<J> {
             consumer_timeout,
             stopping,
         };
-        let (republishes, sender) = RepublishConfirms::start(settling).map_err(no_thread)?;
-        let run = run(sender.clone());
-        let for_log = owner.to_owned();
+        let (confirms, republishes) =
+            RepublishConfirms::start(confirms_setup).map_err(no_thread)?;
+        let run = run(republishes.clone());
+        let owner_for_log = owner.to_owned();
         let run = move |job| {
-            // A reply store is the user's code too. The delivery goes back into its
-            // queue, and to the suspects.
+            // A reply store is user code too and may panic. The delivery is then requeued, and goes
+            // to the suspect queue.
             catch(|| run(job)).unwrap_or_else(|_| {
-                log::error!(target: "coney::worker", "{for_log}: a worker panicked over a message");
+                log::error!(
+                    target: "coney::worker",
+                    "{owner_for_log}: a worker panicked while processing a message"
+                );
                 None
             })
         };
@@ -94,54 +100,54 @@ impl<J: Job> Workers<J> {
         let suspects = Pool::start(&suspects, 1, Duration::ZERO, move |job| alone(job));
         Ok(Self {
             owner: owner.to_owned(),
-            home: OwnerProcess::current(),
+            owner_process: OwnerProcess::current(),
             pool: pool.map_err(no_thread)?,
             suspects: suspects.map_err(no_thread)?,
-            republishes: Mutex::new(Some((running, republishes))),
-            way: sender,
+            confirms: Mutex::new(Some((stop, confirms))),
+            republishes,
             dead_letter_fault,
         })
     }
 
-    /// The way to move messages.
-    pub(crate) fn way(&self) -> &Sender<PendingRepublish> {
-        &self.way
+    /// Returns the channel for republished messages.
+    pub(crate) fn republishes(&self) -> &Sender<PendingRepublish> {
+        &self.republishes
     }
 
-    /// The reason why messages cannot be dead-lettered now, if so.
+    /// Returns the reason why messages cannot be dead-lettered now, if any.
     pub(crate) fn dead_letter_fault(&self) -> Option<String> {
         self.dead_letter_fault.get()
     }
 
-    /// Gives a job to a worker, now or when one is free; never blocks. Hands it back
-    /// once they have been stopped.
+    /// Queues a job for the workers. Never blocks. Returns the job if they have been stopped.
     pub(crate) fn submit(&self, job: J) -> Result<(), J> {
         self.pool.submit(job)
     }
 
-    /// The same for a message that a worker may have died of.
+    /// Queues a job for the thread that handles messages that may be poison. Never blocks. Returns
+    /// the job if the thread has been stopped.
     pub(crate) fn submit_suspect(&self, job: J) -> Result<(), J> {
         self.suspects.submit(job)
     }
 
-    /// The number of jobs that wait or run.
+    /// Returns the number of jobs that wait or run.
     pub(crate) fn busy(&self) -> usize {
         self.pool.busy() + self.suspects.busy()
     }
 
-    /// Returns those jobs that nobody has started and for which `is_it` holds.
-    pub(crate) fn take(&self, is_it: impl Fn(&J) -> bool) -> Vec<J> {
-        let mut taken = self.pool.take(&is_it);
-        taken.extend(self.suspects.take(&is_it));
+    /// Removes the jobs that no worker has started and for which `matches` returns true.
+    pub(crate) fn take(&self, matches: impl Fn(&J) -> bool) -> Vec<J> {
+        let mut taken = self.pool.take(&matches);
+        taken.extend(self.suspects.take(&matches));
         taken
     }
 
-    /// Returns the jobs that nobody has started.
+    /// Removes all jobs that no worker has started.
     pub(crate) fn clear(&self) -> Vec<J> {
         self.take(|_| true)
     }
 
-    /// Takes no more jobs. Returns those that nobody has started.
+    /// Stops the workers after the jobs that they have started. Returns the other jobs.
     pub(crate) fn stop(&self) -> Vec<J> {
         let mut left = self.pool.stop();
         left.extend(self.suspects.stop());
@@ -152,10 +158,10 @@ impl<J: Job> Workers<J> {
         self.pool.is_worker() || self.suspects.is_worker()
     }
 
-    /// An error for a handler that shuts down what runs it, and for a forked child, which has
-    /// no workers.
+    /// Checks that the caller may shut the workers down: it is not one of their handlers, which
+    /// would wait for itself, nor a forked child, which has no workers.
     pub(crate) fn check_not_worker_thread(&self) -> Result<()> {
-        if self.home.is_another() {
+        if self.owner_process.is_another() {
             return Err(Error::new(
                 ErrorKind::Misuse,
                 format!(
@@ -176,27 +182,27 @@ impl<J: Job> Workers<J> {
         ))
     }
 
-    /// Waits for those that run, and for what they have moved, at most until
-    /// `deadline`, which is `timeout` after the beginning of the end.
+    /// Blocks until the running jobs have ended and the messages that they republished are settled,
+    /// at most until `deadline`, which is `timeout` after the start of the shutdown.
     pub(crate) fn finish(&self, deadline: Instant, timeout: Duration) -> Result<()> {
         let finished = match (self.pool.join(deadline), self.suspects.join(deadline)) {
             (Ok(()), Ok(())) => Ok(()),
             (one, other) => Err(one.err().unwrap_or(0) + other.err().unwrap_or(0)),
         };
-        if let Some((running, republishes)) = self.republishes.lock().take() {
-            drop(running);
-            republishes.join(deadline);
+        if let Some((stop, confirms)) = self.confirms.lock().take() {
+            drop(stop);
+            confirms.join(deadline);
         }
         if finished.is_err() {
-            self.pool.give_up().iter().for_each(Job::stop);
-            self.suspects.give_up().iter().for_each(Job::stop);
+            self.pool.abort().iter().for_each(Job::stop);
+            self.suspects.abort().iter().for_each(Job::stop);
         }
         finished.map_err(|running| {
             Error::timed_out(
                 Phase::Shutdown,
                 format!(
-                    "{running} handlers of {} still run after {timeout:?}; their messages go back \
-                     to the queue",
+                    "{running} handlers of {} still run after {timeout:?}; their messages are \
+                     requeued",
                     self.owner
                 ),
             )

@@ -1,4 +1,4 @@
-//! One subscription at work: from the deliveries of its queue to the workers.
+//! A running subscription: its events go from the deliveries of its queue to the workers.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -14,29 +14,29 @@ use crate::consumer::{self, AfterDelivery, Dispatcher, LocalAttempts, Tracked, W
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
 
-/// The time for which an ordered event waits that cannot be begun now.
-const BEGIN_AGAIN: Duration = Duration::from_secs(1);
+/// The delay before the next attempt at an ordered event that could not be marked.
+const MARK_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Those who work for all subscriptions of a subscriber.
+/// The threads that serve all subscriptions of a subscriber.
 pub(super) struct SharedThreads {
     pub(super) workers: Arc<Workers<Job>>,
     pub(super) delay_queue: DelayQueue<Job>,
 }
 
-/// A subscription's handler, and what waits for it where the order matters.
+/// A subscription with its handler and, if it is ordered, the events that wait for their turn.
 pub(super) struct ActiveSubscription {
     pub(super) dispatcher: Dispatcher,
     pub(super) ordering: Option<KeyOrdering>,
-    /// Its queue goes with the connection: what it holds is held nowhere else.
+    /// True if the queue is deleted with the connection: its events exist nowhere else.
     pub(super) is_broadcast: bool,
-    pub(super) threads: Arc<SharedThreads>,
+    pub(super) shared_threads: Arc<SharedThreads>,
 }
 
-/// The order of a subscription's events.
+/// The ordering of a subscription's events by a key.
 pub(super) struct KeyOrdering {
     key: KeyOf,
     key_queues: Mutex<KeyQueues<PendingEvent>>,
-    /// None where no other process takes over: a broadcast's.
+    /// `None` for a broadcast, whose events no other process takes over.
     marks: Option<BeginMarks>,
 }
 
@@ -52,13 +52,14 @@ impl KeyOrdering {
 
 /// An event that waits for a worker.
 pub(super) enum PendingEvent {
+    /// An event without an attempt in this process.
     Fresh(Delivery),
-    /// It has been looked into, and is to be processed again.
+    /// An event to be processed again.
     Retry(Tracked, LocalAttempts),
 }
 
 impl PendingEvent {
-    /// The broker has it again.
+    /// Leaves the event unsettled: the broker has requeued it.
     fn forget(self) {
         match self {
             Self::Fresh(delivery) => drop(delivery.forget()),
@@ -73,7 +74,7 @@ impl PendingEvent {
         }
     }
 
-    /// The event, if no attempt at it has been made here.
+    /// Returns the event, if there was no attempt at it in this process.
     fn into_fresh(self) -> Option<Delivery> {
         match self {
             Self::Fresh(delivery) => Some(delivery),
@@ -84,12 +85,12 @@ impl PendingEvent {
 
 /// A job for a worker.
 pub(super) enum Job {
-    /// An event whose place does not matter.
+    /// An event of an unordered subscription.
     Event {
         subscription: Arc<ActiveSubscription>,
         event: PendingEvent,
     },
-    /// Look at what has arrived, and put it where it belongs.
+    /// The distribution of new events to the queues of their keys.
     Arrivals(Arc<ActiveSubscription>),
     /// The next event of a key.
     Key(Arc<ActiveSubscription>, String),
@@ -109,20 +110,21 @@ impl Job {
                         subscription: Arc::clone(&subscription),
                         event,
                     };
-                    subscription.threads.delay_queue.add(delay, job);
+                    subscription.shared_threads.delay_queue.add(delay, job);
                 }
             }
-            Self::Arrivals(subscription) => subscription.sort(),
+            Self::Arrivals(subscription) => subscription.distribute(),
             Self::Key(subscription, key) => subscription.advance(key),
         }
     }
 
-    /// Is it an event of this feed? Jobs for lanes find out by themselves what is left.
+    /// Returns true if this is an event of that unordered subscription. Jobs of ordered ones check
+    /// for themselves which events are left.
     fn is_event_of(&self, subscription: &Arc<ActiveSubscription>) -> bool {
-        matches!(self, Self::Event { subscription: its, .. } if Arc::ptr_eq(its, subscription))
+        matches!(self, Self::Event { subscription: own, .. } if Arc::ptr_eq(own, subscription))
     }
 
-    /// Puts back an event that no worker has begun with. Blocks at most until `deadline`.
+    /// Republishes an event that no worker has started. Blocks at most until `deadline`.
     pub(super) fn give_back(self, deadline: Instant) {
         if let Self::Event {
             subscription,
@@ -137,10 +139,10 @@ impl Job {
 }
 
 impl ActiveSubscription {
-    /// Processes an event; returns it, and how long it waits here, if it is to be processed
-    /// again.
+    /// Processes an event. Returns it with the delay before the next attempt, if it is to be
+    /// processed again.
     fn process(&self, event: PendingEvent) -> Option<(PendingEvent, Duration)> {
-        // A reply store is the user's code too, and a lane must go on.
+        // A reply store is user code too and may panic, and the key's next event must be handled.
         let process = || match event {
             PendingEvent::Fresh(delivery) => match self.dispatcher.settled.track(delivery) {
                 Some(tracked) => self.begin(tracked),
@@ -149,12 +151,13 @@ impl ActiveSubscription {
             PendingEvent::Retry(tracked, attempt) => self.attempt(tracked, attempt),
         };
         catch(process).unwrap_or_else(|_| {
-            log::error!(target: "coney::worker", "a worker panicked over an event");
+            log::error!(target: "coney::worker", "a worker panicked while processing an event");
             None
         })
     }
 
-    /// The first attempt here.
+    /// Makes the first attempt in this process; under a mark if the event is ordered and was
+    /// redelivered.
     fn begin(&self, tracked: Tracked) -> Option<(PendingEvent, Duration)> {
         let id = tracked.message().properties.message_id.clone();
         let marks = self
@@ -168,14 +171,14 @@ impl ActiveSubscription {
         ) else {
             return self.attempt(tracked, LocalAttempts::default());
         };
-        // Its worker may have died of it.
-        let mut waiting = Some(tracked);
+        // The event may be poison.
+        let mut unstarted = Some(tracked);
         let handled = marks.handle(&id, || {
-            let tracked = waiting.take()?;
+            let tracked = unstarted.take()?;
             self.attempt(tracked, LocalAttempts::default())
         });
-        match (handled, waiting) {
-            (Ok(MarkedOutcome::Handled(again)), _) => again,
+        match (handled, unstarted) {
+            (Ok(MarkedOutcome::Handled(retry)), _) => retry,
             (Ok(MarkedOutcome::Poison(deaths)), Some(tracked)) => {
                 self.dispatcher.refuse_poison(tracked, deaths);
                 None
@@ -184,7 +187,7 @@ impl ActiveSubscription {
                 log::warn!(target: "coney::events", "{error}");
                 Some((
                     PendingEvent::Retry(tracked, LocalAttempts::default()),
-                    BEGIN_AGAIN,
+                    MARK_RETRY_DELAY,
                 ))
             }
             (Ok(MarkedOutcome::Poison(_)) | Err(_), None) => None,
@@ -197,17 +200,17 @@ impl ActiveSubscription {
         attempt: LocalAttempts,
     ) -> Option<(PendingEvent, Duration)> {
         match self.dispatcher.process_tracked(tracked, attempt) {
-            AfterDelivery::LocalRetry(again) => Some((
-                PendingEvent::Retry(again.delivery, again.attempt),
-                again.delay,
+            AfterDelivery::LocalRetry(retry) => Some((
+                PendingEvent::Retry(retry.delivery, retry.attempt),
+                retry.delay,
             )),
-            // Events come one by one.
+            // Events are not batched.
             AfterDelivery::Done | AfterDelivery::Batch(_) => None,
         }
     }
 
-    /// Puts arrivals into their lanes, in order: one job at a time does it.
-    fn sort(self: &Arc<Self>) {
+    /// Distributes arrivals to the queues of their keys, in order: one job at a time does this.
+    fn distribute(self: &Arc<Self>) {
         let Some(ordering) = &self.ordering else {
             return;
         };
@@ -217,14 +220,18 @@ impl ActiveSubscription {
             let key = self.key_of(ordering, event.delivery());
             let entered = ordering.key_queues.lock().enter(&key, event, epoch);
             match entered {
-                Ok(true) => drop(self.threads.workers.submit(Job::Key(Arc::clone(self), key))),
+                Ok(true) => drop(
+                    self.shared_threads
+                        .workers
+                        .submit(Job::Key(Arc::clone(self), key)),
+                ),
                 Ok(false) => {}
                 Err(event) => event.forget(),
             }
         }
     }
 
-    /// Those that cannot be read share a lane.
+    /// Returns the key of an event. Events without a readable key all have the empty one.
     fn key_of(&self, ordering: &KeyOrdering, delivery: &Delivery) -> String {
         let Ok(message) = ServiceMessage::decode(&delivery.message().body) else {
             return String::new();
@@ -233,7 +240,7 @@ impl ActiveSubscription {
         key.ok().flatten().unwrap_or_default()
     }
 
-    /// Handles the first event of a lane, and sees to the next.
+    /// Handles the first event of a key, and submits a job for the next one.
     fn advance(self: &Arc<Self>, key: String) {
         let Some(ordering) = &self.ordering else {
             return;
@@ -242,22 +249,25 @@ impl ActiveSubscription {
         if let Some((event, epoch)) = next
             && let Some((event, delay)) = self.process(event)
         {
-            let kept = ordering.key_queues.lock().put_back(&key, event, epoch);
-            match kept {
+            let returned = ordering.key_queues.lock().put_back(&key, event, epoch);
+            match returned {
                 Ok(()) => {
                     let job = Job::Key(Arc::clone(self), key);
-                    return self.threads.delay_queue.add(delay, job);
+                    return self.shared_threads.delay_queue.add(delay, job);
                 }
-                // Its connection was lost meanwhile: the broker delivers it again.
+                // The connection was lost meanwhile: the broker redelivers the event.
                 Err(event) => event.forget(),
             }
         }
         if ordering.key_queues.lock().has_more(&key) {
-            let _ = self.threads.workers.submit(Job::Key(Arc::clone(self), key));
+            let _ = self
+                .shared_threads
+                .workers
+                .submit(Job::Key(Arc::clone(self), key));
         }
     }
 
-    /// What waits its turn.
+    /// Removes all events that wait for their turn.
     pub(super) fn take_waiting(&self) -> Vec<PendingEvent> {
         let waiting = self
             .ordering
@@ -266,18 +276,18 @@ impl ActiveSubscription {
         waiting.collect()
     }
 
-    /// The number of events that wait their turn.
+    /// Returns the number of events that wait for their turn.
     pub(super) fn waiting(&self) -> usize {
         let ordering = self.ordering.as_ref();
         ordering.map_or(0, |ordering| ordering.key_queues.lock().len())
     }
 }
 
-/// Takes a feed's deliveries from the transport. Does not keep it alive: what it holds
-/// of the user's must not end on the transport's thread.
+/// The sink of a subscription's queue: passes deliveries to the subscription. Holds a weak
+/// reference: the user's handler must not be dropped on the transport's thread.
 pub(super) struct EventSink {
     pub(super) subscription: Weak<ActiveSubscription>,
-    /// They come from the queue of suspects.
+    /// True if the deliveries come from the suspect queue.
     pub(super) suspects: bool,
 }
 
@@ -286,7 +296,7 @@ impl Sink for EventSink {
         let Some(subscription) = self.subscription.upgrade() else {
             return Err(delivery);
         };
-        let workers = &subscription.threads.workers;
+        let workers = &subscription.shared_threads.workers;
         let Some(ordering) = &subscription.ordering else {
             let job = Job::Event {
                 subscription: Arc::clone(&subscription),
@@ -309,7 +319,7 @@ impl Sink for EventSink {
             .lock()
             .arrive(PendingEvent::Fresh(delivery));
         if is_first {
-            // Once stopped, what has arrived is taken out of the lanes.
+            // If the workers have been stopped, `take_waiting` removes the event.
             let _ = workers.submit(Job::Arrivals(Arc::clone(&subscription)));
         }
         Ok(Vec::new())
@@ -319,8 +329,8 @@ impl Sink for EventSink {
         Vec::new()
     }
 
-    /// The broker delivers all of it again, but for what was in a queue of our own: that
-    /// is handled all the same.
+    /// Drops the events that wait: the broker redelivers them. A broadcast's events are kept and
+    /// handled, as their queue is gone.
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         if let Some(subscription) = self
             .subscription
@@ -338,7 +348,7 @@ impl Sink for EventSink {
                 event.forget();
             }
             for job in subscription
-                .threads
+                .shared_threads
                 .workers
                 .take(|job| job.is_event_of(&subscription))
             {
@@ -351,6 +361,6 @@ impl Sink for EventSink {
     }
 
     fn closed(&self, cause: &str) {
-        log::info!(target: "coney::events", "no more events: {cause}");
+        log::info!(target: "coney::events", "a subscription gets no more events: {cause}");
     }
 }

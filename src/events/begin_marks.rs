@@ -1,11 +1,11 @@
-//! Ordered events that were begun when their worker died.
+//! The marks that count how often an ordered event was started when its worker died.
 //!
-//! An ordered queue counts every redelivery, of what was merely fetched too, and no event
-//! may leave it to be counted elsewhere. So the first event of a key that comes back gets a
-//! *mark* before it is begun: a small message in the queue of suspects, which this
-//! connection takes and holds unacknowledged until the event has been handled. If the
-//! worker dies, the mark goes back, and the next worker finds it: there are as many marks of
-//! an event as workers have died of it.
+//! An ordered queue counts every redelivery, those of events that were merely fetched too, and no
+//! event may leave it to be counted elsewhere. So the first event of a key that is redelivered gets
+//! a *mark* before it is started: a small message in the suspect queue, which this connection
+//! fetches and holds unacknowledged until the event has been handled. If the worker dies, the
+//! broker requeues the mark, and the next worker finds it: an event has one mark for each worker
+//! that died while it handled the event.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::transport::{
     SendState,
 };
 
-/// The time for which the broker may take over a step.
+/// The longest time for which one request to the broker may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A mark whose event is gone stays no longer.
+/// The time after which the broker deletes a mark whose event is gone.
 const MARK_TTL: Duration = Duration::from_secs(60 * 60 * 24);
 
 /// The marks of one ordered queue.
@@ -33,26 +33,30 @@ pub(super) struct BeginMarks {
     broker: Broker,
     handle: Arc<dyn LinkHandle>,
     queue: String,
-    /// The number of times that a marked event may come back.
+    /// The largest number of times that a marked event may come back.
     limit: u32,
-    /// Changes when the connection is lost: then what was held has gone back.
+    /// The number of lost connections: with each, the broker requeues the marks that were held.
     session: AtomicU64,
-    /// The events handled lately whose marks went back with a lost connection. Locked while a
-    /// marked event is handled: one at a time, so that no other is suspected of what it does.
+    /// The events handled lately whose marks were requeued with a lost connection. Locked while
+    /// a marked event is handled: one at a time, so that no other event is blamed if it kills the
+    /// worker.
     handled: Mutex<VecDeque<String>>,
 }
 
-/// The number of these that are remembered. A mark that is forgotten stays until its time is over.
-const MOST_HANDLED: usize = 1_024;
+/// The largest number of these events that are remembered. The mark of a forgotten one stays until
+/// its TTL has passed.
+const MAX_HANDLED: usize = 1_024;
 
-/// What to do with an event that has come back.
+/// The outcome of handling a marked event.
 pub(super) enum MarkedOutcome<R> {
+    /// The event was handled.
     Handled(R),
-    /// Begun so often without being settled.
+    /// The event was not handled: it was started this often without being settled.
     Poison(i64),
 }
 
 impl BeginMarks {
+    /// Returns the declaration of the queue for the marks of `queue`.
     pub(super) fn topology(queue: &str) -> Topology {
         let marks = QueueOptions::new()
             .quorum(topology::NO_DELIVERY_LIMIT)
@@ -60,7 +64,7 @@ impl BeginMarks {
         Topology::default().queue_with(topology::suspect_queue(queue), marks)
     }
 
-    /// Opens the link for the marks of `queue`. Blocks until the broker has done it.
+    /// Opens the link for the marks of `queue`. Blocks until the broker has opened it.
     pub(super) fn open(broker: &Broker, queue: &str, limit: u32) -> Result<Self> {
         let spec = LinkSpec::new(Self::topology(queue));
         Ok(Self {
@@ -73,16 +77,17 @@ impl BeginMarks {
         })
     }
 
-    /// The connection was lost: what is held has gone back. Does not block.
+    /// Notes that the connection was lost, so that the broker has requeued the marks that were
+    /// held. Does not block.
     pub(super) fn lost(&self) {
         self.session.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Handles the event `id`, which has come back, alone and under its mark.
+    /// Handles the redelivered event `id` alone and under its mark.
     ///
     /// # Errors
     ///
-    /// If it cannot be marked; it was not handled then.
+    /// Fails if the event cannot be marked; it was not handled then.
     pub(super) fn handle<R>(
         &self,
         id: &str,
@@ -90,10 +95,10 @@ impl BeginMarks {
     ) -> Result<MarkedOutcome<R>> {
         let mut handled = self.handled.lock();
         let session = self.session.load(Ordering::SeqCst);
-        // Those of other events go back when this ends.
+        // The marks of other events are requeued when this function returns.
         let mut held = self.read(&mut handled)?;
         let mut own = held.remove(id).unwrap_or_default();
-        // Before the first marked one it had been begun unmarked.
+        // The first time that the event was started it had no mark.
         let deaths = match own.len() {
             0 => 0,
             marks => i64::try_from(marks).unwrap_or(i64::MAX - 1) + 1,
@@ -106,7 +111,7 @@ impl BeginMarks {
         own.into_iter().for_each(Delivery::ack);
         if self.session.load(Ordering::SeqCst) != session {
             handled.push_back(id.to_owned());
-            if handled.len() > MOST_HANDLED {
+            if handled.len() > MAX_HANDLED {
                 handled.pop_front();
             }
         }
@@ -116,7 +121,7 @@ impl BeginMarks {
         })
     }
 
-    /// Takes all marks there are: by the id of their event. Those that are over it removes.
+    /// Fetches all marks, by the id of their event. Removes those of events that were handled.
     fn read(&self, handled: &mut VecDeque<String>) -> Result<HashMap<String, Vec<Delivery>>> {
         let mut held: HashMap<String, Vec<Delivery>> = HashMap::new();
         while let Some((mark, _)) = self
@@ -136,7 +141,7 @@ impl BeginMarks {
         Ok(held)
     }
 
-    /// Makes a mark, and takes it.
+    /// Publishes a mark and fetches it.
     fn mark(&self, id: &str) -> Result<Delivery> {
         let deadline = deadline::after(STEP_TIMEOUT);
         let mark = Publication {
@@ -153,7 +158,7 @@ impl BeginMarks {
             let queue = &self.queue;
             Error::new(
                 ErrorKind::Broker,
-                format!("an event that came back cannot be marked in {queue:?}: {fault}"),
+                format!("a redelivered event cannot be marked in {queue:?}: {fault}"),
             )
         };
         match self
@@ -164,11 +169,11 @@ impl BeginMarks {
             Some(ConfirmOutcome::Confirmed) => {}
             other => return Err(failed(&format!("{other:?}"))),
         }
-        // All others are held.
+        // All other marks are held by this process.
         let mark = self.handle.get(&self.queue, deadline)?;
         let mark = mark.map(|(mark, _)| mark);
         mark.filter(|mark| mark.message().properties.message_id.as_deref() == Some(id))
-            .ok_or_else(|| failed("it is not there"))
+            .ok_or_else(|| failed("the mark is not in the queue"))
     }
 }
 
@@ -183,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_begin_counts_and_a_mere_redelivery_does_not() {
+    fn a_start_counts_and_a_mere_redelivery_does_not() {
         let broker = Broker::memory();
         let open = || BeginMarks::open(&broker, "event.s.ordered", 1).unwrap();
         let marks = |of: &BeginMarks| {
@@ -193,7 +198,7 @@ mod tests {
         let handled =
             |marks: &BeginMarks| matches!(marks.handle("e", || ()), Ok(MarkedOutcome::Handled(())));
         for _ in 0..5 {
-            assert!(handled(&open()), "what is handled leaves no mark");
+            assert!(handled(&open()), "a handled event leaves no mark");
         }
         assert_eq!(marks(&open()), 0);
         // The worker dies in the middle.
@@ -201,18 +206,14 @@ mod tests {
             let marks = open();
             let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let _ = marks.handle("e", || {
-                    marks.handle.close(); // as the end of its connection would
+                    marks.handle.close(); // as a lost connection does
                     panic!("as the test wants it")
                 });
             }));
             assert!(died.is_err());
         }
         for _ in 0..5 {
-            assert_eq!(
-                marks(&open()),
-                1,
-                "who holds a mark and ends does not count"
-            );
+            assert_eq!(marks(&open()), 1, "holding a mark does not count");
         }
         assert!(matches!(
             open().handle("other", || ()),
@@ -225,25 +226,25 @@ mod tests {
         assert!(handled(&open()), "its mark is gone");
     }
 
-    /// The mark of an event went back when the connection was lost, and the event was handled.
+    /// Marks an event whose connection is lost while it is handled.
     #[test]
     fn a_mark_whose_event_was_handled_is_removed() {
         let broker = Broker::memory();
         let marks = BeginMarks::open(&broker, "event.s.ordered", 1).unwrap();
-        let again = BeginMarks::open(&broker, "event.s.ordered", 1).unwrap();
+        let observer = BeginMarks::open(&broker, "event.s.ordered", 1).unwrap();
         let lost = || marks.lost();
         assert!(matches!(
             marks.handle("e", lost),
             Ok(MarkedOutcome::Handled(()))
         ));
-        // As the broker would have it: here the acknowledgement arrived.
+        // As if the broker had requeued the mark: here it got the acknowledgement.
         let held = [marks.mark("e").unwrap(), marks.mark("other").unwrap()];
         drop(held);
         assert!(matches!(
             marks.handle("f", || ()),
             Ok(MarkedOutcome::Handled(()))
         ));
-        let left = again.read(&mut VecDeque::new()).unwrap();
+        let left = observer.read(&mut VecDeque::new()).unwrap();
         assert_eq!(left.keys().collect::<Vec<_>>(), ["other"]);
     }
 }

@@ -1,3 +1,5 @@
+//! The queue of jobs that wait for their next attempt.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,8 +10,8 @@ use crate::base::deadline;
 use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Jobs that are put off, and the thread that waits for their time. Each stands for an
-/// unsettled delivery, whose number the prefetch counts bound.
+/// A queue of delayed jobs, and the thread that waits until they are due. Each job holds an
+/// unsettled delivery, so the prefetch counts bound their number.
 pub(super) struct DelayQueue<J> {
     shared: Arc<Shared<J>>,
     thread: Mutex<Option<NamedThread>>,
@@ -21,17 +23,18 @@ struct Shared<J> {
 }
 
 struct State<J> {
+    /// The jobs by the time when they are due, and a number that makes the key unique.
     due: BTreeMap<(Instant, u64), J>,
-    last: u64,
+    last_number: u64,
     stopped: bool,
 }
 
 impl<J: Send + 'static> DelayQueue<J> {
-    /// Starts the thread, which hands over each job at its time.
-    pub(super) fn start(owner: &str, hand_over: impl Fn(J) + Send + 'static) -> Result<Self> {
+    /// Starts the thread, which passes each job to `submit` when it is due.
+    pub(super) fn start(owner: &str, submit: impl Fn(J) + Send + 'static) -> Result<Self> {
         let state = State {
             due: BTreeMap::new(),
-            last: 0,
+            last_number: 0,
             stopped: false,
         };
         let shared = Arc::new(Shared {
@@ -40,12 +43,12 @@ impl<J: Send + 'static> DelayQueue<J> {
         });
         let run = {
             let shared = Arc::clone(&shared);
-            move || shared.run(&hand_over)
+            move || shared.run(&submit)
         };
         let thread = NamedThread::spawn(format!("coney-delay-{owner}"), run).map_err(|error| {
             Error::new(
                 ErrorKind::InvalidConfig,
-                format!("{owner}: cannot start a thread for what is tried again"),
+                format!("{owner}: cannot start the thread for delayed retries"),
             )
             .with_source(error)
         })?;
@@ -55,21 +58,22 @@ impl<J: Send + 'static> DelayQueue<J> {
         })
     }
 
-    /// Puts a job off; drops it once stopped. Does not block.
+    /// Adds a job, which is due after `delay`; drops it if the queue has been stopped. Does not
+    /// block.
     pub(super) fn add(&self, delay: Duration, job: J) {
         let mut state = self.shared.state.lock();
         if state.stopped {
             drop(state);
             return drop(job);
         }
-        state.last += 1;
-        let at = (deadline::after(delay), state.last);
+        state.last_number += 1;
+        let at = (deadline::after(delay), state.last_number);
         state.due.insert(at, job);
         drop(state);
         self.shared.changed.notify_one();
     }
 
-    /// Ends the thread; returns what was put off.
+    /// Stops the thread, and waits for it at most until `deadline`. Returns the jobs that are left.
     pub(super) fn stop(&self, deadline: Instant) -> Vec<J> {
         self.shared.state.lock().stopped = true;
         self.shared.changed.notify_one();
@@ -81,7 +85,7 @@ impl<J: Send + 'static> DelayQueue<J> {
     }
 }
 
-/// Its thread would wait for ever.
+/// Stops the thread, which would wait for ever.
 impl<J> Drop for DelayQueue<J> {
     fn drop(&mut self) {
         self.shared.state.lock().stopped = true;
@@ -90,7 +94,7 @@ impl<J> Drop for DelayQueue<J> {
 }
 
 impl<J> Shared<J> {
-    fn run(&self, hand_over: &dyn Fn(J)) {
+    fn run(&self, submit: &dyn Fn(J)) {
         let mut state = self.state.lock();
         while !state.stopped {
             let Some(first) = state.due.first_entry() else {
@@ -104,7 +108,7 @@ impl<J> Shared<J> {
             }
             let job = first.remove();
             drop(state);
-            hand_over(job);
+            submit(job);
             state = self.state.lock();
         }
     }
@@ -116,17 +120,17 @@ mod tests {
     use crossbeam_channel::unbounded;
 
     #[test]
-    fn jobs_come_in_the_order_of_their_times() {
+    fn jobs_are_submitted_in_the_order_of_their_times() {
         let (send, jobs) = unbounded();
         let delay_queue =
             DelayQueue::start("test", move |job: u8| send.send(job).unwrap()).unwrap();
         delay_queue.add(Duration::from_millis(40), 2);
         delay_queue.add(Duration::from_millis(10), 1);
         delay_queue.add(Duration::from_secs(60), 9);
-        let patience = Duration::from_secs(10);
-        assert_eq!(jobs.recv_timeout(patience), Ok(1));
-        assert_eq!(jobs.recv_timeout(patience), Ok(2));
-        assert_eq!(delay_queue.stop(deadline::after(patience)), [9]);
+        let timeout = Duration::from_secs(10);
+        assert_eq!(jobs.recv_timeout(timeout), Ok(1));
+        assert_eq!(jobs.recv_timeout(timeout), Ok(2));
+        assert_eq!(delay_queue.stop(deadline::after(timeout)), [9]);
         delay_queue.add(Duration::ZERO, 3);
         assert!(jobs.recv().is_err(), "the thread is gone");
     }

@@ -1,16 +1,19 @@
+//! The order of waiting events, by key.
+
 use std::collections::{HashMap, VecDeque};
 
-/// What waits its turn where the order matters: arrivals that nobody has looked at, and
-/// a lane for each key. A plain struct with no lock and no clock of its own.
+/// The waiting items of an ordered subscription: arrivals whose keys have not been read yet, and
+/// a queue for each key. Has no lock and reads no clock.
 ///
-/// Each lane that is not empty belongs to one job at a time, waiting, running or put
-/// off, and so does looking at the arrivals: the pool may run them anywhere.
+/// Each key's queue belongs to one job at a time, which waits, runs or is delayed, and so do the
+/// arrivals: any worker of the pool may run these jobs.
 pub(super) struct KeyQueues<T> {
     arrivals: VecDeque<T>,
-    /// A job looks, or will look, at the arrivals.
-    sorting: bool,
-    key_queues: HashMap<String, VecDeque<T>>,
-    /// How often it was cleared: what was taken out before that is the broker's again.
+    /// True if there is a job that distributes the arrivals.
+    has_arrivals_job: bool,
+    by_key: HashMap<String, VecDeque<T>>,
+    /// The number of times that the queues were cleared: the broker has requeued the items that
+    /// were taken before.
     epoch: u64,
 }
 
@@ -18,49 +21,49 @@ impl<T> KeyQueues<T> {
     pub(super) fn new() -> Self {
         Self {
             arrivals: VecDeque::new(),
-            sorting: false,
-            key_queues: HashMap::new(),
+            has_arrivals_job: false,
+            by_key: HashMap::new(),
             epoch: 0,
         }
     }
 
-    /// Adds an arrival; true if a job must be made that looks at it.
+    /// Adds an arrival; returns true if a job must be submitted for the arrivals.
     pub(super) fn arrive(&mut self, item: T) -> bool {
         self.arrivals.push_back(item);
-        !std::mem::replace(&mut self.sorting, true)
+        !std::mem::replace(&mut self.has_arrivals_job, true)
     }
 
-    /// For that job: the next arrival and the epoch it is of, or the job's end.
+    /// Takes the next arrival, with the current epoch, for the arrivals' job; `None` ends the job.
     pub(super) fn next_arrival(&mut self) -> Option<(T, u64)> {
         let next = self.arrivals.pop_front();
-        self.sorting = next.is_some();
+        self.has_arrivals_job = next.is_some();
         Some((next?, self.epoch))
     }
 
-    /// Puts an item behind those of its key; true if a job must be made for the lane.
-    /// Hands back what was taken before the last clearing.
+    /// Appends an item to the queue of its key; returns true if a job must be submitted for the
+    /// key. Returns an item that was taken before the last clearing as the error.
     pub(super) fn enter(&mut self, key: &str, item: T, epoch: u64) -> Result<bool, T> {
         if epoch != self.epoch {
             return Err(item);
         }
-        if let Some(key_queue) = self.key_queues.get_mut(key) {
+        if let Some(key_queue) = self.by_key.get_mut(key) {
             key_queue.push_back(item);
             return Ok(false);
         }
-        self.key_queues
-            .insert(key.to_owned(), VecDeque::from([item]));
+        self.by_key.insert(key.to_owned(), VecDeque::from([item]));
         Ok(true)
     }
 
-    /// For a lane's job: the first item and the epoch it is of. The lane stays its.
+    /// Takes the first item of a key, with the current epoch, for the key's job, which keeps the
+    /// queue.
     pub(super) fn take(&mut self, key: &str) -> Option<(T, u64)> {
-        Some((self.key_queues.get_mut(key)?.pop_front()?, self.epoch))
+        Some((self.by_key.get_mut(key)?.pop_front()?, self.epoch))
     }
 
-    /// The item comes again: it keeps its place. Hands back what was taken before the
-    /// last clearing.
+    /// Puts an item that is to be processed again back into its place at the front. Returns an item
+    /// that was taken before the last clearing as the error.
     pub(super) fn put_back(&mut self, key: &str, item: T, epoch: u64) -> Result<(), T> {
-        match self.key_queues.get_mut(key) {
+        match self.by_key.get_mut(key) {
             Some(key_queue) if epoch == self.epoch => {
                 key_queue.push_front(item);
                 Ok(())
@@ -69,29 +72,29 @@ impl<T> KeyQueues<T> {
         }
     }
 
-    /// An item is done with; true if the lane has more for its job, else it is over.
+    /// Returns true if a key has more items for its job; otherwise removes the queue, and the job
+    /// ends.
     pub(super) fn has_more(&mut self, key: &str) -> bool {
         let more = self
-            .key_queues
+            .by_key
             .get(key)
             .is_some_and(|key_queue| !key_queue.is_empty());
         if !more {
-            self.key_queues.remove(key);
+            self.by_key.remove(key);
         }
         more
     }
 
-    /// The number of items that wait.
+    /// Returns the number of items that wait.
     pub(super) fn len(&self) -> usize {
-        self.arrivals.len() + self.key_queues.values().map(VecDeque::len).sum::<usize>()
+        self.arrivals.len() + self.by_key.values().map(VecDeque::len).sum::<usize>()
     }
 
-    /// Takes out everything that waits, each key's in order. The jobs there are find
-    /// nothing, and end.
+    /// Removes all items, each key's in order. Running jobs find nothing more, and end.
     pub(super) fn clear(&mut self) -> Vec<T> {
         self.epoch += 1;
         let waiting = self
-            .key_queues
+            .by_key
             .values_mut()
             .flat_map(|key_queue| key_queue.drain(..));
         let mut all: Vec<T> = waiting.collect();
@@ -106,7 +109,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn one_job_a_lane_and_one_for_the_arrivals() {
+    fn one_job_per_key_and_one_for_the_arrivals() {
         let mut key_queues = KeyQueues::new();
         assert!(key_queues.arrive(1));
         assert!(!key_queues.arrive(2));
@@ -124,11 +127,11 @@ mod tests {
         assert!(!key_queues.has_more("a"));
         assert_eq!(key_queues.clear(), [3]);
         assert!(key_queues.take("a").is_none());
-        assert!(key_queues.key_queues.is_empty());
+        assert!(key_queues.by_key.is_empty());
     }
 
     #[test]
-    fn what_was_taken_before_a_clearing_does_not_come_back() {
+    fn items_taken_before_a_clearing_do_not_come_back() {
         let mut key_queues = KeyQueues::new();
         for n in 1..=3 {
             key_queues.arrive(n);
@@ -139,7 +142,7 @@ mod tests {
         assert_eq!(key_queues.next_arrival(), Some((2, 0)));
         assert_eq!(key_queues.clear(), [3]);
         assert_eq!(key_queues.enter("a", 2, 0), Err(2));
-        // Its successors wait until it is over, and then it is over for good.
+        // Later items of the key wait for the running job, which cannot put the taken item back.
         key_queues.arrive(1);
         assert_eq!(key_queues.next_arrival(), Some((1, 1)));
         assert_eq!(key_queues.enter("a", 1, 1), Ok(false));
@@ -149,23 +152,23 @@ mod tests {
     }
 
     proptest! {
-        /// However jobs take turns, each key's items come out in order, one at a time.
+        /// Runs the jobs in random order: each key's items come out in order, one at a time.
         #[test]
         fn keys_keep_their_order(keys in prop::collection::vec(0..4u8, 1..60), turns: u64) {
             let mut random = fastrand::Rng::with_seed(turns);
             let mut key_queues = KeyQueues::new();
             let (mut jobs, mut done): (Vec<Option<String>>, Vec<(u8, usize)>) = (vec![], vec![]);
-            let mut coming: VecDeque<(u8, usize)> =
+            let mut arriving: VecDeque<(u8, usize)> =
                 keys.iter().enumerate().map(|(n, &key)| (key, n)).collect();
             loop {
-                if random.bool() && let Some(item) = coming.pop_front() {
+                if random.bool() && let Some(item) = arriving.pop_front() {
                     if key_queues.arrive(item) {
                         jobs.push(None);
                     }
                     continue;
                 }
                 if jobs.is_empty() {
-                    if coming.is_empty() {
+                    if arriving.is_empty() {
                         break;
                     }
                     continue;

@@ -1,4 +1,4 @@
-//! From a builder to a running subscriber.
+//! The start of a subscriber.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -29,37 +29,37 @@ impl EventSubscriber {
             .map(|(subscription, queue)| builder.topology(subscription, queue))
             .collect();
         let (broker, service) = (&builder.broker, &builder.service);
-        // Before any thread: it may fail.
+        // Connected before any thread is started, as this may fail.
         let in_order = subscriptions.iter().any(|it| it.key.is_some());
         let in_order = in_order.then(|| broker.second_connection()).transpose()?;
-        let everything = topologies.iter().cloned().reduce(Topology::and);
-        let everything = everything.unwrap_or_default();
+        let all_queues = topologies.iter().cloned().reduce(Topology::and);
+        let all_queues = all_queues.unwrap_or_default();
         let settled: Vec<Arc<Settled>> = subscriptions
             .iter()
             .map(|_| Arc::new(Settled::new(broker.has_sessions())))
             .collect();
-        let threads = consumer::WorkerSetup {
+        let setup = consumer::WorkerSetup {
             owner: service,
             count: builder.options.workers,
             broker,
-            topology: everything,
+            topology: all_queues,
             settled: settled.clone(),
             consumer_timeout: builder.options.consumer_timeout,
         };
-        let workers = Workers::start(threads, |_| {
+        let workers = Workers::start(setup, |_| {
             |job: Job| {
                 job.run();
                 None
             }
         })?;
         let workers = Arc::new(workers);
-        let hand_over = {
+        let submit = {
             let workers = Arc::clone(&workers);
             move |job| drop(workers.submit(job))
         };
         let threads = Arc::new(SharedThreads {
             workers,
-            delay_queue: DelayQueue::start(service, hand_over)?,
+            delay_queue: DelayQueue::start(service, submit)?,
         });
         let mut subscriber = Self {
             service: service.clone(),
@@ -85,8 +85,8 @@ impl EventSubscriber {
                 "{service} subscribes to {} through {queue}", subscription.pattern
             );
             let ordered = subscription.key.is_some();
-            let of_its_own = subscriber.in_order.as_ref().filter(|_| ordered);
-            let connection = of_its_own.unwrap_or(broker);
+            let separate_connection = subscriber.in_order.as_ref().filter(|_| ordered);
+            let connection = separate_connection.unwrap_or(broker);
             let is_singleton = subscription.scope == DeliveryScope::Singleton;
             let subscription = builder.subscription(
                 subscription,
@@ -120,8 +120,8 @@ impl EventSubscriber {
 }
 
 impl EventSubscriberBuilder {
-    /// Opens the link to a queue of suspects. A broker that refuses it, for lack of
-    /// channels for example, leaves what is there to the other subscribers.
+    /// Opens the link to a suspect queue. If the broker refuses it, for lack of channels for
+    /// example, the other subscribers handle its messages.
     fn consume_suspects(
         &self,
         queue: &str,
@@ -136,7 +136,8 @@ impl EventSubscriberBuilder {
             Err(error) => {
                 log::warn!(
                     target: "coney::events",
-                    "{}: redelivered events are left to other subscribers: {error}", self.service
+                    "{}: cannot consume a suspect queue, redelivered events are left to other \
+                     subscribers: {error}", self.service
                 );
                 None
             }
@@ -185,7 +186,7 @@ impl EventSubscriberBuilder {
         connection: &Broker,
         settled: Arc<Settled>,
         nested: &Arc<NestedClient>,
-        threads: &Arc<SharedThreads>,
+        shared_threads: &Arc<SharedThreads>,
     ) -> Result<Arc<ActiveSubscription>> {
         let options = &self.options;
         let delays = options.retry_delays.clone();
@@ -216,7 +217,7 @@ impl EventSubscriberBuilder {
                     is_ordered: subscription.key.is_some() || is_broadcast,
                 },
                 retries,
-                republishes: threads.workers.way().clone(),
+                republishes: shared_threads.workers.republishes().clone(),
             },
             settled,
             redelivery_limit: limit,
@@ -236,7 +237,7 @@ impl EventSubscriberBuilder {
             dispatcher,
             ordering,
             is_broadcast,
-            threads: Arc::clone(threads),
+            shared_threads: Arc::clone(shared_threads),
         }))
     }
 }

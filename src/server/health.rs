@@ -1,4 +1,4 @@
-//! Whether a server is healthy, and what follows if it is not.
+//! The health checks of a server: an unhealthy one stops consuming.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,29 +11,32 @@ use crate::base::deadline;
 use crate::base::thread::NamedThread;
 use crate::registry::Registration;
 
-/// How long starting waits for the first verdict.
-const FIRST_VERDICT: Duration = Duration::from_secs(10);
+/// The longest time for which starting a server waits for the first verdict.
+const FIRST_VERDICT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A shorter one would take a core for itself.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+/// The shortest interval between two rounds of checks: a shorter one would use up a core.
+const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long a change of the consumers may take.
+/// The longest time that pausing or resuming the consumers may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A check of something a server needs: its name, and what is wrong with it.
+/// A check of something that a server needs.
 pub(super) struct Check {
     pub(super) name: String,
+    /// The check; its error says what is wrong.
     pub(super) run: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// It fails only after a time of its own: once is enough.
+    /// True if a single failure makes the server unhealthy, as the check waits for some time before
+    /// it fails.
     pub(super) is_patient: bool,
 }
 
-/// What is wrong; nothing if all is well.
+/// The result of all checks: the name and the error of a failed check, or `None` if the server is
+/// healthy.
 pub(super) type HealthVerdict = Option<String>;
 
-/// What changes with the verdict.
+/// The parts of a server that follow the verdict.
 pub(super) struct Watched {
-    /// What the server has begun with.
+    /// The verdict that the server was started with.
     pub(super) verdict: HealthVerdict,
     pub(super) consumers: Arc<Consumers>,
     pub(super) registration: Option<Arc<Registration>>,
@@ -47,7 +50,7 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Starts checking. The thread ends when this is stopped.
+    /// Starts the thread that runs the checks. It ends with [`stop`](Health::stop).
     pub(super) fn start(
         service: &str,
         checks: Vec<Check>,
@@ -55,17 +58,17 @@ impl Health {
         failures: u32,
     ) -> std::io::Result<Self> {
         let (first, verdict) = bounded(1);
-        // One slot: there is one thing to watch. Its end stops the thread.
-        let (watched, inbox) = bounded(1);
+        // One slot, for the one server. Dropping the sender stops the thread.
+        let (watched, watched_receiver) = bounded(1);
         let name = format!("coney-health-{service}");
         let checking = Checking {
             service: service.to_owned(),
             failed: vec![0; checks.len()],
             checks,
-            interval: interval.max(SHORTEST_INTERVAL),
+            interval: interval.max(MIN_INTERVAL),
             failures: failures.max(1),
         };
-        let thread = NamedThread::spawn(name, move || checking.run(&first, &inbox))?;
+        let thread = NamedThread::spawn(name, move || checking.run(&first, &watched_receiver))?;
         Ok(Self {
             thread,
             verdict,
@@ -73,29 +76,34 @@ impl Health {
         })
     }
 
-    /// The first verdict. Blocks until all checks have run, at most 10 s.
+    /// Returns the first verdict. Blocks until all checks have run, at most 10 s.
     pub(super) fn first_verdict(&self) -> HealthVerdict {
         self.verdict
-            .recv_timeout(FIRST_VERDICT)
-            .unwrap_or_else(|_| Some(format!("the checks take longer than {FIRST_VERDICT:?}")))
+            .recv_timeout(FIRST_VERDICT_TIMEOUT)
+            .unwrap_or_else(|_| {
+                Some(format!(
+                    "the checks take longer than {FIRST_VERDICT_TIMEOUT:?}"
+                ))
+            })
     }
 
-    /// From now on a change of the verdict, which was `first`, has consequences.
+    /// Applies changes of the verdict to `watched` from now on.
     pub(super) fn watch(&self, watched: Watched) {
         let _ = self.watched.try_send(watched);
     }
 
-    /// Checks no more. Waits for a check that runs, at most until `deadline`.
+    /// Stops the checks. Blocks until a running check has ended, at most until `deadline`.
     pub(super) fn stop(self, deadline: Instant) {
         drop(self.watched);
         let _ = self.thread.join_deadline(deadline);
     }
 }
 
+/// The state of the thread.
 struct Checking {
     service: String,
     checks: Vec<Check>,
-    /// The number of times that each has failed in a row.
+    /// The number of times that each check has failed in a row.
     failed: Vec<u32>,
     interval: Duration,
     /// The number of failures in a row that make the server unhealthy.
@@ -103,30 +111,31 @@ struct Checking {
 }
 
 impl Checking {
-    fn run(mut self, first: &Sender<HealthVerdict>, inbox: &Receiver<Watched>) {
+    fn run(mut self, first: &Sender<HealthVerdict>, watched: &Receiver<Watched>) {
         let mut now = self.check(1);
         let _ = first.try_send(now.clone());
-        let Ok(watched) = inbox.recv() else { return };
-        // Which may be another than the first one here, if that took too long.
-        let mut verdict = watched.verdict.clone();
+        let Ok(server) = watched.recv() else { return };
+        // This differs from `now` if the first checks took too long.
+        let mut verdict = server.verdict.clone();
         loop {
             if now.is_some() != verdict.is_some() {
-                self.change(&watched, &now);
-            } else if let (Some(registration), true) = (&watched.registration, now != verdict) {
+                self.change(&server, &now);
+            } else if let (Some(registration), true) = (&server.registration, now != verdict) {
                 registration.set_unhealthy(now.as_deref());
             }
             verdict = now;
-            match inbox.recv_timeout(self.interval) {
+            match watched.recv_timeout(self.interval) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            // What has made it unhealthy keeps it so until it passes.
+            // An unhealthy server stays so until all checks pass.
             let failures = if verdict.is_some() { 1 } else { self.failures };
             now = self.check(failures);
         }
     }
 
-    /// The first check that has failed so many times in a row, and how.
+    /// Runs all checks up to the first one that has failed `failures` times in a row, and returns
+    /// its name and error.
     fn check(&mut self, failures: u32) -> HealthVerdict {
         let mut checks = self.checks.iter().zip(&mut self.failed);
         checks.find_map(|(check, failed)| {
@@ -143,7 +152,7 @@ impl Checking {
             if *failed < failures && !check.is_patient {
                 log::info!(
                     target: "coney::server",
-                    "{}: the check {} failed, {failed} of {failures} times: {fault}",
+                    "{}: the health check {} failed, {failed} of {failures} times: {fault}",
                     self.service, check.name
                 );
                 return None;
@@ -152,10 +161,11 @@ impl Checking {
         })
     }
 
+    /// Pauses or resumes consuming, and notes the verdict in the registry.
     fn change(&self, watched: &Watched, verdict: &HealthVerdict) {
         let service = &self.service;
         watched.consumers.unhealthy.lock().clone_from(verdict);
-        let tell = || {
+        let update_registration = || {
             if let Some(registration) = &watched.registration {
                 registration.set_unhealthy(verdict.as_deref());
             }
@@ -163,14 +173,17 @@ impl Checking {
         let deadline = deadline::after(CHANGE_TIMEOUT);
         match verdict {
             Some(fault) => {
-                log::warn!(target: "coney::server", "{service} is unhealthy and stopped consuming: {fault}");
-                tell();
+                log::warn!(
+                    target: "coney::server",
+                    "{service} is unhealthy and stopped consuming: {fault}"
+                );
+                update_registration();
                 watched.consumers.pause(deadline);
             }
             None => {
                 log::info!(target: "coney::server", "{service} is healthy and consumes again");
                 watched.consumers.resume(deadline);
-                tell();
+                update_registration();
             }
         }
     }

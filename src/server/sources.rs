@@ -1,3 +1,5 @@
+//! The queues that a server consumes, and the sinks that pass their deliveries to the workers.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
@@ -9,19 +11,20 @@ use crate::error::{ErrorKind, Result};
 use crate::registry::Registration;
 use crate::transport::{Delivery, LinkHandle, Publication, Returned, Sink};
 
-/// Takes deliveries from the transport to the workers.
+/// The sink of a server's request queues: passes deliveries from the transport to the workers.
 pub(super) struct RequestSink {
     pub(super) workers: Workers<Job>,
-    /// To be told when there is no more broker.
+    /// The registration to be marked as disconnected when the broker connection is closed for good.
     pub(super) registration: OnceLock<Weak<Registration>>,
-    /// The reason why there is no more broker, if so.
+    /// The reason why the broker connection was closed for good, if it was.
     pub(super) lost_for_good: Mutex<Option<String>>,
 }
 
 /// A job for a worker.
 pub(super) enum Job {
+    /// A delivery to be processed.
     Message(Delivery),
-    /// Whatever of it no worker has taken yet.
+    /// The items of a batch that no worker has taken.
     Batch(Arc<BatchJob>),
 }
 
@@ -34,7 +37,7 @@ impl RequestSink {
         }
     }
 
-    /// The messages that no worker has begun with.
+    /// Removes the messages that no worker has started.
     fn take_messages(&self) -> Vec<Job> {
         self.workers.take(|job| matches!(job, Job::Message(_)))
     }
@@ -68,11 +71,11 @@ impl consumer::Job for Job {
 }
 
 impl Job {
-    /// The message, if no worker has begun with it.
+    /// Returns the message, if no worker has started it.
     pub(super) fn into_delivery(self) -> Option<Delivery> {
         match self {
             Self::Message(delivery) => Some(delivery),
-            // Those who are at it see it through.
+            // Workers that have started a batch finish it.
             Self::Batch(batch) => Arc::into_inner(batch)?.into_delivery(),
         }
     }
@@ -83,14 +86,14 @@ impl Sink for RequestSink {
         self.submit(delivery, false)
     }
 
-    /// Replies are not mandatory: a caller that has gone needs none.
+    /// Ignores returned messages: replies are not mandatory, as a caller that is gone needs none.
     fn returned(&self, _returned: Returned) -> Vec<Publication> {
         Vec::new()
     }
 
-    /// The broker delivers all of it again, so what has not started need not
-    /// start; settling what has is a no-op. (What was for this instance alone is gone
-    /// with its queue, and could not be answered.)
+    /// Drops the messages that no worker has started: the broker redelivers them. Settling the
+    /// started ones has no effect. (Messages for this instance alone are gone with its queue, and
+    /// could not be answered.)
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         for job in self.workers.clear() {
             match job {
@@ -104,13 +107,14 @@ impl Sink for RequestSink {
     fn closed(&self, cause: &str) {
         *self.lost_for_good.lock() = Some(cause.to_owned());
         if let Some(registration) = self.registration.get().and_then(Weak::upgrade) {
-            registration.set_disconnected(&format!("it has no broker any more: {cause}"));
+            registration.set_disconnected(&format!(
+                "its broker connection is closed for good: {cause}"
+            ));
         }
     }
 }
 
-/// Takes deliveries from the queue of suspects: each goes to the one thread that has
-/// nothing else to do.
+/// The sink of the suspect queue: passes each delivery to the one thread that handles no others.
 pub(super) struct SuspectSink(pub(super) Arc<RequestSink>);
 
 impl Sink for SuspectSink {
@@ -122,7 +126,7 @@ impl Sink for SuspectSink {
         Vec::new()
     }
 
-    /// The intake of the service's queue clears both.
+    /// Ignores the loss: [`RequestSink`] clears both queues' jobs.
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         Vec::new()
     }
@@ -130,8 +134,8 @@ impl Sink for SuspectSink {
     fn closed(&self, _cause: &str) {}
 }
 
-/// The queues that a server consumes: the service's, that of its suspects and, where it
-/// has a registry, one of the instance's own.
+/// The queues that a server consumes: the service's, its suspect queue and, if the server has
+/// a registry, the instance's own.
 pub(super) struct Consumers {
     pub(super) service: String,
     pub(super) requests: Arc<RequestSink>,
@@ -139,62 +143,63 @@ pub(super) struct Consumers {
     pub(super) shared: Arc<dyn LinkHandle>,
     pub(super) suspects: Option<Arc<dyn LinkHandle>>,
     pub(super) own: Option<OwnQueue>,
-    /// There is no way back from it.
+    /// True once the server is being shut down; never false again.
     pub(super) closed: AtomicBool,
-    /// The health check that fails, and how, if one does.
+    /// The name and the error of the health check that fails, if one does.
     pub(super) unhealthy: Mutex<Option<String>>,
 }
 
 /// The instance's own queue.
 pub(super) struct OwnQueue {
     pub(super) handle: Arc<dyn LinkHandle>,
-    /// It may be there.
-    pub(super) is_there: AtomicBool,
+    /// False if the queue is known to be deleted.
+    pub(super) may_exist: AtomicBool,
 }
 
 impl Consumers {
-    /// Takes no more requests, and gives back those that no worker has begun. Blocks at
-    /// most until `deadline`.
+    /// Stops consuming, and republishes the requests that no worker has started. Blocks at most
+    /// until `deadline`.
     pub(super) fn pause(&self, deadline: Instant) {
         for handle in self.suspects.iter().chain([&self.shared]) {
-            self.attempt(handle.stop_consuming(deadline));
+            self.log_error(handle.stop_consuming(deadline));
         }
         if let Some(own) = &self.own
-            && own.is_there.swap(false, Ordering::SeqCst)
+            && own.may_exist.swap(false, Ordering::SeqCst)
         {
-            // From now on callers are told at once that it is not there.
-            self.attempt(own.handle.stop_consuming(deadline));
+            // This unbinds the queue: requests for this instance are returned to their callers at
+            // once.
+            self.log_error(own.handle.stop_consuming(deadline));
             self.give_back_jobs(self.requests.take_messages(), deadline);
-            self.attempt(self.hand_over(own, deadline));
-            self.attempt(own.handle.delete_own_queue(deadline));
+            self.log_error(self.transfer_own_queue(own, deadline));
+            self.log_error(own.handle.delete_own_queue(deadline));
         }
         self.give_back_jobs(self.requests.take_messages(), deadline);
     }
 
-    /// Takes requests again, unless it is closed.
+    /// Resumes consuming, unless the server is being shut down.
     pub(super) fn resume(&self, deadline: Instant) {
         if self.closed.load(Ordering::SeqCst) {
             return;
         }
         for handle in self.suspects.iter().chain([&self.shared]) {
-            self.attempt(handle.resume_consuming(deadline));
+            self.log_error(handle.resume_consuming(deadline));
         }
         if let Some(own) = &self.own {
-            // Before it is: one that comes late is there all the same.
-            own.is_there.store(true, Ordering::SeqCst);
-            self.attempt(own.handle.resume_consuming(deadline));
+            // Set first: a declaration may be late and still create the queue.
+            own.may_exist.store(true, Ordering::SeqCst);
+            self.log_error(own.handle.resume_consuming(deadline));
         }
-        // Closed meanwhile: the one that closed it has not seen this.
+        // A shutdown in the meantime has not stopped these consumers.
         if self.closed.load(Ordering::SeqCst) {
             self.pause(deadline);
         }
     }
 
-    /// Gives what waits in the instance's own queue to the others.
-    fn hand_over(&self, own: &OwnQueue, deadline: Instant) -> Result<()> {
+    /// Moves the messages that wait in the instance's own queue to the service's queue.
+    fn transfer_own_queue(&self, own: &OwnQueue, deadline: Instant) -> Result<()> {
         while let Some((delivery, _)) = own.handle.get_own(deadline)? {
             match delivery.message().oversized() {
-                // It cannot stay here, and is answered by anyone.
+                // It cannot be republished without its body, and any server can refuse it.
                 Some(_) => drop(self.dispatcher.process(delivery)),
                 None => self.dispatcher.give_back(delivery, deadline),
             }
@@ -202,19 +207,19 @@ impl Consumers {
         Ok(())
     }
 
-    /// Puts back the messages that no worker has begun with: into the queue of the
-    /// service, wherever they come from. Blocks at most until `deadline`.
+    /// Republishes messages that no worker has started to the service's queue, whichever queue they
+    /// come from. Blocks at most until `deadline`.
     pub(super) fn give_back_jobs(&self, jobs: Vec<Job>, deadline: Instant) {
         let deliveries = jobs.into_iter().filter_map(Job::into_delivery);
         deliveries.for_each(|delivery| self.dispatcher.give_back(delivery, deadline));
     }
 
-    /// Waits until the broker has all that was sent: the last replies and
-    /// acknowledgements.
+    /// Blocks until the broker has received the last replies and acknowledgements, at most until
+    /// `deadline`.
     pub(super) fn flush(&self, deadline: Instant) -> Result<()> {
         let mut result = Ok(());
         for handle in self.handles() {
-            result = result.and(handle.flush(deadline)); // each, whatever becomes of another
+            result = result.and(handle.flush(deadline)); // all of them, even if one fails
         }
         result
     }
@@ -230,8 +235,8 @@ impl Consumers {
         }
     }
 
-    /// Some of it may fail: a closed connection delivers nothing more either.
-    fn attempt(&self, result: Result<()>) {
+    /// Logs an error of a step that may fail: a closed connection delivers nothing more either.
+    fn log_error(&self, result: Result<()>) {
         if let Err(error) = result
             && error.kind() != ErrorKind::Closed
         {

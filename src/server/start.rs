@@ -1,4 +1,4 @@
-//! From a builder to a running server.
+//! The start of a server.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -21,20 +21,22 @@ use crate::topology::{self, SERVICE_EXCHANGE, Topology};
 use crate::transport::{LinkHandle, LinkSpec, Sink};
 
 impl ServiceServerBuilder {
-    /// Starts the workers, declares the service's queue and consumes from it, and
-    /// registers the instance. Blocks until the checks have run, at most 10 s, the
-    /// broker has agreed, at most 10 s, and the registry has answered, at most 3 s; a
-    /// registry that does not is no error. When it returns, requests are being served,
-    /// unless a check fails.
+    /// Starts the workers, declares the service's queue, consumes from it, and registers the
+    /// instance. When it returns, requests are being served, unless a check fails.
+    ///
+    /// Keep the returned server: dropping it shuts the server down.
+    ///
+    /// Blocks until the checks have run, at most 10 s, the broker has opened the consumers, at most
+    /// 10 s, and the registry has answered, at most 3 s. A registry that does not answer is not
+    /// an error.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`] for names that do not fit, an action that
-    /// was given twice, no workers, or delays that are no delays; [`ErrorKind::Broker`] if the broker
-    /// refuses, [`ErrorKind::TimedOut`] if it does not answer,
-    /// [`ErrorKind::Closed`] after the broker was closed.
-    ///
-    /// Keep what it returns: dropping it shuts the server down.
+    /// Fails with [`ErrorKind::InvalidConfig`] if a name is empty, too long or contains characters
+    /// that names must not have, an action has two handlers, the number of workers or the prefetch
+    /// is 0, or the retry delays are too many or out of range; with [`ErrorKind::Broker`] if the
+    /// broker refuses a queue or a consumer; with [`ErrorKind::TimedOut`] if the broker does not
+    /// answer in time; and with [`ErrorKind::Closed`] if the broker was closed before.
     pub fn start(mut self) -> Result<ServiceServer> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
@@ -44,7 +46,7 @@ impl ServiceServerBuilder {
         if self.handlers.is_empty() {
             log::warn!(
                 target: "coney::server",
-                "{} has no handlers: every request gets an error", self.service
+                "{} has no handlers: every request gets an error reply", self.service
             );
         }
         let mut actions: Vec<String> = self.handlers.keys().cloned().collect();
@@ -79,7 +81,7 @@ impl ServiceServerBuilder {
             move |job| match job {
                 Job::Message(delivery) => match dispatcher.process(delivery) {
                     AfterDelivery::Batch(batch) => Some(Job::Batch(batch)),
-                    // What failed waits in a queue of the broker and never here.
+                    // Failed messages wait in the broker's retry queues, never in this process.
                     AfterDelivery::Done | AfterDelivery::LocalRetry(_) => None,
                 },
                 Job::Batch(batch) => {
@@ -105,12 +107,12 @@ impl ServiceServerBuilder {
             _broker: self.broker,
         };
         if let Some(registry) = &self.registry {
-            let instance = described(self.instance, &actions, &verdict);
+            let instance = describe(self.instance, &actions, &verdict);
             let registration = registry.register(&self.service, instance)?;
             let registration = Arc::new(registration);
             let _ = requests.registration.set(Arc::downgrade(&registration));
             if let Some(cause) = &*requests.lost_for_good.lock() {
-                registration.set_disconnected(cause); // before it could be told
+                registration.set_disconnected(cause); // closed before `registration` was set
             }
             server.registration = Some(registration);
         }
@@ -128,7 +130,7 @@ impl ServiceServerBuilder {
                 target: "coney::server", "{service} serves {actions} with {count} workers"
             ),
             Some(fault) => log::warn!(
-                target: "coney::server", "{service} is unhealthy and consumes nothing: {fault}"
+                target: "coney::server", "{service} is unhealthy and does not consume: {fault}"
             ),
         }
         Ok(server)
@@ -156,7 +158,10 @@ impl ServiceServerBuilder {
         health.map(Some).map_err(|error| {
             Error::new(
                 ErrorKind::InvalidConfig,
-                format!("{}: cannot start a thread for its checks", self.service),
+                format!(
+                    "{}: cannot start the thread of its health checks",
+                    self.service
+                ),
             )
             .with_source(error)
         })
@@ -207,7 +212,7 @@ impl ServiceServerBuilder {
         }
     }
 
-    /// Opens the links it takes requests from.
+    /// Opens the links that deliver requests.
     fn consume(
         &self,
         topology: Topology,
@@ -237,11 +242,11 @@ impl ServiceServerBuilder {
                         handle.close();
                     }
                     let id = self.instance.id();
-                    error.about(format_args!("cannot make the queue of the instance {id:?}"))
+                    error.about(format_args!("cannot open the queue of the instance {id:?}"))
                 })?;
                 Some(OwnQueue {
                     handle,
-                    is_there: AtomicBool::new(!paused),
+                    may_exist: AtomicBool::new(!paused),
                 })
             }
         };
@@ -259,8 +264,8 @@ impl ServiceServerBuilder {
 }
 
 impl ServiceServerBuilder {
-    /// Opens the link to the queue of suspects. A broker that refuses it, for lack of
-    /// channels for example, leaves what is there to the other servers of the service.
+    /// Opens the link to the suspect queue. If the broker refuses it, for lack of channels for
+    /// example, the other servers of the service handle its messages.
     fn consume_suspects(
         &self,
         requests: &Arc<RequestSink>,
@@ -277,7 +282,8 @@ impl ServiceServerBuilder {
             Err(error) => {
                 log::warn!(
                     target: "coney::server",
-                    "{}: redelivered requests are left to other servers: {error}", self.service
+                    "{}: cannot consume the suspect queue, redelivered requests are left to other \
+                     servers: {error}", self.service
                 );
                 None
             }
@@ -285,12 +291,11 @@ impl ServiceServerBuilder {
     }
 }
 
-/// The time for which a caller that was refused, as something is away that the server needs, should
-/// wait before it asks again.
+/// The delay that a `busy` reply asks a caller to wait before it retries.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// An instance with what a server knows of itself.
-fn described(mut instance: Instance, actions: &[String], verdict: &HealthVerdict) -> Instance {
+/// Adds the host, the health, the actions and the process id to an instance.
+fn describe(mut instance: Instance, actions: &[String], verdict: &HealthVerdict) -> Instance {
     if instance.host().is_none()
         && let Ok(host) = hostname::get()
     {

@@ -1,4 +1,4 @@
-//! Counts what moves in and out of the stock.
+//! analytics-service: counts the changes of the stock.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

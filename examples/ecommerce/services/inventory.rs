@@ -1,4 +1,5 @@
-//! Keeps the stock: takes from it for each order, and puts back what is cancelled.
+//! inventory-service: keeps the stock, reserves from it for each order, and releases the
+//! reservations of cancelled ones.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -9,16 +10,18 @@ use crate::contract::{INVENTORY, Order, ProductId, Reservation};
 use crate::platform::{Platform, Service};
 use crate::stats::Stats;
 
-/// Of every product but the last, of which there is none.
+/// The stock of every product except [`OUT_OF_STOCK`].
 const PLENTY: u64 = 1_000_000;
+/// The product that is out of stock.
 const OUT_OF_STOCK: u64 = 6;
 
 #[derive(Default)]
 struct Stock {
-    /// What has been taken, by order. An order is taken for once, however often its event comes.
+    /// The reservations by order. Each order reserves once, however often its event is delivered.
     reserved: HashMap<String, Reservation>,
+    /// The reserved quantity by product.
     taken: HashMap<u64, u64>,
-    /// Orders that are cancelled: what was created may be told once more after that.
+    /// The cancelled orders: `order.created` may be delivered once more after `order.cancelled`.
     cancelled: HashSet<String>,
 }
 
@@ -30,7 +33,7 @@ impl Stock {
         }
     }
 
-    /// Nothing for an order that is over.
+    /// Reserves the stock for an order; returns `None` for a cancelled one.
     fn reserve(&mut self, order: &Order) -> Result<Option<Reservation>, HandlerError> {
         if self.cancelled.contains(&order.order_id) {
             return Ok(None);
@@ -40,7 +43,8 @@ impl Stock {
         }
         let left = self.left(order.product_id);
         if left < order.quantity {
-            // Another attempt would find no more: somebody has to look at it.
+            // Another attempt would find no more: the event becomes a dead letter to be looked
+            // into.
             let fault = format!("only {left} of product {} left", order.product_id);
             return Err(HandlerError::new(fault).do_not_retry());
         }
@@ -94,7 +98,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     };
     let subscriber = platform
         .subscriber(INVENTORY)
-        // What is cancelled must not come before what is created.
+        // `order.cancelled` must not be handled before `order.created`.
         .subscribe(
             Subscription::to_with_context("order.*", handle)
                 .ordered_by(|order: &Order| order.order_id.clone()),

@@ -1,4 +1,4 @@
-//! Plans the shipping of what is paid for.
+//! logistics-service: plans the shipping of paid orders.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};

@@ -15,7 +15,7 @@ use crate::platform::{Platform, Service};
 
 type Start = fn(&Platform) -> coney::Result<Service>;
 
-/// In an order in which nobody publishes before those who listen have subscribed.
+/// The services in their start order: subscribers start before the publishers of their events.
 pub const ALL: [(&str, Start); 9] = [
     (contract::SEARCH, search::start),
     (contract::ANALYTICS, analytics::start),
@@ -28,11 +28,12 @@ pub const ALL: [(&str, Start); 9] = [
     (contract::USER, user::start),
 ];
 
+/// Starts all services.
 pub fn start_all(platform: &Platform) -> coney::Result<Vec<Service>> {
     ALL.iter().map(|(_, start)| start(platform)).collect()
 }
 
-/// Starts one by its name, with or without `-service`.
+/// Starts one service by its name, with or without `-service`.
 pub fn start(platform: &Platform, name: &str) -> Result<Service, Box<dyn std::error::Error>> {
     let known = ALL
         .iter()

@@ -1,4 +1,4 @@
-//! Writes to customers: welcome, thank you, sorry.
+//! notification-service: logs the mails to customers.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::stats::Stats;
 pub fn start(platform: &Platform) -> coney::Result<Service> {
     let stats = Arc::new(Stats::new());
     let server = platform.server(NOTIFICATION, &stats).start()?;
-    let welcomed = Arc::clone(&stats);
+    let user_stats = Arc::clone(&stats);
     let subscriber = platform
         .subscriber(NOTIFICATION)
         .on_with_context(
             "user.registered",
             move |context: &Context<'_>, user: User| {
-                welcomed.count(context, || {
+                user_stats.count(context, || {
                     log::debug!("welcome, {}", user.name);
                     Ok(())
                 })

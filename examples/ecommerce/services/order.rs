@@ -1,4 +1,4 @@
-//! Keeps the orders: created by a command, paid or cancelled by what payment tells.
+//! order-service: keeps the orders, which a command creates and payment's events settle.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -32,7 +32,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
                     let id = order.order_id.clone();
                     let known = (order.clone(), State::Open);
                     orders.lock().unwrap().entry(id).or_insert(known);
-                    // If this fails the command is tried again, and finds the order there.
+                    // If this fails the command is retried, and the order exists already.
                     Ok(publisher.publish("order.created", &order)?)
                 })
             }
@@ -42,7 +42,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
             move |Run { run }: Run| books(&orders, &run)
         })
         .start()?;
-    let greeted = Arc::clone(&stats);
+    let user_stats = Arc::clone(&stats);
     let subscriber = platform
         .subscriber(ORDER)
         .on_with_context(
@@ -59,7 +59,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
             },
         )
         .on_with_context("user.*", move |context: &Context<'_>, _: User| {
-            greeted.count(context, || Ok(()))
+            user_stats.count(context, || Ok(()))
         })
         .start()?;
     Ok(Service {
@@ -86,12 +86,12 @@ fn books(orders: &Orders, run: &str) -> Books {
         .values()
         .filter(|(one, _)| one.order_id.starts_with(run))
     {
-        let shelf = match state {
+        let list = match state {
             State::Open => &mut books.open,
             State::Paid => &mut books.paid,
             State::Cancelled => &mut books.cancelled,
         };
-        shelf.push(order.clone());
+        list.push(order.clone());
     }
     books
 }

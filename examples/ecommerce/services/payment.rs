@@ -1,4 +1,5 @@
-//! Charges for orders. The card network fails now and then, and some cards are declined.
+//! payment-service: charges for orders. The card network fails now and then, and some cards are
+//! declined.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -11,7 +12,7 @@ use crate::stats::Stats;
 
 pub fn start(platform: &Platform) -> coney::Result<Service> {
     let stats = Arc::new(Stats::new());
-    // By order: nobody is charged twice, however often the event comes.
+    // The cents by order: each order is charged once, however often its event is delivered.
     let charged: Arc<Mutex<HashMap<String, u64>>> = Arc::default();
     let server = platform
         .server(PAYMENT, &stats)
@@ -33,7 +34,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
                 stats.count(context, || {
                     let number = number_of(&order);
                     if number % 17 == 3 && context.attempt() == 1 {
-                        // It is tried again after a while, and nobody waits for it meanwhile.
+                        // The event is retried after a delay, and blocks no worker meanwhile.
                         return Err(HandlerError::new("the card network does not answer"));
                     }
                     let Order {
@@ -59,7 +60,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
     })
 }
 
-/// The number in an order's id, which decides its fate in this example.
+/// Returns the number in an order's id, which decides the outcome of the payment in this example.
 fn number_of(order: &Order) -> u64 {
     let number = order.order_id.rsplit('-').next();
     number.and_then(|number| number.parse().ok()).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! Knows the catalogue, and asks inventory what there is of it.
+//! product-service: describes the products of the catalogue, with the stock from inventory.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ const CATALOGUE: [(&str, u64); 7] = [
     ("table", 19_900),
     ("rug", 12_000),
     ("clock", 3_300),
-    ("umbrella", 1_500), // of which there are none
+    ("umbrella", 1_500), // out of stock
 ];
 
 pub fn start(platform: &Platform) -> coney::Result<Service> {
@@ -35,7 +35,7 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
                         let fault = format!("there is no product {product_id}");
                         return Err(HandlerError::new(fault).with_code("not_found"));
                     };
-                    // Within what is left of the gateway's time.
+                    // This nested call ends before the gateway's call times out.
                     let in_stock = context.client()?.call(INVENTORY, "stock", &wanted)?;
                     Ok(Product {
                         product_id,

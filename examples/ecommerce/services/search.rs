@@ -1,4 +1,4 @@
-//! Finds products by what they are called.
+//! search-service: finds products by their names.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

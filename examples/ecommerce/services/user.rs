@@ -1,4 +1,4 @@
-//! Knows the customers. A new one is told to the others.
+//! user-service: authenticates the customers, and publishes an event for each new one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use crate::contract::{Token, USER, User};
 use crate::platform::{Platform, Service};
 use crate::stats::Stats;
 
-/// By name, and whether the others have been told.
+/// The users by name, each with true once its event has been published.
 type Users = Mutex<HashMap<String, (User, bool)>>;
 
 pub fn start(platform: &Platform) -> coney::Result<Service> {
@@ -25,11 +25,11 @@ pub fn start(platform: &Platform) -> coney::Result<Service> {
                     let Some(name) = login.token.strip_prefix("token-of-") else {
                         return Err(HandlerError::new("Invalid token").with_code("unauthorized"));
                     };
-                    let (user, is_told) = known(&users, name);
-                    if !is_told {
+                    let (user, is_published) = known(&users, name);
+                    if !is_published {
                         publisher.publish("user.registered", &user)?;
-                        let told = (user.clone(), true);
-                        users.lock().unwrap().insert(name.to_owned(), told);
+                        let published = (user.clone(), true);
+                        users.lock().unwrap().insert(name.to_owned(), published);
                     }
                     Ok(user)
                 })
