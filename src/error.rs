@@ -33,7 +33,7 @@ struct Repr {
     code: Option<String>,
     text: Option<String>,
     retry_after: Option<Duration>,
-    /// Whether certainly nothing ran, where the kind alone does not decide it.
+    /// True if certainly nothing ran, where the kind alone does not decide it.
     nothing_ran: Option<bool>,
 }
 

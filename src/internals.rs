@@ -1,4 +1,4 @@
-//! For this crate's own benchmarks: not part of the API.
+//! The pending table for this crate's own benchmarks; not part of the API.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::transport::SendState;
 pub struct PendingTable(pending_table::PendingTable);
 
 impl PendingTable {
-    /// One with so many calls in flight.
+    /// Creates a table with so many calls in flight.
     pub fn with_calls(calls: usize) -> Self {
         let mut table = Self(pending_table::PendingTable::new(calls + 1));
         for _ in 0..calls {

@@ -216,8 +216,8 @@ pub use registry::handle::Registry;
 pub use registry::instance::Instance;
 pub use server::service_server::ServiceServer;
 pub use transport::amqp::builder::BrokerBuilder;
-pub use transport::amqp::state_listener::ConnectionState;
 pub use transport::broker::Broker;
+pub use transport::connection_state::ConnectionState;
 
 /// Many calls to one service in few messages: limits, keys and replies of a
 /// [`Batch`](crate::Batch).

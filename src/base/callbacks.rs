@@ -14,7 +14,7 @@ use super::thread::NamedThread;
 /// A result that a callback waits for. Its methods are called by the callback thread, one
 /// after the other.
 pub(crate) trait Watched: Send {
-    /// Has `ready` notified whenever the result may be there.
+    /// Registers `ready` to be notified whenever the result may be there.
     fn start(&mut self, ready: &Notifier);
 
     /// Returns true if the result is there. Does not wait for it.

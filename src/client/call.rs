@@ -1,4 +1,4 @@
-//! From a request to a call on its way: encoding, the deadline, the pending table, the link.
+//! The way of a request to the link: deadline, encoding, pending table.
 
 use std::sync::Arc;
 use std::thread::{self, Thread};

@@ -1,4 +1,4 @@
-//! From the outcome of a call to its result: decoding, and the error texts.
+//! The result of a call: decoding its outcome, and the error texts.
 
 use std::fmt;
 use std::time::Duration;
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_unknown_action_is_told_apart_from_a_handlers_error() {
+    fn an_unknown_action_is_not_a_handlers_error() {
         let error = result::<()>(r#"{"success":false,"error":"Unknown action: get_user"}"#);
         assert_eq!(error.unwrap_err().kind(), ErrorKind::UnknownAction);
         let error = result::<()>(r#"{"success":false,"error":"Unknown action: other"}"#);

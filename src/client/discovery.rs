@@ -98,7 +98,7 @@ impl Discovery {
     }
 }
 
-/// True for error codes that are caused by the instance. A handler's own error says nothing
+/// Returns true for error codes that are caused by the instance. A handler's own error says nothing
 /// about the instance it ran on.
 fn is_of_the_instance(code: &str) -> bool {
     matches!(

@@ -31,7 +31,7 @@ pub(crate) trait Progress {
 pub(crate) enum ReadyOn<'a> {
     Reply(&'a Receiver<CallOutcome>),
     Confirm(&'a ConfirmReceiver),
-    /// It is ready.
+    /// Nothing: the result is ready.
     Nothing,
 }
 

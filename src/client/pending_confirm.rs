@@ -172,7 +172,7 @@ impl PendingConfirm {
                 SendTarget::Command { service, .. } => no_route(what, service, &reason, peer),
                 SendTarget::Event { name } => Error::new(
                     ErrorKind::NoRoute,
-                    format!("nobody on {peer} has subscribed to the event {name} ({reason})"),
+                    format!("no subscription on {peer} matches the event {name} ({reason})"),
                 ),
             }),
             ConfirmOutcome::TooLarge(limit) => {

@@ -51,7 +51,7 @@ impl Hasher for IdHasher {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Closed(Arc<str>),
-    /// This many calls are in flight already.
+    /// The limit: this many calls are in flight already.
     Full(usize),
 }
 
@@ -88,7 +88,7 @@ pub(crate) struct Waiter {
     pub(crate) wake: Wake,
 }
 
-/// What is woken when the outcome is in its slot.
+/// The thread that is woken when the outcome is in its slot.
 #[derive(Debug)]
 pub(crate) enum Wake {
     /// Nothing: the threads that wait for an asynchronous call wait in the channel.

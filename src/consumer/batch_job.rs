@@ -82,7 +82,7 @@ impl BatchJob {
         info: DeliveryInfo,
     ) -> Result<Self, String> {
         let Some(reply_to) = target.reply_to else {
-            return Err("nobody waits for the replies to this batch".to_owned());
+            return Err("the batch names no reply queue".to_owned());
         };
         let body = &message.body;
         let items = batch::read(envelope.payload.as_str())

@@ -1,3 +1,5 @@
+//! The context of a request, as its handler sees it.
+
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -10,17 +12,18 @@ use crate::error::{Error, Phase, Result};
 use crate::registry::Registry;
 use crate::transport::Broker;
 
-/// How long the first handler that wants a client may wait for it.
-const LONGEST_OPEN: Duration = Duration::from_secs(10);
+/// The longest wait of a handler for the first nested client.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a handler may know about the request beside its payload.
+/// The request of a handler beside its payload: ids, headers, attempt, remaining time, and a
+/// client for nested calls.
 ///
 /// ```
 /// use coney::{Broker, Context, ServiceServer};
 ///
 /// let server = ServiceServer::builder(&Broker::memory(), "user-service")
-///     .handler_with("who", |context: &Context<'_>, _: ()| {
-///         Ok::<_, String>(format!("{} asks", context.source_service()))
+///     .respond_with_context("caller", |context: &Context<'_>, _: ()| {
+///         context.source_service().to_owned()
 ///     })
 ///     .start()?;
 /// # Ok::<(), coney::Error>(())
@@ -30,27 +33,27 @@ pub struct Context<'a> {
     pub(super) redelivered: bool,
     pub(super) attempt: u32,
     pub(super) deadline: Option<Instant>,
-    /// False for commands and events.
+    /// False for commands and events, which have no reply.
     pub(super) wants_reply: bool,
     pub(super) nested: &'a NestedClient,
     pub(super) instance_id: Option<&'a str>,
 }
 
-/// The client for a server's own calls, made when the first handler asks for it.
+/// The client for nested calls, created when the first handler asks for it.
 pub(crate) struct NestedClient {
     pub(crate) broker: Broker,
     pub(crate) service: String,
     pub(crate) client: Mutex<Option<ServiceClient>>,
-    /// The server's, through which the client finds other services.
+    /// The server's registry, in which the client looks services up.
     pub(crate) registry: Option<Registry>,
 }
 
-/// What a nested call leaves of its caller's time for the handler that made it: a tenth,
-/// and no more than this.
+/// The most of the caller's time that nested calls leave to the handler, which is a tenth of it
+/// otherwise.
 const LONGEST_RESERVE: Duration = Duration::from_millis(50);
 
-/// The moment when nested calls end, so that a handler whose nested call has timed out can still
-/// answer in time.
+/// Computes the deadline of nested calls, so that a handler whose nested call has timed out can
+/// still reply in time.
 fn nested_deadline(deadline: Instant) -> Instant {
     let left = deadline.saturating_duration_since(Instant::now());
     deadline - (left / 10).min(LONGEST_RESERVE)
@@ -58,7 +61,7 @@ fn nested_deadline(deadline: Instant) -> Instant {
 
 impl NestedClient {
     fn client(&self, deadline: Option<Instant>) -> Result<ServiceClient> {
-        let longest = Instant::now() + LONGEST_OPEN;
+        let longest = Instant::now() + OPEN_TIMEOUT;
         let until = deadline.map_or(longest, |deadline| deadline.min(longest));
         let Some(mut client) = self.client.try_lock_until(until) else {
             return Err(Error::timed_out(
@@ -79,82 +82,81 @@ impl NestedClient {
 }
 
 impl Context<'_> {
-    /// The request's id, the same however often it is delivered.
+    /// Returns the request's message id, which stays the same when it is redelivered.
     pub fn message_id(&self) -> &str {
         self.request.message_id
     }
 
-    /// The service that called.
+    /// Returns the calling service.
     pub fn source_service(&self) -> &str {
         self.request.source_service
     }
 
-    /// The action called.
+    /// Returns the called action, or the name of the event.
     pub fn action(&self) -> &str {
         self.request.action
     }
 
-    /// When the request was made, in Unix seconds by the caller's clock.
+    /// Returns the moment when the request was made, in Unix seconds by the caller's clock.
     pub fn timestamp(&self) -> i64 {
         self.request.timestamp
     }
 
-    /// The envelope's header of that name, if it is there and is a `T`.
+    /// Returns the envelope's header of that name, if there is one and it is a `T`.
     pub fn header<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         self.request.headers.get(name)
     }
 
-    /// True if the request was delivered before and not acknowledged: its
+    /// Returns true if the request was delivered before and not acknowledged: its
     /// handler may have run already, wholly or in part.
     pub fn is_redelivered(&self) -> bool {
         self.redelivered
     }
 
-    /// Which attempt this is at carrying out a command, from 1 on: one more than
-    /// have failed. See [`ServiceServerBuilder::retry_delays`](crate::ServiceServerBuilder::retry_delays).
+    /// Returns the number of this attempt at a command, from 1 on: one more than have failed.
+    /// See [`ServiceServerBuilder::retry_delays`](crate::server::ServiceServerBuilder::retry_delays).
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// The id by which this instance is registered, where the server has a
-    /// [registry](crate::ServiceServerBuilder::registry).
+    /// Returns the id by which this instance is registered, if the server has a
+    /// [registry](crate::server::ServiceServerBuilder::registry).
     pub fn instance_id(&self) -> Option<&str> {
         self.instance_id
     }
 
-    /// How long the caller still waits; zero once it has stopped. `None` if
-    /// it did not say, as peers in other languages do not.
+    /// Returns the time for which the caller still waits; zero once it has stopped. `None` if
+    /// the request has no deadline, as those of peers in other languages.
     ///
-    /// Counted from the moment the request arrived here, less what it had waited before:
-    /// how far the caller's clock is off is estimated from its own requests of the last
+    /// The time is counted from the arrival of the request, less the time that it had waited
+    /// before. The offset of the caller's clock is estimated from its requests of the last
     /// five minutes, so the two clocks need not agree.
     pub fn remaining(&self) -> Option<Duration> {
         let deadline = self.deadline?;
         Some(deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// A client for calls to other services, in the name of this one, none of
-    /// which outlives the time the caller still waits: they end a little earlier, by a
-    /// tenth of what is left and 50 ms at most, so that the handler can still answer with
-    /// something else when one has timed out.
+    /// Returns a client for nested calls, in the name of this service. Its calls end a little
+    /// before the caller stops waiting, by a tenth of the remaining time and 50 ms at most, so
+    /// that the handler can still reply when a nested call has timed out.
     ///
-    /// All handlers of a server share one client; the first to ask makes it,
-    /// and blocks until the broker has made its reply queue, at most 10 s and at
-    /// most as long as the caller waits. It finds services through the server's
-    /// [registry](crate::ServiceServerBuilder::registry), if that has one. To
-    /// set its options, give the server one:
-    /// [`ServiceServerBuilder::client`](crate::ServiceServerBuilder::client).
+    /// All handlers of a server share one client; the first call of this method creates it,
+    /// and blocks until the broker has created its reply queue, at most 10 s and at
+    /// most as long as the caller waits. It looks services up in the server's
+    /// [registry](crate::server::ServiceServerBuilder::registry), if there is one. To
+    /// set its options, give the server a client:
+    /// [`ServiceServerBuilder::client`](crate::server::ServiceServerBuilder::client).
     ///
     /// # Errors
     ///
-    /// As [`ServiceClient::new`].
+    /// Fails as [`ServiceClient::new`] does.
     ///
     /// ```
     /// use coney::{Broker, Context, ServiceServer};
     ///
     /// let server = ServiceServer::builder(&Broker::memory(), "order-service")
-    ///     .handler_with("total", |context: &Context<'_>, order: u64| {
-    ///         context.client()?.call::<_, u64>("price-service", "sum", &order)
+    ///     .handler_with_context("total", |context: &Context<'_>, order: u64| {
+    ///         context.client()?.call::<u64>("price-service", "sum", &order)
     ///     })
     ///     .start()?;
     /// # Ok::<(), coney::Error>(())

@@ -34,7 +34,7 @@ impl Left {
 
     /// Returns the result of a drain after its shutdown: an error if messages are left in a queue.
     /// Handlers that ran at the end of `drain` have ended with the shutdown, or that has failed.
-    pub(crate) fn told(self, owner: &str, timeout: Duration) -> Result<()> {
+    pub(crate) fn into_result(self, owner: &str, timeout: Duration) -> Result<()> {
         let Self { queued, later, .. } = self;
         if queued + later == 0 {
             return Ok(());

@@ -16,11 +16,12 @@ use crate::base::deadline;
 /// ```
 /// use std::sync::Arc;
 /// use std::time::Duration;
-/// use coney::{Broker, MemoryReplyStore, ServiceServer};
+/// use coney::deduplication::MemoryReplyStore;
+/// use coney::{Broker, ServiceServer};
 ///
 /// let store = Arc::new(MemoryReplyStore::new(100_000));
 /// let server = ServiceServer::builder(&Broker::memory(), "payments")
-///     .handler("charge", |cents: u64| Ok::<_, String>(cents))
+///     .respond("charge", |cents: u64| cents)
 ///     .deduplicate(store, Duration::from_secs(600))
 ///     .start()?;
 /// # Ok::<(), coney::Error>(())

@@ -84,7 +84,7 @@ impl Options {
         );
         started.map(|it| Some(Arc::new(it))).map_err(|error| {
             Error::new(
-                ErrorKind::InvalidConfig,
+                ErrorKind::Io,
                 format!("{scope}: cannot start a thread for its reply store"),
             )
             .with_source(error)

@@ -62,7 +62,7 @@ impl<J: Job> Workers<J> {
         } = setup;
         let no_thread = |error: std::io::Error| {
             Error::new(
-                ErrorKind::InvalidConfig,
+                ErrorKind::Io,
                 format!("{owner}: cannot start {count} workers"),
             )
             .with_source(error)
@@ -174,7 +174,7 @@ impl<J: Job> Workers<J> {
             return Ok(());
         }
         Err(Error::new(
-            ErrorKind::InvalidConfig,
+            ErrorKind::Misuse,
             format!(
                 "a handler of {} cannot shut down what runs it: it would wait for itself",
                 self.owner

@@ -10,7 +10,7 @@ use super::delay_queue::DelayQueue;
 use super::key_queues::KeyQueues;
 use super::subscription::KeyOf;
 use crate::base::catch::catch;
-use crate::consumer::{self, AfterDelivery, Dispatcher, LocalAttempts, Tracked, Workers};
+use crate::consumer::{self, AfterDelivery, Dispatcher, Lifetime, LocalAttempts, Tracked, Workers};
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
 
@@ -289,6 +289,7 @@ pub(super) struct EventSink {
     pub(super) subscription: Weak<ActiveSubscription>,
     /// True if the deliveries come from the suspect queue.
     pub(super) suspects: bool,
+    pub(super) lifetime: Arc<Lifetime>,
 }
 
 impl Sink for EventSink {
@@ -361,6 +362,7 @@ impl Sink for EventSink {
     }
 
     fn closed(&self, cause: &str) {
+        self.lifetime.disconnected(cause);
         log::info!(target: "coney::events", "a subscription gets no more events: {cause}");
     }
 }

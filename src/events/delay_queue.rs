@@ -47,7 +47,7 @@ impl<J: Send + 'static> DelayQueue<J> {
         };
         let thread = NamedThread::spawn(format!("coney-delay-{owner}"), run).map_err(|error| {
             Error::new(
-                ErrorKind::InvalidConfig,
+                ErrorKind::Io,
                 format!("{owner}: cannot start the thread for delayed retries"),
             )
             .with_source(error)

@@ -17,5 +17,6 @@ pub(crate) mod subscription;
 pub use self::builder::EventSubscriberBuilder;
 pub(crate) use self::options::PublishOptions;
 pub(crate) use self::subscriber::EventSubscriber;
+pub use self::subscriber::SubscriberState;
 pub use self::subscription::RawEvent;
 pub(crate) use self::subscription::Subscription;

@@ -57,17 +57,17 @@ impl EventSubscriber {
             let workers = Arc::clone(&workers);
             move |job| drop(workers.submit(job))
         };
-        let threads = Arc::new(SharedThreads {
+        let shared_threads = Arc::new(SharedThreads {
             workers,
             delay_queue: DelayQueue::start(service, submit)?,
         });
         let mut subscriber = Self {
             service: service.clone(),
-            threads,
+            shared_threads,
             subscriptions: Vec::new(),
-            in_order,
+            ordered_connection: in_order,
+            lifetime: Arc::default(),
             shutdown_timeout: builder.options.shutdown_timeout,
-            closing: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             broker: broker.clone(),
         };
@@ -85,7 +85,7 @@ impl EventSubscriber {
                 "{service} subscribes to {} through {queue}", subscription.pattern
             );
             let ordered = subscription.key.is_some();
-            let separate_connection = subscriber.in_order.as_ref().filter(|_| ordered);
+            let separate_connection = subscriber.ordered_connection.as_ref().filter(|_| ordered);
             let connection = separate_connection.unwrap_or(broker);
             let is_singleton = subscription.scope == DeliveryScope::Singleton;
             let subscription = builder.subscription(
@@ -94,13 +94,14 @@ impl EventSubscriber {
                 connection,
                 settled,
                 &nested,
-                &subscriber.threads,
+                &subscriber.shared_threads,
             )?;
             let sink = |suspects| {
                 let subscription = Arc::downgrade(&subscription);
                 Arc::new(EventSink {
                     subscription,
                     suspects,
+                    lifetime: Arc::clone(&subscriber.lifetime),
                 })
             };
             let handle = connection.open(spec, sink(false))?;

@@ -1,3 +1,5 @@
+//! Running subscriptions.
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -5,25 +7,25 @@ use std::time::{Duration, Instant};
 
 use super::active_subscription::{ActiveSubscription, SharedThreads};
 use crate::base::deadline;
-use crate::consumer::{Left, drain};
+use crate::consumer::{Left, Lifetime, drain};
 use crate::error::{ErrorKind, Result};
 use crate::transport::{Broker, LinkHandle};
 
 /// Running subscriptions: takes events from their queues, runs handlers on workers, and
-/// acknowledges after that.
+/// acknowledges afterwards.
 ///
-/// Keep it as long as it is to run: dropping it shuts it down.
+/// Keep it as long as it should run: dropping it shuts it down.
 ///
 /// ```
 /// use std::time::Duration;
 /// use coney::{Broker, EventPublisher, EventSubscriber, Subscription};
 ///
 /// let broker = Broker::memory();
-/// # let (told, seen) = std::sync::mpsc::channel();
-/// # let too = told.clone();
+/// # let (sender, seen) = std::sync::mpsc::channel();
+/// # let sender2 = sender.clone();
 /// let subscriber = EventSubscriber::builder(&broker, "analytics")
-///     .on("order.*", move |order: u64| told.send(order))
-///     .subscribe(Subscription::to("config.changed", move |n: u64| too.send(n)).broadcast())
+///     .on("order.*", move |order: u64| sender.send(order))
+///     .subscribe(Subscription::to("config.changed", move |n: u64| sender2.send(n)).broadcast())
 ///     .start()?;
 /// EventPublisher::new(&broker, "order-service")?.publish("order.paid", &4711)?;
 /// # assert_eq!(seen.recv().unwrap(), 4711);
@@ -33,17 +35,15 @@ use crate::transport::{Broker, LinkHandle};
 #[must_use = "dropping the subscriber shuts it down"]
 pub struct EventSubscriber {
     pub(super) service: String,
-    pub(super) threads: Arc<SharedThreads>,
+    pub(super) shared_threads: Arc<SharedThreads>,
     pub(super) subscriptions: Vec<Running>,
-    /// A connection for those that are in order: only its end gives back everything that
-    /// is unsettled in one step. With any other the next instance gets what comes later
-    /// first.
-    pub(super) in_order: Option<Broker>,
+    /// The connection of the ordered subscriptions: only its end requeues all unsettled events in
+    /// one step. Otherwise the next instance would get later events first.
+    pub(super) ordered_connection: Option<Broker>,
     pub(super) shutdown_timeout: Duration,
-    /// It is being shut down, or has been.
-    pub(super) closing: AtomicBool,
     pub(super) stopped: AtomicBool,
-    /// Keeps the connection open as long as the subscriber runs.
+    pub(super) lifetime: Arc<Lifetime>,
+    /// The handle that keeps the connection open as long as the subscriber runs.
     pub(super) broker: Broker,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Running {
     pub(super) subscription: Arc<ActiveSubscription>,
     pub(super) queue: String,
     pub(super) handle: Arc<dyn LinkHandle>,
-    /// To the queue of suspects, where it has one that is consumed.
+    /// The link to the suspect queue, if that is consumed.
     pub(super) suspects: Option<Arc<dyn LinkHandle>>,
 }
 
@@ -67,32 +67,78 @@ impl Running {
 }
 
 impl EventSubscriber {
-    /// The service it belongs to.
+    /// Returns the name of the service.
     pub fn service(&self) -> &str {
         &self.service
     }
 
-    /// Stops consuming, lets running handlers finish, and ends every worker. Events that
-    /// were fetched but not handled, those that wait for another attempt here too, go
-    /// back to their queues.
+    /// Returns the faults that keep the subscriber from working as it should, for a readiness
+    /// probe. Does not block.
     ///
-    /// Blocks until all that is done, at most `timeout`. A second call finds nothing
-    /// left to do. Not for the subscriber's own handlers, which it would wait for: there
-    /// it does nothing and fails.
+    /// ```
+    /// # use coney::{Broker, EventSubscriber};
+    /// let subscriber = EventSubscriber::builder(&Broker::memory(), "analytics")
+    ///     .listen("order.*", |order: u64| println!("{order}"))
+    ///     .start()?;
+    /// assert!(subscriber.state().is_healthy());
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn state(&self) -> SubscriberState {
+        SubscriberState {
+            dead_letters_refused: self.shared_threads.workers.dead_letter_fault(),
+            disconnected: self.lifetime.disconnect_reason(),
+        }
+    }
+
+    /// Blocks until the subscriber has ended: because another thread has shut it down, or
+    /// because its broker connection was closed for good.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TimedOut`] if handlers still run. Their events go back to the queue,
-    /// and their threads end when they do. [`ErrorKind::InvalidConfig`] if a handler of
-    /// this subscriber calls it.
+    /// [`ErrorKind::Closed`] if the subscriber has lost its broker; [`ErrorKind::Misuse`] if a
+    /// handler of this subscriber calls it, or a forked child.
+    pub fn wait(&self) -> Result<()> {
+        self.wait_until(None).unwrap_or(Ok(()))
+    }
+
+    /// Blocks until the subscriber has ended, as [`wait`](EventSubscriber::wait), at most
+    /// `timeout`; `None` means not yet.
+    ///
+    /// # Errors
+    ///
+    /// Fails as [`wait`](EventSubscriber::wait) does.
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
+        self.wait_until(Some(deadline::after(timeout)))
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Option<Result<()>> {
+        if let Err(error) = self.shared_threads.workers.check_not_worker_thread() {
+            return Some(Err(error));
+        }
+        self.lifetime.wait(&self.service, deadline)
+    }
+
+    /// Shuts the subscriber down: stops consuming, lets running handlers finish, and ends every
+    /// worker. Events that were fetched but not handled, and those that wait for another attempt
+    /// in this process, go back to their queues.
+    ///
+    /// Blocks until all that is done, at most `timeout`. A second call finds nothing
+    /// left to do. A handler of the subscriber must not call it, because it would wait for
+    /// itself: there it does nothing and fails.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`] if handlers still run: their events go back to the queue,
+    /// and their threads end when they do. [`ErrorKind::Misuse`] if a handler of
+    /// this subscriber calls it, or a forked child.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         let SharedThreads {
             workers,
             delay_queue,
-        } = &*self.threads;
+        } = &*self.shared_threads;
         workers.check_not_worker_thread()?;
         let deadline = deadline::after(timeout);
-        self.closing.store(true, Ordering::SeqCst);
+        self.lifetime.closing();
         // A broker that does not answer must not use up the handlers' time.
         let soon = deadline::after(timeout / 2);
         let unordered = || {
@@ -128,10 +174,11 @@ impl EventSubscriber {
         if !was_stopped {
             log::info!(target: "coney::events", "the subscriber of {} has stopped", self.service);
         }
+        self.lifetime.shut_down();
         finished
     }
 
-    /// Ends the links. What waits its turn is dropped after that.
+    /// Closes the links, and then drops the events that wait for their turn.
     fn close(&self, deadline: Instant) {
         let unordered = self
             .subscriptions
@@ -140,7 +187,7 @@ impl EventSubscriber {
         unordered
             .flat_map(Running::handles)
             .for_each(|handle| handle.close());
-        if let Some(broker) = &self.in_order
+        if let Some(broker) = &self.ordered_connection
             && broker.is_another(&self.broker)
             && let Err(error) = broker.close(deadline.saturating_duration_since(Instant::now()))
         {
@@ -156,23 +203,23 @@ impl EventSubscriber {
         }
     }
 
-    /// Handles what is in the queues of its subscriptions, and then shuts down, as
-    /// [`ServiceServer::drain`](crate::ServiceServer::drain). A broadcast's queue is not
-    /// looked at.
+    /// Handles the events in the queues of its subscriptions, and then shuts down, as
+    /// [`ServiceServer::drain`](crate::ServiceServer::drain). The queues of broadcast
+    /// subscriptions are left out.
     ///
     /// Blocks at most `timeout`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TimedOut`] with how many events are left or wait for another attempt, and those of
-    /// [`shutdown`](EventSubscriber::shutdown).
+    /// [`ErrorKind::TimedOut`] with the numbers of events that are left and that wait for another
+    /// attempt, and those of [`shutdown`](EventSubscriber::shutdown).
     ///
     /// ```
     /// # use std::time::Duration;
     /// # use coney::{Broker, EventPublisher, EventSubscriber};
     /// let broker = Broker::memory();
     /// let subscriber = EventSubscriber::builder(&broker, "printer")
-    ///     .on("page.*", |page: String| Ok::<_, String>(println!("{page}")))
+    ///     .listen("page.*", |page: String| println!("{page}"))
     ///     .start()?;
     /// EventPublisher::new(&broker, "office")?.publish("page.ready", "page 1")?;
     /// subscriber.drain(Duration::from_secs(10))?; // page 1 is printed
@@ -180,7 +227,7 @@ impl EventSubscriber {
     /// ```
     pub fn drain(&self, timeout: Duration) -> Result<()> {
         let deadline = deadline::after(timeout);
-        let workers = &self.threads.workers;
+        let workers = &self.shared_threads.workers;
         workers.check_not_worker_thread()?;
         let shared = || {
             self.subscriptions
@@ -188,7 +235,7 @@ impl EventSubscriber {
                 .filter(|it| !it.subscription.is_broadcast)
         };
         let drained = drain(timeout / 2, || {
-            if self.closing.load(Ordering::SeqCst) {
+            if self.lifetime.is_closing() {
                 return Ok(Left::NOTHING); // another thread shuts it down
             }
             let mut left = Left {
@@ -220,7 +267,26 @@ impl EventSubscriber {
         let stopped = self.shutdown(rest);
         let left = drained?;
         stopped?;
-        left.told(&self.service, timeout)
+        left.into_result(&self.service, timeout)
+    }
+}
+
+/// The faults that keep a subscriber from working as it should. From
+/// [`EventSubscriber::state`].
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SubscriberState {
+    /// The reason why the broker refused the last dead letter, until it accepts one
+    /// again. Meanwhile such events wait, and hold nothing up.
+    pub dead_letters_refused: Option<String>,
+    /// The reason why the broker connection was closed for good, if it was.
+    pub disconnected: Option<String>,
+}
+
+impl SubscriberState {
+    /// Returns true if there are no faults.
+    pub fn is_healthy(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -229,7 +295,7 @@ impl Drop for EventSubscriber {
         let SharedThreads {
             workers,
             delay_queue,
-        } = &*self.threads;
+        } = &*self.shared_threads;
         if workers.is_worker_thread() {
             drop(workers.stop());
             drop(delay_queue.stop(Instant::now()));

@@ -1,3 +1,5 @@
+//! A running server.
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,17 +19,17 @@ use crate::transport::Broker;
 /// A running service: takes requests from its queue, runs handlers on its
 /// workers, replies, and acknowledges after the reply.
 ///
-/// Several servers of one service, here or on other machines, share the queue:
-/// each request goes to one of them. Keep the server as long as it is to serve:
-/// dropping it shuts it down. Its queue stays, and keeps what callers send, until
-/// the next server of the service takes it.
+/// Several servers of one service, in one process or on many machines, share the queue:
+/// each request goes to one of them. Keep the server as long as it should serve:
+/// dropping it shuts it down. Its queue stays, and keeps the callers' requests until
+/// the next server of the service consumes them.
 ///
 /// ```
-/// use std::time::{Duration, Instant};
+/// use std::time::Duration;
 /// use coney::{Broker, ServiceServer};
 ///
 /// let server = ServiceServer::builder(&Broker::memory(), "math")
-///     .handler("double", |n: u64| Ok::<_, String>(n * 2))
+///     .respond("double", |n: u64| n * 2)
 ///     .handler("divide", |(a, b): (u64, u64)| {
 ///         a.checked_div(b).ok_or("division by zero")
 ///     })
@@ -48,31 +50,32 @@ pub struct ServiceServer {
 }
 
 impl ServiceServer {
-    /// The service it serves.
+    /// Returns the name of the service.
     pub fn service(&self) -> &str {
         &self.service
     }
 
-    /// The id by which this instance is registered, where it has a
-    /// [registry](ServiceServerBuilder::registry).
+    /// Returns the id by which this instance is registered, if it has a
+    /// [registry](crate::server::ServiceServerBuilder::registry).
     pub fn instance_id(&self) -> Option<&str> {
         self.registration.as_deref().map(Registration::id)
     }
 
-    /// Whether this instance is in its registry, as far as is known; `None` without a
-    /// registry. Starting does not fail where the registry cannot be reached: this tells.
+    /// Returns the state of the instance's registration; `None` without a registry. Starting
+    /// does not fail if the registry does not answer: this shows it.
     pub fn registration_state(&self) -> Option<RegistrationState> {
         self.registration.as_deref().map(Registration::state)
     }
 
-    /// The faults that keep the server from working as it should, if any. Does not block.
+    /// Returns the faults that keep the server from working as it should, for a readiness
+    /// probe. Does not block.
     ///
     /// ```
     /// # use coney::{Broker, ServiceServer};
     /// let server = ServiceServer::builder(&Broker::memory(), "math")
-    ///     .handler("double", |n: u64| Ok::<_, String>(n * 2))
+    ///     .respond("double", |n: u64| n * 2)
     ///     .start()?;
-    /// assert!(server.state().is_well());
+    /// assert!(server.state().is_healthy());
     /// # Ok::<(), coney::Error>(())
     /// ```
     pub fn state(&self) -> ServerState {
@@ -80,29 +83,75 @@ impl ServiceServer {
         ServerState {
             unhealthy: consumers.unhealthy.lock().clone(),
             dead_letters_refused: consumers.requests.workers.dead_letter_fault(),
-            disconnected: consumers.requests.lost_for_good.lock().clone(),
+            disconnected: consumers.requests.lifetime.disconnect_reason(),
         }
     }
 
-    /// Handles what is in the service's queue, and then shuts down: for programs that end
-    /// when their work is done. Goes on until the queue is empty, no handler runs and nothing
-    /// waits for another attempt, or half of `timeout` is over; the shutdown has the rest.
-    ///
-    /// Blocks at most `timeout`. Other servers of the service go on, and may take what this
-    /// one waits for. What is left at the end stays in its queue: with [`Broker::memory`] it
-    /// is gone with the process.
+    /// Blocks until the server has ended: because another thread has shut it down, or because
+    /// its broker connection was closed for good. For a `main` that has nothing else to do:
+    /// `server.wait()?`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) with how many requests are left in
-    /// the queue or wait for another attempt, and those of [`shutdown`](ServiceServer::shutdown).
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) if the server has lost its broker;
+    /// [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) if a handler of this server calls it,
+    /// or a forked child.
     ///
     /// ```
-    /// # use std::time::{Duration, Instant};
+    /// # use std::{sync::Arc, thread, time::Duration};
+    /// # use coney::{Broker, ServiceServer};
+    /// let server = Arc::new(
+    ///     ServiceServer::builder(&Broker::memory(), "math")
+    ///         .respond("double", |n: u64| n * 2)
+    ///         .start()?,
+    /// );
+    /// let other = Arc::clone(&server);
+    /// thread::spawn(move || other.shutdown(Duration::from_secs(10)));
+    /// server.wait()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn wait(&self) -> Result<()> {
+        self.wait_until(None).unwrap_or(Ok(()))
+    }
+
+    /// Blocks until the server has ended, as [`wait`](ServiceServer::wait), at most `timeout`;
+    /// `None` means not yet.
+    ///
+    /// # Errors
+    ///
+    /// Fails as [`wait`](ServiceServer::wait) does.
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
+        self.wait_until(Some(deadline::after(timeout)))
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Option<Result<()>> {
+        let requests = &self.consumers.requests;
+        if let Err(error) = requests.workers.check_not_worker_thread() {
+            return Some(Err(error));
+        }
+        requests.lifetime.wait(&self.service, deadline)
+    }
+
+    /// Handles the requests in the service's queue, and then shuts down: for programs that end
+    /// when their work is done. Goes on until the queue is empty, no handler runs and no command
+    /// waits for another attempt, or half of `timeout` is over; the shutdown has the rest.
+    ///
+    /// Blocks at most `timeout`. Other servers of the service go on, and may take the requests
+    /// that this one waits for. Requests that are left at the end stay in their queue: with
+    /// [`Broker::memory`] they are gone with the process.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) with the numbers of requests that are
+    /// left in the queue and that wait for another attempt, and those of
+    /// [`shutdown`](ServiceServer::shutdown).
+    ///
+    /// ```
+    /// # use std::time::Duration;
     /// # use coney::{Broker, ServiceClient, ServiceServer};
     /// let broker = Broker::memory();
     /// let server = ServiceServer::builder(&broker, "printer")
-    ///     .handler("print", |page: String| Ok::<_, String>(println!("{page}")))
+    ///     .respond("print", |page: String| println!("{page}"))
     ///     .start()?;
     /// ServiceClient::new(&broker, "office")?.send("printer", "print", "page 1")?;
     /// server.drain(Duration::from_secs(10))?; // page 1 is printed
@@ -136,26 +185,27 @@ impl ServiceServer {
         let stopped = self.shutdown(rest);
         let left = drained?;
         stopped?;
-        left.told(&self.service, timeout)
+        left.into_result(&self.service, timeout)
     }
 
-    /// Deregisters, stops consuming, lets running handlers finish, reply and acknowledge,
-    /// and ends every worker. Requests that were fetched but not started go
+    /// Shuts the server down: deregisters, stops consuming, lets running handlers finish, reply
+    /// and acknowledge, and ends every worker. Requests that were fetched but not started go
     /// back to the queue, for other servers of the service. A registry that does not answer
-    /// is no error: the instance then counts as dead after a while.
+    /// is no error: the instance then counts as dead after its heartbeat TTL.
     ///
     /// Blocks until all that is done, at most `timeout`. A second call finds
-    /// nothing left to do. Not for the server's own handlers, which it would
-    /// wait for: there it does nothing and fails.
+    /// nothing left to do. A handler of the server must not call it, because it would wait for
+    /// itself: there it does nothing and fails.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if handlers still
     /// run: their requests go back to the queue, their replies are dropped,
-    /// and their threads end when they do. Or if the broker has not said by then that it has
-    /// the last replies and acknowledgements, during a memory alarm for example: what was
-    /// not acknowledged is then delivered again. [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if a
-    /// handler of this server calls it.
+    /// and their threads end when they do; or if the broker has not confirmed by then that it
+    /// has the last replies and acknowledgements, during a memory alarm for example:
+    /// unacknowledged requests are then redelivered.
+    /// [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) if a
+    /// handler of this server calls it, or a forked child.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         let workers = &self.consumers.requests.workers;
         workers.check_not_worker_thread()?;
@@ -167,6 +217,7 @@ impl ServiceServer {
             log::warn!(target: "coney::server", "{}: {error}", self.service);
         }
         self.consumers.closed.store(true, Ordering::SeqCst);
+        self.consumers.requests.lifetime.closing();
         if let Some(health) = self.health.lock().take() {
             health.stop(deadline::after(timeout / 8));
         }
@@ -184,26 +235,27 @@ impl ServiceServer {
         if !was_stopped {
             log::info!(target: "coney::server", "{} has stopped", self.service);
         }
+        self.consumers.requests.lifetime.shut_down();
         finished
     }
 }
 
-/// The faults that keep a server from working as it should; from [`ServiceServer::state`].
+/// The faults that keep a server from working as it should. From [`ServiceServer::state`].
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerState {
-    /// The health check that fails, and how: the server consumes nothing.
+    /// The health check that fails, and its error: the server consumes nothing.
     pub unhealthy: Option<String>,
-    /// The reason why the last message that was to be dead-lettered was refused, until one is taken
-    /// again. Such messages wait in a retry queue meanwhile, and hold nothing up.
+    /// The reason why the broker refused the last dead letter, until it accepts one
+    /// again. Meanwhile such messages wait in a retry queue, and hold nothing up.
     pub dead_letters_refused: Option<String>,
-    /// The reason why there is no broker any more: it was closed, or given up for good.
+    /// The reason why the broker connection was closed for good, if it was.
     pub disconnected: Option<String>,
 }
 
 impl ServerState {
-    /// True if nothing does.
-    pub fn is_well(&self) -> bool {
+    /// Returns true if there are no faults.
+    pub fn is_healthy(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::consumer::{self, BatchJob, Dispatcher, Workers};
+use crate::consumer::{self, BatchJob, Dispatcher, Lifetime, Workers};
 use crate::error::{ErrorKind, Result};
 use crate::registry::Registration;
 use crate::transport::{Delivery, LinkHandle, Publication, Returned, Sink};
@@ -16,8 +16,7 @@ pub(super) struct RequestSink {
     pub(super) workers: Workers<Job>,
     /// The registration to be marked as disconnected when the broker connection is closed for good.
     pub(super) registration: OnceLock<Weak<Registration>>,
-    /// The reason why the broker connection was closed for good, if it was.
-    pub(super) lost_for_good: Mutex<Option<String>>,
+    pub(super) lifetime: Lifetime,
 }
 
 /// A job for a worker.
@@ -33,7 +32,7 @@ impl RequestSink {
         Self {
             workers,
             registration: OnceLock::new(),
-            lost_for_good: Mutex::new(None),
+            lifetime: Lifetime::default(),
         }
     }
 
@@ -105,7 +104,7 @@ impl Sink for RequestSink {
     }
 
     fn closed(&self, cause: &str) {
-        *self.lost_for_good.lock() = Some(cause.to_owned());
+        self.lifetime.disconnected(cause);
         if let Some(registration) = self.registration.get().and_then(Weak::upgrade) {
             registration.set_disconnected(&format!(
                 "its broker connection is closed for good: {cause}"

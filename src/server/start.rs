@@ -111,8 +111,8 @@ impl ServiceServerBuilder {
             let registration = registry.register(&self.service, instance)?;
             let registration = Arc::new(registration);
             let _ = requests.registration.set(Arc::downgrade(&registration));
-            if let Some(cause) = &*requests.lost_for_good.lock() {
-                registration.set_disconnected(cause); // closed before `registration` was set
+            if let Some(cause) = requests.lifetime.disconnect_reason() {
+                registration.set_disconnected(&cause); // closed before `registration` was set
             }
             server.registration = Some(registration);
         }
@@ -157,7 +157,7 @@ impl ServiceServerBuilder {
         );
         health.map(Some).map_err(|error| {
             Error::new(
-                ErrorKind::InvalidConfig,
+                ErrorKind::Io,
                 format!(
                     "{}: cannot start the thread of its health checks",
                     self.service

@@ -1,5 +1,6 @@
 //! The public handle on a message broker.
 
+use super::connection_state::ConnectionState;
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -98,6 +99,24 @@ impl Broker {
     /// Returns the address: `memory`, or host, port and virtual host.
     pub fn address(&self) -> &str {
         self.inner.transport.address()
+    }
+
+    /// Returns the state of the connection, for a readiness probe. Does not block.
+    ///
+    /// The memory broker is connected until it is closed.
+    ///
+    /// ```
+    /// # use coney::{Broker, ConnectionState};
+    /// let broker = Broker::memory();
+    /// assert_eq!(broker.state(), ConnectionState::Connected);
+    /// ```
+    pub fn state(&self) -> ConnectionState {
+        self.inner.transport.state()
+    }
+
+    /// Returns true if there is a connection, blocked or not. Does not block.
+    pub fn is_connected(&self) -> bool {
+        self.state().is_connected()
     }
 
     /// Returns the largest message body that the broker accepts, in bytes: the configured limit, or
@@ -276,7 +295,7 @@ impl Drop for Inner {
 impl fmt::Debug for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Broker")
-            .field("peer", &self.address())
+            .field("address", &self.address())
             .finish()
     }
 }

@@ -102,7 +102,8 @@ impl ConfirmReceiver {
         self.shared.state.lock().outcome.is_some()
     }
 
-    /// Has `notifier` notified when the outcome is decided after this; replaces the one before.
+    /// Registers `notifier` to be notified when the outcome is decided after this; replaces the
+    /// one before.
     pub(crate) fn set_notifier(&self, notifier: Notifier) {
         self.shared.state.lock().notifier = Some(notifier);
     }

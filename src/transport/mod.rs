@@ -9,6 +9,7 @@ pub(crate) mod amqp;
 pub(crate) mod broker;
 mod confirm_link;
 mod confirmation;
+pub(crate) mod connection_state;
 mod delivery;
 mod header;
 mod limits;
@@ -23,6 +24,7 @@ pub(crate) mod x_death;
 
 pub(crate) use self::broker::Broker;
 pub(crate) use self::confirmation::{ConfirmOutcome, ConfirmReceiver, ConfirmSender};
+pub(crate) use self::connection_state::ConnectionState;
 pub use self::delivery::Delivery;
 pub(crate) use self::delivery::{DeliveryToken, Disposition, PartialReply, Replier, Settler};
 pub use self::header::{HeaderTable, HeaderValue};

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{ConfirmSender, Delivery, Limits, LinkSpec, Publication, Returned, Room};
+use super::{
+    ConfirmSender, ConnectionState, Delivery, Limits, LinkSpec, Publication, Returned, Room,
+};
 use crate::error::Result;
 use crate::message::CorrelationId;
 
@@ -33,6 +35,9 @@ pub(crate) trait Transport: Send + Sync {
     /// Closes every link and the connection. Called by user threads; returns by `deadline` in
     /// whatever state the broker is.
     fn close(&self, deadline: Instant) -> Result<()>;
+
+    /// Returns the latest state of the connection. Does not block.
+    fn state(&self) -> ConnectionState;
 
     /// Returns the limits on outgoing messages.
     fn limits(&self) -> &Limits;

@@ -224,7 +224,7 @@ fn what_is_no_batch_is_refused(broker: &Broker) {
             letter.message_id() == Some(&message.message_id)
                 && letter
                     .last_error()
-                    .is_some_and(|error| error.contains("nobody waits"))
+                    .is_some_and(|error| error.contains("names no reply queue"))
         })
     });
 }

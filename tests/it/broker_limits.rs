@@ -184,7 +184,7 @@ fn full_dead_letters_hold_nothing_up() {
         assert_eq!(caller.call::<u64>(&service, "work", &n).unwrap(), n);
     }
     let state = server.state();
-    assert!(!state.is_well() && state.unhealthy.is_none(), "{state:?}");
+    assert!(!state.is_healthy() && state.unhealthy.is_none(), "{state:?}");
     rabbit.ctl(&["clear_policy", "full"]);
     let letter = dead_letter(&broker, &service);
     assert_eq!(
@@ -194,6 +194,6 @@ fn full_dead_letters_hold_nothing_up() {
     eventually("all of them come", || {
         letters_of(&broker, &service).len() >= 19
     });
-    eventually("and that shows", || server.state().is_well());
+    eventually("and that shows", || server.state().is_healthy());
     assert_eq!(losses(&states), [] as [String; 0]);
 }

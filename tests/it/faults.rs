@@ -271,7 +271,7 @@ fn a_server_without_a_broker_is_not_well() {
         .start()
         .unwrap();
     assert_eq!(registry.lookup(&service).unwrap().iter().count(), 1);
-    assert!(server.state().is_well());
+    assert!(server.state().is_healthy());
     proxy.cut_for_good();
     eventually("it says so itself", || {
         server.state().disconnected.is_some()

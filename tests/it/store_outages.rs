@@ -141,7 +141,7 @@ fn a_store_that_stays_away_pauses_the_server(broker: &Broker) {
     let waiting = client.call_async::<u64>(&service, "work", &2).unwrap();
     store.is_away.store(false, Ordering::SeqCst);
     assert_eq!(waiting.wait().unwrap(), 2);
-    eventually("it is well", || server.state().is_well());
+    eventually("it is well", || server.state().is_healthy());
 }
 
 fn an_id_is_anothers_under_another_action(broker: &Broker) {

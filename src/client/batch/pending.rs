@@ -261,7 +261,7 @@ struct BatchCallback<F> {
 }
 
 impl<F> BatchCallback<F> {
-    /// Has the callback thread notified of the outcomes of these messages.
+    /// Registers the callback thread for the outcomes of these messages.
     fn watch(&mut self, ready: &Notifier, messages: Vec<SentMessage>) {
         let mut messages = VecDeque::from(messages);
         while let Some(message) = messages.pop_front() {

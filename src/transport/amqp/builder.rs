@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::config::Config;
 use super::state_listener::Listener;
-use super::{AmqpTransport, ConnectionState, url};
+use super::{AmqpTransport, url};
 use crate::error::{Error, Result};
 use crate::transport::Broker;
+use crate::transport::ConnectionState;
 
 /// The options of a connection to RabbitMQ, created by
 /// [`Broker::builder`](crate::Broker::builder).

@@ -14,13 +14,14 @@ use super::config::Config;
 use super::connect::{Connected, NotConnected, connect};
 use super::link_table::LinkTable;
 use super::session::{CONNECTION_ENDED, SWEEP_INTERVAL, Session, SessionContext, SessionEnd};
-use super::state_listener::{ConnectionState, Listener, StateNotifier};
+use super::state_listener::{CurrentState, Listener, StateNotifier};
 use super::watchdog::Watchdog;
 use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::base::log_relay;
 use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
+use crate::transport::ConnectionState;
 use crate::transport::Limits;
 
 /// The duration of a session after which the reconnect delays start anew. A shorter session
@@ -39,6 +40,7 @@ const JOIN_AFTER_FAILURE: Duration = Duration::from_secs(1);
 pub(super) struct IoHandle {
     threads: Mutex<Vec<NamedThread>>,
     kill: Box<dyn Fn() + Send + Sync>,
+    state: CurrentState,
 }
 
 impl IoHandle {
@@ -52,13 +54,13 @@ impl IoHandle {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         let no_thread = |error: std::io::Error| {
-            Error::new(ErrorKind::Connect, "cannot start the connection's threads")
-                .with_source(error)
+            Error::new(ErrorKind::Io, "cannot start the connection's threads").with_source(error)
         };
         let watchdog = Watchdog::start(number).map_err(no_thread)?;
         let kill = Box::new(watchdog.killer());
+        let state = CurrentState::new();
         let (state_notifier, listener) =
-            StateNotifier::start(number, listener).map_err(no_thread)?;
+            StateNotifier::start(number, listener, state.clone()).map_err(no_thread)?;
         let mut threads = Vec::from_iter(listener);
         let (started, first) = bounded(1);
         let mut io = IoThread {
@@ -88,6 +90,7 @@ impl IoHandle {
                 return Ok(Self {
                     threads: Mutex::new(threads),
                     kill,
+                    state,
                 });
             }
             Ok(Err(error)) => error,
@@ -101,6 +104,11 @@ impl IoHandle {
             let _ = thread.join_deadline(soon);
         }
         Err(failed)
+    }
+
+    /// Returns the latest state of the connection.
+    pub(super) fn state(&self) -> ConnectionState {
+        self.state.get()
     }
 
     /// Blocks until the threads have ended. Returns false if they have not by `deadline`: the

@@ -15,12 +15,11 @@ mod io_thread;
 mod link_handle;
 mod link_table;
 mod session;
-pub(crate) mod state_listener;
+mod state_listener;
 mod stream;
 mod transit;
 mod transport;
 mod url;
 mod watchdog;
 
-pub(crate) use self::state_listener::ConnectionState;
 pub(crate) use self::transport::AmqpTransport;

@@ -1,40 +1,46 @@
-//! The states of a connection, and the thread that calls the program's listener.
+//! The current state of a connection, and the thread that calls the program's listener.
+
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
 
 use crate::base::catch::catch;
 use crate::base::log_relay;
 use crate::base::thread::NamedThread;
+use crate::transport::ConnectionState;
 
 /// The number of state changes that wait for a listener that blocks; later ones are dropped.
 const MOST_CHANGES: usize = 1_024;
-
-/// A state of a connection, passed to the listener of
-/// [`BrokerBuilder::on_state_change`](crate::BrokerBuilder::on_state_change).
-#[non_exhaustive]
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConnectionState {
-    /// An attempt to connect begins.
-    Connecting,
-    /// Connected and logged in; the links are being opened again.
-    Connected,
-    /// The broker is short of memory or disk and accepts no messages; holds its reason.
-    /// Messages wait to be sent, at most until their deadlines.
-    Blocked(String),
-    /// The broker accepts messages again.
-    Unblocked,
-    /// The connection was lost, or an attempt to connect failed; holds the cause. The next
-    /// attempt follows, unless the next state is `Closed`.
-    Lost(String),
-    /// The final state: closed, or reconnecting was given up; holds the cause.
-    Closed(String),
-}
 
 pub(super) type Listener = Box<dyn Fn(&ConnectionState) + Send>;
 
 /// A notifier that calls the program's listener on a thread of its own, as it may block.
 pub(super) struct StateNotifier {
     changes: Option<Sender<ConnectionState>>,
+    current: CurrentState,
+}
+
+/// The latest state, shared with the handles of the connection.
+#[derive(Clone)]
+pub(super) struct CurrentState(Arc<Mutex<ConnectionState>>);
+
+impl CurrentState {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(ConnectionState::Connecting)))
+    }
+
+    pub(super) fn get(&self) -> ConnectionState {
+        self.0.lock().clone()
+    }
+
+    /// Records a change. The state after `Unblocked` is `Connected`.
+    fn set(&self, state: &ConnectionState) {
+        *self.0.lock() = match state {
+            ConnectionState::Unblocked => ConnectionState::Connected,
+            state => state.clone(),
+        };
+    }
 }
 
 impl StateNotifier {
@@ -42,19 +48,22 @@ impl StateNotifier {
     pub(super) fn start(
         number: u64,
         listener: Option<Listener>,
+        current: CurrentState,
     ) -> std::io::Result<(Self, Option<NamedThread>)> {
         let Some(listener) = listener else {
-            return Ok((Self { changes: None }, None));
+            let changes = None;
+            return Ok((Self { changes, current }, None));
         };
         let (changes, received) = bounded(MOST_CHANGES);
         let listen = move || listen(&received, &listener);
         let thread = NamedThread::spawn(format!("coney-state-{number}"), listen)?;
         let changes = Some(changes);
-        Ok((Self { changes }, Some(thread)))
+        Ok((Self { changes, current }, Some(thread)))
     }
 
-    /// Queues a change for the listener. Never blocks.
+    /// Records a change, and queues it for the listener. Never blocks.
     pub(super) fn notify(&self, state: ConnectionState) {
+        self.current.set(&state);
         if let Some(changes) = &self.changes
             && changes.try_send(state).is_err()
         {

@@ -1,5 +1,6 @@
 //! The transport over RabbitMQ: opens links on one connection.
 
+use crate::transport::ConnectionState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -131,6 +132,10 @@ impl Transport for AmqpTransport {
             Phase::Shutdown,
             format!("the connection to {} did not close in time", self.peer),
         ))
+    }
+
+    fn state(&self) -> ConnectionState {
+        self.io.state()
     }
 
     fn limits(&self) -> &Limits {

@@ -21,7 +21,7 @@ impl Timer {
                 move || run(&shared)
             })
             .map_err(|error| {
-                Error::new(ErrorKind::Broker, "cannot start the memory broker's timer")
+                Error::new(ErrorKind::Io, "cannot start the memory broker's timer")
                     .with_source(error)
             })?;
         Ok(Self(

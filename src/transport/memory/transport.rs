@@ -1,13 +1,13 @@
 //! The memory broker as a transport.
 
-use super::link_handle::MemoryLinkHandle;
-use super::link_handle::closed;
-use super::shared::Shared;
+use crate::transport::ConnectionState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::link_handle::{MemoryLinkHandle, closed};
+use super::shared::Shared;
 use super::state::State;
 use super::timer::Timer;
 use crate::base::thread::OwnerProcess;
@@ -96,6 +96,13 @@ impl Transport for MemoryTransport {
             sink.closed("the broker was closed");
         }
         Ok(())
+    }
+
+    fn state(&self) -> ConnectionState {
+        match *self.shared.state.lock() {
+            Some(_) => ConnectionState::Connected,
+            None => ConnectionState::Closed("the broker was closed".to_owned()),
+        }
     }
 
     fn limits(&self) -> &Limits {

@@ -8,8 +8,8 @@ use crossbeam_channel::TryRecvError;
 use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
 use super::wake::Wake;
 use crate::base::log_relay;
+use crate::transport::ConnectionState;
 use crate::transport::amqp::command::{Command, LinkId};
-use crate::transport::amqp::state_listener::ConnectionState;
 use crate::transport::amqp::watchdog::Watchdog;
 
 /// The number of events taken from one source before the others are checked again.
