@@ -184,7 +184,10 @@ fn full_dead_letters_hold_nothing_up() {
         assert_eq!(caller.call::<u64>(&service, "work", &n).unwrap(), n);
     }
     let state = server.state();
-    assert!(!state.is_healthy() && state.unhealthy.is_none(), "{state:?}");
+    assert!(
+        !state.is_healthy() && state.unhealthy.is_none(),
+        "{state:?}"
+    );
     rabbit.ctl(&["clear_policy", "full"]);
     let letter = dead_letter(&broker, &service);
     assert_eq!(
