@@ -374,7 +374,7 @@ impl Republisher {
 
 /// As much of an error as a header holds.
 fn clip(error: &str, longest: usize) -> &str {
-    &error[..error.floor_char_boundary(longest)]
+    crate::base::text::prefix(error, longest)
 }
 
 /// Up to a fifth less, so that what failed together is not tried again together.

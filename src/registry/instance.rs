@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::fields::{OURS, UNHEALTHY_BECAUSE};
 use crate::base::deadline;
+use crate::base::text::prefix;
 use crate::error::{Error, ErrorKind, Result};
 
 /// One running copy of a service, as the registry knows it.
@@ -231,6 +232,7 @@ impl Instance {
     }
 
     /// The same by another clock than this machine's, which says `seconds` now.
+    #[cfg(feature = "redis")]
     pub(crate) fn by_clock(mut self, seconds: u64) -> Self {
         let now = unix_seconds();
         let there = |here: u64| seconds.saturating_sub(now.saturating_sub(here));
@@ -247,7 +249,7 @@ impl Instance {
 
     /// Well, or not and why.
     pub(crate) fn set_health(&mut self, fault: Option<&str>) {
-        let fault = fault.map(|fault| &fault[..fault.floor_char_boundary(LONGEST_REASON)]);
+        let fault = fault.map(|fault| prefix(fault, LONGEST_REASON));
         self.healthy = fault.is_none();
         match fault {
             Some(fault) => self.metadata.insert(UNHEALTHY_BECAUSE.into(), fault.into()),

@@ -90,7 +90,7 @@ pub(super) fn consume<'c>(channel: &'c Channel, spec: &LinkSpec) -> Result<Consu
             };
             // After a half-open loss the broker keeps the last one locked for a while.
             let unique = format!("{:08x}", fastrand::u32(..));
-            let start = &name[..name.floor_char_boundary(LONGEST_NAME - unique.len() - 1)];
+            let start = crate::base::text::prefix(name, LONGEST_NAME - unique.len() - 1);
             let name = format!("{start}.{unique}");
             channel.queue_declare(&*name, of_our_own)?;
             let (exchange, key) = bind;
