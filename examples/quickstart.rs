@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use coney::redis::Redis;
 use coney::{
     Broker, CallOptions, HandlerError, Registry, ServiceClient, ServiceProxyFactory, ServiceServer,
 };
@@ -63,7 +64,7 @@ fn main() -> Result<(), coney::Error> {
     };
     // A registry: who serves, and where. Optional; calls find their way without it.
     let registry = match std::env::var("REDIS_URL") {
-        Ok(url) => Registry::connect(&url)?,
+        Ok(url) => Redis::new(&url)?.registry(),
         Err(_) => Registry::memory(),
     };
     println!("broker: {}\n", broker.address());

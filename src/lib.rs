@@ -33,7 +33,7 @@
 //! | [`ServiceProxy`] | one service seen from outside, with `camelCase` methods |
 //! | [`DeadLetters`] | the messages that failed for good: look, replay, purge |
 //! | [`Registry`] | which instances of a service there are: registering, looking up, [balancing](balance) |
-//! | [`Redis`] | a handle on a Redis server, for a [`RedisRegistryStore`] or a [`RedisReplyStore`] |
+//! | [`redis`] | a registry and a reply store in Redis (feature `redis`, on by default) |
 //! | [`ReplyStore`] | remembers which requests have been handled, so that a repeated one is not |
 //! | [`Error`], [`ErrorKind`] | what went wrong, and whether it can have run |
 //! | [`message`] | the envelope on the wire, for tools and peers |
@@ -152,7 +152,7 @@
 //! | `coney-health-SERVICE` | one per server with health checks | the checks |
 //! | `coney-beat-N` | one per registry, from its first registration on | says that what was registered is still there |
 //! | `coney-lookup-N` | one per registry, from its first look-up on | asks the store, so that no caller is held up by it |
-//! | `coney-redis-N` | two per [`Redis`] | make its connections |
+//! | `coney-redis-N` | two per [`Redis`](redis::Redis) | make its connections |
 //! | `coney-state-N` | one per connection with an [`on_state_change`](BrokerBuilder::on_state_change) listener | the listener |
 //! | `coney-callback-NAME` | one per client, from its first callback on | callbacks and their timeouts |
 //! | `coney-log` | one per process, from the first line on | hands the log lines of the I/O threads and of the memory broker to the logger |
@@ -189,10 +189,12 @@ mod consumer;
 mod dead_letters;
 mod error;
 mod events;
+#[cfg(feature = "_bench")]
 #[doc(hidden)]
 pub mod internals;
 pub mod message;
-mod redis;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod registry;
 mod server;
 mod topology;
@@ -205,9 +207,8 @@ pub use consumer::{ClaimOutcome, Context, HandlerError, MemoryReplyStore, ReplyS
 pub use dead_letters::{DeadLetter, DeadLetters, ReplayReport};
 pub use error::{Error, ErrorKind, Phase, Result};
 pub use events::{EventPublisher, EventSubscriber, EventSubscriberBuilder, RawEvent, Subscription};
-pub use redis::{Redis, RedisBuilder, RedisRegistryStore, RedisReplyStore};
 pub use registry::{
-    Balancer, Candidate, HeartbeatResult, Instance, Lookup, MemoryRegistryStore, PickedInstance,
+    Candidate, HeartbeatResult, Instance, Instances, Lookup, MemoryRegistryStore, PickedInstance,
     Registration, RegistrationState, Registry, RegistryBuilder, RegistryStore, StoredInstances,
     balance,
 };

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coney::redis::Redis;
 use coney::{
-    Broker, EventPublisher, EventSubscriber, EventSubscriberBuilder, Instance, Redis,
-    RedisReplyStore, Registry, ReplyStore, ServiceClient, ServiceServer, ServiceServerBuilder,
+    Broker, EventPublisher, EventSubscriber, EventSubscriberBuilder, Instance, Registry,
+    ReplyStore, ServiceClient, ServiceServer, ServiceServerBuilder,
 };
 
 use crate::stats::Stats;
@@ -37,10 +38,8 @@ impl Platform {
         Ok(match redis_url {
             Some(url) => Self {
                 broker,
-                registry: Registry::connect(url)?,
-                replies: Arc::new(RedisReplyStore::new(
-                    &Redis::builder(url).connections(10).build()?,
-                )),
+                registry: Redis::new(url)?.registry(),
+                replies: Arc::new(Redis::builder(url).connections(10).build()?.reply_store()),
             },
             None => Self {
                 broker,

@@ -9,7 +9,7 @@ pub type StoreError = Box<dyn StdError + Send + Sync>;
 /// renews leases; may block for as long as it takes to ask a database.
 ///
 /// [`MemoryReplyStore`](crate::MemoryReplyStore) serves one process,
-/// [`RedisReplyStore`](crate::RedisReplyStore) all servers of a service. In one of your
+/// [`RedisReplyStore`](crate::redis::RedisReplyStore) all servers of a service. In one of your
 /// own each operation must be atomic.
 ///
 /// A *claim* is the right to handle a request. It belongs to an `owner`, a number drawn

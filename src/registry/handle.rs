@@ -22,7 +22,7 @@ use crate::error::Result;
 /// let (broker, registry) = (Broker::memory(), Registry::memory());
 /// let server = ServiceServer::builder(&broker, "greeter")
 ///     .handler("greet", |name: String| Ok::<_, String>(format!("Hello, {name}!")))
-///     .registry(&registry) // or Registry::connect("redis://localhost")?
+///     .registry(&registry) // or Redis::new("redis://localhost")?.registry()
 ///     .start()?;
 /// for instance in registry.lookup("greeter")?.iter() {
 ///     println!("{} on {:?}", instance.id(), instance.host());
@@ -91,7 +91,7 @@ impl Registry {
     /// # Errors
     ///
     /// As [`pick`](Registry::pick).
-    pub fn pick_for(
+    pub fn pick_with_key(
         &self,
         service: &str,
         balancer: &dyn Balancer,

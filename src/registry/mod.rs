@@ -1,9 +1,9 @@
-//! The instances of services: registering, heartbeats, looking up, balancing.
+//! The instances of services: registration, heartbeats, look-ups, balancing.
 //!
 //! [`RegistryStore`] is the trait of a store; [`MemoryRegistryStore`] and
-//! [`RedisRegistryStore`](crate::RedisRegistryStore) implement it. Programs use [`Registry`]:
-//! a store, a cache in front of it for look-ups, and a thread that renews the heartbeats of
-//! the instances registered here.
+//! `coney::redis::RedisRegistryStore` implement it. Programs use [`Registry`]: a store, a cache
+//! in front of it for look-ups, and a thread that renews the heartbeats of the instances
+//! registered here.
 
 pub mod balance;
 mod builder;
@@ -31,7 +31,7 @@ pub use self::candidate::{Candidate, PickedInstance};
 pub use self::handle::Registry;
 pub use self::instance::Instance;
 pub(crate) use self::instance::{CAPABILITIES, OWN_QUEUE};
-pub use self::lookup::Lookup;
+pub use self::lookup::{Instances, Lookup};
 pub use self::memory::MemoryRegistryStore;
 pub use self::registration::Registration;
 pub use self::registration_state::RegistrationState;

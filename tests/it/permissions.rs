@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use coney::{
-    Broker, DeadLetters, EventPublisher, EventSubscriber, HandlerError, Instance, Redis,
-    RedisReplyStore, ServiceClient, ServiceServer, Subscription,
+    Broker, DeadLetters, EventPublisher, EventSubscriber, HandlerError, Instance, ServiceClient,
+    ServiceServer, Subscription,
 };
 use crossbeam_channel::unbounded;
 
@@ -127,7 +127,7 @@ fn each_part_needs_no_more_in_redis() {
         "replies",
         "~coney:reply:* +ping +eval +get +set +del +pexpire",
     );
-    let store = RedisReplyStore::new(&Redis::new(&url).unwrap());
+    let store = coney::redis::Redis::new(&url).unwrap().reply_store();
     let broker = Broker::memory();
     let _server = ServiceServer::builder(&broker, "work")
         .deduplicate(std::sync::Arc::new(store), PATIENCE)

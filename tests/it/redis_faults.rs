@@ -7,9 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::balance::Random;
+use coney::redis::Redis;
 use coney::{
-    Broker, ErrorKind, HandlerError, Instance, Redis, RedisRegistryStore, RegistrationState,
-    Registry, ServiceClient, ServiceServer,
+    Broker, ErrorKind, HandlerError, Instance, RegistrationState, Registry, ServiceClient,
+    ServiceServer,
 };
 
 use crate::support::process::Process;
@@ -77,7 +78,7 @@ fn emptied() {
         registry(redis.url(), 2 * SECOND),
     );
     let _one = here.register("web", Instance::new().with_id("1")).unwrap();
-    let slow = Registry::builder(RedisRegistryStore::new(&Redis::new(redis.url()).unwrap()));
+    let slow = Registry::builder(Redis::new(redis.url()).unwrap().registry_store());
     let slow = slow.heartbeat_interval(SECOND).build().unwrap();
     let _two = slow.register("web", Instance::new().with_id("2")).unwrap();
     assert_eq!(ids(&there.lookup("web").unwrap()), ["1", "2"]);

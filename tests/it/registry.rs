@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use coney::balance::{LeastOutstanding, Random, RoundRobin};
 use coney::{
-    ErrorKind, HeartbeatResult, Instance, Lookup, MemoryRegistryStore, Redis, RedisRegistryStore,
-    RegistrationState, Registry, RegistryStore, Result, StoredInstances,
+    ErrorKind, HeartbeatResult, Instance, Lookup, MemoryRegistryStore, RegistrationState, Registry,
+    RegistryStore, Result, StoredInstances,
 };
 
 use crate::support::timing::stall_since;
@@ -25,11 +25,12 @@ macro_rules! on_both_stores {
                 super::$name(&|heartbeat_ttl| ::std::sync::Arc::new(services.clone().with_heartbeat_ttl(heartbeat_ttl)));
             })+
         }
+        #[cfg(feature = "redis")]
         mod redis {
             $(#[test] fn $name() {
                 super::$name(&|heartbeat_ttl| {
-                    let redis = super::Redis::new(&crate::support::redis_url()).unwrap();
-                    let store = super::RedisRegistryStore::new(&redis).with_heartbeat_ttl(heartbeat_ttl);
+                    let redis = coney::redis::Redis::new(&crate::support::redis_url()).unwrap();
+                    let store = redis.registry_store().with_heartbeat_ttl(heartbeat_ttl);
                     ::std::sync::Arc::new(store)
                 });
             })+
@@ -359,7 +360,7 @@ fn picks_are_counted_until_they_are_dropped(open: Open<'_>) {
     let gone = first.id().to_owned();
     first.failed();
     for _ in 0..10 {
-        let other = registry.pick(&service, &RoundRobin::default()).unwrap();
+        let other = registry.pick(&service, &RoundRobin::new()).unwrap();
         assert_ne!(other.id(), gone);
     }
     let other = registry.pick(&service, &Random).unwrap();

@@ -6,13 +6,12 @@ use std::thread;
 use std::time::Duration;
 
 use coney::{
-    Broker, CallOptions, ClaimOutcome, ErrorKind, HandlerError, MemoryReplyStore, Redis,
-    RedisReplyStore, ReplyStore, ServiceServer, ServiceServerBuilder, StoreError,
+    Broker, CallOptions, ClaimOutcome, ErrorKind, HandlerError, MemoryReplyStore, ReplyStore,
+    ServiceServer, ServiceServerBuilder, StoreError,
 };
 use crossbeam_channel::unbounded;
 
 use crate::support::dead::{letters_of, no_dead_letter};
-use crate::support::server::Server;
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
@@ -238,16 +237,17 @@ fn the_answer_of_a_command_is_not_encoded(broker: &Broker) {
     assert!(letters_of(broker, &service).is_empty());
 }
 
+#[cfg(feature = "redis")]
 #[test]
 fn redis_that_is_stopped_is_such_an_outage() {
-    let redis = Server::redis();
+    let redis = crate::support::server::Server::redis();
     let (broker, service) = (Broker::memory(), unique("work"));
-    let connection = Redis::builder(redis.url())
+    let connection = coney::redis::Redis::builder(redis.url())
         .timeout(100 * MS)
         .build()
         .unwrap();
     connection.ping().unwrap();
-    let store = Arc::new(RedisReplyStore::new(&connection));
+    let store = Arc::new(connection.reply_store());
     let _server = builder(&broker, &service, store)
         .handler("work", |n: u64| Ok::<_, HandlerError>(n))
         .start()

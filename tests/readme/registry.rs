@@ -5,7 +5,7 @@ use coney::{Broker, CallOptions, Instance, Registry, ServiceClient, ServiceServe
 
 fn main() -> coney::Result<()> {
     let broker = Broker::memory();
-    let registry = Registry::memory(); // or Registry::connect("redis://localhost")?
+    let registry = Registry::memory(); // or Redis::new("redis://localhost")?.registry()
     let _server = ServiceServer::builder(&broker, "user-service")
         .handler("get_user", |id: u64| Ok::<_, String>(format!("user {id}")))
         .registry(&registry) // registers, beats every 15 s, deregisters first thing in shutdown

@@ -7,6 +7,7 @@ pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod raw_amqp;
+#[cfg(feature = "redis")]
 pub mod registry;
 pub mod server;
 pub mod timing;
@@ -44,6 +45,7 @@ pub fn rabbitmq() -> Broker {
 }
 
 /// The shared Redis of this run.
+#[cfg(feature = "redis")]
 pub fn redis_url() -> String {
     std::env::var("CONEY_TEST_REDIS_URL")
         .expect("CONEY_TEST_REDIS_URL is not set: run the tests with tests/run")

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use coney::{Lookup, Redis, RedisRegistryStore, Registry};
+use coney::redis::Redis;
+use coney::{Lookup, Registry};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -12,7 +13,7 @@ pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(300);
 /// Beats often, so that the tests need not wait long.
 pub fn registry(url: &str, heartbeat_ttl: Duration) -> Registry {
     let redis = Redis::builder(url).timeout(200 * MS).build().unwrap();
-    let store = RedisRegistryStore::new(&redis).with_heartbeat_ttl(heartbeat_ttl);
+    let store = redis.registry_store().with_heartbeat_ttl(heartbeat_ttl);
     Registry::builder(store)
         .heartbeat_interval(100 * MS)
         .cache_ttl(400 * MS)
