@@ -225,7 +225,7 @@ impl RegistryStore for RedisRegistryStore {
         let now = self.unix_seconds()?;
         let instances: Vec<Instance> = instances
             .iter()
-            .map(|instance| instance.clone().beaten_at_time(now))
+            .map(|instance| instance.clone().with_heartbeat_at(now))
             .collect();
         // The index of each instance that has no result yet, and its renewal.
         let mut open: Vec<(usize, (Written, Written))> = {
