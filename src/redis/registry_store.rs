@@ -22,7 +22,7 @@ use crate::registry::{HeartbeatResult, Instance, Registry, RegistryStore, Stored
 ///
 /// | key | what it is |
 /// | --- | --- |
-/// | `coney:left:SERVICE:ID` | a tombstone, kept for five minutes after the instance was deregistered |
+/// | `coney:left:SERVICE:ID` | a tombstone, kept for 300 s after the instance was deregistered |
 /// | `coney:registry:generation` | a random number, which changes when Redis loses its data |
 ///
 /// An instance whose entry is missing and that has no tombstone was lost (deleted, evicted,

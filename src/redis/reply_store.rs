@@ -57,7 +57,8 @@ const COMPLETE: &str = "
     redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
     return 1";
 
-/// A script that takes the claim if there is neither claim nor reply. KEYS: the request. ARGV: claim, lease in ms.
+/// A script that takes the claim if there is neither claim nor reply. KEYS: the request.
+/// ARGV: claim, lease in ms.
 const TAKE: &str = "
     local there = redis.call('GET', KEYS[1])
     if not there then

@@ -165,7 +165,7 @@ impl HeartbeatLoop {
             let command = if self.members.is_empty() && self.undone.is_empty() {
                 commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else if self.next_act() <= Instant::now() {
-                Err(RecvTimeoutError::Timeout) // before any command, so that heartbeats are on time
+                Err(RecvTimeoutError::Timeout) // before any command: heartbeats are on time
             } else {
                 commands.recv_deadline(self.next_act())
             };
@@ -181,7 +181,9 @@ impl HeartbeatLoop {
                 None => self.write_missing(),
             };
             if catch(act).is_err() {
-                log::error!(target: "coney::registry", "the registry's store panicked; heartbeats go on");
+                log::error!(
+                    target: "coney::registry", "the registry's store panicked; heartbeats go on"
+                );
                 self.next = self.soon();
             }
         }
@@ -333,7 +335,7 @@ impl HeartbeatLoop {
             HeartbeatResult::Lost => {
                 log::info!(
                     target: "coney::registry",
-                    "the instance {id:?} of {service} was lost by the registry and is registered again"
+                    "the instance {id:?} of {service} is not in the registry; registering it again"
                 );
                 member.written = false;
             }

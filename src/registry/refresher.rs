@@ -25,8 +25,8 @@ const MOST_REMOVED: usize = 100;
 const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The stale reason while missing instances have time to renew their heartbeats.
-const LOST: &str = "the store was unavailable or has lost data, and instances that it does not have \
-                    may still be live";
+const LOST: &str = "the store was unavailable or has lost data; instances that it does not \
+                    have may still be live";
 
 /// The look-up thread, which asks the store so that no caller waits longer than its timeout.
 pub(super) struct Refresher {
@@ -193,10 +193,10 @@ impl RefreshLoop {
         if missing.iter().any(died) {
             self.store.check_writes()?;
         }
-        // After an outage of the store, or a loss of its data, all missing instances are kept
-        // for two heartbeats. Otherwise only those without a tombstone are kept, until they
-        // would count as dead: they were deleted, evicted, or removed by a program that took
-        // them for dead.
+        // After an outage of the store, or a loss of its data, every missing instance is kept
+        // for two heartbeats. Otherwise one of ours that has vanished is kept until it would
+        // count as dead: it was deleted, evicted, or removed by a program that took it for dead.
+        // Instances with a tombstone were deregistered, and are not kept.
         let in_trouble = before.stale.is_some() || before.generation != generation;
         let is_lost =
             |one: &&Arc<Candidate>| in_trouble || (one.instance().is_ours() && !died(one));

@@ -14,13 +14,14 @@ use crate::error::Result;
 /// results in types that are made by constructors and may get more fields and variants.
 ///
 /// A registry calls its store on two threads of its own, so that no caller waits for it
-/// longer than [`lookup_timeout`](super::RegistryBuilder::lookup_timeout):
+/// longer than [`lookup_timeout`](super::RegistryBuilder::lookup_timeout): `coney-beat-N` for
+/// heartbeats and `coney-lookup-N` for look-ups.
 ///
 /// | caller | methods |
 /// | --- | --- |
-/// | heartbeat thread, `coney-beat-N` | `register`, `deregister`, `heartbeat` |
-/// | look-up thread, `coney-lookup-N` | `instances`, `was_deregistered`, `check_writes`, `remove_dead` |
-/// | the thread that calls [`Registry::services`](super::Registry::services) | `services` |
+/// | heartbeat thread | `register`, `deregister`, `heartbeat` |
+/// | look-up thread | `instances`, `was_deregistered`, `check_writes`, `remove_dead` |
+/// | caller of [`Registry::services`](super::Registry::services) | `services` |
 /// | any thread | `heartbeat_ttl` |
 ///
 /// The methods may block, but not for long: a call that blocks delays the heartbeats, or the
