@@ -35,6 +35,7 @@
 //! | [`PendingReply`], [`PendingConfirm`], [`batch::PendingBatch`] | results that are still to come |
 //! | [`Context`], [`HandlerError`], [`HandlerResult`] | the request and the result of a handler |
 //! | [`Registry`], [`Instance`] | the instances of services: registering, looking up, [balancing](balance) |
+//! | `redis::Redis` | a registry and a store of replies in Redis (feature `redis`, on by default) |
 //! | [`DeadLetters`] | the messages that failed for good: list, replay, purge |
 //! | [`Error`], [`ErrorKind`] | the failure, and whether the request can have run |
 //!
@@ -97,9 +98,11 @@ pub mod dead_letters;
 mod error;
 pub mod events;
 pub mod guide;
+#[cfg(feature = "_bench")]
 #[doc(hidden)]
 pub mod internals;
 pub mod message;
+#[cfg(feature = "redis")]
 pub mod redis;
 pub mod registry;
 pub mod server;
@@ -153,7 +156,8 @@ pub mod deduplication {
 /// ```
 pub mod balance {
     pub use crate::registry::balance::{
-        Balancer, ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin, Weighted,
+        Balancer, Choice, ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin,
+        Weighted,
     };
     pub use crate::registry::candidate::Candidate;
 }

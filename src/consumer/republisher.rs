@@ -15,6 +15,7 @@ use super::republish_confirms::{PendingRepublish, REPUBLISH_TIMEOUT};
 use super::tracked::Tracked;
 use super::{ConsumedQueue, HandlerError, LocalAttempts};
 use crate::base::deadline;
+use crate::base::text::prefix;
 use crate::message::Body;
 use crate::topology::DEAD_EXCHANGE;
 use crate::transport::x_death::{
@@ -376,7 +377,7 @@ impl Republisher {
 
 /// Cuts an error to at most `max` bytes.
 fn clip(error: &str, max: usize) -> &str {
-    &error[..error.floor_char_boundary(max)]
+    prefix(error, max)
 }
 
 /// Shortens a delay by up to a fifth at random, so that messages that failed at the same time are

@@ -18,7 +18,8 @@ const PROGRAMS: [(&str, &[&str]); 5] = [
 
 /// Returns the code blocks of a language.
 fn blocks<'r>(readme: &'r str, language: &str) -> Vec<&'r str> {
-    let parts = readme.split(&format!("```{language}\n")).skip(1);
+    let fence = format!("```{language}\n");
+    let parts = readme.split(&fence).skip(1);
     parts
         .map(|rest| rest.split("```").next().unwrap())
         .collect::<Vec<_>>()

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use coney::deduplication::{ClaimOutcome, MemoryReplyStore, ReplyStore, StoreError};
-use coney::redis::{Redis, RedisReplyStore};
 use coney::server::ServiceServerBuilder;
 use coney::{
     Broker, CallOptions, ErrorKind, HandlerError, HandlerResult, SendOptions, ServiceServer,
@@ -13,7 +12,6 @@ use coney::{
 use crossbeam_channel::{bounded, unbounded};
 
 use crate::support::dead_letters::{letters_of, no_dead_letter};
-use crate::support::server::Server;
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
@@ -257,16 +255,17 @@ fn the_answer_of_a_command_is_not_encoded(broker: &Broker) {
     assert!(letters_of(broker, &service).is_empty());
 }
 
+#[cfg(feature = "redis")]
 #[test]
 fn redis_that_is_stopped_is_such_an_outage() {
-    let redis = Server::redis();
+    let redis = crate::support::server::Server::redis();
     let (broker, service) = (Broker::memory(), unique("work"));
-    let connection = Redis::builder(redis.url())
+    let connection = coney::redis::Redis::builder(redis.url())
         .timeout(100 * MS)
         .build()
         .unwrap();
     connection.ping().unwrap();
-    let store = Arc::new(RedisReplyStore::new(&connection));
+    let store = Arc::new(connection.reply_store());
     let _server = builder(&broker, &service, store)
         .respond("work", |n: u64| n)
         .start()
