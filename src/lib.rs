@@ -131,7 +131,7 @@ pub use transport::broker::Broker;
 pub use transport::connection_state::ConnectionState;
 
 /// Many calls to one service in few messages: limits, keys and replies of a
-/// [`Batch`](crate::Batch).
+/// [`Batch`].
 pub mod batch {
     pub use crate::client::batch::{BatchLimits, BatchReplies, CallKey, PendingBatch};
 }

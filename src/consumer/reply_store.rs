@@ -11,7 +11,7 @@ pub type StoreError = Box<dyn StdError + Send + Sync>;
 /// a query to a database takes.
 ///
 /// [`MemoryReplyStore`](crate::deduplication::MemoryReplyStore) serves one process,
-/// [`RedisReplyStore`](crate::redis::RedisReplyStore) all servers of a service. Each operation of an
+/// `redis::RedisReplyStore` all servers of a service. Each operation of an
 /// implementation must be atomic.
 ///
 /// A *claim* is the right to handle a request. It belongs to an `owner`, a random number drawn

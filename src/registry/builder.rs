@@ -97,7 +97,8 @@ impl Registry {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use coney::{MemoryRegistryStore, Registry};
+    /// use coney::Registry;
+    /// use coney::registry::MemoryRegistryStore;
     ///
     /// let store = MemoryRegistryStore::new().with_heartbeat_ttl(Duration::from_secs(10));
     /// let registry = Registry::builder(store).cache_ttl(Duration::from_secs(5)).build()?;

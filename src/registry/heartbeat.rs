@@ -116,15 +116,11 @@ impl HeartbeatThread {
             undone: Vec::new(),
             failing: false,
         };
-        let thread = NamedThread::spawn(format!("coney-beat-{number}"), move || {
+        let thread = NamedThread::spawn(format!("coney-heartbeat-{number}"), move || {
             heartbeats.run(&receiver)
         });
         let thread = thread.map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidConfig,
-                "cannot start the heartbeat thread",
-            )
-            .with_source(error)
+            Error::new(ErrorKind::Io, "cannot start the heartbeat thread").with_source(error)
         })?;
         self.thread = Some((commands.clone(), thread));
         Ok(commands)

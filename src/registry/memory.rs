@@ -16,7 +16,8 @@ use crate::error::Result;
 ///
 /// ```
 /// use std::time::Duration;
-/// use coney::{MemoryRegistryStore, Registry};
+/// use coney::Registry;
+/// use coney::registry::MemoryRegistryStore;
 ///
 /// let store = MemoryRegistryStore::new().with_heartbeat_ttl(Duration::from_secs(2));
 /// let registry = Registry::builder(store).build()?;

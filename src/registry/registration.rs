@@ -20,14 +20,15 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The registration of an instance: dropping it deregisters the instance.
 ///
-/// Until then a thread of the [`Registry`], `coney-beat-N`, renews the instance's heartbeat, and
+/// Until then a thread of the [`Registry`], `coney-heartbeat-N`, renews the instance's heartbeat, and
 /// registers it again when the store has lost its data. Dropping it blocks until the instance is
 /// deregistered, at most 3 s. An instance that could not be deregistered counts as dead once its
 /// last heartbeat is older than the store's
 /// [`heartbeat_ttl`](super::RegistryStore::heartbeat_ttl).
 ///
 /// ```
-/// use coney::{Instance, Registry, RegistrationState};
+/// use coney::registry::RegistrationState;
+/// use coney::{Instance, Registry};
 ///
 /// let registry = Registry::memory();
 /// let registration = registry.register("web", Instance::new().with_port(8080))?;

@@ -14,7 +14,7 @@ use crate::error::Result;
 /// results in types that are made by constructors and may get more fields and variants.
 ///
 /// A registry calls its store on two threads of its own, so that no caller waits for it
-/// longer than [`lookup_timeout`](super::RegistryBuilder::lookup_timeout): `coney-beat-N` for
+/// longer than [`lookup_timeout`](super::RegistryBuilder::lookup_timeout): `coney-heartbeat-N` for
 /// heartbeats and `coney-lookup-N` for look-ups.
 ///
 /// | caller | methods |
@@ -201,7 +201,7 @@ impl<S: RegistryStore + ?Sized> RegistryStore for Arc<S> {
 /// The result of [`RegistryStore::instances`].
 ///
 /// ```
-/// use coney::StoredInstances;
+/// use coney::registry::StoredInstances;
 ///
 /// let found = StoredInstances::new(Vec::new())
 ///     .with_generation(7)

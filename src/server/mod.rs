@@ -1,6 +1,6 @@
 //! The serving side: deliveries in, handlers on a pool of workers, replies out.
 //!
-//! [`ServiceServer`](crate::ServiceServer) itself is at the crate's root.
+//! [`ServiceServer`] itself is at the crate's root.
 
 mod builder;
 mod health;
