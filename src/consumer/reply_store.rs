@@ -70,6 +70,7 @@ pub trait ReplyStore: Send + Sync {
 }
 
 /// The outcome of [`ReplyStore::claim`].
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimOutcome {
     /// The request may be handled by this owner.

@@ -2,6 +2,7 @@
 //! letters. The broker confirms each copy before the original is acknowledged, so a fault may
 //! duplicate a message, but never lose it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -77,15 +78,13 @@ impl Retries {
 impl Republisher {
     /// Returns the queues in which messages wait for another attempt; none if they wait in this
     /// process.
-    pub(super) fn retry_queues(&self) -> Vec<String> {
+    pub(super) fn retry_queues(&self) -> BTreeSet<String> {
         match &self.retries {
-            Retries::Held { .. } => Vec::new(),
+            Retries::Held { .. } => BTreeSet::new(),
             Retries::Queued { delays, parking } => {
                 let delays = delays.iter().chain([parking]);
-                let mut queues: Vec<_> = delays.map(|it| self.queue.retry_queue(*it)).collect();
-                queues.push(self.queue.suspect_queue());
-                queues.dedup();
-                queues
+                let queues = delays.map(|delay| self.queue.retry_queue(*delay));
+                queues.chain([self.queue.suspect_queue()]).collect()
             }
         }
     }

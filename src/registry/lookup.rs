@@ -132,6 +132,7 @@ impl<'a> IntoIterator for &'a Lookup {
 }
 
 /// An iterator over the instances of a [`Lookup`].
+#[must_use = "iterators are lazy"]
 #[derive(Clone)]
 pub struct Instances<'a>(std::slice::Iter<'a, Arc<Candidate>>);
 

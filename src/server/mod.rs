@@ -3,6 +3,7 @@
 //! [`ServiceServer`] itself is at the crate's root.
 
 mod builder;
+mod handlers;
 mod health;
 pub(crate) mod service_server;
 mod sources;

@@ -56,7 +56,7 @@ fn waiting_a_little_and_not_at_all(broker: &Broker) {
     server.open();
     assert_eq!(slow.wait_timeout(PATIENCE).unwrap().unwrap(), 300);
     let again = slow.try_wait().unwrap().unwrap_err();
-    assert_eq!(again.kind(), ErrorKind::Closed);
+    assert_eq!(again.kind(), ErrorKind::Misuse);
 }
 
 fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {

@@ -116,7 +116,7 @@ fn left_server(broker: &Broker, service: &str) -> ServiceServer {
 fn a_deadline_is_counted_from_the_arrival(broker: &Broker) {
     let (service, replies) = (unique("work"), unique("replies"));
     let _server = left_server(broker, &service);
-    let topology = Topology::default()
+    let topology = Topology::new()
         .exchange("service.exchange", ExchangeKind::Direct)
         .queue(&replies);
     let peer = Link::open(broker, LinkSpec::new(topology).consume(&replies, 10)).unwrap();
