@@ -25,6 +25,7 @@ mod faults;
 mod handed_back;
 mod health;
 mod hostile;
+mod language;
 mod layers;
 mod ledger;
 #[cfg(feature = "redis")]
