@@ -1,5 +1,5 @@
-//! What can happen to Redis, and what a registry says meanwhile. Each test has a
-//! Redis of its own: starting one takes a tenth of a second.
+//! Outages of Redis, and the look-ups of a registry meanwhile. Each test has a private Redis:
+//! starting one takes a tenth of a second.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -20,8 +20,8 @@ use crate::support::{eventually, unique};
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Looks up all the time, in time, and always finds the same; if the registry is in
-/// trouble, it says at some time that this is old.
+/// Asserts that look-ups end in time and find the same instance all the time; if the registry is
+/// in trouble, one of them must be stale.
 fn finds_the_same_for(time: Duration, registry: &Registry, service: &str, in_trouble: bool) {
     let end = Instant::now() + time;
     let mut was_stale = false;
@@ -44,7 +44,7 @@ fn killed_and_started_empty() {
     let one = here.register("web", Instance::new().with_id("1")).unwrap();
     finds_the_same_for(SECOND, &there, "web", false);
     redis.kill();
-    // Longer than an instance that is not heard of would live.
+    // This is longer than an instance without heartbeats would live.
     finds_the_same_for(3 * SECOND, &there, "web", true);
     let found = there.lookup("web").unwrap();
     assert!(
@@ -132,7 +132,7 @@ fn frozen() {
         "{error}"
     );
     redis.resume();
-    // What was asked before it froze must not be taken for the answer to this.
+    // The answer to an earlier question must not be taken for the answer to this.
     for n in 0..50 {
         let service = format!("s{n}");
         assert!(there.refresh(&service).unwrap().is_empty());
