@@ -56,7 +56,7 @@ fn wait_timeout_and_try_wait_may_return_none(broker: &Broker) {
     server.open();
     assert_eq!(slow.wait_timeout(PATIENCE).unwrap().unwrap(), 300);
     let again = slow.try_wait().unwrap().unwrap_err();
-    assert_eq!(again.kind(), ErrorKind::Closed);
+    assert_eq!(again.kind(), ErrorKind::Misuse);
 }
 
 fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {
@@ -82,7 +82,7 @@ fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {
     let error = call(&service, "wait", 400, Duration::from_millis(30)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
 
-    // One whose reply is here before the callback is.
+    // The reply to this one arrives before its callback is set.
     let pending = client.call_async::<u64>(&service, "echo", &9).unwrap();
     eventually("its reply", || client.in_flight() == 0);
     let last = sent.clone();
@@ -91,7 +91,7 @@ fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {
         .unwrap();
     assert_eq!(replies.recv_timeout(PATIENCE).unwrap().unwrap(), 9);
 
-    // And one that a closing client leaves without a reply.
+    // A closing client leaves this one without a reply.
     let pending = client.call_async::<u64>(&service, "wait", &401).unwrap();
     pending
         .then(move |reply| sent.send(reply).unwrap())

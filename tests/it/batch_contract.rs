@@ -98,7 +98,7 @@ fn a_peer_that_does_not_know_batches_is_called_one_by_one(broker: &Broker) {
             assert_eq!(error.kind(), ErrorKind::UnknownAction, "{error}");
         }
         let actions = peer.join().unwrap();
-        // Asked once, and remembered.
+        // The client asks once, and remembers the answer.
         let wanted = [
             "$batch", "double", "double", "fly", "double", "double", "fly",
         ];
@@ -155,7 +155,7 @@ fn a_peers_batch_is_answered(broker: &Broker) {
     peer.publish(request(&service, &body, &replies), PATIENCE)
         .unwrap();
     let delivery = recv(&peer);
-    // Answered on its own, and first: the batch is acknowledged with its own reply.
+    // This error is answered first and by itself: the batch is acknowledged with its own reply.
     assert_eq!(
         delivery.message().properties.correlation_id.as_deref(),
         Some(own)
@@ -209,7 +209,7 @@ fn malformed_batches_are_refused(broker: &Broker) {
         assert!(reply.error.contains("batch"), "{}", reply.error);
         delivery.ack();
     }
-    // Without a reply queue for its error it is kept.
+    // A batch without a reply queue is dead-lettered.
     let mut message = ServiceMessage::new("php", &*service, "$batch", [1]);
     message.message_id = unique("m").into();
     let mut publication = request(&service, "", "");

@@ -74,7 +74,7 @@ fn each_call_has_a_type_and_an_error_of_its_own(broker: &Broker) {
     let elsewhere = client(broker).batch(&service).add::<u64>("double", &1);
     assert_eq!(
         replies.take(elsewhere).unwrap_err().kind(),
-        ErrorKind::InvalidConfig
+        ErrorKind::Misuse
     );
 }
 

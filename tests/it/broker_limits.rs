@@ -96,7 +96,7 @@ fn a_channel_limit_stops_only_dead_letters() {
     assert_eq!(caller.call::<u64>(&service, "work", &1).unwrap(), 1);
     let begin = losses(&states).len();
     assert!(begin <= 2, "the limit is learnt once");
-    // A dead letter needs another channel, and does not get it: nothing else suffers.
+    // A dead letter needs another channel, and does not get it: nothing else is affected.
     let unknown = CallOptions::new().timeout(300 * MS);
     let end = Instant::now() + Duration::from_secs(4);
     while Instant::now() < end {

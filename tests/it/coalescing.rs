@@ -329,7 +329,7 @@ fn a_service_without_batches_gets_single_requests() {
     });
     assert_eq!(sizes(&link, 10), [1; 10]);
     join_all(calls);
-    // And remembered.
+    // The client remembers that.
     held.hold();
     let calls = call_all(&held.client, &service, 10);
     held.release(10);

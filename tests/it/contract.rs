@@ -253,7 +253,7 @@ fn bodies_that_are_not_envelopes_are_answered(broker: &Broker) {
         assert_eq!(reply.message_id, "msg_20261123083012_862ad1d69070c888");
         drop(reply);
         delivery.ack();
-        // Without a reply queue there is no answer.
+        // A request without a reply queue gets no answer.
         let mut silent = request(&service, body, "");
         silent.properties.reply_to = None;
         peer.publish(silent, PATIENCE).unwrap();

@@ -1,4 +1,4 @@
-//! `DeadLetters`: looking, replaying, purging.
+//! `DeadLetters`: listing, replaying, purging.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

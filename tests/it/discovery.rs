@@ -317,7 +317,7 @@ fn peers_without_a_queue_of_their_own_are_called_through_the_services(broker: &B
     store
         .register(&Instance::from_json(&service, "php", &json).unwrap())
         .unwrap();
-    // The peer, which knows nothing of registries here.
+    // The peer does not use the registry.
     let _peer = ServiceServer::builder(broker, &service)
         .respond("who", |_: u64| "peer")
         .start()

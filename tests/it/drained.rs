@@ -188,7 +188,7 @@ fn shutdown_fails_if_the_broker_does_not_confirm() {
     let client = client(&broker);
     assert_eq!(client.call::<u64>(&service, "work", &1).unwrap(), 1);
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
-    // It notices with what is published next.
+    // The broker blocks the connection with the next message.
     let options = coney::CallOptions::new().timeout(300 * MS);
     let _ = client.call_with::<u64>(&service, "work", &1, &options);
     let error = server.shutdown(Duration::from_secs(1)).unwrap_err();

@@ -27,7 +27,7 @@ on_both!(
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Events, and which attempt each was.
+/// Events, with the attempt of each.
 type Attempts = Vec<(u64, u32)>;
 
 fn failed_events_are_retried_and_dead_lettered(broker: &Broker) {
@@ -231,7 +231,7 @@ fn events_of_a_key_stay_in_order_over_several_instances(broker: &Broker) {
     let _second = subscribe();
     publish_keyed(broker, &name, 4, 50);
     eventually("it has begun", || seen.lock().len() == 4);
-    // In the middle of it another takes over.
+    // Another instance takes over before the end.
     first.shutdown(PATIENCE).unwrap();
     let count = |seen: &HashMap<u64, Vec<_>>| seen.values().map(Vec::len).sum::<usize>();
     eventually("all are handled", || count(&seen.lock()) >= 200);

@@ -40,7 +40,7 @@ fn ordered_events_have_a_connection_of_their_own() {
     for n in 0..5u64 {
         publisher.publish(&plain, &n).unwrap();
     }
-    // Two are at work, and three have been fetched and wait.
+    // Two are being handled, and three have been fetched and wait.
     recv_n(&first, 2);
     for n in 0..5u64 {
         publisher.publish(&ordered, &n).unwrap();
@@ -48,7 +48,7 @@ fn ordered_events_have_a_connection_of_their_own() {
     proxy.cut_latest();
     drop(release);
     assert_eq!(sorted(recv_n(&plain_events, 5)), [0, 1, 2, 3, 4]);
-    // Some of them may have been handled and not acknowledged: those come again.
+    // Events that were handled and not acknowledged are redelivered.
     let mut seen = Vec::new();
     while seen.last() != Some(&4) {
         seen.extend(recv_n(&ordered_events, 1));
@@ -81,14 +81,14 @@ fn a_broadcast_is_retried_after_a_reconnect() {
         .unwrap();
     publisher(&of_publisher).publish(&name, &7u64).unwrap();
     assert_eq!(recv_n(&attempts, 1), [(7, 1)]);
-    // The queue it came from goes with the connection, and the event does not.
+    // The exclusive queue is deleted with the connection, and the event is still retried.
     proxy.cut();
     assert_eq!(recv_n(&attempts, 1), [(7, 2)]);
     subscriber.shutdown(PATIENCE).unwrap();
     assert_no_more(&attempts);
 }
 
-/// A name that the broker has not let go of yet would be refused (405).
+/// A name that still exists would be refused (405).
 #[test]
 fn an_exclusive_queue_gets_a_new_name_in_each_session() {
     let rabbit = Server::rabbitmq();

@@ -249,7 +249,7 @@ fn the_wire_format_of_an_event(broker: &Broker) {
     );
     assert_eq!(body.payload.decode::<u64>(), Ok(7));
     delivery.ack();
-    // A peer's event, which says where to reply: events are not answered.
+    // A peer's event with a reply queue: events are not answered.
     let (sent, events) = unbounded();
     let service = unique("one");
     let subscriber = subscriber(broker, &service)

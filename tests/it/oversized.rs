@@ -210,7 +210,7 @@ fn a_request_or_command_that_the_broker_refuses_has_its_reason() {
     let broker = Broker::connect(rabbit.url()).unwrap();
     let _server = mirror(&broker, &service);
     for is_command in [false, true] {
-        // Each connection finds out for itself.
+        // Each connection learns the limit by itself.
         let broker = Broker::connect(rabbit.url()).unwrap();
         let client: ServiceClient = client(&broker);
         for _ in 0..3 {

@@ -167,7 +167,7 @@ fn the_registry_is_shared() {
         ["ours"],
         "what a peer takes out is out"
     );
-    // A peer that takes ours out has taken it for dead: it is there again.
+    // After a peer has removed ours as dead, it is registered again.
     assert_eq!(
         php("registry.php", &[url, "deregister", "web", "ours"]),
         "deregistered"

@@ -154,7 +154,7 @@ fn one_that_stops_beating_is_dead_and_then_removed(open: Open<'_>) {
         registry.refresh(&service).unwrap();
         store.instances(&service).unwrap().instances.is_empty()
     });
-    // Not if it was heard of meanwhile.
+    // It is not removed if it has beaten meanwhile.
     store.register(&beaten(&service, "back", 0)).unwrap();
     assert!(!store.remove_dead(&beaten(&service, "back", 2)).unwrap());
     assert_eq!(store.instances(&service).unwrap().instances.len(), 1);

@@ -35,7 +35,7 @@ fn the_context_describes_the_request(broker: &Broker) {
             assert!(context.message_id().starts_with("msg_"));
             assert!(!context.is_redelivered());
             assert_eq!(context.header::<String>("missing"), None);
-            let remaining = context.remaining().expect("coney's clients say it");
+            let remaining = context.remaining().expect("coney's clients send it");
             assert!(remaining <= Duration::from_secs(7), "{remaining:?}");
             assert!(remaining > Duration::from_secs(1), "{remaining:?}");
             (
