@@ -1,4 +1,4 @@
-//! A broker that is short of memory: it blocks those who publish, and nothing else.
+//! A broker with a memory alarm: it blocks publishers, and nothing else.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
     let (_server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
     client.send(&service, "nap", &1).unwrap();
-    // Consumes on the same connection what the broker itself moves there later.
+    // Consumes, on the same connection, messages that the broker itself moves there later.
     let (wait, done) = (unique("wait"), unique("done"));
     let delay = QueueOptions::new()
         .message_ttl(Duration::from_secs(4))
@@ -35,7 +35,7 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
     let (other_server, _other_starts) = sleepy_server(&other, &unique("nap"));
 
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
-    // More than the sockets take, so that TCP too waits for longer than it likes.
+    // More than the sockets take, so that TCP waits for long, too.
     let large = "x".repeat(1 << 20);
     let large: Vec<_> = (0..20)
         .map(|_| {

@@ -11,12 +11,12 @@ use crate::support::{PATIENCE, client, eventually, on_both, unique};
 on_both!(
     a_reply_is_waited_for_by_one_thread_after_another,
     replies_can_be_waited_for_in_any_order,
-    waiting_a_little_and_not_at_all,
+    wait_timeout_and_try_wait_may_return_none,
     callbacks_get_replies_errors_and_timeouts,
     callbacks_never_run_on_the_io_thread,
     a_panicking_callback_does_not_stop_the_others,
     a_callback_may_hold_the_last_client,
-    a_forgotten_call_is_forgotten,
+    a_dropped_call_is_abandoned,
     ten_thousand_in_flight,
 );
 
@@ -40,7 +40,7 @@ fn replies_can_be_waited_for_in_any_order(broker: &Broker) {
     }
 }
 
-fn waiting_a_little_and_not_at_all(broker: &Broker) {
+fn wait_timeout_and_try_wait_may_return_none(broker: &Broker) {
     let service = unique("echo");
     let mut server = GatedServer::start(broker, &service, 2);
     let client = client(broker);
@@ -82,7 +82,7 @@ fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {
     let error = call(&service, "wait", 400, Duration::from_millis(30)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
 
-    // One whose reply is here before the callback is.
+    // The reply to this one arrives before its callback is set.
     let pending = client.call_async::<u64>(&service, "echo", &9).unwrap();
     eventually("its reply", || client.in_flight() == 0);
     let last = sent.clone();
@@ -91,7 +91,7 @@ fn callbacks_get_replies_errors_and_timeouts(broker: &Broker) {
         .unwrap();
     assert_eq!(replies.recv_timeout(PATIENCE).unwrap().unwrap(), 9);
 
-    // And one that a closing client leaves without a reply.
+    // A closing client leaves this one without a reply.
     let pending = client.call_async::<u64>(&service, "wait", &401).unwrap();
     pending
         .then(move |reply| sent.send(reply).unwrap())
@@ -168,7 +168,7 @@ fn a_callback_may_hold_the_last_client(broker: &Broker) {
     assert_eq!(replies.recv_timeout(PATIENCE), Ok(1));
 }
 
-fn a_forgotten_call_is_forgotten(broker: &Broker) {
+fn a_dropped_call_is_abandoned(broker: &Broker) {
     let service = unique("echo");
     let _server = GatedServer::start(broker, &service, 2);
     let client = client(broker);
@@ -176,7 +176,7 @@ fn a_forgotten_call_is_forgotten(broker: &Broker) {
     assert_eq!(client.in_flight(), 1);
     drop(pending);
     assert_eq!(client.in_flight(), 0);
-    // Sent or not by then, it disturbs no other call.
+    // It disturbs no other call, sent or not.
     assert_eq!(client.call::<u64>(&service, "echo", &5).unwrap(), 5);
 }
 
@@ -193,7 +193,7 @@ fn ten_thousand_in_flight(broker: &Broker) {
     assert_eq!(client.in_flight(), 0);
 }
 
-/// The last thread to wait is woken, after others have waited in between.
+/// Wakes the last thread that waits, after others have waited in between.
 fn a_reply_is_waited_for_by_one_thread_after_another(broker: &Broker) {
     let service = unique("nap");
     let mut server = GatedServer::start(broker, &service, 2);
@@ -209,7 +209,7 @@ fn a_reply_is_waited_for_by_one_thread_after_another(broker: &Broker) {
     server.open();
     assert_eq!(pending.wait().unwrap(), 300);
     assert!(begin.elapsed() < PATIENCE / 2, "{:?}", begin.elapsed());
-    // And by another thread alone.
+    // Another thread alone waits for this one.
     let pending = client.call_async::<u64>(&service, "wait", &50).unwrap();
     let reply = std::thread::spawn(move || pending.wait());
     assert_eq!(reply.join().unwrap().unwrap(), 50);

@@ -1,4 +1,4 @@
-//! Batches on the wire: what ours look like to a peer, and a peer's to us.
+//! The wire format of batches, ours and a peer's.
 
 use std::sync::Arc;
 use std::thread;
@@ -14,15 +14,15 @@ use crate::support::peer::{answer_one, peer, recv, request, serve, text};
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
-    what_a_batch_sends,
+    the_wire_format_of_a_batch,
     a_peer_that_does_not_know_batches_is_called_one_by_one,
     a_peer_answers_what_is_not_a_batch,
     a_peers_batch_is_answered,
-    what_is_no_batch_is_refused,
+    malformed_batches_are_refused,
     repeated_requests_run_once,
 );
 
-fn what_a_batch_sends(broker: &Broker) {
+fn the_wire_format_of_a_batch(broker: &Broker) {
     let service = unique("php-service");
     let link = serve(broker, &service);
     let mut batch = client(broker).batch(&service).header("trace-id", "t1");
@@ -61,7 +61,7 @@ fn what_a_batch_sends(broker: &Broker) {
     assert_eq!(results[1].as_ref().unwrap_err().remote_message(), Some("e"));
 }
 
-/// Answers like a peer that knows the contract only, and doubles; returns the actions.
+/// Answers as a peer that knows the contract only, whose service doubles; returns the actions.
 fn double_as_php(link: &coney::transport::Link, requests: usize) -> Vec<String> {
     let mut actions = Vec::new();
     for _ in 0..requests {
@@ -98,7 +98,7 @@ fn a_peer_that_does_not_know_batches_is_called_one_by_one(broker: &Broker) {
             assert_eq!(error.kind(), ErrorKind::UnknownAction, "{error}");
         }
         let actions = peer.join().unwrap();
-        // Asked once, and remembered.
+        // The client asks once, and remembers the answer.
         let wanted = [
             "$batch", "double", "double", "fly", "double", "double", "fly",
         ];
@@ -155,7 +155,7 @@ fn a_peers_batch_is_answered(broker: &Broker) {
     peer.publish(request(&service, &body, &replies), PATIENCE)
         .unwrap();
     let delivery = recv(&peer);
-    // Answered on its own, and first: the batch is acknowledged with its own reply.
+    // This error is answered first and by itself: the batch is acknowledged with its own reply.
     assert_eq!(
         delivery.message().properties.correlation_id.as_deref(),
         Some(own)
@@ -188,7 +188,7 @@ fn a_peers_batch_is_answered(broker: &Broker) {
     delivery.ack();
 }
 
-fn what_is_no_batch_is_refused(broker: &Broker) {
+fn malformed_batches_are_refused(broker: &Broker) {
     let (service, replies) = (unique("math"), unique("replies"));
     let _server = math(broker, &service);
     let peer = peer(broker, &replies);
@@ -209,7 +209,7 @@ fn what_is_no_batch_is_refused(broker: &Broker) {
         assert!(reply.error.contains("batch"), "{}", reply.error);
         delivery.ack();
     }
-    // Without a reply queue for its error it is kept.
+    // A batch without a reply queue is dead-lettered.
     let mut message = ServiceMessage::new("php", &*service, "$batch", [1]);
     message.message_id = unique("m").into();
     let mut publication = request(&service, "", "");

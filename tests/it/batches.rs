@@ -16,13 +16,13 @@ on_both!(
     a_payload_that_panics_is_its_own_error,
     each_call_has_a_type_and_an_error_of_its_own,
     replies_come_in_the_order_asked_over_many_messages,
-    the_workers_share_a_message,
-    one_deadline_for_all_and_what_was_answered_stays,
+    several_workers_handle_one_batch,
+    replies_before_the_deadline_are_kept,
     large_requests_go_in_messages_of_their_own,
     replies_that_do_not_fit_are_errors_of_their_own,
     many_replies_that_do_not_fit_leave_those_that_do,
     a_missing_service_is_each_calls_error,
-    a_forgotten_batch_is_no_more_in_flight,
+    a_dropped_batch_is_not_in_flight,
     shutting_down_ends_a_batch_that_has_begun,
     commands_in_batches,
 );
@@ -95,8 +95,8 @@ fn replies_come_in_the_order_asked_over_many_messages(broker: &Broker) {
     assert!(client.batch(&service).call().is_empty());
 }
 
-/// Only if five handlers run at the same time can any of them end.
-fn the_workers_share_a_message(broker: &Broker) {
+/// Ends only if five handlers run at the same time.
+fn several_workers_handle_one_batch(broker: &Broker) {
     let service = unique("meeting");
     let barrier = Arc::new(Barrier::new(5));
     let _server = ServiceServer::builder(broker, &service)
@@ -116,7 +116,7 @@ fn the_workers_share_a_message(broker: &Broker) {
     assert!(met.iter().all(Result::is_ok), "{met:?}");
 }
 
-fn one_deadline_for_all_and_what_was_answered_stays(broker: &Broker) {
+fn replies_before_the_deadline_are_kept(broker: &Broker) {
     let service = unique("math");
     let _server = math(broker, &service);
     let timeout = Duration::from_secs(2);
@@ -162,7 +162,7 @@ fn replies_that_do_not_fit_are_errors_of_their_own(broker: &Broker) {
         batch.add::<String>("inflate", &parts);
     }
     let texts = batch.call().into_results::<String>();
-    // Which go first is up to the workers: none is lost to one that does not fit.
+    // The workers decide the order: no reply is lost to one that does not fit.
     assert!(texts[4].is_err() && texts[1].is_ok() && texts[5].is_ok() && texts[6].is_ok());
     let error = texts[4].as_ref().unwrap_err();
     assert_eq!(error.remote_code(), Some("reply_too_large"), "{error}");
@@ -211,7 +211,7 @@ fn a_missing_service_is_each_calls_error(broker: &Broker) {
     }
 }
 
-fn a_forgotten_batch_is_no_more_in_flight(broker: &Broker) {
+fn a_dropped_batch_is_not_in_flight(broker: &Broker) {
     let service = unique("math");
     let _server = math(broker, &service);
     let client = client(broker);
@@ -244,7 +244,7 @@ fn shutting_down_ends_a_batch_that_has_begun(broker: &Broker) {
     let pending = batch.call_async();
     begins.recv_timeout(PATIENCE).unwrap();
     server.shutdown(PATIENCE).unwrap();
-    // What had not begun went back into the queue, for the next.
+    // Requests that had not begun went back into the queue, for the next server.
     let _next = math(broker, &service);
     let naps = pending.wait().into_results::<u64>();
     assert!(naps.iter().all(Result::is_ok), "{naps:?}");

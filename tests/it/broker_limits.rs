@@ -1,5 +1,5 @@
-//! What a broker's settings, limits and permissions refuse: the operation fails with the
-//! broker's reason, and nothing else.
+//! Settings, limits and permissions of a broker: an operation that they refuse fails with the
+//! broker's reason, and nothing else fails.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ fn losses(states: &Receiver<ConnectionState>) -> Vec<String> {
 }
 
 #[test]
-fn small_frames_hold_what_a_retry_adds() {
+fn headers_of_retries_fit_small_frames() {
     let rabbit = Server::rabbitmq_with(&["frame_max = 8192"]);
     let (broker, states) = watched(rabbit.url());
     let service = unique("work");
@@ -76,10 +76,10 @@ fn small_frames_hold_what_a_retry_adds() {
 }
 
 #[test]
-fn a_user_without_a_channel_for_it_does_without_dead_letters() {
+fn a_channel_limit_stops_only_dead_letters() {
     let rabbit = Server::rabbitmq();
     let service = unique("work");
-    // What the service needs is there before the user is limited.
+    // The service has its channels before the user is limited.
     let all = Broker::connect(rabbit.url()).unwrap();
     let serve = |broker: &Broker| {
         ServiceServer::builder(broker, &service)
@@ -96,7 +96,7 @@ fn a_user_without_a_channel_for_it_does_without_dead_letters() {
     assert_eq!(caller.call::<u64>(&service, "work", &1).unwrap(), 1);
     let begin = losses(&states).len();
     assert!(begin <= 2, "the limit is learnt once");
-    // A dead letter needs another channel, and does not get it: nothing else suffers.
+    // A dead letter needs another channel, and does not get it: nothing else is affected.
     let unknown = CallOptions::new().timeout(300 * MS);
     let end = Instant::now() + Duration::from_secs(4);
     while Instant::now() < end {
@@ -109,7 +109,7 @@ fn a_user_without_a_channel_for_it_does_without_dead_letters() {
     assert!(error.contains("maximum allowed user limit"), "{error}");
 }
 
-/// The error of a client for which there is no channel.
+/// Returns the error of a client for which there is no channel.
 fn client_error(broker: &Broker) -> String {
     let error = coney::ServiceClient::new(broker, "narrow").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Broker, "{error}");

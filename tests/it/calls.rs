@@ -20,7 +20,7 @@ on_both!(
     a_reply_of_another_type_keeps_its_raw_text,
     a_service_that_has_never_run_has_no_route,
     a_deadline_passes_while_the_handler_runs,
-    a_caller_that_has_gone_is_not_served,
+    expired_requests_are_not_handled,
     names_are_checked_before_anything_is_sent,
     payloads_over_the_limit_leave_the_connection_unharmed,
     calls_after_close_fail,
@@ -182,13 +182,13 @@ fn a_deadline_passes_while_the_handler_runs(broker: &Broker) {
     assert!(!error.is_safe_to_retry());
     assert!(start.elapsed() >= timeout);
     assert_eq!(client.in_flight(), 0);
-    // The reply that comes too late is counted and disturbs no call.
+    // The late reply is counted and disturbs no call.
     server.open();
     eventually("the late reply", || client.unclaimed_replies() == 1);
     assert_eq!(client.call::<u64>(&service, "wait", &1).unwrap(), 1);
 }
 
-fn a_caller_that_has_gone_is_not_served(broker: &Broker) {
+fn expired_requests_are_not_handled(broker: &Broker) {
     let service = unique("busy");
     let mut server = GatedServer::start(broker, &service, 1);
     let client = client(broker);

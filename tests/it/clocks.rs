@@ -1,4 +1,4 @@
-//! Clocks that are off, by an hour or by seconds: nothing goes by them.
+//! Clocks that are off, by an hour or by seconds: no deadline and no heartbeat depends on them.
 
 use std::thread;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 on_both!(
-    a_message_that_waited_does_not_look_fresh,
+    time_in_the_queue_counts_against_the_deadline,
     a_deadline_is_counted_from_the_arrival,
 );
 
@@ -82,7 +82,7 @@ fn a_peer_lives_while_its_heartbeat_changes() {
     eventually("it does not", || here.lookup("web").unwrap().is_empty());
 }
 
-fn a_message_that_waited_does_not_look_fresh(broker: &Broker) {
+fn time_in_the_queue_counts_against_the_deadline(broker: &Broker) {
     let service = unique("work");
     // The queue is there, and no server.
     drop(left_server(broker, &service));

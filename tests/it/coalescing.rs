@@ -1,7 +1,6 @@
-//! Clients whose calls share messages when they wait at the same moment.
+//! Coalescing: calls that wait at the same moment are sent in one message.
 //!
-//! What waits for a connection leaves together when it is there: that is how most of these
-//! tests have calls wait at the same moment.
+//! Most of these tests take the connection away, so that calls wait for it at the same moment.
 
 use std::thread;
 use std::time::Duration;
@@ -24,7 +23,7 @@ use crate::support::{PATIENCE, amqp_url, eventually, on_both, rabbitmq, unique};
 
 on_both!(
     every_caller_gets_its_own_reply,
-    a_call_alone_leaves_alone,
+    a_single_call_is_not_coalesced,
     a_peer_may_answer_each_or_all,
 );
 
@@ -57,14 +56,14 @@ impl Held {
         }
     }
 
-    /// From now on calls wait for a connection.
+    /// Takes the connection away: calls wait for one from now on.
     fn hold(&self) {
         self.proxy.both(Mode::Stall);
         self.proxy.cut();
         self.lost.recv_timeout(PATIENCE).unwrap();
     }
 
-    /// Lets the connection be made again when so many calls wait for it.
+    /// Lets the client reconnect once this number of calls waits for a connection.
     fn release(&self, calls: usize) {
         eventually("they wait", || self.client.in_flight() == calls);
         self.proxy.both(Mode::Pass);
@@ -117,7 +116,7 @@ fn every_caller_gets_its_own_reply(broker: &Broker) {
     assert_eq!(client.unclaimed_replies(), 0);
 }
 
-fn a_call_alone_leaves_alone(broker: &Broker) {
+fn a_single_call_is_not_coalesced(broker: &Broker) {
     let service = unique("php-service");
     let link = serve(broker, &service);
     let client = coalescing(broker, BatchLimits::new());
@@ -133,7 +132,7 @@ fn a_call_alone_leaves_alone(broker: &Broker) {
     assert_eq!(error.kind(), ErrorKind::NoRoute);
 }
 
-/// The items of a batch that a peer has got.
+/// Returns the items of a batch that a peer has received.
 fn items(body: &str) -> Vec<Value> {
     let message = ServiceMessage::decode(body.as_bytes()).unwrap();
     match &*message.action {
@@ -157,7 +156,7 @@ fn reply_to(body: &str, reply: &Value, correlation_id: Option<&str>) -> Publicat
     publication
 }
 
-/// Starts so many calls, each of its own thread, of `double` with 0, 1, and so on.
+/// Starts this number of calls of `double` with 0, 1, and so on, each on a thread of its own.
 fn call_all(
     client: &ServiceClient,
     service: &str,
@@ -177,8 +176,8 @@ fn join_all(calls: Vec<thread::JoinHandle<coney::Result<u64>>>) {
     }
 }
 
-/// On RabbitMQ they come in few messages, in memory one by one; both in all ways a peer
-/// may answer.
+/// Answers in all ways that a peer may use. On RabbitMQ the calls come in few messages, in
+/// memory one by one.
 fn a_peer_may_answer_each_or_all(broker: &Broker) {
     let service = unique("peer");
     let link = serve(broker, &service);
@@ -197,14 +196,14 @@ fn a_peer_may_answer_each_or_all(broker: &Broker) {
         let own = |item: &Value| item["correlation_id"].as_str().unwrap().to_owned();
         let is_batch = body.contains("$batch");
         match (is_batch, way % 3) {
-            // Each on its own.
+            // Each in a message of its own.
             (_, 0) | (false, _) => {
                 for item in &items {
                     let one = reply_to(&body, &reply(item), Some(&own(item)));
                     link.publish(one, PATIENCE).unwrap();
                 }
             }
-            // In a bundle.
+            // All in one message.
             (true, 1) => {
                 let replies = items.iter().map(
                     |item| json!({"correlation_id": own(item), "reply": reply(item), "more": 1}),
@@ -213,7 +212,7 @@ fn a_peer_may_answer_each_or_all(broker: &Broker) {
                 link.publish(reply_to(&body, &bundle, None), PATIENCE)
                     .unwrap();
             }
-            // In the batch's reply, as one that does not know of the items' own ids.
+            // In the batch's reply, as a peer that does not know the ids of the items.
             _ => {
                 let replies: Vec<_> = items.iter().map(reply).collect();
                 let all = json!({"success": true, "data": replies});
@@ -230,7 +229,7 @@ fn a_peer_may_answer_each_or_all(broker: &Broker) {
     assert_eq!(client.unclaimed_replies(), 0);
 }
 
-/// How many calls each message of a peer's queue holds; answers them.
+/// Answers the messages of a peer's queue; returns the number of calls that each of them held.
 fn sizes(link: &Link, calls: usize) -> Vec<usize> {
     let mut sizes = Vec::new();
     while sizes.iter().sum::<usize>() < calls {
@@ -249,7 +248,7 @@ fn sizes(link: &Link, calls: usize) -> Vec<usize> {
 }
 
 #[test]
-fn what_waits_at_the_same_moment_leaves_together() {
+fn calls_that_wait_at_the_same_time_are_coalesced() {
     for (limits, wanted) in [
         (BatchLimits::new(), vec![20]),
         (BatchLimits::new().calls(8), vec![8, 8, 4]),
@@ -268,7 +267,7 @@ fn what_waits_at_the_same_moment_leaves_together() {
 }
 
 #[test]
-fn calls_to_several_services_leave_apart() {
+fn calls_to_several_services_are_not_coalesced() {
     let held = Held::new(BatchLimits::new());
     let services = [unique("a"), unique("b")];
     let links = services
@@ -317,7 +316,7 @@ fn a_slow_call_holds_up_only_its_caller() {
 }
 
 #[test]
-fn what_does_not_know_batches_is_called_as_without() {
+fn a_service_without_batches_gets_single_requests() {
     let held = Held::new(BatchLimits::new());
     let service = unique("php-service");
     let link = serve(&rabbitmq(), &service);
@@ -330,7 +329,7 @@ fn what_does_not_know_batches_is_called_as_without() {
     });
     assert_eq!(sizes(&link, 10), [1; 10]);
     join_all(calls);
-    // And remembered.
+    // The client remembers that.
     held.hold();
     let calls = call_all(&held.client, &service, 10);
     held.release(10);
@@ -341,7 +340,7 @@ fn what_does_not_know_batches_is_called_as_without() {
 }
 
 #[test]
-fn what_answers_no_call_is_no_reply() {
+fn malformed_replies_to_a_batch_fail_its_calls() {
     let held = Held::new(BatchLimits::new());
     let service = unique("peer");
     let link = serve(&rabbitmq(), &service);
@@ -369,7 +368,7 @@ fn what_answers_no_call_is_no_reply() {
 }
 
 #[test]
-fn a_batch_that_is_lost_is_each_callers_loss() {
+fn a_lost_message_fails_each_of_its_calls() {
     let held = Held::new(BatchLimits::new());
     let service = unique("peer");
     let link = serve(&rabbitmq(), &service);
@@ -436,7 +435,7 @@ fn deadlines_and_the_bound_hold_while_nothing_can_be_sent() {
 }
 
 #[test]
-fn closing_ends_those_that_wait() {
+fn closing_ends_waiting_calls() {
     let held = Held::new(BatchLimits::new());
     held.hold();
     let calls = call_all(&held.client, "absent", 10);

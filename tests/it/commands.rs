@@ -1,4 +1,4 @@
-//! `send`: commands, their retries, and what becomes of them in the end.
+//! `send`: commands, their retries and their dead letters.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -14,24 +14,24 @@ use crate::support::{PATIENCE, client, on_both, unique};
 on_both!(
     a_command_is_confirmed_and_carried_out,
     a_service_that_has_never_run_has_no_route,
-    thousands_are_under_way_each_with_its_outcome,
+    thousands_of_commands_get_their_own_outcomes,
     a_command_waits_for_its_service,
     a_failed_command_is_tried_again_later,
-    retrying_holds_no_worker,
+    retries_occupy_no_worker,
     a_command_that_fails_for_good_is_kept,
-    do_not_retry_is_heeded,
+    do_not_retry_prevents_retries,
     a_command_that_does_not_decode_is_kept_at_once,
     a_panic_is_a_failure,
     a_failed_call_is_not_tried_again,
-    what_comes_back_too_often_is_not_opened,
-    what_came_back_is_marked_for_the_handler,
+    a_command_redelivered_too_often_is_dead_lettered,
+    the_handler_sees_a_redelivery,
     nested_calls_inherit_the_remaining_time,
     quorum_queues_serve,
 );
 
 const MS: Duration = Duration::from_millis(1);
 
-/// A server whose action `work` runs `handler`, and a receiver of the times of its runs.
+/// Starts a server whose action `work` runs `handler`; the receiver gets the times of its runs.
 fn serve<F>(broker: &Broker, service: &str, handler: F) -> (ServiceServer, Receiver<Instant>)
 where
     F: Fn(u32) -> Result<u32, HandlerError> + Send + Sync + 'static,
@@ -53,7 +53,7 @@ fn run(runs: &Receiver<Instant>) -> Instant {
     runs.recv_timeout(PATIENCE).expect("the handler runs")
 }
 
-/// Lets the server handle whatever there is, and ends it.
+/// Drains the server, and asserts that its handler has not run.
 fn no_run(server: &ServiceServer, runs: &Receiver<Instant>) {
     server.drain(PATIENCE).unwrap();
     assert!(runs.is_empty(), "it must not run again");
@@ -75,7 +75,7 @@ fn a_service_that_has_never_run_has_no_route(broker: &Broker) {
     assert!(error.is_safe_to_retry());
 }
 
-fn thousands_are_under_way_each_with_its_outcome(broker: &Broker) {
+fn thousands_of_commands_get_their_own_outcomes(broker: &Broker) {
     let (service, absent) = (unique("work"), unique("absent"));
     let (_server, runs) = serve(broker, &service, Ok);
     let client = client(broker);
@@ -124,7 +124,7 @@ fn a_failed_command_is_tried_again_later(broker: &Broker) {
     no_dead_letter(broker, &service);
 }
 
-fn retrying_holds_no_worker(broker: &Broker) {
+fn retries_occupy_no_worker(broker: &Broker) {
     let service = unique("work");
     let (done, finished) = unbounded();
     let _server = ServiceServer::builder(broker, &service)
@@ -172,7 +172,7 @@ fn a_command_that_fails_for_good_is_kept(broker: &Broker) {
     no_run(&server, &runs);
 }
 
-fn do_not_retry_is_heeded(broker: &Broker) {
+fn do_not_retry_prevents_retries(broker: &Broker) {
     let service = unique("work");
     let (server, runs) = serve(broker, &service, |_| {
         Err(HandlerError::new("never").do_not_retry())
@@ -221,8 +221,8 @@ fn a_failed_call_is_not_tried_again(broker: &Broker) {
     no_dead_letter(broker, &service);
 }
 
-/// Takes the message off the service's queue and gives it back, so many times,
-/// as a worker does that dies on it.
+/// Takes the message off the service's queue and drops it, this number of times, as a worker
+/// that dies on it.
 fn die_on_it(broker: &Broker, service: &str, times: usize) {
     let link = Link::open(broker, LinkSpec::new(Topology::new())).unwrap();
     for _ in 0..times {
@@ -232,19 +232,19 @@ fn die_on_it(broker: &Broker, service: &str, times: usize) {
     }
 }
 
-fn what_comes_back_too_often_is_not_opened(broker: &Broker) {
+fn a_command_redelivered_too_often_is_dead_lettered(broker: &Broker) {
     let service = unique("work");
     drop(serve(broker, &service, Ok));
     client(broker).send(&service, "work", &1).unwrap();
     die_on_it(broker, &service, 1);
-    // A worker that takes it counts it, and does not end it.
+    // A worker that takes it counts the delivery, and does not finish.
     let (_gate, opened) = bounded::<()>(0);
     let (counting, runs) = serve(broker, &service, move |n| {
         let _ = opened.recv();
         Ok(n)
     });
     run(&runs);
-    // So long the acknowledgement of the original may take.
+    // The acknowledgement of the original may take this long.
     counting.shutdown(2_000 * MS).unwrap_err();
     drop(counting);
     let (_server, runs) = serve(broker, &service, Ok);
@@ -253,7 +253,7 @@ fn what_comes_back_too_often_is_not_opened(broker: &Broker) {
     assert!(runs.is_empty());
 }
 
-fn what_came_back_is_marked_for_the_handler(broker: &Broker) {
+fn the_handler_sees_a_redelivery(broker: &Broker) {
     let service = unique("work");
     drop(serve(broker, &service, Ok));
     client(broker).send(&service, "mark", &()).unwrap();
@@ -320,7 +320,7 @@ fn quorum_queues_serve(broker: &Broker) {
     assert_eq!(dead_letter(broker, &service).reason(), "retries_exhausted");
     drop(server);
     client.send(&service, "work", &1).unwrap();
-    // Fetched and not begun, however often, does not count.
+    // A delivery that was not begun does not count.
     die_on_it(broker, &service, 3);
     let server = start();
     run(&runs);

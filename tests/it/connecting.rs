@@ -11,7 +11,7 @@ use crate::support::proxy::{Mode, Proxy};
 use crate::support::timing::in_time;
 use crate::support::{PATIENCE, amqp_url, rabbitmq};
 
-/// Connects with a timeout of a second and expects to be refused in time.
+/// Connects with a timeout of a second, and asserts that this fails in time.
 fn refused(url: &str, kind: ErrorKind, wanted: &[&str]) {
     let timeout = Duration::from_secs(1);
     let error = in_time(timeout, "a connection", || {
@@ -26,7 +26,7 @@ fn refused(url: &str, kind: ErrorKind, wanted: &[&str]) {
     assert!(!text.contains("hunter2"), "the password is in {text}");
 }
 
-/// A listener that treats its first connection as `serve` does, and keeps open what that
+/// Starts a listener whose first connection is handled by `serve`, and keeps open what that
 /// returns.
 fn listener<T>(serve: impl FnOnce(TcpStream) -> T + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -122,7 +122,7 @@ fn a_host_that_does_not_resolve() {
 }
 
 #[test]
-fn what_it_says_about_itself() {
+fn the_address_has_no_password() {
     let broker = rabbitmq();
     assert!(
         broker.address().starts_with("127.0.0.1:"),

@@ -1,5 +1,5 @@
-//! The wire contract, byte for byte, with the test as the peer: what a PHP
-//! client sends, what a PHP server answers, and what ours put on the wire.
+//! The wire contract, byte for byte, with the test as the peer: the messages of a PHP client,
+//! of a PHP server and of ours.
 
 use std::thread;
 
@@ -15,8 +15,8 @@ on_both!(
     a_php_client_is_served,
     a_php_server_is_called,
     a_php_servers_unknown_action_is_recognised,
-    what_our_client_sends,
-    what_our_server_answers,
+    the_wire_format_of_our_requests,
+    the_wire_format_of_our_replies,
     bodies_that_are_not_envelopes_are_answered,
     one_way_requests_are_handled_without_a_reply,
     replies_of_others_are_counted_and_dropped,
@@ -107,7 +107,7 @@ fn a_php_servers_unknown_action_is_recognised(broker: &Broker) {
     });
 }
 
-fn what_our_client_sends(broker: &Broker) {
+fn the_wire_format_of_our_requests(broker: &Broker) {
     let service = unique("php-service");
     let link = serve(broker, &service);
     let client = client(broker);
@@ -187,7 +187,7 @@ fn what_our_client_sends(broker: &Broker) {
     delivery.ack();
 }
 
-fn what_our_server_answers(broker: &Broker) {
+fn the_wire_format_of_our_replies(broker: &Broker) {
     let (service, replies) = (unique("user-service"), unique("replies"));
     let _server = ServiceServer::builder(broker, &service)
         .any_reply_queue(true)
@@ -253,13 +253,13 @@ fn bodies_that_are_not_envelopes_are_answered(broker: &Broker) {
         assert_eq!(reply.message_id, "msg_20261123083012_862ad1d69070c888");
         drop(reply);
         delivery.ack();
-        // Without a reply queue there is no answer.
+        // A request without a reply queue gets no answer.
         let mut silent = request(&service, body, "");
         silent.properties.reply_to = None;
         peer.publish(silent, PATIENCE).unwrap();
     }
     assert_eq!(client(broker).call::<u64>(&service, "get", &()).unwrap(), 1);
-    // Behind all the others in the queue.
+    // This one is behind all the others in the queue.
     peer.publish(request(&service, "", &replies), PATIENCE)
         .unwrap();
     recv(&peer).ack();

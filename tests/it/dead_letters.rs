@@ -1,4 +1,4 @@
-//! `DeadLetters`: looking, replaying, purging.
+//! `DeadLetters`: listing, replaying, purging.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +17,10 @@ on_both!(
     a_replayed_call_is_carried_out_however_late,
     a_letter_whose_queue_is_gone_stays,
     a_rate_of_zero_is_refused,
-    others_letters_hide_none,
+    letters_of_other_services_hide_none,
 );
 
-/// A server that rejects everything until it is set to work.
+/// Starts a server that rejects everything until the flag is set.
 fn broken(broker: &Broker, service: &str) -> (ServiceServer, Arc<AtomicBool>, Receiver<u32>) {
     let works = Arc::new(AtomicBool::new(false));
     let (ran, runs) = unbounded();
@@ -49,7 +49,7 @@ fn send(broker: &Broker, service: &str, count: u32) {
     }
 }
 
-/// The numbers in a service's letters, as they stand in the queue.
+/// Returns the numbers in a service's letters, in the order of the queue.
 fn numbers(dead: &DeadLetters, queue: &str) -> Vec<u32> {
     let letters = dead.list(usize::MAX).unwrap();
     let ours = letters.iter().filter(|letter| letter.queue() == queue);
@@ -154,7 +154,7 @@ fn a_letter_whose_queue_is_gone_stays(broker: &Broker) {
     let gone = unique("gone");
     let dead = DeadLetters::open(broker).unwrap();
     let link = Link::open(broker, LinkSpec::new(Topology::new())).unwrap();
-    // As a peer would put it there, that says nothing but where from.
+    // As from a peer that sets only the header with the queue.
     let letter = Publication::new("dead.exchange", gone.clone(), b"?".to_vec());
     link.publish(letter, PATIENCE).unwrap();
     eventually("it is a letter", || {
@@ -172,9 +172,9 @@ fn a_rate_of_zero_is_refused(broker: &Broker) {
     assert_eq!(error.kind(), ErrorKind::InvalidConfig);
 }
 
-/// Each holds what it looks at, so the others would see a part of it.
+/// A scan holds the letters that it reads, so that another one at the same time would miss some.
 #[test]
-fn lookers_take_turns() {
+fn scans_run_one_at_a_time() {
     let (url, service) = (own_amqp_url(), unique("work"));
     let broker = Broker::connect(&url).unwrap();
     let (_server, ..) = broken(&broker, &service);
@@ -195,7 +195,7 @@ fn lookers_take_turns() {
     assert_eq!(dead.purge(|letter| letter.is_of(&service)).unwrap(), 5);
 }
 
-fn others_letters_hide_none(broker: &Broker) {
+fn letters_of_other_services_hide_none(broker: &Broker) {
     let (many, one) = (unique("many"), unique("one"));
     let (_first, _second) = (broken(broker, &many), broken(broker, &one));
     send(broker, &many, 200);

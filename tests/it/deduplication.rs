@@ -1,4 +1,4 @@
-//! `deduplicate`: what arrives twice runs once.
+//! `deduplicate`: a request that arrives twice runs once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,7 +23,7 @@ on_both!(
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Sends one and the same request several times, and gathers the replies.
+/// A peer that sends one request several times, and receives the replies.
 struct Repeater {
     link: Link,
     body: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Servers that register and clients that look up: over both brokers.
+//! Servers that register and clients that look them up, over both brokers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,15 +18,15 @@ use crate::support::{PATIENCE, client, eventually, on_both, unique};
 on_both!(
     a_server_registers_what_it_knows_and_leaves_first,
     a_call_without_an_instance_fails_at_once,
-    that_there_is_none_is_not_remembered_for_long,
+    an_empty_look_up_is_cached_briefly,
     no_addressed_call_is_lost_in_a_shutdown,
     calls_are_addressed_to_one_instance,
-    a_balanced_call_passes_over_one_that_has_gone,
-    an_asynchronous_call_does_too,
+    a_balanced_call_skips_a_dead_instance,
+    an_asynchronous_call_skips_a_dead_instance,
     a_key_goes_to_the_same_instance,
-    the_slow_one_gets_less,
+    a_slow_instance_gets_fewer_calls,
     peers_without_a_queue_of_their_own_are_called_through_the_services,
-    what_an_instance_has_not_begun_goes_to_the_others,
+    unstarted_requests_go_to_other_instances,
 );
 
 const MS: Duration = Duration::from_millis(1);
@@ -58,7 +58,7 @@ fn a_server_registers_what_it_knows_and_leaves_first(broker: &Broker) {
     assert_eq!(found.metadata::<String>("zone").as_deref(), Some("eu"));
     assert!(found.metadata::<String>("coney").is_some());
     assert!(found.host().is_some_and(|host| !host.is_empty()));
-    // While a handler still runs it is gone from the registry.
+    // It is gone from the registry while a handler still runs.
     let pending = client(broker).call_async::<()>(&service, "a", &()).unwrap();
     begins.recv_timeout(PATIENCE).unwrap();
     thread::scope(|scope| {
@@ -110,13 +110,13 @@ fn a_call_without_an_instance_fails_at_once(broker: &Broker) {
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidConfig);
 }
 
-/// As two processes see one registry.
+/// Returns two registries with one store, as two processes have them.
 fn two_registries() -> [Registry; 2] {
     let store = MemoryRegistryStore::new();
     [(); 2].map(|()| Registry::builder(store.clone()).build().unwrap())
 }
 
-fn that_there_is_none_is_not_remembered_for_long(broker: &Broker) {
+fn an_empty_look_up_is_cached_briefly(broker: &Broker) {
     let ([here, there], service) = (two_registries(), unique("who"));
     let strict = finder(broker, &here).build().unwrap();
     let error = strict.call::<()>(&service, "who", &0).unwrap_err();
@@ -193,7 +193,7 @@ fn calls_are_addressed_to_one_instance(broker: &Broker) {
     );
 }
 
-/// A registry in which an instance that has gone stays, as after `kill -9`.
+/// Returns a registry that still has an instance without a process, as after `kill -9`.
 fn with_a_ghost(service: &str) -> (MemoryRegistryStore, Registry) {
     let store = MemoryRegistryStore::new();
     let registry = Registry::builder(store.clone()).build().unwrap();
@@ -205,7 +205,7 @@ fn with_a_ghost(service: &str) -> (MemoryRegistryStore, Registry) {
     (store, registry)
 }
 
-fn a_balanced_call_passes_over_one_that_has_gone(broker: &Broker) {
+fn a_balanced_call_skips_a_dead_instance(broker: &Broker) {
     let service = unique("who");
     let (_store, registry) = with_a_ghost(&service);
     let _server = server(broker, &service, &registry, "real").start().unwrap();
@@ -220,7 +220,7 @@ fn a_balanced_call_passes_over_one_that_has_gone(broker: &Broker) {
     assert_eq!(client.unclaimed_replies(), 0);
 }
 
-fn an_asynchronous_call_does_too(broker: &Broker) {
+fn an_asynchronous_call_skips_a_dead_instance(broker: &Broker) {
     let service = unique("who");
     let (_store, registry) = with_a_ghost(&service);
     let _server = server(broker, &service, &registry, "real").start().unwrap();
@@ -263,7 +263,7 @@ fn a_key_goes_to_the_same_instance(broker: &Broker) {
     assert_eq!(used.len(), 3);
 }
 
-fn the_slow_one_gets_less(broker: &Broker) {
+fn a_slow_instance_gets_fewer_calls(broker: &Broker) {
     let (registry, service) = (Registry::memory(), unique("who"));
     let _fast = ["1", "2"].map(|id| server(broker, &service, &registry, id).start().unwrap());
     let (release, gate) = bounded::<()>(0);
@@ -317,7 +317,7 @@ fn peers_without_a_queue_of_their_own_are_called_through_the_services(broker: &B
     store
         .register(&Instance::from_json(&service, "php", &json).unwrap())
         .unwrap();
-    // The peer, which knows nothing of registries here.
+    // The peer does not use the registry.
     let _peer = ServiceServer::builder(broker, &service)
         .respond("who", |_: u64| "peer")
         .start()
@@ -326,7 +326,7 @@ fn peers_without_a_queue_of_their_own_are_called_through_the_services(broker: &B
     assert_eq!(answering_instance(&client, &service), "peer");
 }
 
-fn what_an_instance_has_not_begun_goes_to_the_others(broker: &Broker) {
+fn unstarted_requests_go_to_other_instances(broker: &Broker) {
     let (registry, service) = (Registry::memory(), unique("who"));
     let (began, begins) = unbounded();
     let (release, gate) = bounded::<()>(0);

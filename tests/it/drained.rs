@@ -1,4 +1,4 @@
-//! `drain`: what is queued is handled before a program ends.
+//! `drain`: queued messages are handled before a program ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,14 +10,16 @@ use crossbeam_channel::unbounded;
 
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::server::Server;
-use crate::support::{PATIENCE, amqp_url, client, eventually, on_both, quick, rabbitmq, unique};
+use crate::support::{
+    PATIENCE, amqp_url, client, eventually, on_both, quick, rabbitmq, steady, unique,
+};
 
 on_both!(
     a_server_handles_what_is_queued_and_ends,
     a_subscriber_handles_what_is_queued_and_ends,
-    what_cannot_be_handled_in_time_is_counted,
-    another_attempt_is_waited_for,
-    what_ends_with_the_shutdown_is_drained,
+    drain_counts_unhandled_messages,
+    drain_waits_for_retries,
+    a_handler_that_ends_during_the_shutdown_is_drained,
 );
 
 const MS: Duration = Duration::from_millis(1);
@@ -70,7 +72,7 @@ fn a_subscriber_handles_what_is_queued_and_ends(broker: &Broker) {
     assert_eq!(ran.load(Ordering::SeqCst), 50);
 }
 
-fn what_cannot_be_handled_in_time_is_counted(broker: &Broker) {
+fn drain_counts_unhandled_messages(broker: &Broker) {
     let service = unique("work");
     let server = ServiceServer::builder(broker, &service)
         .workers(1)
@@ -89,7 +91,7 @@ fn what_cannot_be_handled_in_time_is_counted(broker: &Broker) {
     assert!(error.to_string().contains("messages are queued"), "{error}");
 }
 
-fn another_attempt_is_waited_for(broker: &Broker) {
+fn drain_waits_for_retries(broker: &Broker) {
     let service = unique("work");
     let server = ServiceServer::builder(broker, &service)
         .retry_delays([300 * MS, 1_000 * PATIENCE])
@@ -121,8 +123,8 @@ fn another_attempt_is_waited_for(broker: &Broker) {
     assert!(error.to_string().contains("1 wait for another"), "{error}");
 }
 
-/// It takes longer than half of the time.
-fn what_ends_with_the_shutdown_is_drained(broker: &Broker) {
+/// Drains a server whose handler takes longer than half of the timeout.
+fn a_handler_that_ends_during_the_shutdown_is_drained(broker: &Broker) {
     let service = unique("work");
     let (began, begins) = unbounded();
     let server = ServiceServer::builder(broker, &service)
@@ -142,7 +144,7 @@ fn what_ends_with_the_shutdown_is_drained(broker: &Broker) {
 #[test]
 fn shutdown_returns_when_the_broker_has_all() {
     let proxy = Proxy::start(&amqp_url());
-    let broker = quick(&proxy.url);
+    let broker = steady(&proxy.url);
     let service = unique("work");
     let (began, begins) = unbounded();
     let server = ServiceServer::builder(&broker, &service)
@@ -175,7 +177,7 @@ fn shutdown_returns_when_the_broker_has_all() {
 }
 
 #[test]
-fn shutdown_says_so_if_the_broker_has_not() {
+fn shutdown_fails_if_the_broker_does_not_confirm() {
     let rabbit = Server::rabbitmq();
     let broker = quick(rabbit.url());
     let service = unique("work");
@@ -186,7 +188,7 @@ fn shutdown_says_so_if_the_broker_has_not() {
     let client = client(&broker);
     assert_eq!(client.call::<u64>(&service, "work", &1).unwrap(), 1);
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
-    // It notices with what is published next.
+    // The broker blocks the connection with the next message.
     let options = coney::CallOptions::new().timeout(300 * MS);
     let _ = client.call_with::<u64>(&service, "work", &1, &options);
     let error = server.shutdown(Duration::from_secs(1)).unwrap_err();
@@ -195,9 +197,9 @@ fn shutdown_says_so_if_the_broker_has_not() {
 }
 
 #[test]
-fn a_lost_connection_does_not_end_it() {
+fn a_lost_connection_does_not_end_a_drain() {
     let proxy = Proxy::start(&amqp_url());
-    let broker = quick(&proxy.url);
+    let broker = steady(&proxy.url);
     let (service, ran) = (unique("work"), Arc::new(AtomicU64::new(0)));
     let count = Arc::clone(&ran);
     let server = ServiceServer::builder(&broker, &service)

@@ -1,4 +1,4 @@
-//! Events that fail: in which order, and what becomes of them.
+//! Events whose handlers fail: their order, their retries and their dead letters.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,21 +16,21 @@ use crate::support::events::{
 use crate::support::{PATIENCE, eventually, on_both, unique};
 
 on_both!(
-    what_fails_is_tried_again_and_kept_in_the_end,
+    failed_events_are_retried_and_dead_lettered,
     one_subscription_fails_and_the_other_does_not,
     a_failing_event_holds_up_no_worker,
     events_of_a_key_stay_in_order_whatever_fails,
-    order_holds_over_several_instances,
-    a_broadcast_that_fails_is_tried_again_here,
-    shutdown_gives_back_what_was_not_begun,
+    events_of_a_key_stay_in_order_over_several_instances,
+    a_failed_broadcast_is_retried_locally,
+    shutdown_requeues_unstarted_events,
 );
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Events, and which attempt each was.
+/// Events, with the attempt of each.
 type Attempts = Vec<(u64, u32)>;
 
-fn what_fails_is_tried_again_and_kept_in_the_end(broker: &Broker) {
+fn failed_events_are_retried_and_dead_lettered(broker: &Broker) {
     let (name, service) = (unique_event(), unique("failing"));
     let (sent, attempts) = unbounded();
     let _subscriber = subscriber(broker, &service)
@@ -139,7 +139,7 @@ fn a_failing_event_holds_up_no_worker(broker: &Broker) {
     assert_eq!(recv_n(&events, 3), [0, 1, 2]);
 }
 
-/// Publishes so many events to each of several keys, turn by turn.
+/// Publishes this number of events to each of several keys, in turn.
 fn publish_keyed(broker: &Broker, name: &str, keys: u64, each: u64) {
     let publisher = publisher(broker);
     let events: Vec<(u64, u64)> = (0..each)
@@ -210,7 +210,7 @@ fn events_of_a_key_stay_in_order_whatever_fails(broker: &Broker) {
     dead.purge(|letter| letter.queue() == queue).unwrap();
 }
 
-fn order_holds_over_several_instances(broker: &Broker) {
+fn events_of_a_key_stay_in_order_over_several_instances(broker: &Broker) {
     let (name, service) = (unique_event(), unique("ordered"));
     let seen: Arc<Mutex<HashMap<u64, Vec<u64>>>> = Arc::default();
     let subscribe = || {
@@ -231,7 +231,7 @@ fn order_holds_over_several_instances(broker: &Broker) {
     let _second = subscribe();
     publish_keyed(broker, &name, 4, 50);
     eventually("it has begun", || seen.lock().len() == 4);
-    // In the middle of it another takes over.
+    // Another instance takes over before the end.
     first.shutdown(PATIENCE).unwrap();
     let count = |seen: &HashMap<u64, Vec<_>>| seen.values().map(Vec::len).sum::<usize>();
     eventually("all are handled", || count(&seen.lock()) >= 200);
@@ -240,7 +240,7 @@ fn order_holds_over_several_instances(broker: &Broker) {
     }
 }
 
-fn a_broadcast_that_fails_is_tried_again_here(broker: &Broker) {
+fn a_failed_broadcast_is_retried_locally(broker: &Broker) {
     let (name, service) = (unique_event(), unique("all"));
     let (sent, attempts) = unbounded();
     let failing = Subscription::to_with_context(&name, move |context: &Context<'_>, n: u64| {
@@ -261,7 +261,7 @@ fn a_broadcast_that_fails_is_tried_again_here(broker: &Broker) {
     assert_no_more(&attempts);
 }
 
-fn shutdown_gives_back_what_was_not_begun(broker: &Broker) {
+fn shutdown_requeues_unstarted_events(broker: &Broker) {
     for is_ordered in [false, true] {
         let (name, service) = (unique_event(), unique("leaving"));
         let (sent, begun) = unbounded();

@@ -10,14 +10,14 @@ use crate::support::events::{
 };
 use crate::support::proxy::Proxy;
 use crate::support::server::Server;
-use crate::support::{PATIENCE, amqp_url, eventually, quick, unique};
+use crate::support::{PATIENCE, amqp_url, eventually, steady, unique};
 
 const MS: Duration = Duration::from_millis(1);
 
 #[test]
-fn those_in_order_lose_their_connection_alone() {
+fn ordered_events_have_a_connection_of_their_own() {
     let proxy = Proxy::start(&amqp_url());
-    let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(&amqp_url()));
+    let (of_subscriber, of_publisher) = (steady(&proxy.url), steady(&amqp_url()));
     let (plain, ordered, service) = (unique_event(), unique_event(), unique("mixed"));
     let (sent, plain_events) = unbounded();
     let (sent_in_order, ordered_events) = unbounded();
@@ -40,7 +40,7 @@ fn those_in_order_lose_their_connection_alone() {
     for n in 0..5u64 {
         publisher.publish(&plain, &n).unwrap();
     }
-    // Two are at work, and three have been fetched and wait.
+    // Two are being handled, and three have been fetched and wait.
     recv_n(&first, 2);
     for n in 0..5u64 {
         publisher.publish(&ordered, &n).unwrap();
@@ -48,7 +48,7 @@ fn those_in_order_lose_their_connection_alone() {
     proxy.cut_latest();
     drop(release);
     assert_eq!(sorted(recv_n(&plain_events, 5)), [0, 1, 2, 3, 4]);
-    // Some of them may have been handled and not acknowledged: those come again.
+    // Events that were handled and not acknowledged are redelivered.
     let mut seen = Vec::new();
     while seen.last() != Some(&4) {
         seen.extend(recv_n(&ordered_events, 1));
@@ -61,9 +61,9 @@ fn those_in_order_lose_their_connection_alone() {
 }
 
 #[test]
-fn a_broadcast_is_tried_again_over_a_reconnect() {
+fn a_broadcast_is_retried_after_a_reconnect() {
     let proxy = Proxy::start(&amqp_url());
-    let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(&amqp_url()));
+    let (of_subscriber, of_publisher) = (steady(&proxy.url), steady(&amqp_url()));
     let (name, service) = (unique_event(), unique("all"));
     let (sent, attempts) = unbounded();
     let failing = Subscription::to_with_context(&name, move |context: &Context<'_>, n: u64| {
@@ -81,19 +81,19 @@ fn a_broadcast_is_tried_again_over_a_reconnect() {
         .unwrap();
     publisher(&of_publisher).publish(&name, &7u64).unwrap();
     assert_eq!(recv_n(&attempts, 1), [(7, 1)]);
-    // The queue it came from goes with the connection, and the event does not.
+    // The exclusive queue is deleted with the connection, and the event is still retried.
     proxy.cut();
     assert_eq!(recv_n(&attempts, 1), [(7, 2)]);
     subscriber.shutdown(PATIENCE).unwrap();
     assert_no_more(&attempts);
 }
 
-/// A name that the broker has not let go of yet would be refused (405).
+/// A name that still exists would be refused (405).
 #[test]
-fn a_queue_of_ones_own_has_another_name_in_each_session() {
+fn an_exclusive_queue_gets_a_new_name_in_each_session() {
     let rabbit = Server::rabbitmq();
     let proxy = Proxy::start(rabbit.url());
-    let (of_subscriber, of_publisher) = (quick(&proxy.url), quick(rabbit.url()));
+    let (of_subscriber, of_publisher) = (steady(&proxy.url), steady(rabbit.url()));
     let (name, service) = (unique_event(), unique("all"));
     let (sent, events) = unbounded();
     let subscriber = subscriber(&of_subscriber, &service)

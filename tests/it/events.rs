@@ -1,4 +1,4 @@
-//! Events: who gets them, and what they look like.
+//! Events: their subscribers and their wire format.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,13 +19,13 @@ use crate::support::{PATIENCE, on_both, unique};
 
 on_both!(
     every_group_gets_an_event_once,
-    groups_get_what_happened_while_they_were_offline,
+    groups_get_events_published_while_offline,
     patterns_pick_events,
     a_broadcast_reaches_every_instance,
-    a_singleton_is_one_in_the_whole_system,
+    a_singleton_has_one_active_consumer,
     a_repeated_event_is_handled_once,
     a_subscriber_is_required_only_if_asked_for,
-    the_envelope_is_the_contracts,
+    the_wire_format_of_an_event,
     many_are_published_at_once,
     what_a_subscriber_holds_is_bounded,
     handlers_may_call_and_publish,
@@ -61,7 +61,7 @@ fn every_group_gets_an_event_once(broker: &Broker) {
     assert_no_more(&of_two);
 }
 
-fn groups_get_what_happened_while_they_were_offline(broker: &Broker) {
+fn groups_get_events_published_while_offline(broker: &Broker) {
     let (name, service) = (unique_event(), unique("late"));
     let (sent, events) = unbounded();
     let subscribe = || {
@@ -145,7 +145,7 @@ fn a_broadcast_reaches_every_instance(broker: &Broker) {
     assert_no_more(&events);
 }
 
-fn a_singleton_is_one_in_the_whole_system(broker: &Broker) {
+fn a_singleton_has_one_active_consumer(broker: &Broker) {
     let (name, report) = (unique_event(), unique("report"));
     let (sent, events) = unbounded();
     let subscribe = |service: &str, who: u64| {
@@ -211,7 +211,7 @@ fn a_subscriber_is_required_only_if_asked_for(broker: &Broker) {
     assert_eq!(recv_n(&events, 1), [2]);
 }
 
-fn the_envelope_is_the_contracts(broker: &Broker) {
+fn the_wire_format_of_an_event(broker: &Broker) {
     let (name, queue) = (unique_event(), unique("peer"));
     let topology = Topology::new()
         .exchange("event.exchange", ExchangeKind::Topic)
@@ -249,7 +249,7 @@ fn the_envelope_is_the_contracts(broker: &Broker) {
     );
     assert_eq!(body.payload.decode::<u64>(), Ok(7));
     delivery.ack();
-    // A peer's event, which says where to reply: events are not answered.
+    // A peer's event with a reply queue: events are not answered.
     let (sent, events) = unbounded();
     let service = unique("one");
     let subscriber = subscriber(broker, &service)

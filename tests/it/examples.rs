@@ -61,7 +61,7 @@ fn quickstart_over_rabbitmq_and_redis() {
     check_quickstart(&stdout(&command.output().unwrap()));
 }
 
-/// A `user_service` that has said `ready`.
+/// A `user_service` that has printed `ready`.
 struct Service {
     process: Child,
     url: String,

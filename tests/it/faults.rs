@@ -1,4 +1,4 @@
-//! A connection that is cut, goes silent, or carries nonsense.
+//! Connections that are cut, silent or corrupted.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use crate::support::outage::{wait_for, watched};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::timing::in_time;
-use crate::support::{PATIENCE, amqp_url, client, eventually, quick, unique};
+use crate::support::{PATIENCE, amqp_url, client, eventually, quick, steady, unique};
 
 #[test]
 fn a_lost_connection_fails_what_was_sent_and_then_recovers() {
     let proxy = Proxy::start(&amqp_url());
-    let (of_server, of_client) = (quick(&amqp_url()), quick(&proxy.url));
+    let (of_server, of_client) = (steady(&amqp_url()), steady(&proxy.url));
     let service = unique("nap");
     let mut server = GatedServer::start(&of_server, &service, 2);
     let client = client(&of_client);
@@ -35,9 +35,9 @@ fn a_lost_connection_fails_what_was_sent_and_then_recovers() {
 }
 
 #[test]
-fn a_servers_lost_connection_gives_its_requests_back() {
+fn a_servers_lost_connection_requeues_its_requests() {
     let proxy = Proxy::start(&amqp_url());
-    let (of_server, of_client) = (quick(&proxy.url), quick(&amqp_url()));
+    let (of_server, of_client) = (steady(&proxy.url), steady(&amqp_url()));
     let service = unique("nap");
     let (server, starts) = sleepy_server(&of_server, &service);
     let client = client(&of_client);
@@ -97,7 +97,7 @@ fn slow_and_sliced_connections_only_take_longer() {
     for mode in [Mode::Delay, Mode::Slice] {
         let proxy = Proxy::start(&amqp_url());
         proxy.both(mode);
-        let broker = quick(&proxy.url);
+        let broker = steady(&proxy.url);
         let service = unique("nap");
         let (_server, _starts) = sleepy_server(&broker, &service);
         let client = client(&broker);
@@ -143,9 +143,9 @@ fn nonsense_costs_the_connection_and_nothing_else() {
 }
 
 #[test]
-fn what_is_idempotent_is_sent_again() {
+fn idempotent_calls_are_sent_again() {
     let proxy = Proxy::start(&amqp_url());
-    let (of_server, of_client) = (quick(&amqp_url()), quick(&proxy.url));
+    let (of_server, of_client) = (steady(&amqp_url()), steady(&proxy.url));
     let service = unique("nap");
     let mut server = GatedServer::start(&of_server, &service, 4);
     let client = client(&of_client);
@@ -173,7 +173,7 @@ fn what_is_idempotent_is_sent_again() {
 #[test]
 fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
     let proxy = Proxy::start(&amqp_url());
-    let (of_server, of_client) = (quick(&amqp_url()), quick(&proxy.url));
+    let (of_server, of_client) = (steady(&amqp_url()), steady(&proxy.url));
     let service = unique("nap");
     let (_server, starts) = sleepy_server(&of_server, &service);
     let client = client(&of_client);
@@ -199,13 +199,13 @@ fn a_command_whose_confirmation_is_lost_is_unknown_or_sent_again() {
 }
 
 #[test]
-fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
+fn a_full_send_queue_keeps_deadlines() {
     let proxy = Proxy::start(&amqp_url());
     let (broker, states) = watched(&proxy.url);
     let client = client(&broker);
     proxy.both(Mode::Swallow);
     proxy.cut();
-    // Until the I/O thread has noticed, calls still go out, and are lost.
+    // Calls are still sent, and lost, until the I/O thread has noticed.
     wait_for(&states, |state| matches!(state, ConnectionState::Lost(_)));
     let timeout = Duration::from_millis(500);
     let options = CallOptions::new().timeout(timeout);
@@ -237,7 +237,7 @@ fn a_full_queue_of_what_is_to_be_sent_keeps_deadlines() {
     assert_eq!(client.in_flight(), 0);
 }
 
-/// A connection that is given up soon after it is lost.
+/// Connects with a broker that is closed soon after the connection is lost.
 fn hopeless(url: &str) -> Broker {
     Broker::builder(url)
         .reconnect_delays(Duration::from_millis(10), Duration::from_millis(20))
@@ -259,9 +259,9 @@ fn giving_up_closes_everything() {
     });
 }
 
-/// It could serve nothing any more, and would be picked all the same.
+/// A server without a broker cannot serve any request, and must not be picked.
 #[test]
-fn a_server_without_a_broker_is_not_well() {
+fn a_server_without_a_broker_is_unhealthy() {
     let proxy = Proxy::start(&amqp_url());
     let broker = hopeless(&proxy.url);
     let (registry, service) = (Registry::memory(), unique("lost"));
@@ -273,7 +273,7 @@ fn a_server_without_a_broker_is_not_well() {
     assert_eq!(registry.lookup(&service).unwrap().iter().count(), 1);
     assert!(server.state().is_healthy());
     proxy.cut_for_good();
-    eventually("it says so itself", || {
+    eventually("its state shows it", || {
         server.state().disconnected.is_some()
     });
     eventually("it is left out", || {

@@ -1,5 +1,5 @@
-//! Messages that come back: only what had begun counts, what is finished does not run
-//! again, and copies do not multiply.
+//! Redelivered messages: only deliveries that had begun count, finished ones do not run again,
+//! and copies do not multiply.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::support::process::Process;
 use crate::support::proxy::Proxy;
 use crate::support::server::Server;
 use crate::support::{
-    PATIENCE, amqp_url, client, eventually, on_both, own_amqp_url, quick, rabbitmq, unique,
+    PATIENCE, amqp_url, client, eventually, on_both, own_amqp_url, rabbitmq, steady, unique,
 };
 
 on_both!(
@@ -29,7 +29,7 @@ on_both!(
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Nine orderly restarts of a worker that is busy, with more fetched than it can begin.
+/// Restarts a busy worker nine times, with more messages fetched than it can begin.
 fn work_handed_back_gracefully_is_new(broker: &Broker) {
     let service = unique("work");
     let (ran, runs) = unbounded();
@@ -103,7 +103,7 @@ fn ordered_events_survive_restarts(broker: &Broker) {
     assert!(letters_of(broker, &service).is_empty());
 }
 
-/// Beside a message that kills its workers, others are fetched again and again.
+/// Other messages are fetched again and again beside one that kills its workers.
 #[test]
 fn the_neighbours_of_poison_live() {
     let service = unique("work");
@@ -111,7 +111,7 @@ fn the_neighbours_of_poison_live() {
     let broker = Broker::connect(&url).unwrap();
     let client = client(&broker);
     let first = Process::start(&["serve", &url, &service]);
-    // Two workers: one kills, the other and what waits are innocent.
+    // Of the two running requests and those that wait, one kills its workers.
     for n in 0..8u64 {
         client.send(&service, "work", &n).unwrap();
     }
@@ -144,12 +144,12 @@ fn the_neighbours_of_poison_live() {
     dead_letter(&broker, &service);
 }
 
-/// A connection that is lost all the time: for 6 s, or as long as `CUT_SECONDS` says.
+/// The connection is cut again and again, for 6 s or for `CUT_SECONDS`.
 #[test]
 fn copies_do_not_multiply() {
     let url = own_amqp_url();
     let proxy = Proxy::start(&url);
-    let (broker, direct) = (quick(&proxy.url), Broker::connect(&url).unwrap());
+    let (broker, direct) = (steady(&proxy.url), Broker::connect(&url).unwrap());
     let service = unique("work");
     let ran: Arc<Mutex<HashMap<u64, u32>>> = Arc::default();
     let count = Arc::clone(&ran);
@@ -177,7 +177,7 @@ fn copies_do_not_multiply() {
         proxy.cut();
         cuts += 1;
     }
-    // What is left is done in peace.
+    // The rest is handled without cuts.
     server.drain(4 * PATIENCE).unwrap();
     assert_eq!(ran.lock().len() as u64, sent);
     // A quarter of them run three times.
@@ -188,7 +188,7 @@ fn copies_do_not_multiply() {
     no_dead_letter(&direct, &service);
 }
 
-/// The broker takes a message back that is handled for too long, and delivers it again.
+/// The broker requeues a message whose handler runs for too long, and delivers it again.
 #[test]
 fn a_handler_longer_than_the_brokers_timeout_runs_once() {
     let rabbit = Server::rabbitmq();
@@ -197,7 +197,7 @@ fn a_handler_longer_than_the_brokers_timeout_runs_once() {
         "application:set_env(rabbit, consumer_timeout, 1000), \
          application:set_env(rabbit, channel_tick_interval, 200).",
     ]);
-    let broker = quick(rabbit.url());
+    let broker = steady(rabbit.url());
     let service = unique("work");
     let (ran, runs) = unbounded();
     let server = ServiceServer::builder(&broker, &service)
@@ -217,11 +217,11 @@ fn a_handler_longer_than_the_brokers_timeout_runs_once() {
     no_dead_letter(&other, &service);
 }
 
-/// Its copies have none of its headers.
+/// The copies have none of the message's headers.
 #[test]
 fn a_message_with_too_many_headers_comes_back_and_runs() {
     let proxy = Proxy::start(&amqp_url());
-    let broker = quick(&proxy.url);
+    let broker = steady(&proxy.url);
     let service = unique("work");
     let (began, runs) = unbounded();
     let (release, released) = unbounded::<()>();

@@ -1,4 +1,4 @@
-//! Servers with checks: what follows when one fails.
+//! Servers with health checks, and the consequences of a failed one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,14 +10,14 @@ use crate::support::instance_echo::{answering_instance, finder, server};
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
-    the_unwell_take_no_requests_until_they_are_well,
-    one_that_is_unwell_from_the_start_waits,
+    an_unhealthy_server_takes_no_requests,
+    a_server_that_starts_unhealthy_waits,
     a_check_that_panics_is_a_failure_and_one_that_hangs_holds_up_no_shutdown,
 );
 
 const MS: Duration = Duration::from_millis(1);
 
-fn the_unwell_take_no_requests_until_they_are_well(broker: &Broker) {
+fn an_unhealthy_server_takes_no_requests(broker: &Broker) {
     let (registry, service) = (Registry::memory(), unique("who"));
     let is_well = Arc::new(AtomicBool::new(true));
     let checked = Arc::clone(&is_well);
@@ -52,7 +52,7 @@ fn the_unwell_take_no_requests_until_they_are_well(broker: &Broker) {
         let error = strict.call_with::<String>(&service, "who", &0, &direct);
         error.is_err_and(|error| error.kind() == ErrorKind::NoRoute)
     });
-    // A caller that does not look it up waits until it is healthy, or for another.
+    // A caller without look-ups waits until it or another instance is healthy.
     let mut waiting = client(broker)
         .call_async::<String>(&service, "who", &0)
         .unwrap();
@@ -71,7 +71,7 @@ fn the_unwell_take_no_requests_until_they_are_well(broker: &Broker) {
     unsteady.shutdown(PATIENCE).unwrap();
 }
 
-fn one_that_is_unwell_from_the_start_waits(broker: &Broker) {
+fn a_server_that_starts_unhealthy_waits(broker: &Broker) {
     let (registry, service) = (Registry::memory(), unique("who"));
     let is_well = Arc::new(AtomicBool::new(false));
     let checked = Arc::clone(&is_well);

@@ -1,4 +1,4 @@
-//! What a peer may send on purpose, and what must come of it: nothing.
+//! Hostile messages from peers: none of them may have an effect.
 
 use std::thread;
 
@@ -11,7 +11,7 @@ use crate::support::raw_amqp::{RawPublisher, long, short};
 use crate::support::{self, PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
-    what_cannot_be_read_is_kept_and_answered,
+    undecodable_requests_are_kept_and_answered,
     an_unknown_action_is_kept_and_answered,
     replies_never_go_into_a_services_queue,
     ids_that_fit_no_frame_are_refused,
@@ -27,7 +27,7 @@ fn echo_server(broker: &Broker, service: &str) -> ServiceServer {
         .unwrap()
 }
 
-/// Still alive, and still serving.
+/// Asserts that the service is still alive and serves.
 fn serves(broker: &Broker, service: &str) {
     let reply: u64 = client(broker).call(service, "echo", &5).unwrap();
     assert_eq!(reply, 5);
@@ -59,7 +59,7 @@ impl Peer {
         self.link.publish(publication, PATIENCE).unwrap();
     }
 
-    /// The error and its code.
+    /// Returns the error and its code.
     fn refusal(&self) -> (String, String) {
         let delivery = self.link.recv_timeout(PATIENCE).expect("an answer");
         let message = delivery.message();
@@ -74,7 +74,7 @@ impl Peer {
     }
 }
 
-fn what_cannot_be_read_is_kept_and_answered(broker: &Broker) {
+fn undecodable_requests_are_kept_and_answered(broker: &Broker) {
     let service = unique("echo");
     let _server = echo_server(broker, &service);
     let peer = Peer::new(broker);
@@ -106,7 +106,7 @@ fn replies_never_go_into_a_services_queue(broker: &Broker) {
     let peer = Peer::new(broker);
     let mut message = ServiceMessage::new("peer", service.as_str(), "echo", ());
     message.reply_to = Some(target.as_str().into());
-    // By the body, by the property, and by the property of what is no envelope.
+    // Named in the body, in the property, and in the property of a message without an envelope.
     peer.send(&service, message.encode().unwrap(), &peer.replies);
     message.reply_to = None;
     peer.send(&service, message.encode().unwrap(), &target);
@@ -186,7 +186,7 @@ fn a_flood_of_replies_holds_nothing_up(broker: &Broker) {
 const HEADERS: u16 = 1 << 13;
 const CORRELATION_ID: u16 = 1 << 10;
 
-/// One header field of arrays in arrays.
+/// Encodes one header field of nested arrays.
 fn abyss(depth: usize) -> Vec<u8> {
     let mut value = vec![b'V'];
     for _ in 0..depth {
@@ -195,8 +195,8 @@ fn abyss(depth: usize) -> Vec<u8> {
     [&short(b"deep"), &value[..]].concat()
 }
 
-/// Without the mitigation this ends the test process: amiquip's thread
-/// overflows its stack.
+/// The stack of amiquip's thread would overflow without the mitigation, and end the test
+/// process.
 #[test]
 fn headers_of_any_depth_do_not_end_the_process() {
     let broker = support::rabbitmq();
@@ -204,7 +204,7 @@ fn headers_of_any_depth_do_not_end_the_process() {
     let spec = LinkSpec::new(Topology::new().queue(&queue)).consume(&queue, 10);
     let link = Link::open(&broker, spec).unwrap();
     let mut raw = RawPublisher::connect();
-    // What fits a frame: 131,072 bytes.
+    // A frame has room for this: 131,072 bytes.
     for depth in [99, 100, 20_000, 26_000] {
         raw.publish(b"", queue.as_bytes(), HEADERS, &long(&abyss(depth)), b"x");
         let delivery = link.recv_timeout(PATIENCE).expect("a delivery");
@@ -261,7 +261,7 @@ fn texts_that_are_not_utf8_lose_nothing_else() {
 
 /// RabbitMQ looks into the name of a direct reply queue when a reply goes there.
 #[test]
-fn forged_names_of_direct_replies_cost_nothing() {
+fn forged_direct_reply_names_have_no_effect() {
     let (sent, states) = crossbeam_channel::unbounded();
     let broker = Broker::builder(&support::amqp_url())
         .on_state_change(move |state| drop(sent.send(state.clone())))

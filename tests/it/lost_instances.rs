@@ -1,4 +1,4 @@
-//! Instances that vanish from Redis without leaving: they are lost, and come back.
+//! Instances whose entries vanish from Redis: they are found all the time, and come back.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use crate::support::server::Server;
 const SECOND: Duration = Duration::from_secs(1);
 const KEY: &str = "service:registry:web";
 
-/// Two processes with an instance each, and a reader of a third: whatever happens to Redis,
-/// look-ups find both all the time.
+/// Asserts that a reader finds the instances of two other processes all the time, while
+/// `happens` takes them from Redis.
 fn comes_back_after(what: &str, happens: impl Fn(&Server)) {
     let redis = Server::redis();
     let here = registry(redis.url(), 3 * SECOND);

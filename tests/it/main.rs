@@ -1,4 +1,4 @@
-//! All behaviour tests, in one binary. What both brokers must do is written
+//! All behaviour tests, in one binary. Tests of the behaviour that both brokers share are written
 //! once and run on each (see `on_both!`); `tests/run` provides the servers.
 
 mod alarms;

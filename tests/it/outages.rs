@@ -1,4 +1,4 @@
-//! What can happen to a whole broker: one of the tests' own, one at a time.
+//! Outages of a whole broker, a private one that these tests use one at a time.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::support::outage::{rabbit, sent_within, wait_for, watched, within};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::timing::{SLACK, in_time, stall_since};
-use crate::support::{PATIENCE, client, eventually, quick, unique};
+use crate::support::{PATIENCE, client, eventually, quick, steady, unique};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -51,7 +51,7 @@ fn killed_and_restarted() {
 }
 
 #[test]
-fn what_was_confirmed_outlives_the_broker() {
+fn confirmed_commands_survive_a_killed_broker() {
     let mut rabbit = rabbit();
     let rabbit = rabbit.as_mut().unwrap();
     let broker = quick(rabbit.url());
@@ -69,7 +69,7 @@ fn what_was_confirmed_outlives_the_broker() {
     let mut sends: Vec<_> = (0..2_000u64)
         .map(|n| (n, client.send_async(&service, "collect", &n).unwrap()))
         .collect();
-    // In the middle of it: some are confirmed, and the rest may be.
+    // Some are confirmed now, and the rest may be.
     sends[100].1.wait_timeout(PATIENCE).unwrap().unwrap();
     rabbit.kill();
     let confirmed =
@@ -127,7 +127,7 @@ fn stopped_and_started() {
 fn connections_closed_by_the_operator() {
     let rabbit = rabbit();
     let rabbit = rabbit.as_ref().unwrap();
-    let (of_server, of_client) = (quick(rabbit.url()), quick(rabbit.url()));
+    let (of_server, of_client) = (steady(rabbit.url()), steady(rabbit.url()));
     let service = unique("nap");
     let mut server = GatedServer::start(&of_server, &service, 4);
     let client = client(&of_client);
@@ -172,7 +172,7 @@ fn frozen_for_longer_than_two_heartbeats() {
         });
         send.unwrap_err();
     }
-    // Noticed by the missing heartbeats, or by what was sent.
+    // The missing heartbeats, or the unanswered operations, have been noticed.
     wait_for(&states, |state| matches!(state, ConnectionState::Lost(_)));
     let _ = in_time(timeout, "shutdown of a server", || {
         other_server.shutdown(timeout)
@@ -191,7 +191,7 @@ fn frozen_for_longer_than_two_heartbeats() {
 fn a_queue_deleted_under_its_consumer() {
     let rabbit = rabbit();
     let rabbit = rabbit.as_ref().unwrap();
-    let broker = quick(rabbit.url());
+    let broker = steady(rabbit.url());
     let service = unique("nap");
     let (_server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
@@ -251,7 +251,7 @@ fn a_thousand_callers_while_it_restarts() {
             .map(|caller| caller.join().unwrap())
             .max()
     });
-    // A thousand threads whose time is over at once take turns on a few cores.
+    // A thousand threads whose deadlines end at once take turns on a few cores.
     let allowed = timeout + 2 * SLACK + stall_since(start);
     assert!(slowest.unwrap() <= allowed, "{slowest:?}");
     assert_eq!(client.in_flight(), 0);
@@ -263,7 +263,7 @@ fn a_declaration_refused_after_a_reconnect_is_tried_again() {
     let rabbit = rabbit();
     let rabbit = rabbit.as_ref().unwrap();
     let proxy = Proxy::start(rabbit.url());
-    let (of_server, of_client) = (quick(&proxy.url), quick(rabbit.url()));
+    let (of_server, of_client) = (steady(&proxy.url), steady(rabbit.url()));
     let service = unique("nap");
     let queue = format!("service.{service}.request");
     let (_server, _starts) = sleepy_server(&of_server, &service);
@@ -279,7 +279,7 @@ fn a_declaration_refused_after_a_reconnect_is_tried_again() {
     proxy.both(Mode::Pass);
     proxy.cut();
     assert_eq!(neighbour.call::<u64>(&other_service, "nap", &1).unwrap(), 1);
-    // Its exchange knows the queue no more, so no call reaches the service.
+    // Its exchange has no binding to the queue any more, so no call reaches the service.
     let client = client(&of_client);
     let error = client.call::<u64>(&service, "nap", &1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute, "{error}");

@@ -1,5 +1,4 @@
-//! Messages that are larger than a receiver takes, or than the broker does: they cost
-//! nothing else.
+//! Messages over the limit of a receiver or of the broker: nothing else is affected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +16,7 @@ use crate::support::{PATIENCE, client, eventually, own_amqp_url, unique};
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// A connection that takes small messages only, and its changes of state.
+/// Connects with a limit of small messages; the receiver gets the changes of state.
 fn small(url: &str) -> (Broker, Receiver<ConnectionState>) {
     let (sent, states) = unbounded();
     let broker = Broker::builder(url)
@@ -211,7 +210,7 @@ fn a_request_or_command_that_the_broker_refuses_has_its_reason() {
     let broker = Broker::connect(rabbit.url()).unwrap();
     let _server = mirror(&broker, &service);
     for is_command in [false, true] {
-        // Each connection finds out for itself.
+        // Each connection learns the limit by itself.
         let broker = Broker::connect(rabbit.url()).unwrap();
         let client: ServiceClient = client(&broker);
         for _ in 0..3 {
@@ -232,9 +231,9 @@ fn a_request_or_command_that_the_broker_refuses_has_its_reason() {
     }
 }
 
-/// It waits behind a handler when its server shuts down.
+/// The message waits behind a handler when its server shuts down.
 #[test]
-fn one_that_was_not_begun_goes_back_whole() {
+fn an_unstarted_request_is_requeued_whole() {
     let url = own_amqp_url();
     let (broker, _states) = small(&url);
     let service = unique("mirror");

@@ -1,5 +1,4 @@
-//! Peers in PHP, on php-amqplib and php-redis: they know the wire contract and nothing of
-//! coney.
+//! Peers in PHP, on php-amqplib and php-redis: they implement the wire contract without coney.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -16,7 +15,7 @@ fn script(name: &str) -> String {
     dir.join(name).to_str().unwrap().to_owned()
 }
 
-/// Runs a script to its end; its line of output.
+/// Runs a script to its end; returns its line of output.
 fn php(name: &str, arguments: &[&str]) -> String {
     let output: Output = Command::new("php")
         .arg(script(name))
@@ -93,7 +92,7 @@ fn we_call_a_php_server() {
     client.send(&service, "echo", &1).unwrap();
     server.wait_for("handled nope");
     server.wait_for("handled echo");
-    // A batch is taken apart for one that does not know it.
+    // The items of a batch are sent one by one to a peer that does not know it.
     let mut batch = client.batch(&service);
     for n in 0..20i64 {
         batch.add::<i64>("double", &n);
@@ -168,7 +167,7 @@ fn the_registry_is_shared() {
         ["ours"],
         "what a peer takes out is out"
     );
-    // A peer that takes ours out has taken it for dead: it is there again.
+    // After a peer has removed ours as dead, it is registered again.
     assert_eq!(
         php("registry.php", &[url, "deregister", "web", "ours"]),
         "deregistered"

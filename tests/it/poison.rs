@@ -1,4 +1,4 @@
-//! Worker processes that die, by a signal or by what they are asked to do.
+//! Worker processes that die, from a signal or from a message.
 
 use coney::Broker;
 
@@ -6,7 +6,7 @@ use crate::support::dead_letters::{dead_letter, no_dead_letter};
 use crate::support::process::Process;
 use crate::support::{client, eventually, own_amqp_url, unique};
 
-/// Starts a process that serves.
+/// Starts a process with a server.
 fn worker(url: &str, service: &str) -> Process {
     Process::start(&["serve", url, service])
 }

@@ -1,4 +1,4 @@
-//! What both brokers' queues must do alike, through raw links.
+//! The behaviour that the queues of both brokers share, through raw links.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ on_both!(
     a_reply_queue_dies_with_its_link,
     declarations_must_agree,
     consumers_take_turns,
-    what_was_accepted_before_a_close_is_sent,
+    messages_accepted_before_a_close_are_sent,
     names_and_sizes_are_checked,
     a_channel_the_broker_closed_harms_no_later_link,
 );
@@ -50,7 +50,7 @@ fn prefetch_bounds_what_is_unsettled(broker: &Broker) {
     for n in 0..6 {
         publish(&link, &queue, n);
     }
-    // What a consumer may not have yet is in the queue, where another link finds it.
+    // Messages beyond the prefetch count are in the queue, where another link finds them.
     let other = Link::open(broker, LinkSpec::new(Topology::new())).unwrap();
     let next_in_queue = || {
         let mut body = None;
@@ -108,7 +108,7 @@ fn a_closed_links_deliveries_go_back(broker: &Broker) {
     let mut seen: Vec<u8> = numbers(&second, 2).into_iter().map(|(n, _)| n).collect();
     seen.sort_unstable();
     assert_eq!(seen, [1, 2]);
-    // Settling what is no longer ours does nothing.
+    // Settling a message that was given back does nothing.
     held.ack();
     publish(&second, &queue, 3);
     assert_eq!(numbers(&second, 1), [(3, false)]);
@@ -240,7 +240,7 @@ fn consumers_take_turns(broker: &Broker) {
     assert_eq!(all, [0, 1, 2, 3, 4, 5]);
 }
 
-fn what_was_accepted_before_a_close_is_sent(broker: &Broker) {
+fn messages_accepted_before_a_close_are_sent(broker: &Broker) {
     let queue = unique("q");
     let link = consumer(broker, &queue, 100);
     for round in 0..5 {

@@ -1,4 +1,4 @@
-//! What coney writes into Redis and reads from it, beside peers in other languages.
+//! The data in Redis that coney and peers in other languages share.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn a_password_is_wanted_and_never_shown() {
         let builder = Redis::builder(&format!("redis://{login}{address}"));
         let text = format!("{error} {error:?} {registry:?} {builder:?}");
         assert!(!text.contains("hunter"), "{text}");
-        // Which of the two errors comes first is up to the machine.
+        // Either of the two errors may come first.
         let is_reported = || {
             registry
                 .refresh("web")
@@ -70,7 +70,7 @@ fn peers_of_other_languages_share_the_hashes() {
     let found = registry.refresh("user-service").unwrap();
     assert_eq!(ids(&found), ["coney-1", "php-1"]);
     assert_eq!(found.iter().nth(1).unwrap().port(), Some(9501));
-    // What the peer reads of ours: the contract's fields, flat.
+    // The peer finds the contract's fields in ours, flat.
     let json = redis.ctl(&["HGET", "service:registry:user-service", "coney-1"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["instance_id"], "coney-1");
@@ -102,7 +102,7 @@ fn peers_of_other_languages_share_the_hashes() {
         redis.ctl(&["HEXISTS", "service:registry:user-service", "coney-1"]) == "1"
     });
     assert_eq!(ours.state(), RegistrationState::Registered);
-    // Deregistered it stays away, also for a reader that had known it.
+    // A deregistered one stays away, also for a reader that had found it.
     ours.deregister(SECOND).unwrap();
     assert_eq!(ids(&registry.refresh("user-service").unwrap()), ["php-1"]);
     assert_eq!(

@@ -1,5 +1,5 @@
-//! What can happen to Redis, and what a registry says meanwhile. Each test has a
-//! Redis of its own: starting one takes a tenth of a second.
+//! Outages of Redis, and the look-ups of a registry meanwhile. Each test has a private Redis:
+//! starting one takes a tenth of a second.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -20,8 +20,8 @@ use crate::support::{eventually, unique};
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Looks up all the time, in time, and always finds the same; if the registry is in
-/// trouble, it says at some time that this is old.
+/// Asserts that look-ups end in time and find the same instance all the time; if the registry is
+/// in trouble, one of them must be stale.
 fn finds_the_same_for(time: Duration, registry: &Registry, service: &str, in_trouble: bool) {
     let end = Instant::now() + time;
     let mut was_stale = false;
@@ -44,7 +44,7 @@ fn killed_and_started_empty() {
     let one = here.register("web", Instance::new().with_id("1")).unwrap();
     finds_the_same_for(SECOND, &there, "web", false);
     redis.kill();
-    // Longer than an instance that is not heard of would live.
+    // This is longer than an instance without heartbeats would live.
     finds_the_same_for(3 * SECOND, &there, "web", true);
     let found = there.lookup("web").unwrap();
     assert!(
@@ -82,7 +82,7 @@ fn emptied() {
     assert_eq!(ids(&there.lookup("web").unwrap()), ["1", "2"]);
     for _ in 0..20 {
         redis.ctl(&["FLUSHALL"]);
-        // A refresh at this moment finds nothing, or one of them, and is not believed.
+        // A refresh at this moment finds none or one of them, and the instances stay.
         assert_eq!(ids(&there.refresh("web").unwrap()), ["1", "2"]);
     }
     eventually("both are there again", || {
@@ -91,11 +91,11 @@ fn emptied() {
     eventually("and known for sure", || {
         !there.lookup("web").unwrap().is_stale()
     });
-    // One that has deregistered is believed to be gone, though nothing is left then.
+    // A deregistered instance is gone at once, although Redis is empty then.
     drop(here.register("mail", Instance::new().with_id("2")).unwrap());
     assert!(there.lookup("mail").unwrap().is_empty());
-    // So is a peer that leaves no mark; one that is never heard of after a loss is
-    // given up.
+    // A deregistered peer, which leaves no mark, is gone too; one that does not come back after a
+    // loss is given up.
     let php = format!(r#"{{"last_heartbeat":{}}}"#, unix_seconds() + 1);
     for (service, is_deregistered) in [("php-1", true), ("php-2", false)] {
         let key = format!("service:registry:{service}");
@@ -132,7 +132,7 @@ fn frozen() {
         "{error}"
     );
     redis.resume();
-    // What was asked before it froze must not be taken for the answer to this.
+    // The answer to an earlier question must not be taken for the answer to this.
     for n in 0..50 {
         let service = format!("s{n}");
         assert!(there.refresh(&service).unwrap().is_empty());
@@ -165,7 +165,7 @@ fn full_and_wrong_and_unreadable() {
     });
     assert_eq!(one.state(), RegistrationState::Registered);
 
-    // A key of another type: that service alone suffers.
+    // A key of another type: only that service is affected.
     redis.ctl(&["SET", "service:registry:odd", "x"]);
     let error = there.lookup("odd").unwrap_err();
     assert!(error.to_string().contains("WRONGTYPE"), "{error}");
@@ -197,7 +197,7 @@ fn full_and_wrong_and_unreadable() {
         redis.ctl(&["HSET", "service:registry:odd", id, value]);
     }
     assert_eq!(ids(&there.refresh("odd").unwrap()), ["3"]);
-    // Over our own it gives way, as it is of no use.
+    // Such a value in place of our own is overwritten.
     let not_utf8 = "redis.call('HSET', 'service:registry:odd', '3', '\\255')";
     for change in [
         &["HSET", "service:registry:odd", "3", "not json"][..],

@@ -1,5 +1,5 @@
-//! Registering, beating, looking up: what every store must do, on memory and on a
-//! real Redis from the same source.
+//! Registration, heartbeats and look-ups, on every store: the same tests run on memory and on
+//! Redis.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,8 +15,8 @@ use coney::{ErrorKind, Instance, Registry, Result};
 use crate::support::timing::{SLACK, stall_since};
 use crate::support::{PATIENCE, eventually, unique};
 
-/// Each test gets a way to open a store; all of one test's are the same store, as
-/// several processes see it.
+/// Each test gets a function that opens a store. All that one test opens are the same store, as
+/// several processes have it.
 macro_rules! on_both_stores {
     ($($name:ident),+ $(,)?) => {
         mod memory {
@@ -66,7 +66,7 @@ fn ids(lookup: &Lookup) -> Vec<&str> {
     lookup.iter().map(Instance::id).collect()
 }
 
-/// An instance as a peer writes it, with a heartbeat of so many seconds ago.
+/// Returns an instance as a peer writes it, with a heartbeat from `seconds_ago`.
 fn beaten(service: &str, id: &str, seconds_ago: u64) -> Instance {
     let now = std::time::SystemTime::UNIX_EPOCH
         .elapsed()
@@ -154,7 +154,7 @@ fn one_that_stops_beating_is_dead_and_then_removed(open: Open<'_>) {
         registry.refresh(&service).unwrap();
         store.instances(&service).unwrap().instances.is_empty()
     });
-    // Not if it was heard of meanwhile.
+    // It is not removed if it has beaten meanwhile.
     store.register(&beaten(&service, "back", 0)).unwrap();
     assert!(!store.remove_dead(&beaten(&service, "back", 2)).unwrap());
     assert_eq!(store.instances(&service).unwrap().instances.len(), 1);

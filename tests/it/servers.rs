@@ -15,27 +15,27 @@ use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
     odd_panics_stop_no_thread,
-    the_context_knows_the_request,
+    the_context_describes_the_request,
     raw_handlers_pass_json_through,
     handlers_run_in_parallel_up_to_the_workers,
     servers_of_one_service_share_its_requests,
     a_handler_may_call_its_own_service,
     shutdown_lets_running_handlers_reply,
-    shutdown_gives_back_what_was_not_started,
+    shutdown_requeues_unstarted_requests,
     shutdown_names_handlers_that_do_not_end,
     dropping_a_server_joins_its_threads,
     the_same_action_twice_is_refused,
     a_handler_cannot_shut_its_own_server_down,
 );
 
-fn the_context_knows_the_request(broker: &Broker) {
+fn the_context_describes_the_request(broker: &Broker) {
     let service = unique("ctx");
     let _server = ServiceServer::builder(broker, &service)
         .respond_with_context("describe", |context: &Context<'_>, (): ()| {
             assert!(context.message_id().starts_with("msg_"));
             assert!(!context.is_redelivered());
             assert_eq!(context.header::<String>("missing"), None);
-            let remaining = context.remaining().expect("coney's clients say it");
+            let remaining = context.remaining().expect("coney's clients send it");
             assert!(remaining <= Duration::from_secs(7), "{remaining:?}");
             assert!(remaining > Duration::from_secs(1), "{remaining:?}");
             (
@@ -84,7 +84,7 @@ fn handlers_run_in_parallel_up_to_the_workers(broker: &Broker) {
         .prefetch(10)
         .respond("nap", {
             let (running, most) = (Arc::clone(&running), Arc::clone(&most));
-            // Only if three run at the same time can any of them end.
+            // Each ends only if three run at the same time.
             let three = Barrier::new(3);
             move |(): ()| {
                 most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -167,7 +167,7 @@ fn shutdown_lets_running_handlers_reply(broker: &Broker) {
     assert_eq!(error.unwrap_err().phase(), Some(Phase::Reply));
 }
 
-fn shutdown_gives_back_what_was_not_started(broker: &Broker) {
+fn shutdown_requeues_unstarted_requests(broker: &Broker) {
     let service = unique("handover");
     let (started, starts) = crossbeam_channel::unbounded();
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
@@ -206,7 +206,7 @@ fn shutdown_gives_back_what_was_not_started(broker: &Broker) {
         answers.iter().all(|a| a.starts_with("second")),
         "{answers:?}"
     );
-    // They had not begun: for the second they are new.
+    // They had not begun: the second server gets them as new ones.
     assert!(answers.iter().all(|a| a.ends_with("false")), "{answers:?}");
 }
 
@@ -298,7 +298,7 @@ fn a_handler_cannot_shut_its_own_server_down(broker: &Broker) {
     server.shutdown(PATIENCE).unwrap();
 }
 
-/// What a panic comes with may panic itself when it is dropped.
+/// A panic payload that panics itself when it is dropped.
 struct Grenade;
 
 impl Drop for Grenade {

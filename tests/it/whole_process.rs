@@ -1,11 +1,11 @@
-//! What a process has one of: its logger, its memory and its children. So each of these runs
+//! Tests of things that a process has one of: its logger, its memory and its children. Each runs
 //! in a process of its own.
 
 use crate::support::process::Process;
 use crate::support::server::Server;
 use crate::support::unique;
 
-/// Everything is logged at `trace`, amiquip's lines too.
+/// All lines are logged at `trace`, those of amiquip too.
 #[test]
 fn no_line_of_any_level_holds_a_secret() {
     let rabbit = Server::rabbitmq();
@@ -25,7 +25,7 @@ fn a_logger_may_publish() {
     }
 }
 
-/// Both have the connection's socket, and one has its threads.
+/// Parent and child have the connection's socket, and the parent alone has its threads.
 #[test]
 fn a_forked_child_leaves_its_parents_connection_alone() {
     for url in ["memory", &*crate::support::amqp_url()] {
@@ -36,7 +36,7 @@ fn a_forked_child_leaves_its_parents_connection_alone() {
 
 /// A thousand callers with 200 KiB each while the connection is down.
 #[test]
-fn what_waits_to_be_sent_is_bounded_in_bytes() {
+fn the_send_queue_is_bounded_in_bytes() {
     let proxy = crate::support::proxy::Proxy::start(&crate::support::amqp_url());
     let process = Process::start(&["flood", &proxy.url, &unique("work")]);
     proxy.both(crate::support::proxy::Mode::Swallow);

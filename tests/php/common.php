@@ -1,7 +1,7 @@
 <?php
 
 /**
- * What the client and the server share: the connection, the names and the envelope.
+ * The part that client and server share: the connection, the names and the envelope.
  */
 
 declare(strict_types=1);

@@ -1,7 +1,7 @@
 <?php
 
 /**
- * Serves requests until it is told to end with SIGTERM or SIGINT, or loses its connection.
+ * Serves requests until SIGTERM or SIGINT, or until it loses its connection.
  *
  *   php server.php AMQP_URL SERVICE [--events PATTERN]
  *

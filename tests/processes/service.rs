@@ -3,7 +3,7 @@
 //!     test_service serve AMQP_URL SERVICE
 //!     test_service register REDIS_URL ID
 //!
-//! and for what a process has one of, such as a logger, or its memory:
+//! and for tests of things that a process has one of, such as its logger or its memory:
 //!
 //!     test_service trace AMQP_URL SERVICE
 //!     test_service log AMQP_URL|memory SERVICE
@@ -33,7 +33,7 @@ fn main() -> coney::Result<()> {
         ["log", url, service] => log(url, service),
         ["flood", url, service] => flood(url, service),
         ["fork", url, service] => forked(url, service),
-        _ => panic!("what {arguments:?} means is said at the top of this file"),
+        _ => panic!("unknown arguments {arguments:?}; the top of this file lists them"),
     }
 }
 
@@ -99,7 +99,7 @@ impl log::Log for Recorder {
 
 static RECORDER: Recorder = Recorder(Mutex::new(Vec::new()));
 
-/// Does everything with secrets in it, and then looks for them in what was logged.
+/// Uses secrets in every way, and then asserts that no log line contains them.
 fn trace(url: &str, service: &str) -> coney::Result<()> {
     const SECRETS: [&str; 2] = ["payload-secret", "header-secret"];
     log::set_logger(&RECORDER).expect("there is no other");
@@ -175,7 +175,7 @@ impl log::Log for Publisher {
         let Some((client, service)) = CLIENT.get() else {
             return;
         };
-        // What a call logs itself is not logged again.
+        // Lines that the call itself logs are not logged again.
         if IS_LOGGING.replace(true) {
             return;
         }
@@ -221,14 +221,14 @@ fn log(url: &str, service: &str) -> coney::Result<()> {
         // A reply that is not waited for any more is logged where it arrives.
         drop(client.call_async::<usize>(service, "log", "late")?);
     }
-    // The drained server answers no call, of a logger neither.
+    // The drained server answers no call, and none of the logger.
     log::set_max_level(log::LevelFilter::Off);
     server.drain(Duration::from_secs(60))?;
     println!("logged {}", count.load(Ordering::SeqCst));
     until_it_is_killed(&())
 }
 
-/// A thousand callers with large requests.
+/// Calls from a thousand threads with large requests, and measures the memory.
 fn flood(url: &str, service: &str) -> coney::Result<()> {
     const CALLERS: usize = 1_000;
     let (sent, losses) = crossbeam_channel::unbounded();
@@ -258,14 +258,15 @@ fn flood(url: &str, service: &str) -> coney::Result<()> {
             builder.spawn_scoped(scope, call).expect("a thread");
         }
     });
-    // The largest it ever was: the budget of 32 MiB, and what a thousand threads take.
+    // The peak contains the budget of 32 MiB and the memory of a thousand threads.
     let peak = peak_mib() - before;
     assert!(peak <= 160, "{peak} MiB");
     println!("bounded: {peak} MiB");
     until_it_is_killed(&())
 }
 
-/// What a child has of its parent's connection fails at once, and does nothing when dropped.
+/// Forks, and asserts that the parent's connection fails at once in the child, and is not
+/// affected when the child drops it.
 fn forked(url: &str, service: &str) -> coney::Result<()> {
     let losses = Arc::new(AtomicUsize::new(0));
     let lost = Arc::clone(&losses);

@@ -1,4 +1,4 @@
-# What the scripts that run private servers share; to be sourced.
+# The functions that the scripts for private servers share; to be sourced.
 # shellcheck shell=bash
 
 # A port on which no program listens, below the range the system hands out by itself.
@@ -21,7 +21,7 @@ wait_until() {
     done
 }
 
-# Debian keeps the real script out of PATH; the one in PATH wants its own user.
+# Debian keeps the real script out of PATH; the one in PATH needs a user of its own.
 rabbitmq_sbin() {
     local candidate
     for candidate in /usr/lib/rabbitmq/bin /opt/homebrew/opt/rabbitmq/sbin /usr/local/opt/rabbitmq/sbin; do

@@ -1,3 +1,5 @@
+//! The book of the ledger: every message sent, and its end.
+
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,8 +16,8 @@ const DELIVERED: u8 = 4;
 const DELIVERED_AGAIN: u8 = 8;
 const DEAD: u8 = 16;
 
-/// One byte for each message, by its number. All of it is in memory from the
-/// start, so that it does not pass for growth.
+/// One byte for each message, by its number. All of it is in memory from the start, so that
+/// it is not measured as growth.
 pub struct Book {
     messages: Vec<AtomicU8>,
     next: AtomicU64,
@@ -24,12 +26,12 @@ pub struct Book {
     pub refused: AtomicU64,
     pub replies: AtomicU64,
     pub failed_calls: AtomicU64,
-    /// How late the latest call or command ended, in microseconds, beyond its
-    /// deadline and what the machine is to blame for.
+    /// The longest delay of a call or command after its deadline, in microseconds, without the
+    /// delays that the machine caused.
     latest: AtomicU64,
 }
 
-/// What it comes to.
+/// The totals of a book.
 pub struct Account {
     pub attempted: u64,
     pub confirmed: u64,
@@ -50,7 +52,7 @@ impl Book {
         let mut messages = Vec::new();
         messages.resize_with(capacity as usize, || AtomicU8::new(0));
         for message in &messages {
-            message.store(0, Ordering::Relaxed); // touches it
+            message.store(0, Ordering::Relaxed); // allocates its page
         }
         Self {
             messages,
@@ -64,7 +66,7 @@ impl Book {
         }
     }
 
-    /// The number of a message that will be sent now.
+    /// Returns the number of a message that will be sent now.
     pub fn attempt(&self) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.mark(number, ATTEMPTED);
@@ -94,12 +96,12 @@ impl Book {
         self.mark(number, DEAD);
     }
 
-    /// A call has ended.
+    /// Records the end of a call.
     pub fn took(&self, since: Instant) {
         self.late(since.elapsed().saturating_sub(CALL_TIMEOUT), since);
     }
 
-    /// Something ended so long after its deadline.
+    /// Records an end this long after the deadline.
     pub fn late(&self, late: Duration, since: Instant) {
         if !late.is_zero() {
             let late = late.saturating_sub(stall_since(since));
@@ -108,12 +110,12 @@ impl Book {
         }
     }
 
-    /// How many confirmed messages have neither arrived nor died yet.
+    /// Returns the number of confirmed messages that have neither arrived nor been dead-lettered.
     pub fn missing(&self) -> u64 {
         self.count(|state| state & CONFIRMED != 0 && state & (DELIVERED | DEAD) == 0)
     }
 
-    /// The numbers of some of them.
+    /// Returns the numbers of some of them.
     pub fn some_missing(&self) -> Vec<u64> {
         let numbers = 0..self.next.load(Ordering::Relaxed);
         let missing = numbers.filter(|&number| {

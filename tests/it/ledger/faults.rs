@@ -1,10 +1,12 @@
+//! The faults of the ledger: a schedule of lost connections and restarts, from a seed.
+
 use std::thread;
 use std::time::Duration;
 
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::server::Server;
 
-/// A broker, three ways to it, and what can happen to them.
+/// A broker, three proxies in front of it, and the faults of both.
 pub struct Faults {
     random: fastrand::Rng,
     rabbit: Server,
@@ -22,13 +24,13 @@ impl Faults {
         }
     }
 
-    /// The broker itself, and the ways to it that break.
+    /// Returns the URL of the broker, and those of the proxies.
     pub fn urls(&self) -> (&str, [&str; 3]) {
         let [a, b, c] = &self.proxies;
         (self.rabbit.url(), [&a.url, &b.url, &c.url])
     }
 
-    /// Lets things be for a moment, then breaks something and mends it.
+    /// Waits for a moment, then causes a fault and ends it; returns its name.
     pub fn next(&mut self) -> String {
         thread::sleep(self.millis(500..3_000));
         let which = self.random.usize(..self.proxies.len());
@@ -52,7 +54,7 @@ impl Faults {
                 }
                 thread::sleep(length);
                 proxy.both(Mode::Pass);
-                // What was swallowed is missing from the stream.
+                // The swallowed bytes are missing from the stream.
                 proxy.cut();
                 format!("connection {which}: {mode:?} for {length:?}")
             }

@@ -1,3 +1,5 @@
+//! The load of the ledger: threads that call, send and publish, and the services that handle it.
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,21 +34,21 @@ const DELAYS: [Duration; 4] = [
 const PRODUCERS: usize = 2;
 const CALLERS: u64 = 4;
 
-/// How many commands of one producer are unconfirmed at a time.
+/// The number of commands of one producer that may be unconfirmed at a time.
 const WINDOW: usize = 500;
 
-/// Where a consumer rejects one command in so many for good, and fails another
-/// at the first attempt.
+/// A consumer rejects one command in `REJECTED` for good, and fails one in `FAILED_ONCE` at the
+/// first attempt.
 const REJECTED: u64 = 2_003;
 const FAILED_ONCE: u64 = 211;
 
-/// Everything that sends and receives.
+/// The threads, servers and subscribers that send and receive.
 pub struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     servers: Vec<ServiceServer>,
     subscribers: [EventSubscriber; 2],
-    /// Through no proxy, for the end.
+    /// A connection without a proxy, for the end.
     broker: Broker,
 }
 
@@ -54,8 +56,8 @@ impl Load {
     pub fn start(book: &Arc<Book>, faults: &Faults) -> Self {
         let (direct, ways) = faults.urls();
         let stop = Arc::new(AtomicBool::new(false));
-        // Two consumers over different ways; the producers use the third, and the
-        // direct one; so do the callers.
+        // Two consumers use a proxy each; the producers and the callers use the third, and the
+        // direct connection.
         let brokers = [ways[0], ways[1]].map(quick);
         let servers = brokers.each_ref().map(|broker| serve(broker, book));
         let subscribers = brokers.map(|broker| subscribe(&broker, book));
@@ -87,7 +89,7 @@ impl Load {
         }
     }
 
-    /// Ends the sending and waits for what is still under way.
+    /// Stops the senders, and blocks until all messages have arrived.
     pub fn stop(&mut self, book: &Book) {
         self.stop.store(true, Ordering::SeqCst);
         let end = Instant::now() + Duration::from_secs(120);
@@ -123,7 +125,7 @@ impl Load {
     }
 }
 
-/// Events are handled as orders are.
+/// Subscribes to events, which are handled as orders are.
 fn subscribe(broker: &Broker, book: &Arc<Book>) -> EventSubscriber {
     let book = Arc::clone(book);
     EventSubscriber::builder(broker, "ledger")

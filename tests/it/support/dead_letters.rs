@@ -5,14 +5,14 @@ use coney::{Broker, DeadLetters};
 
 use super::eventually;
 
-/// Those of a service now.
+/// Returns the dead letters of a service.
 pub fn letters_of(broker: &Broker, service: &str) -> Vec<DeadLetter> {
     let dead = DeadLetters::open(broker).unwrap();
     dead.find(|letter| letter.is_of(service), usize::MAX)
         .unwrap()
 }
 
-/// Waits for a dead letter of a service, and takes it away.
+/// Waits for a dead letter of a service, and removes it.
 pub fn dead_letter(broker: &Broker, service: &str) -> DeadLetter {
     let dead = DeadLetters::open(broker).unwrap();
     let mut found = None;
@@ -28,7 +28,8 @@ pub fn dead_letter(broker: &Broker, service: &str) -> DeadLetter {
     found.unwrap()
 }
 
-/// To be called when nothing of the service is on its way: after a drain.
+/// Asserts that a service has no dead letter. Call it when none of its messages is on its way:
+/// after a drain.
 pub fn no_dead_letter(broker: &Broker, service: &str) {
     let found = letters_of(broker, service);
     assert!(found.is_empty(), "{found:?}");

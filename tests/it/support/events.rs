@@ -1,4 +1,4 @@
-//! Publishers, subscribers and handlers of the tests of events.
+//! Publishers, subscribers and handlers for the tests of events.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ pub fn publisher(broker: &Broker) -> EventPublisher {
     publisher.with_timeout(PATIENCE)
 }
 
-/// A subscriber's builder that tries again soon.
+/// Returns a subscriber's builder with short retry delays.
 pub fn subscriber(broker: &Broker, service: &str) -> EventSubscriberBuilder {
     EventSubscriber::builder(broker, service).retry_delays([20 * MS, 40 * MS])
 }
 
-/// A handler that sends what it gets into a channel.
+/// Returns a handler that sends each event into a channel.
 pub fn sending_to<T: Send + 'static>(
     channel: &Sender<T>,
 ) -> impl Fn(T) -> Result<(), String> + use<T> {
@@ -38,18 +38,19 @@ pub fn sorted(mut numbers: Vec<u64>) -> Vec<u64> {
     numbers
 }
 
-/// To be called when no handler can run any more: after a drain or a shutdown.
+/// Asserts that no event is left. Call it when no handler can run any more: after a drain or a
+/// shutdown.
 pub fn assert_no_more<T: std::fmt::Debug>(events: &Receiver<T>) {
     let more: Vec<T> = events.try_iter().collect();
     assert!(more.is_empty(), "{more:?}");
 }
 
-/// Event names that no other test hears, nor an example.
+/// Returns an event name that no other test and no example subscribes to.
 pub fn unique_event() -> String {
     unique("happened").replace('-', ".")
 }
 
-/// The dead letters of a queue.
+/// Returns the dead letters of a queue.
 pub fn letters(broker: &Broker, queue: &str) -> Vec<coney::dead_letters::DeadLetter> {
     let dead = DeadLetters::open(broker).unwrap();
     let mut letters = dead.list(usize::MAX).unwrap();

@@ -9,7 +9,7 @@ use coney::{Broker, Context, Instance, Registry, ServiceClient, ServiceServer};
 
 use super::PATIENCE;
 
-/// A server of the action `who`, which answers the id of the instance.
+/// Starts a server whose action `who` returns the id of the instance.
 pub fn server(
     broker: &Broker,
     service: &str,

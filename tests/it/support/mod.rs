@@ -1,3 +1,5 @@
+//! Brokers, clients and waiting for events, shared by the tests.
+
 pub mod dead_letters;
 pub mod events;
 pub mod instance_echo;
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use coney::{Broker, ServiceClient};
 
-/// Long enough for a busy machine; nothing waits for it unless it fails.
+/// A timeout that is long enough for a busy machine. A test that passes does not wait for it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Defines each test twice: `memory::name`, and `rabbitmq::name` in a virtual host of its own.
@@ -34,9 +36,9 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
-/// The shared RabbitMQ that `tests/run` has started for this run, and its virtual host
-/// `/`: for tests that do not look at dead letters. Without it tests fail; they never
-/// fall back to a server that happens to be there.
+/// Returns the URL of the RabbitMQ that `tests/run` has started for this run, with its virtual
+/// host `/`: for tests that do not read dead letters. Without it tests fail; they never use
+/// another server that happens to run.
 pub fn amqp_url() -> String {
     std::env::var("CONEY_TEST_AMQP_URL")
         .expect("CONEY_TEST_AMQP_URL is not set: run the tests with tests/run")
@@ -46,13 +48,13 @@ pub fn rabbitmq() -> Broker {
     patient(&amqp_url()).expect("the test's RabbitMQ takes connections")
 }
 
-/// The shared RabbitMQ of this run, and a virtual host that no other test has: it has
+/// Returns the URL of the shared RabbitMQ with a virtual host that no other test has: it has
 /// its own dead letters.
 pub fn own_amqp_url() -> String {
     own_virtual_host().0
 }
 
-/// A connection to a virtual host of its own.
+/// Connects to a virtual host that no other test has.
 pub fn own_rabbitmq() -> Broker {
     own_virtual_host().1
 }
@@ -74,14 +76,15 @@ fn patient(url: &str) -> coney::Result<Broker> {
     Broker::builder(url).connect_timeout(PATIENCE).connect()
 }
 
-/// The shared Redis of this run.
+/// Returns the URL of the shared Redis of this run.
 #[cfg(feature = "redis")]
 pub fn redis_url() -> String {
     std::env::var("CONEY_TEST_REDIS_URL")
         .expect("CONEY_TEST_REDIS_URL is not set: run the tests with tests/run")
 }
 
-/// Reconnects fast, and gives up on a silent broker soon.
+/// Connects with fast reconnects. A broker that is silent for two seconds is given up, as it
+/// may be on a busy machine: for tests in which connections may be lost at any time.
 pub fn quick(url: &str) -> Broker {
     Broker::builder(url)
         .reconnect_delays(Duration::from_millis(20), Duration::from_millis(200))
@@ -92,7 +95,19 @@ pub fn quick(url: &str) -> Broker {
         .expect("the test's RabbitMQ takes connections")
 }
 
-/// A name no other test uses: RabbitMQ's queues outlive a test.
+/// Connects with fast reconnects, and keeps a connection to a broker that is silent because the
+/// machine is busy: for tests that lose a connection on purpose, and no other.
+pub fn steady(url: &str) -> Broker {
+    Broker::builder(url)
+        .reconnect_delays(Duration::from_millis(20), Duration::from_millis(200))
+        .operation_timeout(PATIENCE)
+        .connect_timeout(PATIENCE)
+        .heartbeat(PATIENCE)
+        .connect()
+        .expect("the test's RabbitMQ takes connections")
+}
+
+/// Returns a name that no other test uses: RabbitMQ's queues outlive a test.
 pub fn unique(name: &str) -> String {
     format!("{name}-{:016x}", fastrand::u64(..))
 }
@@ -104,7 +119,7 @@ pub fn client(broker: &Broker) -> ServiceClient {
         .expect("a client")
 }
 
-/// Waits until something has become true; the test fails if it does not.
+/// Blocks until a condition is true; fails the test if it stays false.
 pub fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_true() {

@@ -1,4 +1,4 @@
-//! A broker of the tests' own that is broken on purpose, and connections that report their state.
+//! A private broker that is broken on purpose, and connections that report their state.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,8 @@ use super::server::Server;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// The broker, in working order. Starting one takes ten seconds.
+/// Returns the broker, started and unblocked. All tests share it, as starting one takes ten
+/// seconds.
 pub fn rabbit() -> MutexGuard<'static, Option<Server>> {
     static BROKER: Mutex<Option<Server>> = Mutex::new(None);
     let mut broker = BROKER.lock();
@@ -30,7 +31,7 @@ pub fn sent_within(timeout: Duration) -> SendOptions {
     SendOptions::new().timeout(timeout)
 }
 
-/// Like `quick`, with the changes of the connection's state.
+/// Connects as `quick` does; the receiver gets the changes of the connection's state.
 pub fn watched(url: &str) -> (Broker, Receiver<ConnectionState>) {
     let (sent, states) = unbounded();
     let broker = Broker::builder(url)

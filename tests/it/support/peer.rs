@@ -1,4 +1,4 @@
-//! A peer that speaks the contract by hand.
+//! A peer that implements the wire contract by hand.
 
 use coney::Broker;
 use coney::message::ServiceMessage;
@@ -14,7 +14,7 @@ fn service_topology(service: &str) -> Topology {
         .bind(&queue, "service.exchange", format!("request.{service}"))
 }
 
-/// A peer's server: consumes the request queue.
+/// Opens the link of a peer's server, which consumes the request queue.
 pub fn serve(broker: &Broker, service: &str) -> Link {
     let queue = format!("service.{service}.request");
     Link::open(
@@ -24,7 +24,7 @@ pub fn serve(broker: &Broker, service: &str) -> Link {
     .unwrap()
 }
 
-/// A peer's client: publishes, and has a queue for its replies.
+/// Opens the link of a peer's client, which publishes and has a queue for its replies.
 pub fn peer(broker: &Broker, reply_queue: &str) -> Link {
     let topology = Topology::new()
         .exchange("service.exchange", ExchangeKind::Direct)
@@ -54,7 +54,7 @@ pub fn text(delivery: &Delivery) -> String {
     String::from_utf8(delivery.message().body.clone()).unwrap()
 }
 
-/// Answers one request like a PHP server: reads reply_to from the body.
+/// Answers one request as a PHP server does: reads reply_to from the body.
 pub fn answer_one(link: &Link, answer: impl FnOnce(&ServiceMessage<'_>) -> String) {
     let delivery = recv(link);
     let (body, reply_to) = {

@@ -1,5 +1,5 @@
-//! Processes of the tests' own, so that something can be killed: what they do is in
-//! `tests/processes/service.rs`, which is built as an example is.
+//! Processes that the tests can kill. Their program is `tests/processes/service.rs`, which is
+//! built as an example.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, unbounded};
 
 use super::PATIENCE;
 
-/// Where Cargo puts an example.
+/// Returns the path at which Cargo builds an example.
 pub fn example(name: &str) -> PathBuf {
     let mut path = std::env::current_exe().unwrap();
     path.pop(); // deps
@@ -19,19 +19,19 @@ pub fn example(name: &str) -> PathBuf {
     path.join(name)
 }
 
-/// One of them. Killed on drop.
+/// A running process. Killed on drop.
 pub struct Process {
     process: Child,
     lines: Receiver<String>,
 }
 
 impl Process {
-    /// Starts one, and waits until it is ready.
+    /// Starts a process, and blocks until it is ready.
     pub fn start(arguments: &[&str]) -> Self {
         Self::spawn(Command::new(example("test_service")).args(arguments))
     }
 
-    /// The same with a wall clock that is off, as `+3600s`.
+    /// Starts a process with a wall clock that is off by `offset`, as `+3600s`.
     pub fn start_at(offset: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(example("test_service"));
         // The program `faketime` would start it as a child, which outlives a kill.
@@ -42,7 +42,7 @@ impl Process {
         Self::spawn(command.args(arguments))
     }
 
-    /// Another program that says when it is ready.
+    /// Starts another program, and blocks until it prints `ready`.
     pub fn run(program: &str, arguments: &[&str]) -> Self {
         Self::spawn(Command::new(program).args(arguments))
     }
@@ -64,19 +64,19 @@ impl Process {
         process
     }
 
-    /// Reads until a line that says so.
+    /// Reads lines until one contains `wanted`.
     pub fn wait_for(&self, wanted: &str) {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.lines.recv_deadline(end) {
                 Ok(line) if line.contains(wanted) => return,
                 Ok(_) => {}
-                Err(error) => panic!("the process did not say {wanted:?}: {error:?}"),
+                Err(error) => panic!("the process did not print {wanted:?}: {error:?}"),
             }
         }
     }
 
-    /// Its output has ended, and so has it.
+    /// Returns true if the output, and so the process, has ended.
     pub fn has_ended(&self) -> bool {
         let mut lines = self.lines.try_iter();
         while lines.next().is_some() {}

@@ -1,5 +1,4 @@
-//! A TCP proxy in front of a RabbitMQ, so that a test can break its own
-//! connection and no other.
+//! A TCP proxy in front of a RabbitMQ, with which a test breaks its own connection and no other.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,20 +9,20 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// What it does to the bytes that go one way.
+/// The treatment of the bytes in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mode {
     Pass,
-    /// They are taken and go nowhere.
+    /// Bytes are read and discarded.
     Swallow,
-    /// They are not even taken.
+    /// Bytes are not read.
     Stall,
-    /// They come late: 30 ms for each piece.
+    /// Bytes are late: 30 ms for each piece.
     Delay,
-    /// They come in pieces of one to seven.
+    /// Bytes are passed on in pieces of one to seven.
     Slice,
-    /// One in a hundred is another.
+    /// One byte in a hundred is replaced.
     Garble,
 }
 
@@ -38,14 +37,14 @@ const MODES: [Mode; 6] = [
 
 pub struct Proxy {
     pub url: String,
-    /// To the broker, and from it.
+    /// The modes to the broker, and from it.
     modes: [Arc<AtomicU8>; 2],
     sockets: Arc<Mutex<Vec<TcpStream>>>,
     refuses: Arc<AtomicBool>,
 }
 
 impl Proxy {
-    /// In front of the broker with this URL, for the same virtual host.
+    /// Starts a proxy in front of the broker with this URL, for the same virtual host.
     pub fn start(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = target.rsplit_once('@').unwrap().1;
@@ -109,7 +108,7 @@ impl Proxy {
         self.cut();
     }
 
-    /// Cuts the connection that was made last.
+    /// Cuts the latest connection.
     pub fn cut_latest(&self) {
         let first = self.sockets.lock().len() - 2;
         self.cut_from(first);

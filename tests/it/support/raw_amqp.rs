@@ -1,4 +1,4 @@
-//! A publisher that writes its frames by hand, to send what no library would.
+//! A publisher that writes its frames by hand, for messages that no library would send.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -31,7 +31,7 @@ impl RawPublisher {
         raw
     }
 
-    /// Publishes with property flags and their values as they are given.
+    /// Publishes with property flags and their encoded values.
     pub fn publish(&mut self, exchange: &[u8], key: &[u8], flags: u16, values: &[u8], body: &[u8]) {
         let target = [&[0, 0][..], &short(exchange), &short(key), &[0]].concat();
         self.method(1, [0, 60, 0, 40], &target);
@@ -39,7 +39,7 @@ impl RawPublisher {
         let header = [&[0, 60, 0, 0][..], &size, &flags.to_be_bytes(), values].concat();
         self.frame(2, 1, &header);
         self.frame(3, 1, body);
-        // A round trip: the broker has taken it, and had no objection.
+        // After a round trip the broker has accepted it.
         self.method(1, [0, 60, 0, 10], &[0, 0, 0, 0, 0, 1, 0]);
         self.expect([0, 60, 0, 11]);
     }

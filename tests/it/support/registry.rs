@@ -1,4 +1,4 @@
-//! Registries over a Redis of the tests' own.
+//! Registries over a private Redis.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use coney::registry::Lookup;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// What their look-ups may take at most.
+/// The longest time that their look-ups may take.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Beats often, so that the tests need not wait long.
+/// Returns a registry with frequent heartbeats, so that the tests need not wait long.
 pub fn registry(url: &str, heartbeat_ttl: Duration) -> Registry {
     let redis = Redis::builder(url).timeout(1_000 * MS).build().unwrap();
     let store = redis.registry_store().with_heartbeat_ttl(heartbeat_ttl);

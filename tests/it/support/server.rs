@@ -1,11 +1,13 @@
 //! A private RabbitMQ or Redis, for tests that break theirs and for benchmarks.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-/// A server of our own. Killed on drop, and, as it watches a pipe from this
-/// process, also when this process dies.
+/// A private server. Killed on drop, and, as it reads a pipe from this process, also when this
+/// process dies.
 pub struct Server {
     script: &'static str,
     process: Option<Child>,
@@ -20,7 +22,7 @@ impl Server {
         Self::start("rabbitmq", &[])
     }
 
-    /// With lines of its configuration, `key = value`.
+    /// Starts a RabbitMQ with lines of its configuration, `key = value`.
     pub fn rabbitmq_with(settings: &[&str]) -> Self {
         Self::start("rabbitmq", settings)
     }
@@ -77,7 +79,7 @@ impl Server {
         url.trim().clone_into(&mut self.url);
     }
 
-    /// Does what `rabbitmqctl` or `redis-cli` can do, and returns what it says.
+    /// Runs `rabbitmqctl` or `redis-cli`, and returns its output.
     pub fn ctl(&self, arguments: &[&str]) -> String {
         let output = Command::new(self.dir.join("ctl"))
             .args(arguments)
@@ -99,31 +101,56 @@ impl Server {
         self.url().replace("guest:guest", &format!("{name}:pw"))
     }
 
-    /// Does what `rabbitmqctl` or `redis-cli` can do, where that may fail.
+    /// Runs `rabbitmqctl` or `redis-cli`; returns false if it fails.
     pub fn try_ctl(&self, arguments: &[&str]) -> bool {
         let output = Command::new(self.dir.join("ctl")).args(arguments).output();
         output.expect("the script made it").status.success()
     }
 
-    /// Stops its processes in their tracks: connections stay, without an answer.
+    /// Stops its processes with SIGSTOP: connections stay, without an answer. Blocks until all
+    /// threads have stopped, as a busy machine may run some of them for a moment longer.
     pub fn pause(&self) {
         self.signal("-STOP");
+        let end = Instant::now() + Duration::from_secs(60);
+        while !self.is_paused() {
+            assert!(Instant::now() < end, "{} did not stop", self.script);
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn resume(&self) {
         self.signal("-CONT");
     }
 
+    /// Returns true if every thread of the process group is stopped, or has ended.
+    fn is_paused(&self) -> bool {
+        let group = self.group();
+        let processes = std::fs::read_dir("/proc").expect("the tests run on Linux");
+        let tasks = processes
+            .flatten()
+            .filter(|process| process_group(&process.path()).as_ref() == Some(&group))
+            .flat_map(|process| std::fs::read_dir(process.path().join("task")))
+            .flat_map(|tasks| tasks.flatten());
+        // A thread that ends meanwhile has no state.
+        let mut states = tasks.filter_map(|task| Some(stat(&task.path())?.swap_remove(0)));
+        states.all(|state| matches!(&*state, "T" | "Z" | "X"))
+    }
+
     fn signal(&self, signal: &str) {
-        let group = std::fs::read_to_string(self.dir.join("group")).expect("the script wrote it");
         let status = Command::new("kill")
-            .args([signal, "--", &format!("-{}", group.trim())])
+            .args([signal, "--", &format!("-{}", self.group())])
             .status()
             .expect("kill runs");
         assert!(status.success());
     }
 
-    /// Undoes what a test that failed may have left.
+    /// Returns the id of its process group.
+    fn group(&self) -> String {
+        let group = std::fs::read_to_string(self.dir.join("group")).expect("the script wrote it");
+        group.trim().to_owned()
+    }
+
+    /// Undoes the outages that a failed test may have left.
     pub fn heal(&mut self) {
         if self.process.is_none() {
             return self.start_again();
@@ -135,7 +162,7 @@ impl Server {
         }
     }
 
-    /// Kills it, as a power cut would.
+    /// Kills the server, as a power cut would.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             drop(process.stdin.take());
@@ -149,4 +176,16 @@ impl Drop for Server {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Returns the fields of a process or thread from its state on: state, parent, process group.
+fn stat(process: &Path) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+    // The name before it is in brackets, and may hold any character.
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.split_whitespace().map(str::to_owned).collect())
+}
+
+fn process_group(process: &Path) -> Option<String> {
+    stat(process)?.into_iter().nth(2)
 }

@@ -1,4 +1,4 @@
-//! A service that takes its time, or as much as a test gives it.
+//! Services whose handlers run for a given time, or until a test lets them end.
 
 use std::thread;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use coney::{Broker, ServiceServer};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-/// Its action `nap` sleeps for so many milliseconds; the receiver gets them when it
-/// falls asleep.
+/// Starts a server whose action `nap` sleeps for a number of milliseconds; the receiver gets the
+/// number when the handler starts.
 pub fn sleepy_server(broker: &Broker, service: &str) -> (ServiceServer, Receiver<u64>) {
     let (started, starts) = unbounded();
     let server = ServiceServer::builder(broker, service)
@@ -24,13 +24,14 @@ pub fn sleepy_server(broker: &Broker, service: &str) -> (ServiceServer, Receiver
 /// A service whose handlers end when a test lets them.
 pub struct GatedServer {
     _server: ServiceServer,
-    /// The payload of each call of `wait` that begins.
+    /// A receiver of the payload of each call of `wait` that begins.
     pub starts: Receiver<u64>,
     gate: Option<Sender<()>>,
 }
 
 impl GatedServer {
-    /// The action `wait` returns its payload when the gate is open, `echo` at once.
+    /// Starts a server whose action `wait` returns its payload when the gate is open, and `echo` at
+    /// once.
     pub fn start(broker: &Broker, service: &str, workers: usize) -> Self {
         let (started, starts) = unbounded();
         let (gate, opened) = bounded::<()>(0);
@@ -51,7 +52,7 @@ impl GatedServer {
         }
     }
 
-    /// Ends the handlers that run, and every later one at once.
+    /// Opens the gate: running handlers end, and later ones end at once.
     pub fn open(&mut self) {
         self.gate = None;
     }

@@ -5,16 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a call may take beyond its deadline on a machine that is not busy, as in the
+/// The time that a call may take beyond its deadline on a machine that is not busy, as in the
 /// ledger.
 pub const GRACE: Duration = Duration::from_millis(100);
 
-/// What anything may take beyond its deadline among the threads of other tests and other
+/// The time that any operation may take beyond its deadline among the threads of other tests and
 /// programs: far less than a wait without a deadline.
 pub const SLACK: Duration = Duration::from_secs(5);
 
-/// How long the machine let a thread wait that only wanted to sleep, at worst,
-/// since `since`: that much no code can be blamed for.
+/// Returns the longest time since `since` by which the machine delayed a thread that only sleeps.
+/// No code can be faster than that.
 pub fn stall_since(since: Instant) -> Duration {
     static STALLS: OnceLock<(Instant, [AtomicU64; SECONDS])> = OnceLock::new();
     let (start, stalls) = STALLS.get_or_init(|| {
@@ -39,11 +39,11 @@ pub fn stall_since(since: Instant) -> Duration {
     Duration::from_millis(worst.unwrap_or(0))
 }
 
-/// How many seconds are remembered.
+/// The number of seconds that are recorded.
 const SECONDS: usize = 120;
 const STEP: Duration = Duration::from_millis(5);
 
-/// Runs something that must end by its timeout, and fails if it does not.
+/// Runs `act`, and fails the test if that takes longer than `timeout`.
 pub fn in_time<T>(timeout: Duration, what: &str, act: impl FnOnce() -> T) -> T {
     stall_since(Instant::now()); // the measuring begins with the first call
     let start = Instant::now();
