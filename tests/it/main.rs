@@ -15,6 +15,7 @@ mod contract;
 mod dead_letters;
 mod deduplication;
 mod discovery;
+mod documents;
 mod drained;
 mod event_failures;
 mod event_faults;

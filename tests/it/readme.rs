@@ -44,18 +44,6 @@ fn both_languages_have_the_same_commands_and_are_short() {
 }
 
 #[test]
-fn links_lead_to_files_of_the_repository() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    for readme in [ENGLISH, CHINESE] {
-        let targets = readme.split("](").skip(1);
-        let targets = targets.map(|rest| rest.split([')', '#']).next().unwrap());
-        for target in targets.filter(|it| !it.is_empty() && !it.starts_with("http")) {
-            assert!(root.join(target).exists(), "{target}");
-        }
-    }
-}
-
-#[test]
 fn the_programs_print_the_same_every_time() {
     for (name, wanted) in PROGRAMS {
         for run in 0..50 {
