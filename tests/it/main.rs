@@ -24,6 +24,7 @@ mod events;
 mod examples;
 mod faults;
 mod handed_back;
+mod handles;
 mod health;
 mod hostile;
 mod language;
