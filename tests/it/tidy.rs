@@ -113,3 +113,42 @@ fn files_hold_one_idea() {
         );
     }
 }
+
+#[test]
+fn folders_have_an_index() {
+    check(
+        "mod.rs declares and exports modules, and nothing else",
+        |file, line| {
+            let kinds = [
+                "fn ",
+                "struct ",
+                "enum ",
+                "trait ",
+                "impl",
+                "const ",
+                "static ",
+                "macro_rules!",
+            ];
+            let line = line
+                .trim_start()
+                .trim_start_matches("pub(crate) ")
+                .trim_start_matches("pub ");
+            file.ends_with("mod.rs") && kinds.iter().any(|kind| line.starts_with(kind))
+        },
+    );
+}
+
+#[test]
+fn there_is_no_async_runtime() {
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
+    let lock = fs::read_to_string(lock).unwrap();
+    for name in [
+        "tokio",
+        "async-std",
+        "smol",
+        "async-executor",
+        "embassy-executor",
+    ] {
+        assert!(!lock.contains(&format!("name = \"{name}\"")), "{name}");
+    }
+}
