@@ -84,7 +84,7 @@ impl Redis {
     /// # use coney::{Broker, ServiceServer};
     /// let redis = Redis::new("redis://localhost")?;
     /// let builder = ServiceServer::builder(&Broker::memory(), "user-service")
-    ///     .handler("get_user", |id: u64| Ok::<_, String>(id))
+    ///     .respond("get_user", |id: u64| id)
     ///     .health_check("redis", move || redis.ping());
     /// # let _ = builder;
     /// # Ok::<(), coney::Error>(())

@@ -23,7 +23,7 @@ use crate::consumer::{ClaimOutcome, ReplyStore, StoreError};
 ///
 /// let redis = Redis::builder("redis://localhost").connections(10).build()?;
 /// let server = ServiceServer::builder(&Broker::memory(), "payments")
-///     .handler("charge", |cents: u64| Ok::<_, String>(cents))
+///     .respond("charge", |cents: u64| cents)
 ///     .deduplicate(Arc::new(redis.reply_store()), Duration::from_secs(600))
 ///     .start()?;
 /// # Ok::<(), coney::Error>(())

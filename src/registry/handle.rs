@@ -22,7 +22,7 @@ use crate::error::Result;
 ///
 /// let (broker, registry) = (Broker::memory(), Registry::memory());
 /// let server = ServiceServer::builder(&broker, "greeter")
-///     .handler("greet", |name: String| Ok::<_, String>(format!("Hello, {name}!")))
+///     .respond("greet", |name: String| format!("Hello, {name}!"))
 ///     .registry(&registry) // or Redis::new("redis://localhost")?.registry()
 ///     .start()?;
 /// for instance in registry.lookup("greeter")?.iter() {

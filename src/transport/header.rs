@@ -1,6 +1,6 @@
 //! AMQP header tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::fmt;
 
 use crate::base::name::check_short_string;
@@ -65,6 +65,35 @@ pub struct HeaderTable(
 
 type Map = BTreeMap<String, HeaderValue>;
 
+/// An iterator over the headers of a [`HeaderTable`], ordered by name.
+#[must_use = "iterators are lazy"]
+#[derive(Clone)]
+pub struct HeaderIter<'a>(Option<btree_map::Iter<'a, String, HeaderValue>>);
+
+impl<'a> Iterator for HeaderIter<'a> {
+    type Item = (&'a str, &'a HeaderValue);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name, value) = self.0.as_mut()?.next()?;
+        Some((name.as_str(), value))
+    }
+}
+
+impl fmt::Debug for HeaderIter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeaderIter").finish_non_exhaustive()
+    }
+}
+
+impl<'a> IntoIterator for &'a HeaderTable {
+    type Item = (&'a str, &'a HeaderValue);
+    type IntoIter = HeaderIter<'a>;
+
+    fn into_iter(self) -> HeaderIter<'a> {
+        self.iter()
+    }
+}
+
 impl<N: Into<String>, V: Into<HeaderValue>> Extend<(N, V)> for HeaderTable {
     fn extend<I: IntoIterator<Item = (N, V)>>(&mut self, headers: I) {
         for (name, value) in headers {
@@ -124,10 +153,9 @@ impl HeaderTable {
         }
     }
 
-    /// Returns all headers, ordered by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &HeaderValue)> {
-        let fields = self.0.iter().flat_map(|map| map.iter());
-        fields.map(|(name, value)| (name.as_str(), value))
+    /// Returns an iterator over all headers, ordered by name.
+    pub fn iter(&self) -> HeaderIter<'_> {
+        HeaderIter(self.0.as_ref().map(|map| map.iter()))
     }
 
     /// Returns true if the table is empty.

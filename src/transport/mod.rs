@@ -27,7 +27,7 @@ pub(crate) use self::confirmation::{ConfirmOutcome, ConfirmReceiver, ConfirmSend
 pub(crate) use self::connection_state::ConnectionState;
 pub use self::delivery::Delivery;
 pub(crate) use self::delivery::{DeliveryToken, Disposition, PartialReply, Replier, Settler};
-pub use self::header::{HeaderTable, HeaderValue};
+pub use self::header::{HeaderIter, HeaderTable, HeaderValue};
 pub(crate) use self::limits::{DEFAULT_MAX_BODY, Limits};
 pub use self::link::Link;
 pub use self::link_spec::LinkSpec;

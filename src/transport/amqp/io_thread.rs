@@ -78,8 +78,11 @@ impl IoHandle {
             let run = || io.run(&started);
             if let Err(panic) = catch(run) {
                 let cause = format!("the I/O thread panicked: {panic}");
-                let line = format_args!("{}: {cause}", io.peer);
-                log_relay::log(log::Level::Error, "coney::amqp", line);
+                log_relay::log(
+                    log::Level::Error,
+                    "coney::amqp",
+                    format_args!("{}: {cause}", io.peer),
+                );
                 io.closed(&cause);
             }
         };
@@ -153,15 +156,21 @@ impl IoThread {
         };
         let _ = started.try_send(Ok(()));
         loop {
-            let line = format_args!("connected to {}", self.peer);
-            log_relay::log(log::Level::Info, "coney::amqp", line);
+            log_relay::log(
+                log::Level::Info,
+                "coney::amqp",
+                format_args!("connected to {}", self.peer),
+            );
             self.state_notifier.notify(ConnectionState::Connected);
             let since = Instant::now();
             match self.session(connected) {
                 SessionEnd::Closed => return self.closed("the connection was closed"),
                 SessionEnd::Lost(cause) => {
-                    let line = format_args!("lost the connection to {}: {cause}", self.peer);
-                    log_relay::log(log::Level::Warn, "coney::amqp", line);
+                    log_relay::log(
+                        log::Level::Warn,
+                        "coney::amqp",
+                        format_args!("lost the connection to {}: {cause}", self.peer),
+                    );
                     self.link_table.lost(&cause);
                     self.state_notifier.notify(ConnectionState::Lost(cause));
                 }
@@ -265,8 +274,11 @@ impl IoThread {
                 };
                 return Err(Error::new(ErrorKind::Connect, fault));
             }
-            let line = format_args!("attempt {attempts} to connect failed: {error}");
-            log_relay::log(log::Level::Warn, "coney::amqp", line);
+            log_relay::log(
+                log::Level::Warn,
+                "coney::amqp",
+                format_args!("attempt {attempts} to connect failed: {error}"),
+            );
             self.state_notifier
                 .notify(ConnectionState::Lost(error.to_string()));
             let mut delay = delays.next().unwrap_or(self.config.reconnect_max);

@@ -264,8 +264,11 @@ impl Settler for AmqpLinkHandle {
             .coalesce_buffer
             .add_reply(reply, || self.request_sending());
         if let Added::TooLate = added {
-            let line = format_args!("a reply to {to:?} is dropped: it cannot be sent in time");
-            log_relay::log(log::Level::Warn, "coney::amqp", line);
+            log_relay::log(
+                log::Level::Warn,
+                "coney::amqp",
+                format_args!("a reply to {to:?} is dropped: it cannot be sent in time"),
+            );
         }
     }
 }
