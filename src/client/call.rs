@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::ServiceClient;
 use super::decode::CallTarget;
 use super::discovery::Route;
-use super::options::{Kind, RequestOptions};
+use super::options::{RequestKind, RequestOptions};
 use super::pending_table::{PendingCall, Refusal, Waiter, Wake};
 use super::reply_slot::ReplySlot;
 use super::sent_call::SentCall;
@@ -63,7 +63,7 @@ impl ServiceClient {
         target: CallTarget<'_>,
         request: &Req,
         options: &RequestOptions,
-        kind: Kind,
+        kind: RequestKind,
         limit: CallDeadline,
     ) -> Result<PreparedCall> {
         self.request_of(
@@ -73,8 +73,8 @@ impl ServiceClient {
             kind,
             limit,
             |message| match kind {
-                Kind::Command => message.encode().map(Into::into),
-                Kind::Call | Kind::AsyncCall => message.encode_awaiting_reply_queue(),
+                RequestKind::Command => message.encode().map(Into::into),
+                RequestKind::Call | RequestKind::AsyncCall => message.encode_awaiting_reply_queue(),
             },
         )
     }
@@ -86,7 +86,7 @@ impl ServiceClient {
         target: CallTarget<'_>,
         request: &Req,
         options: &RequestOptions,
-        kind: Kind,
+        kind: RequestKind,
         limit: CallDeadline,
     ) -> Result<PreparedCall> {
         let encode = || self.request(target, request, options, kind, limit);
@@ -114,7 +114,7 @@ impl ServiceClient {
         target: CallTarget<'_>,
         payload: P,
         options: &RequestOptions,
-        kind: Kind,
+        kind: RequestKind,
         limit: CallDeadline,
         encode: impl FnOnce(&ServiceMessage<'_, P>) -> Result<Body>,
     ) -> Result<PreparedCall> {
@@ -135,18 +135,18 @@ impl ServiceClient {
             message.message_id = id.as_str().into();
         }
         let body = encode(&message).map_err(|error| match kind {
-            Kind::Command => error.about(format_args!("cannot send {target}")),
-            Kind::Call | Kind::AsyncCall => target.not_sent(error),
+            RequestKind::Command => error.about(format_args!("cannot send {target}")),
+            RequestKind::Call | RequestKind::AsyncCall => target.not_sent(error),
         })?;
         let message_id = message.message_id.into_owned();
         let send_state = Arc::new(SendState::until(limit.deadline));
         let publication = Publication {
             properties: Properties {
-                persistent: options.persistent.unwrap_or(kind != Kind::AsyncCall),
+                persistent: options.persistent.unwrap_or(kind != RequestKind::AsyncCall),
                 message_id: Some(message_id),
                 correlation_id: Some(correlation_id),
                 // Set to the remaining time when it is sent.
-                expiration: (kind != Kind::Command).then_some(Duration::ZERO),
+                expiration: (kind != RequestKind::Command).then_some(Duration::ZERO),
                 ..Properties::json()
             },
             mandatory: true,
@@ -173,7 +173,7 @@ impl ServiceClient {
         target: CallTarget<'_>,
         request: &Req,
         options: &RequestOptions,
-        kind: Kind,
+        kind: RequestKind,
     ) -> Result<SentCall> {
         self.start_call_until(target, request, options, kind, self.deadline_for(options))
     }
@@ -184,7 +184,7 @@ impl ServiceClient {
         target: CallTarget<'_>,
         request: &Req,
         options: &RequestOptions,
-        kind: Kind,
+        kind: RequestKind,
         limit: CallDeadline,
     ) -> Result<SentCall> {
         target.check()?;
@@ -200,7 +200,7 @@ impl ServiceClient {
         target: CallTarget<'_>,
         request: PreparedCall,
         route: Route,
-        kind: Kind,
+        kind: RequestKind,
         limit: CallDeadline,
     ) -> Result<SentCall> {
         let PreparedCall {
@@ -215,7 +215,7 @@ impl ServiceClient {
             .filter(|_| router.batch_support.is_supported(&publication.routing_key));
         let slot = ReplySlot::take();
         // A thread that may do something else meanwhile must not be unparked from it.
-        let thread = (kind == Kind::Call).then(thread::current);
+        let thread = (kind == RequestKind::Call).then(thread::current);
         let thread_id = thread.as_ref().map(Thread::id);
         let call = PendingCall {
             send_state: Arc::clone(&send_state),

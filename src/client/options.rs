@@ -11,7 +11,7 @@ const ASYNC_HEADER: &str = "async_callback";
 
 /// The kinds of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RequestKind {
     /// A call whose caller blocks.
     Call,
     /// A call that returns a handle.
@@ -48,13 +48,13 @@ impl RequestOptions {
     }
 
     /// Returns the envelope's headers: the program's first, so that coney's prevail.
-    pub(super) fn wire_headers(&self, timeout: Duration, kind: Kind) -> Headers<'static> {
+    pub(super) fn wire_headers(&self, timeout: Duration, kind: RequestKind) -> Headers<'static> {
         let mut headers = self.own_headers();
-        if kind == Kind::AsyncCall {
+        if kind == RequestKind::AsyncCall {
             headers.insert(ASYNC_HEADER, &true);
         }
         // A command is carried out however late it arrives.
-        if kind != Kind::Command {
+        if kind != RequestKind::Command {
             headers.insert(DEADLINE_HEADER, &deadline::unix_millis_after(timeout));
             let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
             headers.insert(TIMEOUT_HEADER, &millis.min(LONGEST_TIMEOUT_MS));
@@ -251,13 +251,13 @@ mod tests {
             .header("a", "1")
             .header("deadline_ms", "0")
             .request;
-        let headers = options.wire_headers(Duration::from_secs(5), Kind::AsyncCall);
+        let headers = options.wire_headers(Duration::from_secs(5), RequestKind::AsyncCall);
         assert_eq!(headers.get::<String>("a").as_deref(), Some("1"));
         assert_eq!(headers.get::<bool>(ASYNC_HEADER), Some(true));
         assert!(headers.get::<u64>(DEADLINE_HEADER) > Some(1_700_000_000_000));
-        let plain = RequestOptions::default().wire_headers(Duration::ZERO, Kind::Call);
+        let plain = RequestOptions::default().wire_headers(Duration::ZERO, RequestKind::Call);
         assert_eq!(plain.get::<bool>(ASYNC_HEADER), None);
-        let command = RequestOptions::default().wire_headers(Duration::ZERO, Kind::Command);
+        let command = RequestOptions::default().wire_headers(Duration::ZERO, RequestKind::Command);
         assert_eq!(command, Headers::new());
     }
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::call::PreparedCall;
 use super::decode::CallTarget;
-use super::options::Kind;
+use super::options::RequestKind;
 use super::pending_confirm::{PendingConfirm, SendTarget};
 use super::{SendOptions, ServiceClient};
 use crate::base::deadline;
@@ -150,7 +150,8 @@ impl ServiceClient {
         target.check()?;
         let options = &options.request;
         let limit = self.deadline_for(options);
-        let request = self.request_with_room(target, request, options, Kind::Command, limit)?;
+        let request =
+            self.request_with_room(target, request, options, RequestKind::Command, limit)?;
         let broker = &self.inner.broker;
         let bytes = request.publication.body.len();
         let confirmation = broker

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::decode::CallTarget;
-use super::options::Kind;
+use super::options::RequestKind;
 use super::{CallOptions, PendingReply};
 use crate::error::Result;
 
@@ -94,7 +94,7 @@ impl ServiceClient {
         options: &CallOptions,
     ) -> Result<Resp> {
         let target = CallTarget { service, action };
-        let sent = self.start_call(target, request, &options.request, Kind::Call)?;
+        let sent = self.start_call(target, request, &options.request, RequestKind::Call)?;
         let outcome = self.inner.outcome(&sent);
         let is_unreported = matches!(outcome, Some(CallOutcome::Unreported));
         let result = match outcome {
@@ -151,7 +151,7 @@ impl ServiceClient {
         options: &CallOptions,
     ) -> Result<PendingReply<Resp>> {
         let target = CallTarget { service, action };
-        let sent = self.start_call(target, request, &options.request, Kind::AsyncCall)?;
+        let sent = self.start_call(target, request, &options.request, RequestKind::AsyncCall)?;
         Ok(PendingReply::new(
             Arc::clone(&self.inner),
             sent,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::batch_job::BatchJob;
 use super::executor::{HandlerOutcome, RequestExecutor, unknown_action};
-use super::failure::{Failure, Reason};
+use super::failure::{MessageFailure, Reason};
 use super::local_retry::{LocalAttempts, LocalRetry};
 use super::options::POSTPONE_DELAY;
 use super::reply_target::ReplyTarget;
@@ -114,7 +114,7 @@ impl Dispatcher {
             let fault = unknown_action(&envelope.action);
             let body = target.failure(&fault, Some(CODE_UNKNOWN_ACTION));
             let reply = target.publication(body, executor.max_body());
-            let failure = Failure::new(Reason::NoHandler, fault);
+            let failure = MessageFailure::new(Reason::NoHandler, fault);
             self.republisher
                 .dead_letter(delivery, &failure, &attempt, reply);
             return AfterDelivery::Done;
@@ -218,7 +218,7 @@ impl Dispatcher {
             "started {deaths} times without being settled; its workers died, lost their \
              connections, or took longer than the broker's consumer_timeout"
         );
-        let failure = Failure::new(Reason::DeliveryLimit, error);
+        let failure = MessageFailure::new(Reason::DeliveryLimit, error);
         self.refuse(delivery, &failure, "poison");
     }
 
@@ -229,7 +229,7 @@ impl Dispatcher {
         let (bytes, most) = (oversized.bytes(), self.republisher.broker.max_body());
         let error =
             format!("the message is {bytes} bytes long; at most {most} are allowed (max_body)");
-        let failure = Failure::new(Reason::TooLarge, error);
+        let failure = MessageFailure::new(Reason::TooLarge, error);
         let whole = bytes <= self.republisher.broker.max_dead_letter();
         match oversized.body() {
             Some(body) => {
@@ -249,20 +249,25 @@ impl Dispatcher {
     }
 
     fn refuse_envelope(&self, delivery: Tracked, fault: String) -> AfterDelivery {
-        let failure = Failure::new(Reason::Undecodable, fault);
+        let failure = MessageFailure::new(Reason::Undecodable, fault);
         self.refuse(delivery, &failure, "bad_envelope");
         AfterDelivery::Done
     }
 
     /// Refuses a message without using its body: dead-letters it, and replies with an error if the
     /// properties name a reply queue.
-    fn refuse(&self, delivery: Tracked, failure: &Failure, code: &str) {
+    fn refuse(&self, delivery: Tracked, failure: &MessageFailure, code: &str) {
         let reply = self.refusal(&delivery, failure, code);
         self.republisher
             .dead_letter(delivery, failure, &LocalAttempts::default(), reply);
     }
 
-    fn refusal(&self, delivery: &Tracked, failure: &Failure, code: &str) -> Option<Publication> {
+    fn refusal(
+        &self,
+        delivery: &Tracked,
+        failure: &MessageFailure,
+        code: &str,
+    ) -> Option<Publication> {
         let executor = &self.executor;
         if !executor.handlers.send_replies() {
             return None;

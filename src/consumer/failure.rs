@@ -39,12 +39,12 @@ impl Reason {
 }
 
 /// The reason why a message is dead-lettered, and the error text.
-pub(super) struct Failure {
+pub(super) struct MessageFailure {
     pub(super) reason: Reason,
     pub(super) error: String,
 }
 
-impl Failure {
+impl MessageFailure {
     pub(super) fn new(reason: Reason, error: impl Into<String>) -> Self {
         Self {
             reason,

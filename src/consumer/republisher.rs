@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::failure::{Failure, Reason, describe};
+use super::failure::{MessageFailure, Reason, describe};
 use super::local_retry::LocalRetry;
 use super::options::POSTPONE_DELAY;
 use super::republish_confirms::{PendingRepublish, REPUBLISH_TIMEOUT};
@@ -148,7 +148,7 @@ impl Republisher {
                     false if error.is_undecodable() => Reason::Undecodable,
                     false => Reason::Rejected,
                 };
-                let failure = Failure::new(reason, error.message());
+                let failure = MessageFailure::new(reason, error.message());
                 self.dead_letter(delivery, &failure, &attempt, None);
                 return None;
             }
@@ -218,7 +218,7 @@ impl Republisher {
     pub(super) fn dead_letter(
         &self,
         delivery: Tracked,
-        failure: &Failure,
+        failure: &MessageFailure,
         attempt: &LocalAttempts,
         reply: Option<Publication>,
     ) {
@@ -234,7 +234,7 @@ impl Republisher {
     pub(super) fn dead_letter_oversized(
         &self,
         delivery: Tracked,
-        failure: &Failure,
+        failure: &MessageFailure,
         body: Arc<Vec<u8>>,
         reply: Option<Publication>,
     ) {
@@ -256,7 +256,7 @@ impl Republisher {
         thread::sleep(OVERSIZED_FAILURE_PAUSE);
     }
 
-    fn log_dead_letter(&self, delivery: &Tracked, failure: &Failure) {
+    fn log_dead_letter(&self, delivery: &Tracked, failure: &MessageFailure) {
         log::warn!(
             target: "coney::worker",
             "{}: {} is dead-lettered ({}): {}",
@@ -269,7 +269,7 @@ impl Republisher {
     fn dead_copy(
         &self,
         delivery: &Tracked,
-        failure: &Failure,
+        failure: &MessageFailure,
         attempt: &LocalAttempts,
     ) -> (Publication, Death) {
         let queue = self.queue.queue.clone();
@@ -314,7 +314,7 @@ impl Republisher {
     fn parked_copy(
         &self,
         copy: &Publication,
-        failure: &Failure,
+        failure: &MessageFailure,
         attempts: i64,
     ) -> Option<Publication> {
         let Retries::Queued { parking, .. } = &self.retries else {
@@ -330,11 +330,11 @@ impl Republisher {
     }
 
     /// Returns the failure of a message that was parked because it could not be dead-lettered.
-    pub(super) fn parked_failure(&self, delivery: &Delivery) -> Option<Failure> {
+    pub(super) fn parked_failure(&self, delivery: &Delivery) -> Option<MessageFailure> {
         let headers = &delivery.message().properties.headers;
         let reason = Reason::parse(headers.text(GIVEN_UP)?)?;
         let error = headers.text(LAST_ERROR).unwrap_or_default();
-        Some(Failure::new(reason, error))
+        Some(MessageFailure::new(reason, error))
     }
 
     /// Publishes the copy. Once the broker has confirmed it, another thread replies and

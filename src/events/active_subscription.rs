@@ -19,8 +19,8 @@ const MARK_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The threads that serve all subscriptions of a subscriber.
 pub(super) struct SharedThreads {
-    pub(super) workers: Arc<Workers<Job>>,
-    pub(super) delay_queue: DelayQueue<Job>,
+    pub(super) workers: Arc<Workers<EventJob>>,
+    pub(super) delay_queue: DelayQueue<EventJob>,
 }
 
 /// A subscription with its handler and, if it is ordered, the events that wait for their turn.
@@ -84,7 +84,7 @@ impl PendingEvent {
 }
 
 /// A job for a worker.
-pub(super) enum Job {
+pub(super) enum EventJob {
     /// An event of an unordered subscription.
     Event {
         subscription: Arc<ActiveSubscription>,
@@ -96,9 +96,9 @@ pub(super) enum Job {
     Key(Arc<ActiveSubscription>, String),
 }
 
-impl consumer::Job for Job {}
+impl consumer::Job for EventJob {}
 
-impl Job {
+impl EventJob {
     pub(super) fn run(self) {
         match self {
             Self::Event {
@@ -223,7 +223,7 @@ impl ActiveSubscription {
                 Ok(true) => drop(
                     self.shared_threads
                         .workers
-                        .submit(Job::Key(Arc::clone(self), key)),
+                        .submit(EventJob::Key(Arc::clone(self), key)),
                 ),
                 Ok(false) => {}
                 Err(event) => event.forget(),
@@ -252,7 +252,7 @@ impl ActiveSubscription {
             let returned = ordering.key_queues.lock().put_back(&key, event, epoch);
             match returned {
                 Ok(()) => {
-                    let job = Job::Key(Arc::clone(self), key);
+                    let job = EventJob::Key(Arc::clone(self), key);
                     return self.shared_threads.delay_queue.add(delay, job);
                 }
                 // The connection was lost meanwhile: the broker redelivers the event.
@@ -263,7 +263,7 @@ impl ActiveSubscription {
             let _ = self
                 .shared_threads
                 .workers
-                .submit(Job::Key(Arc::clone(self), key));
+                .submit(EventJob::Key(Arc::clone(self), key));
         }
     }
 
@@ -299,7 +299,7 @@ impl Sink for EventSink {
         };
         let workers = &subscription.shared_threads.workers;
         let Some(ordering) = &subscription.ordering else {
-            let job = Job::Event {
+            let job = EventJob::Event {
                 subscription: Arc::clone(&subscription),
                 event: PendingEvent::Fresh(delivery),
             };
@@ -308,7 +308,7 @@ impl Sink for EventSink {
                 false => workers.submit(job),
             };
             return match submitted {
-                Err(Job::Event {
+                Err(EventJob::Event {
                     event: PendingEvent::Fresh(delivery),
                     ..
                 }) => Err(delivery),
@@ -321,7 +321,7 @@ impl Sink for EventSink {
             .arrive(PendingEvent::Fresh(delivery));
         if is_first {
             // If the workers have been stopped, `take_waiting` removes the event.
-            let _ = workers.submit(Job::Arrivals(Arc::clone(&subscription)));
+            let _ = workers.submit(EventJob::Arrivals(Arc::clone(&subscription)));
         }
         Ok(Vec::new())
     }
@@ -353,7 +353,7 @@ impl Sink for EventSink {
                 .workers
                 .take(|job| job.is_event_of(&subscription))
             {
-                if let Job::Event { event, .. } = job {
+                if let EventJob::Event { event, .. } = job {
                     event.forget();
                 }
             }

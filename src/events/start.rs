@@ -5,7 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
-use super::active_subscription::{ActiveSubscription, EventSink, Job, KeyOrdering, SharedThreads};
+use super::active_subscription::{
+    ActiveSubscription, EventJob, EventSink, KeyOrdering, SharedThreads,
+};
 use super::begin_marks::BeginMarks;
 use super::delay_queue::DelayQueue;
 use super::subscriber::Running;
@@ -47,7 +49,7 @@ impl EventSubscriber {
             consumer_timeout: builder.options.consumer_timeout,
         };
         let workers = Workers::start(setup, |_| {
-            |job: Job| {
+            |job: EventJob| {
                 job.run();
                 None
             }

@@ -55,12 +55,12 @@ pub(crate) fn read(payload: &str) -> std::result::Result<Vec<Item<'_>>, serde_js
 
 /// Requests that are answered in one reply, encoded one by one.
 #[derive(Debug, Default)]
-pub(crate) struct Items {
+pub(crate) struct BatchItems {
     /// The encoded items, each with a bracket or a comma before it.
     json: Vec<u8>,
 }
 
-impl Items {
+impl BatchItems {
     /// Adds an item; returns the offset at which it begins and the range of its payload. Adds
     /// nothing if the payload cannot be encoded.
     ///
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn items_are_decoded_as_they_were_encoded() {
-        let mut items = Items::default();
+        let mut items = BatchItems::default();
         let (_, payload) = items.push("a\"b", "m1", &"张").unwrap();
         let bad = std::collections::HashMap::from([((1, 2), 3)]);
         assert!(items.push("c", "m2", &bad).is_err(), "and leaves no trace");

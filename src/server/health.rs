@@ -35,7 +35,7 @@ pub(super) struct Check {
 pub(super) type HealthVerdict = Option<String>;
 
 /// The parts of a server that follow the verdict.
-pub(super) struct Watched {
+pub(super) struct CheckedServer {
     /// The verdict that the server was started with.
     pub(super) verdict: HealthVerdict,
     pub(super) consumers: Arc<Consumers>,
@@ -46,7 +46,7 @@ pub(super) struct Watched {
 pub(super) struct Health {
     thread: NamedThread,
     verdict: Receiver<HealthVerdict>,
-    watched: Sender<Watched>,
+    watched: Sender<CheckedServer>,
 }
 
 impl Health {
@@ -88,7 +88,7 @@ impl Health {
     }
 
     /// Applies changes of the verdict to `watched` from now on.
-    pub(super) fn watch(&self, watched: Watched) {
+    pub(super) fn watch(&self, watched: CheckedServer) {
         let _ = self.watched.try_send(watched);
     }
 
@@ -111,7 +111,7 @@ struct Checking {
 }
 
 impl Checking {
-    fn run(mut self, first: &Sender<HealthVerdict>, watched: &Receiver<Watched>) {
+    fn run(mut self, first: &Sender<HealthVerdict>, watched: &Receiver<CheckedServer>) {
         let mut now = self.check(1);
         let _ = first.try_send(now.clone());
         let Ok(server) = watched.recv() else { return };
@@ -162,7 +162,7 @@ impl Checking {
     }
 
     /// Pauses or resumes consuming, and notes the verdict in the registry.
-    fn change(&self, watched: &Watched, verdict: &HealthVerdict) {
+    fn change(&self, watched: &CheckedServer, verdict: &HealthVerdict) {
         let service = &self.service;
         watched.consumers.unhealthy.lock().clone_from(verdict);
         let update_registration = || {

@@ -13,14 +13,14 @@ use crate::transport::{Delivery, LinkHandle, Publication, Returned, Sink};
 
 /// The sink of a server's request queues: passes deliveries from the transport to the workers.
 pub(super) struct RequestSink {
-    pub(super) workers: Workers<Job>,
+    pub(super) workers: Workers<ServerJob>,
     /// The registration to be marked as disconnected when the broker connection is closed for good.
     pub(super) registration: OnceLock<Weak<Registration>>,
     pub(super) lifetime: Lifetime,
 }
 
 /// A job for a worker.
-pub(super) enum Job {
+pub(super) enum ServerJob {
     /// A delivery to be processed.
     Message(Delivery),
     /// The items of a batch that no worker has taken.
@@ -28,7 +28,7 @@ pub(super) enum Job {
 }
 
 impl RequestSink {
-    pub(super) fn new(workers: Workers<Job>) -> Self {
+    pub(super) fn new(workers: Workers<ServerJob>) -> Self {
         Self {
             workers,
             registration: OnceLock::new(),
@@ -37,24 +37,25 @@ impl RequestSink {
     }
 
     /// Removes the messages that no worker has started.
-    fn take_messages(&self) -> Vec<Job> {
-        self.workers.take(|job| matches!(job, Job::Message(_)))
+    fn take_messages(&self) -> Vec<ServerJob> {
+        self.workers
+            .take(|job| matches!(job, ServerJob::Message(_)))
     }
 
     fn submit(&self, delivery: Delivery, suspect: bool) -> Result<Vec<Publication>, Delivery> {
-        let job = Job::Message(delivery);
+        let job = ServerJob::Message(delivery);
         let submitted = match suspect {
             true => self.workers.submit_suspect(job),
             false => self.workers.submit(job),
         };
         match submitted {
-            Err(Job::Message(delivery)) => Err(delivery),
-            Ok(()) | Err(Job::Batch(_)) => Ok(Vec::new()),
+            Err(ServerJob::Message(delivery)) => Err(delivery),
+            Ok(()) | Err(ServerJob::Batch(_)) => Ok(Vec::new()),
         }
     }
 }
 
-impl consumer::Job for Job {
+impl consumer::Job for ServerJob {
     fn share(&self) -> Option<Self> {
         match self {
             Self::Batch(batch) if batch.has_more() => Some(Self::Batch(Arc::clone(batch))),
@@ -69,7 +70,7 @@ impl consumer::Job for Job {
     }
 }
 
-impl Job {
+impl ServerJob {
     /// Returns the message, if no worker has started it.
     pub(super) fn into_delivery(self) -> Option<Delivery> {
         match self {
@@ -96,8 +97,8 @@ impl Sink for RequestSink {
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         for job in self.workers.clear() {
             match job {
-                Job::Message(delivery) => drop(delivery.forget()),
-                Job::Batch(batch) => batch.abandon(),
+                ServerJob::Message(delivery) => drop(delivery.forget()),
+                ServerJob::Batch(batch) => batch.abandon(),
             }
         }
         Vec::new()
@@ -208,8 +209,8 @@ impl Consumers {
 
     /// Republishes messages that no worker has started to the service's queue, whichever queue they
     /// come from. Blocks at most until `deadline`.
-    pub(super) fn give_back_jobs(&self, jobs: Vec<Job>, deadline: Instant) {
-        let deliveries = jobs.into_iter().filter_map(Job::into_delivery);
+    pub(super) fn give_back_jobs(&self, jobs: Vec<ServerJob>, deadline: Instant) {
+        let deliveries = jobs.into_iter().filter_map(ServerJob::into_delivery);
         deliveries.for_each(|delivery| self.dispatcher.give_back(delivery, deadline));
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::health::{Check, Health, HealthVerdict, Watched};
-use super::sources::{Consumers, Job, OwnQueue, RequestSink, SuspectSink};
+use super::health::{Check, CheckedServer, Health, HealthVerdict};
+use super::sources::{Consumers, OwnQueue, RequestSink, ServerJob, SuspectSink};
 use super::{ServiceServer, ServiceServerBuilder};
 use crate::base::name::check_service;
 use crate::consumer::{
@@ -79,12 +79,12 @@ impl ServiceServerBuilder {
             )));
             let dispatcher = Arc::clone(dispatcher);
             move |job| match job {
-                Job::Message(delivery) => match dispatcher.process(delivery) {
-                    AfterDelivery::Batch(batch) => Some(Job::Batch(batch)),
+                ServerJob::Message(delivery) => match dispatcher.process(delivery) {
+                    AfterDelivery::Batch(batch) => Some(ServerJob::Batch(batch)),
                     // Failed messages wait in the broker's retry queues, never in this process.
                     AfterDelivery::Done | AfterDelivery::LocalRetry(_) => None,
                 },
-                Job::Batch(batch) => {
+                ServerJob::Batch(batch) => {
                     batch.work(&dispatcher.executor);
                     None
                 }
@@ -117,7 +117,7 @@ impl ServiceServerBuilder {
             server.registration = Some(registration);
         }
         if let Some(health) = health {
-            health.watch(Watched {
+            health.watch(CheckedServer {
                 verdict: verdict.clone(),
                 consumers: Arc::clone(&server.consumers),
                 registration: server.registration.clone(),

@@ -10,7 +10,7 @@ use crate::topology::Topology;
 #[derive(Clone, Debug, Default)]
 pub struct LinkSpec {
     pub(crate) topology: Topology,
-    pub(crate) source: Source,
+    pub(crate) source: LinkSource,
     /// True if the link does not consume before it is resumed.
     pub(crate) paused: bool,
     /// True if all unsettled deliveries are requeued in one step when the connection closes.
@@ -25,7 +25,7 @@ pub struct LinkSpec {
 
 /// The source of a link's deliveries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum LinkSource {
     /// None: the link only publishes.
     #[default]
     Nothing,
@@ -47,7 +47,7 @@ pub(crate) enum Source {
     },
 }
 
-impl Source {
+impl LinkSource {
     /// Returns the largest number of unsettled deliveries; `None` if deliveries are not settled.
     pub(crate) fn prefetch(&self) -> Option<u16> {
         match self {
@@ -69,14 +69,14 @@ impl LinkSpec {
     /// Sets the source to a reply queue of the link's own: exclusive, auto-deleted, named by the
     /// broker, without acknowledgements. Defaults to no source.
     pub fn reply_queue(mut self) -> Self {
-        self.source = Source::ReplyQueue;
+        self.source = LinkSource::ReplyQueue;
         self
     }
 
     /// Sets the source to `queue`, with manual acknowledgement and at most `prefetch`
     /// unacknowledged messages (at least 1). Defaults to no source.
     pub fn consume(mut self, queue: impl Into<String>, prefetch: u16) -> Self {
-        self.source = Source::Queue {
+        self.source = LinkSource::Queue {
             name: queue.into(),
             prefetch: prefetch.max(1),
         };
@@ -93,7 +93,7 @@ impl LinkSpec {
         (exchange, key): (&str, &str),
         prefetch: u16,
     ) -> Self {
-        self.source = Source::OwnQueue {
+        self.source = LinkSource::OwnQueue {
             name: name.into(),
             bind: (exchange.to_owned(), key.to_owned()),
             prefetch: prefetch.max(1),
@@ -154,10 +154,10 @@ impl LinkSpec {
             check_short_string("routing key", &binding.routing_key)?;
         }
         match &self.source {
-            Source::Queue { name, .. } | Source::OwnQueue { name, .. } => {
+            LinkSource::Queue { name, .. } | LinkSource::OwnQueue { name, .. } => {
                 check_short_string("queue", name)
             }
-            Source::Nothing | Source::ReplyQueue => Ok(()),
+            LinkSource::Nothing | LinkSource::ReplyQueue => Ok(()),
         }
     }
 }

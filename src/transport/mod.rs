@@ -30,8 +30,8 @@ pub(crate) use self::delivery::{DeliveryToken, Disposition, PartialReply, Replie
 pub use self::header::{HeaderIter, HeaderTable, HeaderValue};
 pub(crate) use self::limits::{DEFAULT_MAX_BODY, Limits};
 pub use self::link::Link;
+pub(crate) use self::link_spec::LinkSource;
 pub use self::link_spec::LinkSpec;
-pub(crate) use self::link_spec::Source;
 pub(crate) use self::publication::{
     CoalesceLimits, LONGEST_EXPIRATION, LargeBody, Oversized, is_large,
 };

@@ -13,7 +13,7 @@ use super::pending::PendingBatch;
 use super::replies::{BatchReplies, BatchedResult, CallKey};
 use crate::base::name::check_action;
 use crate::client::ServiceClient;
-use crate::client::options::{Kind, RequestOptions};
+use crate::client::options::{RequestKind, RequestOptions};
 use crate::error::Result;
 
 /// Calls to one service that are sent in few messages: any number, of any actions, each with a
@@ -172,7 +172,7 @@ impl Batch {
     /// Makes the calls, and blocks until the last has ended, at most until the deadline; not
     /// at all if there are none. Each call has its own result.
     pub fn call(self) -> BatchReplies {
-        self.start(Kind::Call).wait()
+        self.start(RequestKind::Call).wait()
     }
 
     /// Makes the calls and returns a handle, not a future: wait for the replies through the
@@ -181,7 +181,7 @@ impl Batch {
     /// Blocks only while the outgoing queue is full, at most until the deadline,
     /// which runs from now.
     pub fn call_async(self) -> PendingBatch {
-        self.start(Kind::AsyncCall)
+        self.start(RequestKind::AsyncCall)
     }
 
     fn try_add(
@@ -205,7 +205,7 @@ impl Batch {
         Ok(())
     }
 
-    fn start(mut self, kind: Kind) -> PendingBatch {
+    fn start(mut self, kind: RequestKind) -> PendingBatch {
         let messages = std::mem::take(&mut self.messages);
         let context = BatchContext {
             client: self.client,

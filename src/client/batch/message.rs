@@ -8,17 +8,17 @@ use serde::Serialize;
 use crate::client::ServiceClient;
 use crate::client::call::CallDeadline;
 use crate::client::decode::CallTarget;
-use crate::client::options::{Kind, RequestOptions};
+use crate::client::options::{RequestKind, RequestOptions};
 use crate::client::sent_call::SentCall;
 use crate::error::Result;
-use crate::message::batch::{BATCH_ACTION, Items};
+use crate::message::batch::{BATCH_ACTION, BatchItems};
 use crate::message::{ServiceMessage, new_message_id};
 use crate::topology;
 
 /// The calls of one message, encoded.
 #[derive(Default)]
 pub(super) struct BatchMessage {
-    items: Items,
+    items: BatchItems,
     pub(super) calls: Vec<BatchedCall>,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct BatchContext {
     pub(super) client: ServiceClient,
     pub(super) service: String,
     pub(super) options: RequestOptions,
-    pub(super) kind: Kind,
+    pub(super) kind: RequestKind,
     pub(super) actions: Vec<Arc<str>>,
     /// The number of the batch, by which its [`CallKey`](super::CallKey)s are recognised.
     pub(super) number: u64,

@@ -55,7 +55,7 @@ struct State {
 #[derive(Default)]
 pub(super) struct Messages {
     pub(super) requests: Vec<Box<Publication>>,
-    pub(super) replies: Replies,
+    pub(super) replies: BufferedReplies,
 }
 
 /// The result of adding a message.
@@ -207,7 +207,7 @@ impl CoalesceBuffer {
 
 /// The replies that wait, by the queue that they go to.
 #[derive(Default)]
-pub(super) struct Replies {
+pub(super) struct BufferedReplies {
     open: HashMap<String, ReplyBatchWriter>,
     /// The batches that are full.
     full: Vec<(String, ReplyBatchWriter)>,
@@ -215,7 +215,7 @@ pub(super) struct Replies {
     bytes: usize,
 }
 
-impl Replies {
+impl BufferedReplies {
     fn add(&mut self, reply: PartialReply<'_>, most_bytes: usize) {
         let PartialReply {
             to,

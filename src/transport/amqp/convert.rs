@@ -156,14 +156,14 @@ pub(super) fn queue_arguments(options: &QueueOptions) -> FieldTable {
 }
 
 /// The reason why an operation on a channel failed.
-pub(super) enum Failure {
+pub(super) enum ChannelFailure {
     /// The broker refused the operation and closed the channel; the connection is up.
     Refused(Error),
     /// The connection was lost; holds the cause.
     Lost(String),
 }
 
-impl From<amiquip::Error> for Failure {
+impl From<amiquip::Error> for ChannelFailure {
     fn from(error: amiquip::Error) -> Self {
         match error {
             amiquip::Error::ServerClosedChannel { code, message, .. } => {

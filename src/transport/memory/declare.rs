@@ -1,7 +1,7 @@
 //! Declarations of exchanges, queues and bindings, which must agree with existing ones.
 
 use super::exchange::Exchange;
-use super::queue::{LinkId, Queue, QueueId};
+use super::queue::{LinkId, MemoryQueue, QueueId};
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::{QueueOptions, Topology};
@@ -60,7 +60,8 @@ impl State {
     ) -> QueueId {
         let id = self.next_id();
         self.queue_names.insert(name.clone(), id);
-        self.queues.insert(id, Queue::new(name, owner, options));
+        self.queues
+            .insert(id, MemoryQueue::new(name, owner, options));
         id
     }
 }

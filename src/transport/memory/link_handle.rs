@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::queue::{LinkId, QueueId};
-use super::shared::Shared;
+use super::shared_state::SharedState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{
     ConfirmOutcome, ConfirmSender, Delivery, Disposition, Limits, LinkHandle, PartialReply,
@@ -14,7 +14,7 @@ use crate::transport::{
 /// An open link of the memory broker.
 pub(super) struct MemoryLinkHandle {
     pub(super) limits: Arc<Limits>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedState>,
     pub(super) link: LinkId,
 }
 

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::queue::{Entry, QueueId};
-use crate::transport::{Delivery, DeliveryToken, Settler, Sink, Source};
+use crate::transport::{Delivery, DeliveryToken, LinkSource, Settler, Sink};
 
 /// The state of an open link.
 pub(super) struct LinkState {
     pub(super) sink: Arc<dyn Sink>,
     pub(super) settler: Arc<dyn Settler>,
-    pub(super) source: Source,
+    pub(super) source: LinkSource,
     pub(super) reply_queue: Option<String>,
     pub(super) consuming: Option<QueueId>,
     /// The largest number of unsettled deliveries; `None` without acknowledgements.

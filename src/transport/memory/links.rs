@@ -9,7 +9,7 @@ use super::queue::{LinkId, QueueId};
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::QueueOptions;
-use crate::transport::{LinkSpec, Settler, Sink, Source};
+use crate::transport::{LinkSource, LinkSpec, Settler, Sink};
 
 impl State {
     /// Declares the link's topology and starts it; messages already in its queue are delivered at
@@ -50,15 +50,15 @@ impl State {
         if state.consuming.is_some() {
             return Ok(());
         }
-        let is_reply_queue = state.source == Source::ReplyQueue;
+        let is_reply_queue = state.source == LinkSource::ReplyQueue;
         let (queue, name) = match state.source.clone() {
-            Source::Nothing => return Ok(()),
-            Source::ReplyQueue => {
+            LinkSource::Nothing => return Ok(()),
+            LinkSource::ReplyQueue => {
                 let name = format!("amq.gen-{}", fastrand::u64(..));
                 let id = self.add_queue(name.clone(), Some(link), QueueOptions::new());
                 (id, name)
             }
-            Source::OwnQueue { name, bind, .. } => {
+            LinkSource::OwnQueue { name, bind, .. } => {
                 let existing = self.queue_names.get(&name).copied();
                 let owner = existing.and_then(|id| self.queues.get(&id)?.owner);
                 if existing.is_some() && owner != Some(link) {
@@ -77,7 +77,7 @@ impl State {
                 }
                 (id, name)
             }
-            Source::Queue { name, .. } => {
+            LinkSource::Queue { name, .. } => {
                 let &id = self.queue_names.get(&name).ok_or_else(|| {
                     Error::new(ErrorKind::Broker, format!("there is no queue {name:?}"))
                 })?;

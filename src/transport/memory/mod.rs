@@ -13,7 +13,7 @@ mod links;
 #[cfg(test)]
 mod model;
 mod queue;
-mod shared;
+mod shared_state;
 mod state;
 mod timer;
 mod transport;

@@ -11,7 +11,7 @@ pub(super) type QueueId = u64;
 pub(super) type LinkId = u64;
 
 /// A queue: its messages, and the consumers that take turns.
-pub(super) struct Queue {
+pub(super) struct MemoryQueue {
     pub(super) name: String,
     /// The link that an exclusive queue belongs to; the queue is deleted with it.
     pub(super) owner: Option<LinkId>,
@@ -43,7 +43,7 @@ pub(super) struct Entry {
     expires: Option<Instant>,
 }
 
-impl Queue {
+impl MemoryQueue {
     pub(super) fn new(name: String, owner: Option<LinkId>, options: QueueOptions) -> Self {
         Self {
             name,
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn is_bounded_in_bytes_and_drops_its_oldest() {
-        let mut queue = Queue::new("q".to_owned(), None, QueueOptions::new());
+        let mut queue = MemoryQueue::new("q".to_owned(), None, QueueOptions::new());
         let now = Instant::now();
         for _ in 0..64 {
             assert!(!queue.is_full());

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::exchange::Exchange;
 use super::link_state::LinkState;
-use super::queue::{Entry, LinkId, MAX_BYTES, MAX_MESSAGES, Queue, QueueId};
+use super::queue::{Entry, LinkId, MAX_BYTES, MAX_MESSAGES, MemoryQueue, QueueId};
 use crate::base::log_relay;
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::DEAD_QUEUE;
@@ -22,7 +22,7 @@ use crate::transport::{
 #[derive(Default)]
 pub(super) struct State {
     pub(super) exchanges: HashMap<String, Exchange>,
-    pub(super) queues: HashMap<QueueId, Queue>,
+    pub(super) queues: HashMap<QueueId, MemoryQueue>,
     pub(super) queue_names: HashMap<String, QueueId>,
     pub(super) links: HashMap<LinkId, LinkState>,
     last_id: u64,
@@ -56,7 +56,7 @@ impl State {
     }
 
     pub(super) fn queue_len(&self, queue: QueueId) -> usize {
-        self.queues.get(&queue).map_or(0, Queue::len)
+        self.queues.get(&queue).map_or(0, MemoryQueue::len)
     }
 
     /// Returns true if a queue accepts no more messages. The dead-letter queue makes room instead,
@@ -310,7 +310,7 @@ impl State {
 /// `None` if it accepts no more.
 fn deliver(
     links: &mut HashMap<LinkId, LinkState>,
-    queue: &mut Queue,
+    queue: &mut MemoryQueue,
     to: LinkId,
     entry: Entry,
     tag: u64,

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::shared::Shared;
+use super::shared_state::SharedState;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The thread that dead-letters expired messages of queues without consumers, such as the retry
 /// queues. Ends with the broker; dropping this after the state is gone joins the thread.
-pub(super) struct Timer(Option<JoinHandle<()>>, Arc<Shared>, OwnerProcess);
+pub(super) struct Timer(Option<JoinHandle<()>>, Arc<SharedState>, OwnerProcess);
 
 impl Timer {
-    pub(super) fn start(shared: &Arc<Shared>) -> Result<Self> {
+    pub(super) fn start(shared: &Arc<SharedState>) -> Result<Self> {
         let thread = thread::Builder::new()
             .name("coney-memory-timer".to_owned())
             .spawn({
@@ -43,7 +43,7 @@ impl Drop for Timer {
     }
 }
 
-fn run(shared: &Shared) {
+fn run(shared: &SharedState) {
     let mut guard = shared.state.lock();
     while let Some(state) = guard.as_mut() {
         let next = state.expire_due(Instant::now());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::link_handle::{MemoryLinkHandle, closed};
-use super::shared::Shared;
+use super::shared_state::SharedState;
 use super::state::State;
 use super::timer::Timer;
 use crate::base::thread::OwnerProcess;
@@ -27,7 +27,7 @@ const SPIN_FOR: Duration = Duration::from_micros(25);
 
 pub(crate) struct MemoryTransport {
     limits: Arc<Limits>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     timer: Mutex<Option<Timer>>,
 }
 
@@ -35,7 +35,7 @@ impl MemoryTransport {
     pub(crate) fn new() -> Self {
         Self {
             limits: Arc::new(Limits::new(MAX_BODY, MAX_BODY, FRAME_MAX)),
-            shared: Arc::new(Shared {
+            shared: Arc::new(SharedState {
                 owner: OwnerProcess::current(),
                 state: Mutex::new(Some(State::default())),
                 tick: Condvar::new(),

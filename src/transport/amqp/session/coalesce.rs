@@ -7,7 +7,7 @@ use super::state::lost;
 use super::{Session, SessionEnd};
 use crate::transport::amqp::coalesce_buffer::Messages;
 use crate::transport::amqp::command::{LinkId, Outgoing};
-use crate::transport::amqp::convert::Failure;
+use crate::transport::amqp::convert::ChannelFailure;
 use crate::transport::{CoalesceLimits, Publication, is_large};
 
 impl Session<'_> {
@@ -51,7 +51,7 @@ impl Session<'_> {
     fn publish_with(
         &mut self,
         link: LinkId,
-        publish: impl FnOnce(&mut LinkChannel<'_>) -> Result<(), Failure>,
+        publish: impl FnOnce(&mut LinkChannel<'_>) -> Result<(), ChannelFailure>,
     ) -> Result<(), SessionEnd> {
         let Some(link_channel) = self.link_channels.get_mut(&link) else {
             return Ok(());

@@ -5,13 +5,13 @@ use amiquip::{
 };
 
 use crate::topology::Topology;
-use crate::transport::amqp::convert::{self, Failure};
-use crate::transport::{LinkSpec, Source};
+use crate::transport::amqp::convert::{self, ChannelFailure};
+use crate::transport::{LinkSource, LinkSpec};
 
 /// The longest name in bytes: AMQP's short strings hold no more.
 const LONGEST_NAME: usize = 255;
 
-pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Failure> {
+pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), ChannelFailure> {
     for (name, kind) in topology.exchanges() {
         let durable = ExchangeDeclareOptions {
             durable: true,
@@ -40,7 +40,7 @@ pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Fail
 }
 
 /// Declares a queue that no other connection can use while this one is open.
-pub(super) fn declare_exclusive(channel: &Channel, queue: &str) -> Result<(), Failure> {
+pub(super) fn declare_exclusive(channel: &Channel, queue: &str) -> Result<(), ChannelFailure> {
     let exclusive = QueueDeclareOptions {
         exclusive: true,
         ..QueueDeclareOptions::default()
@@ -57,10 +57,13 @@ pub(super) struct Consumed<'c> {
     pub(super) own_queue: Option<String>,
 }
 
-pub(super) fn consume<'c>(channel: &'c Channel, spec: &LinkSpec) -> Result<Consumed<'c>, Failure> {
+pub(super) fn consume<'c>(
+    channel: &'c Channel,
+    spec: &LinkSpec,
+) -> Result<Consumed<'c>, ChannelFailure> {
     match &spec.source {
-        Source::Nothing => Ok(Consumed::default()),
-        Source::ReplyQueue => {
+        LinkSource::Nothing => Ok(Consumed::default()),
+        LinkSource::ReplyQueue => {
             let exclusive = QueueDeclareOptions {
                 exclusive: true,
                 auto_delete: true,
@@ -78,7 +81,7 @@ pub(super) fn consume<'c>(channel: &'c Channel, spec: &LinkSpec) -> Result<Consu
                 own_queue: None,
             })
         }
-        Source::OwnQueue {
+        LinkSource::OwnQueue {
             name,
             bind,
             prefetch,
@@ -101,7 +104,7 @@ pub(super) fn consume<'c>(channel: &'c Channel, spec: &LinkSpec) -> Result<Consu
                 ..consumed
             })
         }
-        Source::Queue { name, prefetch } => consume_from(channel, name, *prefetch),
+        LinkSource::Queue { name, prefetch } => consume_from(channel, name, *prefetch),
     }
 }
 
@@ -109,7 +112,7 @@ fn consume_from<'c>(
     channel: &'c Channel,
     name: &str,
     prefetch: u16,
-) -> Result<Consumed<'c>, Failure> {
+) -> Result<Consumed<'c>, ChannelFailure> {
     // Set before the consumer is started, to which it applies: deliveries are never
     // unbounded.
     channel.qos(0, prefetch, false)?;

@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use amiquip::ConnectionBlockedNotification;
 use crossbeam_channel::TryRecvError;
 
+use super::loop_event::LoopEvent;
 use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
-use super::wake::Wake;
 use crate::base::log_relay;
 use crate::transport::ConnectionState;
 use crate::transport::amqp::command::{Command, LinkId};
@@ -77,26 +77,26 @@ impl Session<'_> {
         }
         loop {
             match self.wait() {
-                Wake::Command => self.commands()?,
-                Wake::Outgoing => self.outgoing(BUDGET)?,
-                Wake::Notice => self.notices()?,
-                Wake::Deliveries(link) => self.deliveries(link)?,
-                Wake::Returns(link) => self.returns(link)?,
-                Wake::Confirms(link) => {
+                LoopEvent::Command => self.commands()?,
+                LoopEvent::Outgoing => self.outgoing(BUDGET)?,
+                LoopEvent::Notice => self.notices()?,
+                LoopEvent::Deliveries(link) => self.deliveries(link)?,
+                LoopEvent::Returns(link) => self.returns(link)?,
+                LoopEvent::Confirms(link) => {
                     if let Some(link_channel) = self.link_channels.get_mut(&link) {
                         let result = link_channel.pass_on_confirms(BUDGET);
                         result.or_else(|failure| self.link_channel_failed(link, failure))?;
                     }
                 }
-                Wake::LargeConfirms => self.large_confirms()?,
-                Wake::LargeReturns => self.large_returns()?,
-                Wake::Room => {
+                LoopEvent::LargeConfirms => self.large_confirms()?,
+                LoopEvent::LargeReturns => self.large_returns()?,
+                LoopEvent::Room => {
                     let _ = self.io.transit.woken().try_recv();
                     self.run_deferred()?;
                     self.send_large()?;
                 }
-                Wake::RetryRefused => self.retry_refused()?,
-                Wake::Sweep => {
+                LoopEvent::RetryRefused => self.retry_refused()?,
+                LoopEvent::Sweep => {
                     let new = self.io.receiver.outgoing.try_iter();
                     self.io.link_table.keep_unsent(new);
                 }

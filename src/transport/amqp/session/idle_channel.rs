@@ -4,7 +4,7 @@ use amiquip::{Channel, Confirm};
 use crossbeam_channel::Receiver;
 
 use super::unconfirmed::Unconfirmed;
-use crate::transport::amqp::convert::Failure;
+use crate::transport::amqp::convert::ChannelFailure;
 
 /// An open channel that no link uses. A channel in confirm mode stays in it, and its
 /// delivery tags go on counting.
@@ -35,7 +35,7 @@ impl<'c> IdleChannel<'c> {
 
     /// Puts the channel into confirm mode. A channel that has published in that mode is left
     /// as it is: the broker would answer a second request, but goes on counting.
-    pub(super) fn confirm(&self) -> Result<ConfirmState, Failure> {
+    pub(super) fn confirm(&self) -> Result<ConfirmState, ChannelFailure> {
         let confirms = self.channel.listen_for_publisher_confirms()?;
         if self.published == 0 {
             self.channel.enable_publisher_confirms()?;

@@ -5,10 +5,10 @@ use crossbeam_channel::{Select, TryRecvError};
 
 use super::large::{InFlight, LargeChannel};
 use super::link_ops::Opened;
-use super::publish::{Refusal, publish};
+use super::publish::{PublishRefusal, publish};
 use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
 use crate::base::log_relay;
-use crate::transport::amqp::convert::{self, Failure};
+use crate::transport::amqp::convert::{self, ChannelFailure};
 use crate::transport::{ConfirmOutcome, Disposition, Refused};
 
 impl<'c> Session<'c> {
@@ -29,7 +29,7 @@ impl<'c> Session<'c> {
                     Opened::Yes(channel) => self.large.channel = Some(channel),
                     Opened::Refused(reason) => {
                         let in_flight = InFlight::of(&mut next);
-                        self.refused_large(in_flight, Refusal::Other(reason))?;
+                        self.refused_large(in_flight, PublishRefusal::Other(reason))?;
                         continue;
                     }
                 }
@@ -102,11 +102,11 @@ impl<'c> Session<'c> {
         });
         match opened {
             Ok(channel) => Ok(Opened::Yes(channel)),
-            Err(Failure::Refused(error)) => {
+            Err(ChannelFailure::Refused(error)) => {
                 number.into_iter().for_each(|it| self.forget_channel(it));
                 Ok(Opened::Refused(error.to_string()))
             }
-            Err(Failure::Lost(cause)) => Err(SessionEnd::Lost(cause)),
+            Err(ChannelFailure::Lost(cause)) => Err(SessionEnd::Lost(cause)),
         }
     }
 
@@ -192,13 +192,17 @@ impl<'c> Session<'c> {
             return Err(SessionEnd::Lost(CONNECTION_ENDED.to_owned()));
         };
         if let Some(in_flight) = self.large.in_flight.take() {
-            self.refused_large(in_flight, Refusal::parse(&reason))?;
+            self.refused_large(in_flight, PublishRefusal::parse(&reason))?;
         }
         self.send_large()?;
         self.flush_links()
     }
 
-    fn refused_large(&mut self, in_flight: InFlight, refusal: Refusal) -> Result<(), SessionEnd> {
+    fn refused_large(
+        &mut self,
+        in_flight: InFlight,
+        refusal: PublishRefusal,
+    ) -> Result<(), SessionEnd> {
         let InFlight {
             link,
             confirm,
@@ -209,11 +213,11 @@ impl<'c> Session<'c> {
             ..
         } = in_flight;
         let limit = match &refusal {
-            Refusal::TooLarge(limit) => {
+            PublishRefusal::TooLarge(limit) => {
                 self.io.limits.learn_max_body(bytes, *limit);
                 *limit
             }
-            Refusal::Other(_) => None,
+            PublishRefusal::Other(_) => None,
         };
         log_relay::log(
             log::Level::Warn,
@@ -221,8 +225,8 @@ impl<'c> Session<'c> {
             format_args!(
                 "the broker refused a message of {bytes} bytes{}",
                 match &refusal {
-                    Refusal::TooLarge(_) => ": it is too large".to_owned(),
-                    Refusal::Other(reason) => format!(": {reason}"),
+                    PublishRefusal::TooLarge(_) => ": it is too large".to_owned(),
+                    PublishRefusal::Other(reason) => format!(": {reason}"),
                 }
             ),
         );
@@ -232,8 +236,8 @@ impl<'c> Session<'c> {
         }
         match confirm {
             Some(confirm) => confirm.settle(match refusal {
-                Refusal::TooLarge(limit) => ConfirmOutcome::TooLarge(limit),
-                Refusal::Other(reason) => ConfirmOutcome::Refused(reason),
+                PublishRefusal::TooLarge(limit) => ConfirmOutcome::TooLarge(limit),
+                PublishRefusal::Other(reason) => ConfirmOutcome::Refused(reason),
             }),
             None if if_too_large.is_some() => {
                 let fallback = if_too_large.map(|it| *it);
@@ -241,8 +245,8 @@ impl<'c> Session<'c> {
             }
             None => {
                 let reason = match refusal {
-                    Refusal::TooLarge(_) => None,
-                    Refusal::Other(reason) => Some(reason),
+                    PublishRefusal::TooLarge(_) => None,
+                    PublishRefusal::Other(reason) => Some(reason),
                 };
                 let refused = Refused {
                     correlation_id: correlation_id.as_deref(),

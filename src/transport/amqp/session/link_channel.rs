@@ -11,7 +11,7 @@ use super::idle_channel::{ConfirmState, IdleChannel};
 use super::publish::publish;
 use crate::message::CorrelationId;
 use crate::transport::amqp::command::RegisteredLink;
-use crate::transport::amqp::convert::{self, Failure};
+use crate::transport::amqp::convert::{self, ChannelFailure};
 use crate::transport::amqp::stream::Observed;
 use crate::transport::amqp::transit::Transit;
 use crate::transport::{
@@ -41,11 +41,11 @@ pub(super) struct LinkChannel<'c> {
     pub(super) has_held: bool,
     /// The queue that excludes other connections.
     pub(super) exclusive_queue: Option<&'static str>,
-    shared: Shared,
+    shared: SessionShared,
 }
 
 /// The state that the link channels of a session have in common.
-pub(super) struct Shared {
+pub(super) struct SessionShared {
     pub(super) observed: Arc<Observed>,
     pub(super) transit: Arc<Transit>,
 }
@@ -55,8 +55,8 @@ impl<'c> LinkChannel<'c> {
     pub(super) fn open(
         idle: IdleChannel<'c>,
         link: &RegisteredLink,
-        shared: Shared,
-    ) -> Result<Self, Failure> {
+        shared: SessionShared,
+    ) -> Result<Self, ChannelFailure> {
         let channel = idle.channel;
         // Before the first publish: without a listener, amiquip logs a returned message
         // with its body.
@@ -148,7 +148,7 @@ impl<'c> LinkChannel<'c> {
         &mut self,
         publication: Publication,
         confirm: Option<ConfirmSender>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ChannelFailure> {
         if let Some(ConfirmState { unconfirmed, .. }) = &mut self.confirm_state {
             unconfirmed.publishing(&publication, confirm);
         }
@@ -164,7 +164,7 @@ impl<'c> LinkChannel<'c> {
         &mut self,
         key: String,
         mut requests: Vec<Box<Publication>>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ChannelFailure> {
         if requests.len() < 2 {
             let alone = requests.pop();
             return alone.map_or(Ok(()), |request| self.publish(*request, None));
@@ -172,7 +172,7 @@ impl<'c> LinkChannel<'c> {
         let id = CorrelationId::random();
         let reply_queue = self.reply_queue.as_deref().unwrap_or_default();
         let batch = Publication::batch(key, &requests, id, reply_queue)
-            .map_err(|error| Failure::Lost(error.to_string()))?;
+            .map_err(|error| ChannelFailure::Lost(error.to_string()))?;
         // Before the message is sent, as its replies may come at once.
         self.sink.coalesced(id, requests);
         self.publish(batch, None)
@@ -185,7 +185,7 @@ impl<'c> LinkChannel<'c> {
         session: u64,
         budget: usize,
         fallbacks: &mut Vec<Publication>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ChannelFailure> {
         for _ in 0..budget {
             let Some(receiver) = self.deliveries() else {
                 return Ok(());
@@ -204,7 +204,7 @@ impl<'c> LinkChannel<'c> {
                 Err(error) if error.is_empty() => return Ok(()),
                 Err(_) => "a consumer has ended".to_owned(),
             };
-            return Err(Failure::Lost(lost));
+            return Err(ChannelFailure::Lost(lost));
         }
         Ok(())
     }
@@ -214,7 +214,7 @@ impl<'c> LinkChannel<'c> {
         &mut self,
         queue: &str,
         session: u64,
-    ) -> Result<Option<(Delivery, usize)>, Failure> {
+    ) -> Result<Option<(Delivery, usize)>, ChannelFailure> {
         let got = self.channel.basic_get(queue, false)?;
         Ok(got.map(|got| {
             let behind = usize::try_from(got.message_count).unwrap_or(usize::MAX);
@@ -223,7 +223,10 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Gets the first message of the link's own queue.
-    pub(super) fn get_own(&mut self, session: u64) -> Result<Option<(Delivery, usize)>, Failure> {
+    pub(super) fn get_own(
+        &mut self,
+        session: u64,
+    ) -> Result<Option<(Delivery, usize)>, ChannelFailure> {
         match self.own_queue.as_ref().map(|(queue, _)| queue.clone()) {
             Some(queue) => self.get(&queue, session),
             None => Ok(None),
@@ -231,7 +234,7 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Returns the number of ready messages in a queue.
-    pub(super) fn backlog(&mut self, queue: &str) -> Result<usize, Failure> {
+    pub(super) fn backlog(&mut self, queue: &str) -> Result<usize, ChannelFailure> {
         let queue = self.channel.queue_declare_passive(queue)?;
         Ok(queue
             .declared_message_count()
@@ -239,7 +242,7 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Makes a round trip, after which the broker has all that was published and settled before.
-    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+    pub(super) fn flush(&mut self) -> Result<(), ChannelFailure> {
         // Chosen because it changes nothing: it applies to the next consumer of the channel, and
         // there is none.
         Ok(self.channel.qos(0, self.prefetch, false)?)
@@ -272,7 +275,7 @@ impl<'c> LinkChannel<'c> {
         delivery: AmqpDelivery,
         session: u64,
         fallbacks: &mut Vec<Publication>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ChannelFailure> {
         let delivery = self.prepare(delivery, session, self.acknowledges);
         match self.sink.delivery(delivery) {
             Ok(more) => {
@@ -317,7 +320,7 @@ impl<'c> LinkChannel<'c> {
     pub(super) fn pass_on_returns(
         &mut self,
         fallbacks: &mut Vec<Publication>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ChannelFailure> {
         loop {
             match self.returns.try_recv() {
                 Ok(returned) => {
@@ -331,14 +334,16 @@ impl<'c> LinkChannel<'c> {
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
-                    return Err(Failure::Lost("the broker closed a channel".to_owned()));
+                    return Err(ChannelFailure::Lost(
+                        "the broker closed a channel".to_owned(),
+                    ));
                 }
             }
         }
     }
 
     /// Passes on up to `budget` publisher confirms.
-    pub(super) fn pass_on_confirms(&mut self, budget: usize) -> Result<(), Failure> {
+    pub(super) fn pass_on_confirms(&mut self, budget: usize) -> Result<(), ChannelFailure> {
         for _ in 0..budget {
             let Some(ConfirmState { confirms, .. }) = &self.confirm_state else {
                 return Ok(());
@@ -354,7 +359,9 @@ impl<'c> LinkChannel<'c> {
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
-                    return Err(Failure::Lost("the broker closed a channel".to_owned()));
+                    return Err(ChannelFailure::Lost(
+                        "the broker closed a channel".to_owned(),
+                    ));
                 }
             }
         }
@@ -362,7 +369,7 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Settles a delivery of this session, once.
-    pub(super) fn settle(&mut self, tag: u64, outcome: Disposition) -> Result<(), Failure> {
+    pub(super) fn settle(&mut self, tag: u64, outcome: Disposition) -> Result<(), ChannelFailure> {
         let Some(delivery) = self.unsettled.remove(&tag) else {
             return Ok(());
         };

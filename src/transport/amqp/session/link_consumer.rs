@@ -5,8 +5,8 @@ use amiquip::{ConsumerMessage, FieldTable, QueueDeleteOptions};
 use super::declare::consume;
 use super::idle_channel::IdleChannel;
 use super::link_channel::LinkChannel;
-use crate::transport::amqp::convert::Failure;
-use crate::transport::{LinkSpec, Publication, Source};
+use crate::transport::amqp::convert::ChannelFailure;
+use crate::transport::{LinkSource, LinkSpec, Publication};
 
 impl<'c> LinkChannel<'c> {
     /// Stops consuming. Passes on the deliveries that arrived before, and adds to `fallbacks`
@@ -15,7 +15,7 @@ impl<'c> LinkChannel<'c> {
         &mut self,
         session: u64,
         fallbacks: &mut Vec<Publication>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ChannelFailure> {
         let Some(consumer) = self.consumer.take() else {
             return Ok(());
         };
@@ -45,12 +45,13 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Starts consuming, unless it is started.
-    pub(super) fn resume_consuming(&mut self, spec: &LinkSpec) -> Result<(), Failure> {
+    pub(super) fn resume_consuming(&mut self, spec: &LinkSpec) -> Result<(), ChannelFailure> {
         if self.consumer.is_none() {
             let consumed = consume(self.channel, spec)?;
             self.consumer = consumed.consumer;
             self.reply_queue = consumed.reply_queue;
-            if let (Some(queue), Source::OwnQueue { bind, .. }) = (consumed.own_queue, &spec.source)
+            if let (Some(queue), LinkSource::OwnQueue { bind, .. }) =
+                (consumed.own_queue, &spec.source)
             {
                 self.own_queue = Some((queue, bind.clone()));
             }
@@ -59,7 +60,7 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Deletes the link's own queue, if it has one.
-    pub(super) fn delete_own_queue(&mut self) -> Result<(), Failure> {
+    pub(super) fn delete_own_queue(&mut self) -> Result<(), ChannelFailure> {
         if let Some((queue, _)) = self.own_queue.take() {
             self.channel
                 .queue_delete(queue, QueueDeleteOptions::default())?;
@@ -68,7 +69,7 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Ends the channel with its connection.
-    pub(super) fn end(mut self, session: u64) -> Result<(), Failure> {
+    pub(super) fn end(mut self, session: u64) -> Result<(), ChannelFailure> {
         if self.requeues_at_once {
             // Dropping the consumer would cancel it: the next consumer would receive later
             // messages before the broker has requeued the unsettled ones.
@@ -79,7 +80,7 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Closes the link in good order and returns its channel for reuse.
-    pub(super) fn close(mut self, session: u64) -> Result<IdleChannel<'c>, Failure> {
+    pub(super) fn close(mut self, session: u64) -> Result<IdleChannel<'c>, ChannelFailure> {
         // Dropped, as nothing is sent for a closed link.
         let mut fallbacks = Vec::new();
         self.stop_consuming(session, &mut fallbacks)?;

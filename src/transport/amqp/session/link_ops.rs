@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::idle_channel::IdleChannel;
-use super::link_channel::{LinkChannel, Shared};
+use super::link_channel::{LinkChannel, SessionShared};
 use super::state::lost;
 use super::{Session, SessionEnd};
 use crate::base::log_relay;
 use crate::error::{Error, ErrorKind};
 use crate::transport::amqp::command::{GetResult, LinkId};
-use crate::transport::amqp::convert::Failure;
+use crate::transport::amqp::convert::ChannelFailure;
 
 /// The delay before the next attempt to open a link that the broker has refused to
 /// open after a reconnect.
@@ -26,7 +26,10 @@ pub(super) enum Opened<T> {
 
 impl<'c> Session<'c> {
     /// Takes an idle channel, or opens one.
-    pub(super) fn open_channel(&mut self, confirms: bool) -> Result<IdleChannel<'c>, Failure> {
+    pub(super) fn open_channel(
+        &mut self,
+        confirms: bool,
+    ) -> Result<IdleChannel<'c>, ChannelFailure> {
         let idle = self
             .idle_channels
             .iter()
@@ -36,12 +39,15 @@ impl<'c> Session<'c> {
         }
         // One channel too many would make the broker close the whole connection.
         if let Some(error) = self.io.link_table.no_more_channels(self.open_channels) {
-            return Err(Failure::Refused(error));
+            return Err(ChannelFailure::Refused(error));
         }
         self.is_opening_channel = true;
-        let channel = self.connection.open_channel(None).map_err(Failure::from);
+        let channel = self
+            .connection
+            .open_channel(None)
+            .map_err(ChannelFailure::from);
         // After a loss it stays set, for `learn_limits`.
-        self.is_opening_channel = matches!(channel, Err(Failure::Lost(_)));
+        self.is_opening_channel = matches!(channel, Err(ChannelFailure::Lost(_)));
         let channel = channel?;
         self.open_channels += 1;
         Ok(IdleChannel::new(self.channels.alloc(channel), confirms))
@@ -72,7 +78,7 @@ impl<'c> Session<'c> {
         let Some(registered) = self.io.link_table.get_mut(link) else {
             return Ok(());
         };
-        let shared = Shared {
+        let shared = SessionShared {
             observed: Arc::clone(self.io.observed),
             transit: Arc::clone(&self.io.transit),
         };
@@ -84,7 +90,7 @@ impl<'c> Session<'c> {
                 }
                 Ok(())
             }
-            Err(Failure::Refused(error)) => {
+            Err(ChannelFailure::Refused(error)) => {
                 let opening = registered.opening.take();
                 number.into_iter().for_each(|it| self.forget_channel(it));
                 if let Some(opening) = opening {
@@ -102,7 +108,7 @@ impl<'c> Session<'c> {
                 }
                 Ok(())
             }
-            Err(Failure::Lost(cause)) => Err(SessionEnd::Lost(cause)),
+            Err(ChannelFailure::Lost(cause)) => Err(SessionEnd::Lost(cause)),
         }
     }
 
@@ -144,7 +150,7 @@ impl<'c> Session<'c> {
         match link_channel.map(|link_channel| link_channel.close(self.number)) {
             Some(Ok(idle)) => self.idle_channels.push(idle),
             // The broker has closed the channel, which the link does not need any more.
-            Some(Err(Failure::Refused(_))) => {
+            Some(Err(ChannelFailure::Refused(_))) => {
                 channel.into_iter().for_each(|it| self.forget_channel(it));
             }
             None => {}
@@ -181,7 +187,7 @@ impl<'c> Session<'c> {
         link: LinkId,
         queue: &str,
         done: &Sender<Result<T, Error>>,
-        query: impl FnOnce(&mut LinkChannel<'c>) -> Result<T, Failure>,
+        query: impl FnOnce(&mut LinkChannel<'c>) -> Result<T, ChannelFailure>,
     ) -> Result<(), SessionEnd> {
         let Some(link_channel) = self.link_channels.get_mut(&link) else {
             let refused = Error::new(
@@ -196,7 +202,7 @@ impl<'c> Session<'c> {
                 let _ = done.try_send(Ok(result));
                 Ok(())
             }
-            Err(Failure::Refused(error)) => {
+            Err(ChannelFailure::Refused(error)) => {
                 let cause = error.to_string();
                 let _ = done.try_send(Err(error));
                 if !link_channel.is_replaceable() {
@@ -207,7 +213,7 @@ impl<'c> Session<'c> {
                 self.forget_channel(channel);
                 self.open_link(link)
             }
-            Err(Failure::Lost(cause)) => {
+            Err(ChannelFailure::Lost(cause)) => {
                 let lost = Error::new(
                     ErrorKind::ConnectionLost,
                     format!("the connection was lost while {queue:?} was read: {cause}"),
@@ -224,7 +230,7 @@ impl<'c> Session<'c> {
     pub(super) fn link_channel_failed(
         &mut self,
         link: LinkId,
-        failure: Failure,
+        failure: ChannelFailure,
     ) -> Result<(), SessionEnd> {
         let Some(link_channel) = self
             .link_channels

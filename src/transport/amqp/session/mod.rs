@@ -9,12 +9,12 @@ mod large_sending;
 mod link_channel;
 mod link_consumer;
 mod link_ops;
+mod loop_event;
 mod loss;
 mod publish;
 mod sending;
 mod state;
 mod unconfirmed;
-mod wake;
 
 pub(super) use self::state::{
     CONNECTION_ENDED, SWEEP_INTERVAL, Session, SessionContext, SessionEnd,

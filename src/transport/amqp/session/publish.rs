@@ -3,7 +3,7 @@
 use amiquip::Channel;
 
 use crate::transport::Publication;
-use crate::transport::amqp::convert::{self, Failure};
+use crate::transport::amqp::convert::{self, ChannelFailure};
 use crate::transport::amqp::transit::Transit;
 
 /// Publishes a message. `Ok` means that amiquip has queued it.
@@ -12,7 +12,7 @@ pub(super) fn publish(
     publication: Publication,
     reply_queue: Option<String>,
     transit: &Transit,
-) -> Result<(), Failure> {
+) -> Result<(), ChannelFailure> {
     let mut properties = publication.properties;
     let body = if publication.body.wants_reply_queue() {
         let body = publication
@@ -37,14 +37,14 @@ pub(super) fn publish(
 }
 
 /// The reason why the broker refused a message.
-pub(super) enum Refusal {
+pub(super) enum PublishRefusal {
     /// The message is over the broker's size limit; holds the limit in bytes, if the broker
     /// named it.
     TooLarge(Option<usize>),
     Other(String),
 }
 
-impl Refusal {
+impl PublishRefusal {
     /// Parses RabbitMQ's reason for closing the channel.
     pub(super) fn parse(reason: &str) -> Self {
         match reason.split_once("is larger than configured max size ") {
@@ -66,10 +66,13 @@ mod tests {
         let reason = "PRECONDITION_FAILED - message size 2097152 is larger than configured \
                       max size 1048576 (406)";
         assert!(matches!(
-            Refusal::parse(reason),
-            Refusal::TooLarge(Some(1_048_576))
+            PublishRefusal::parse(reason),
+            PublishRefusal::TooLarge(Some(1_048_576))
         ));
         let reason = "NOT_FOUND - no exchange 'x' in vhost '/' (404)";
-        assert!(matches!(Refusal::parse(reason), Refusal::Other(_)));
+        assert!(matches!(
+            PublishRefusal::parse(reason),
+            PublishRefusal::Other(_)
+        ));
     }
 }

@@ -14,7 +14,7 @@ use super::large::LargeMessages;
 use super::link_channel::LinkChannel;
 use crate::transport::Limits;
 use crate::transport::amqp::command::{Command, CommandReceiver, LinkId};
-use crate::transport::amqp::convert::Failure;
+use crate::transport::amqp::convert::ChannelFailure;
 use crate::transport::amqp::link_table::LinkTable;
 use crate::transport::amqp::state_listener::StateNotifier;
 use crate::transport::amqp::stream::Observed;
@@ -110,9 +110,9 @@ impl<'c> Session<'c> {
 /// Converts a channel's failure into the end of the session. A channel that the broker closes
 /// in mid-session is replaced like a lost connection, by a reconnect. Other links pay for it
 /// with an interruption; in return there is one way to recover, not two.
-pub(super) fn lost(failure: Failure) -> SessionEnd {
+pub(super) fn lost(failure: ChannelFailure) -> SessionEnd {
     match failure {
-        Failure::Refused(error) => SessionEnd::Lost(error.to_string()),
-        Failure::Lost(cause) => SessionEnd::Lost(cause),
+        ChannelFailure::Refused(error) => SessionEnd::Lost(error.to_string()),
+        ChannelFailure::Lost(cause) => SessionEnd::Lost(cause),
     }
 }

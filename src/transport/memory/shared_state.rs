@@ -6,14 +6,14 @@ use super::state::State;
 use crate::base::thread::OwnerProcess;
 
 /// The state, which is `None` after the broker was closed, and the wake-up of its timer.
-pub(super) struct Shared {
+pub(super) struct SharedState {
     pub(super) owner: OwnerProcess,
     pub(super) state: Mutex<Option<State>>,
     /// Signalled when the timer may have to wake earlier, and when the broker closes.
     pub(super) tick: Condvar,
 }
 
-impl Shared {
+impl SharedState {
     /// Runs `act` on the state; returns `None` after the broker was closed.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> Option<R> {
         let mut guard = self.state.lock();

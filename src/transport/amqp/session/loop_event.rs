@@ -8,7 +8,7 @@ use super::{SWEEP_INTERVAL, Session};
 use crate::transport::amqp::command::LinkId;
 
 /// An event that wakes the event loop.
-pub(super) enum Wake {
+pub(super) enum LoopEvent {
     Command,
     Outgoing,
     Notice,
@@ -26,49 +26,49 @@ pub(super) enum Wake {
 
 impl Session<'_> {
     /// Blocks until there is an event to handle.
-    pub(super) fn wait(&self) -> Wake {
+    pub(super) fn wait(&self) -> LoopEvent {
         let retry_at = self.retry_refused_at.filter(|_| !self.blocked);
         // Checked first, so that a busy loop does not delay the retry.
         if retry_at.is_some_and(|at| at <= Instant::now()) {
-            return Wake::RetryRefused;
+            return LoopEvent::RetryRefused;
         }
         let mut select = Select::new();
         let mut wakes = Vec::with_capacity(4 + 3 * self.link_channels.len());
         select.recv(&self.io.receiver.commands);
-        wakes.push(Wake::Command);
+        wakes.push(LoopEvent::Command);
         select.recv(&self.notices);
-        wakes.push(Wake::Notice);
+        wakes.push(LoopEvent::Notice);
         let may_publish = self.may_publish();
         if may_publish && (!self.deferred.is_empty() || self.large.is_ready()) {
-            return Wake::Room;
+            return LoopEvent::Room;
         }
         if may_publish {
             select.recv(&self.io.receiver.outgoing);
-            wakes.push(Wake::Outgoing);
+            wakes.push(LoopEvent::Outgoing);
         } else {
             select.recv(self.io.transit.woken());
-            wakes.push(Wake::Room);
+            wakes.push(LoopEvent::Room);
         }
         if let Some(confirms) = self.large.confirms() {
             select.recv(confirms);
-            wakes.push(Wake::LargeConfirms);
+            wakes.push(LoopEvent::LargeConfirms);
         }
         if let Some(returns) = self.large.returns() {
             select.recv(returns);
-            wakes.push(Wake::LargeReturns);
+            wakes.push(LoopEvent::LargeReturns);
         }
         for (&link, link_channel) in &self.link_channels {
             if let Some(deliveries) = link_channel.deliveries() {
                 select.recv(deliveries);
-                wakes.push(Wake::Deliveries(link));
+                wakes.push(LoopEvent::Deliveries(link));
             }
             if let Some(returns) = link_channel.returns() {
                 select.recv(returns);
-                wakes.push(Wake::Returns(link));
+                wakes.push(LoopEvent::Returns(link));
             }
             if let Some(confirms) = link_channel.confirms() {
                 select.recv(confirms);
-                wakes.push(Wake::Confirms(link));
+                wakes.push(LoopEvent::Confirms(link));
             }
         }
         // Messages to be resent go first, but after each budget of them the other events
@@ -76,7 +76,7 @@ impl Session<'_> {
         if may_publish && !self.io.link_table.resend.is_empty() {
             let turn = self.yield_turn.replace(!self.yield_turn.get());
             let other = turn.then(|| select.try_ready().ok()).flatten();
-            return other.map_or(Wake::Outgoing, |index| wakes.swap_remove(index));
+            return other.map_or(LoopEvent::Outgoing, |index| wakes.swap_remove(index));
         }
         let sweep_at = self.blocked.then(|| Instant::now() + SWEEP_INTERVAL);
         let until = [retry_at, sweep_at].into_iter().flatten().min();
@@ -86,8 +86,8 @@ impl Session<'_> {
         };
         match ready {
             Some(index) => wakes.swap_remove(index),
-            None if self.blocked => Wake::Sweep,
-            None => Wake::RetryRefused,
+            None if self.blocked => LoopEvent::Sweep,
+            None => LoopEvent::RetryRefused,
         }
     }
 }
