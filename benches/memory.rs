@@ -72,7 +72,7 @@ fn idle(broker: &Broker) {
 /// Measures calls to a service whose queue exists and whose server does not.
 fn in_flight(transport: &str, broker: &Broker) {
     let queue = "service.bench-no-server.request";
-    let topology = Topology::default()
+    let topology = Topology::new()
         .exchange("service.exchange", ExchangeKind::Direct)
         .queue(queue)
         .bind(queue, "service.exchange", "request.bench-no-server");

@@ -1,6 +1,6 @@
 //! The costs of the steps of a call: encoding, decoding, ids, the pending table.
 //!
-//!     cargo bench --bench micro
+//!     cargo bench --bench micro --features _bench
 
 use coney::internals::PendingTable;
 use coney::message::{Reply, ServiceMessage, new_correlation_id, new_message_id};

@@ -25,7 +25,7 @@ use coney::balance::Balancer;
 use coney::balance::{
     ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin, Weighted,
 };
-use coney::redis::{Redis, RedisRegistryStore};
+use coney::redis::Redis;
 use coney::registry::RegistryStore;
 use coney::{Instance, Registry};
 use hdrhistogram::Histogram;
@@ -61,7 +61,7 @@ fn main() {
             own_redis.url().to_owned()
         }
     };
-    let store = RedisRegistryStore::new(&Redis::new(&url).expect("a usable URL"));
+    let store = Redis::new(&url).expect("a usable URL").registry_store();
     let names: Vec<String> = (0..SERVICES)
         .map(|n| format!("bench-registry-{n}"))
         .collect();
@@ -69,7 +69,7 @@ fn main() {
     for instance in &instances {
         store.register(instance).expect("Redis is there");
     }
-    let registry = Registry::connect(&url).expect("a usable URL");
+    let registry = Redis::new(&url).expect("a usable URL").registry();
     lookups(&registry, &names, Duration::from_secs_f64(options.seconds));
     refreshes(&registry, &url, &names[0]);
     for instance in &instances {
@@ -93,7 +93,7 @@ fn instances(service: &str) -> Vec<Instance> {
 }
 
 fn lookups(registry: &Registry, names: &[String], time: Duration) {
-    let round_robin = RoundRobin::default();
+    let round_robin = RoundRobin::new();
     let balancers: [(&str, &dyn Balancer); 6] = [
         ("random", &Random),
         ("round_robin", &round_robin),
@@ -141,7 +141,7 @@ fn pick(
     while Instant::now() < end {
         for n in 0..1_000 {
             let name = &names[(start + picks + n) % names.len()];
-            let pick = registry.pick_for(name, balancer, keys[n % keys.len()]);
+            let pick = registry.pick_with_key(name, balancer, keys[n % keys.len()]);
             black_box(pick.expect("an instance").id());
         }
         picks += 1_000;
@@ -183,7 +183,7 @@ fn refreshes(registry: &Registry, url: &str, name: &str) {
 
 /// Measures many registrations that only send heartbeats.
 fn heartbeats(url: &str, time: Duration) {
-    let registry = Registry::connect(url).expect("a usable URL");
+    let registry = Redis::new(url).expect("a usable URL").registry();
     let register = |n: usize| {
         let instance = Instance::new().with_host("10.0.0.1").with_port(8080);
         registry.register(&format!("bench-beats-{}", n % SERVICES), instance)

@@ -103,7 +103,7 @@ fn repeat(client: &ServiceClient, options: &Options) -> coney::Result<()> {
         // Cannot fail: three significant digits are between zero and five.
         let mut latencies = Histogram::new(3).unwrap();
         while left
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
             .is_ok()
         {
             let call_start = Instant::now();

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use coney::client::ServiceProxyFactory;
+use coney::redis::Redis;
 use coney::{Broker, CallOptions, HandlerError, Registry, ServiceClient, ServiceServer};
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +63,7 @@ fn main() -> Result<(), coney::Error> {
     };
     // A registry: the running instances of each service. Optional; calls work without it.
     let registry = match std::env::var("REDIS_URL") {
-        Ok(url) => Registry::connect(&url)?,
+        Ok(url) => Redis::new(&url)?.registry(),
         Err(_) => Registry::memory(),
     };
     println!("broker: {}\n", broker.address());

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Parser;
+use coney::redis::Redis;
 use coney::registry::Lookup;
 use coney::{Instance, Registry};
 
@@ -42,7 +43,7 @@ fn main() {
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
-    let registry = Registry::connect(&options.redis_url)?;
+    let registry = Redis::new(&options.redis_url)?.registry();
     loop {
         let text = match read_services(&registry, options) {
             Ok(found) if options.json => lines(&found),

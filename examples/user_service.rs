@@ -10,7 +10,8 @@
 use std::time::Duration;
 
 use clap::Parser;
-use coney::{Broker, Context, HandlerError, HandlerResult, Instance, Registry, ServiceServer};
+use coney::redis::Redis;
+use coney::{Broker, Context, HandlerError, HandlerResult, Instance, ServiceServer};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -98,7 +99,9 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         });
     if let Some(url) = &options.redis_url {
         let instance = Instance::new().with_version(env!("CARGO_PKG_VERSION"));
-        server = server.registry(&Registry::connect(url)?).instance(instance);
+        server = server
+            .registry(&Redis::new(url)?.registry())
+            .instance(instance);
     }
     let server = server.start()?;
     println!("ready");

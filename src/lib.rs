@@ -1,10 +1,9 @@
 //! Blocking microservice calls between plain threads, over RabbitMQ.
 //!
-//! A service calls another and blocks for the answer, with a deadline; workers
-//! answer, several at a time; what goes wrong comes back as an error that says
-//! what the caller may do next. There is no async runtime, in no feature.
-//!
-//! # Hello, service
+//! A service calls another and blocks for the reply, at most until its deadline; it sends
+//! commands that must not be lost, and publishes events that other services subscribe to.
+//! Every failure is an error that says whether the request can have run. There is no async
+//! runtime, in no feature.
 //!
 //! ```
 //! use coney::{Broker, ServiceClient, ServiceServer};
@@ -12,7 +11,7 @@
 //! fn main() -> coney::Result<()> {
 //!     let broker = Broker::memory(); // or Broker::connect("amqp://localhost")?
 //!     let server = ServiceServer::builder(&broker, "greeter")
-//!         .handler("greet", |name: String| Ok::<_, String>(format!("Hello, {name}!")))
+//!         .respond("greet", |name: String| format!("Hello, {name}!"))
 //!         .start()?;
 //!     let client = ServiceClient::new(&broker, "front")?;
 //!     let text: String = client.call("greeter", "greet", "张三")?;
@@ -21,167 +20,76 @@
 //! }
 //! ```
 //!
-//! # The parts
+//! The [guide] teaches the library in order: calls, commands, events, batches, discovery,
+//! failure, testing, operations.
 //!
-//! | part | what it is |
+//! # The types
+//!
+//! | type | what it is |
 //! | --- | --- |
-//! | [`Broker`] | a handle on RabbitMQ, or on a broker inside this process |
+//! | [`Broker`] | a handle to RabbitMQ, or to a broker inside this process |
 //! | [`ServiceServer`] | handlers on a pool of workers, behind the service's queue |
-//! | [`ServiceClient`] | [`call`](ServiceClient::call) blocks; [`call_async`](ServiceClient::call_async) gives a [`PendingReply`] to wait for, or to give a callback to; [`send`](ServiceClient::send) is one way, and confirmed |
+//! | [`ServiceClient`], [`ServiceProxy`] | [calls](ServiceClient::call), [asynchronous calls](ServiceClient::call_async), [commands](ServiceClient::send) |
 //! | [`Batch`] | many calls to one service in few messages |
-//! | [`EventPublisher`], [`EventSubscriber`] | what has happened, told to whoever has subscribed |
-//! | [`ServiceProxy`] | one service seen from outside, with `camelCase` methods |
-//! | [`DeadLetters`] | the messages that failed for good: look, replay, purge |
-//! | [`Registry`] | which instances of a service there are: registering, looking up, [balancing](balance) |
-//! | [`Redis`] | a handle on a Redis server, for a [`RedisRegistryStore`] or a [`RedisReplyStore`] |
-//! | [`ReplyStore`] | remembers which requests have been handled, so that a repeated one is not |
-//! | [`Error`], [`ErrorKind`] | what went wrong, and whether it can have run |
-//! | [`message`] | the envelope on the wire, for tools and peers |
-//! | [`transport`] | raw links to the broker, for what does not follow the contract |
+//! | [`EventPublisher`], [`EventSubscriber`], [`Subscription`] | events |
+//! | [`PendingReply`], [`PendingConfirm`], [`batch::PendingBatch`] | results that are still to come |
+//! | [`Context`], [`HandlerError`], [`HandlerResult`] | the request and the result of a handler |
+//! | [`Registry`], [`Instance`] | the instances of services: registering, looking up, [balancing](balance) |
+//! | `redis::Redis` | a registry and a store of replies in Redis (feature `redis`, on by default) |
+//! | [`DeadLetters`] | the messages that failed for good: list, replay, purge |
+//! | [`Error`], [`ErrorKind`] | the failure, and whether the request can have run |
 //!
-//! # Calls, commands, and what happens to each
-//!
-//! | | call | command |
-//! | --- | --- | --- |
-//! | method | [`call`](ServiceClient::call), [`call_async`](ServiceClient::call_async) | [`send`](ServiceClient::send), [`send_async`](ServiceClient::send_async) |
-//! | returns when | the reply is here | the broker has it on disk |
-//! | nobody serves it by its deadline | it expires | it waits |
-//! | the handler fails | the caller gets the error | it is tried again, four times by default, then kept among the [`DeadLetters`] |
-//! | it cannot be read, or there is no handler | the caller gets the error, and it is kept | it is kept |
-//! | the connection is lost before it is sent | it waits for the next one | it waits for the next one |
-//! | the connection is lost after that | [`ErrorKind::ConnectionLost`], or it is sent again if it is [idempotent](CallOptions::idempotent) | the same |
-//! | the worker dies over it | another gets it; after five deaths it is kept among the dead letters | the same |
-//!
-//! Handlers may thus run more than once for one request. Give a server a
-//! [`ReplyStore`] ([`deduplicate`](ServiceServerBuilder::deduplicate)) where that
-//! matters.
-//!
-//! # Many calls at once
-//!
-//! A message costs far more than what is in it. A [`Batch`] holds any number of calls to
-//! one service, each with its own type of reply and its own error; 500 go in a message, and
-//! its workers share them. Where many threads make calls that know nothing of each other, a
-//! client that [coalesces](ServiceClientBuilder::coalesce) lets those share messages that
-//! wait to be sent at the same moment; nothing waits for company, and each is answered as
-//! soon as it is handled. Services that do not know batches get the calls one by one.
-//!
-//! ```
-//! # use coney::{Broker, ServiceClient, ServiceServer};
-//! # fn main() -> coney::Result<()> {
-//! # let broker = Broker::memory();
-//! # let server = ServiceServer::builder(&broker, "math")
-//! #     .handler("double", |n: u64| Ok::<_, String>(n * 2)).start()?;
-//! # let client = ServiceClient::new(&broker, "front")?;
-//! let mut batch = client.batch("math");
-//! for n in 0..1_000 {
-//!     batch.add::<_, u64>("double", &n);
-//! }
-//! for (n, double) in batch.call().into_results::<u64>().into_iter().enumerate() {
-//!     assert_eq!(double?, 2 * n as u64);
-//! }
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! A call in a batch whose action has no handler gets the error, and is not kept.
-//!
-//! # Events
-//!
-//! An event says what has happened; who wants to know is for the others to say. Publishing
-//! is confirmed as sending a command is; each [`Subscription`] has a queue, a handler, and
-//! attempts and dead letters of its own.
-//!
-//! ```
-//! use coney::{Broker, EventPublisher, EventSubscriber, Subscription};
-//!
-//! # fn main() -> coney::Result<()> {
-//! let broker = Broker::memory();
-//! let billing = EventSubscriber::builder(&broker, "billing")
-//!     .on("order.created", |order: u64| Ok::<_, String>(println!("a bill for {order}")))
-//!     .subscribe(
-//!         Subscription::to("order.*", |order: u64| Ok::<_, String>(println!("{order}")))
-//!             .ordered_by(|order: &u64| *order) // one order's events one after the other
-//!     )
-//!     .start()?;
-//! EventPublisher::new(&broker, "order-service")?.publish("order.created", &4711)?;
-//! billing.drain(std::time::Duration::from_secs(10)) // handles what is queued, then stops
-//! # }
-//! ```
-//!
-//! By default a service's instances are a group: one of them gets an event, and while
-//! all are offline it waits. A [broadcast](Subscription::broadcast) reaches every instance,
-//! a [singleton](Subscription::singleton) is one in the whole system.
-//!
-//! # Finding services
-//!
-//! A call needs no registry: it goes into the service's queue, and the first that is free
-//! takes it. A [`Registry`] adds what a queue cannot tell. Servers
-//! [register](ServiceServerBuilder::registry) their instances with what they say of
-//! themselves, and are heard of every 15 s; one that has not been for 60 s is dead. Clients
-//! that [look services up](ServiceClientBuilder::registry) fail at once where
-//! none is alive, and may send a call to [one instance](CallOptions::instance), or let a
-//! [balancer](ServiceClientBuilder::balancer) pick. A server with a
-//! [health check](ServiceServerBuilder::health_check) that fails three times in a row is left
-//! out until it is well.
-//!
-//! Look-ups are answered from a cache, in under a microsecond. A registry that is down
-//! stops nobody: what was last known is used, and [says that it is old](Lookup::stale_reason).
+//! Options, builders and states are in the module of their subject: [`client`], [`server`],
+//! [`events`], [`batch`], [`registry`], [`balance`], [`deduplication`], [`dead_letters`].
+//! [`message`] has the envelope on the wire, for tools and peers, and [`transport`] raw links to
+//! the broker, for peers that do not follow the contract.
 //!
 //! # Sharing and closing
 //!
-//! [`Broker`], [`Registry`] and [`ServiceClient`] are handles: clone them and use them from any
-//! number of threads. All clones of a broker share one connection, all clones
-//! of a client one reply queue. Things close when their last handle is dropped:
-//! a server after its running handlers have finished (see
-//! [`ServiceServer::shutdown`]; one that its own handler drops does not wait for that handler,
-//! whose result is lost), a client when no
-//! [`PendingReply`] and no callback is waiting for it either, a connection when
-//! nothing uses it any more.
+//! [`Broker`], [`Registry`], [`ServiceClient`] and [`EventPublisher`] are handles: clone them and
+//! use them from any number of threads. All clones of a broker share one connection, all clones
+//! of a client one reply queue. Everything closes when its last handle is dropped: a server
+//! after its running handlers have finished, a client when no [`PendingReply`] and no callback
+//! uses it either, a connection when nothing uses it any more. To close earlier:
+//!
+//! | method | waits for | blocks |
+//! | --- | --- | --- |
+//! | [`ServiceServer::shutdown`], [`EventSubscriber::shutdown`] | running handlers, and the broker to have their replies and acknowledgements | at most its timeout |
+//! | [`ServiceServer::drain`], [`EventSubscriber::drain`] | the queue to be empty, then as `shutdown` | at most its timeout |
+//! | [`registry::Registration::deregister`] | the registry | at most its timeout |
+//! | [`Broker::close`] | the connection's threads; every call in flight fails | at most its timeout |
+//! | [`ServiceClient::close`] | nothing; its calls in flight fail | never |
+//!
+//! A server that its own handler drops does not wait for that handler, whose result is lost.
 //!
 //! # Threads
 //!
-//! | thread | how many | what it runs |
+//! | thread | how many | purpose |
 //! | --- | --- | --- |
-//! | `coney-io-N` | one per connection (a subscriber with an order has another) | owns the connection: publishes, takes deliveries, routes replies, reconnects. Never user code |
-//! | `coney-watch-N` | one per connection | cuts the socket when an operation takes too long; sleeps otherwise |
+//! | `coney-io-N` | one per connection (a subscriber with an order has a second connection) | owns the connection: publishes, takes deliveries, routes replies, reconnects. Runs no user code |
+//! | `coney-watch-N` | one per connection | shuts the socket down when an operation takes too long |
 //! | `amiquip-io` | one per connection | amiquip's: reads and writes the socket |
-//! | `coney-worker-SERVICE-N` | 10 per server or subscriber, and one that handles what came back from workers that died | handlers |
+//! | `coney-worker-SERVICE-N` | 10 per server or subscriber, and one for redelivered messages | handlers |
 //! | `coney-lease-SCOPE` | one per server, or subscription, that deduplicates | renews the claims of handlers that run for long |
-//! | `coney-mover-SERVICE` | one per server or subscriber | acknowledges what was moved on to another attempt or the dead letters, once that is confirmed |
-//! | `coney-delay-SERVICE` | one per subscriber | waits for what is tried again in its place |
+//! | `coney-confirm-SERVICE` | one per server or subscriber | acknowledges republished messages once the broker has confirmed the copies |
+//! | `coney-delay-SERVICE` | one per subscriber | waits for the next attempt at events that are retried in their place |
 //! | `coney-health-SERVICE` | one per server with health checks | the checks |
-//! | `coney-beat-N` | one per registry, from its first registration on | says that what was registered is still there |
-//! | `coney-lookup-N` | one per registry, from its first look-up on | asks the store, so that no caller is held up by it |
-//! | `coney-redis-N` | two per [`Redis`] | make its connections |
+//! | `coney-heartbeat-N` | one per registry, from its first registration on | registers, and renews the heartbeats |
+//! | `coney-lookup-N` | one per registry, from its first look-up on | asks the store |
+//! | `coney-redis-N` | two per Redis handle | make its connections |
 //! | `coney-state-N` | one per connection with an [`on_state_change`](BrokerBuilder::on_state_change) listener | the listener |
-//! | `coney-callback-NAME` | one per client, from its first callback on | callbacks and their timeouts |
+//! | `coney-callback-NAME` | one per client, and one per connection for confirms, from the first callback on | callbacks and their timeouts |
+//! | `coney-memory-timer` | one per memory broker, from the first server on | moves on messages whose TTL has passed |
 //! | `coney-log` | one per process, from the first line on | hands the log lines of the I/O threads and of the memory broker to the logger |
-//! | `coney-zone` | for a moment, once | reads the time zone, which takes more stack than a small thread has |
-//! | `coney-resolve` | for the moment of a name resolution | the system's resolver, which knows no deadline |
+//! | `coney-zone`, `coney-resolve` | one for a moment | reads the time zone; resolves a host name with a deadline |
 //!
-//! In the memory broker, who publishes delivers. It has one thread,
-//! `coney-memory-timer`, from the first server on: it moves on what waits for another
-//! attempt.
+//! In the memory broker the publishing thread delivers.
 //!
-//! # Logging
+//! # Features
 //!
-//! Through the [`log`](https://docs.rs/log) facade, with the targets
-//! `coney::amqp`, `coney::client`, `coney::server`, `coney::events`, `coney::worker`,
-//! `coney::registry`, `coney::transport` and `coney::dead_letters`. Passwords are in no line of
-//! any level, payloads and the values of headers in none of these targets. At `debug` and
-//! `trace` amiquip logs every frame, with what is in it, on the thread that sends: filter it
-//! (`RUST_LOG=debug,amiquip=info`).
-//!
-//! A logger may itself use coney. Only on amiquip's and the I/O threads' own lines, those of the
-//! target `amiquip`, such a call fails at once ([`ErrorKind::Misuse`]), since it would wait for
-//! itself.
-//!
-//! # After a fork
-//!
-//! A child process has none of its parent's threads. What it has of a [`Broker`] fails
-//! at once with [`ErrorKind::Misuse`], also a call that was made before, which is the parent's
-//! to wait for. Dropping things there leaves the parent's connection alone. Connect after the
-//! fork.
+//! | feature | default | what it adds |
+//! | --- | --- | --- |
+//! | `redis` | yes | the module `redis`: a registry and a store of replies in Redis |
 
 mod base;
 pub mod client;
@@ -189,9 +97,12 @@ mod consumer;
 pub mod dead_letters;
 mod error;
 pub mod events;
+pub mod guide;
+#[cfg(feature = "_bench")]
 #[doc(hidden)]
 pub mod internals;
 pub mod message;
+#[cfg(feature = "redis")]
 pub mod redis;
 pub mod registry;
 pub mod server;
@@ -220,7 +131,7 @@ pub use transport::broker::Broker;
 pub use transport::connection_state::ConnectionState;
 
 /// Many calls to one service in few messages: limits, keys and replies of a
-/// [`Batch`](crate::Batch).
+/// [`Batch`].
 pub mod batch {
     pub use crate::client::batch::{BatchLimits, BatchReplies, CallKey, PendingBatch};
 }
@@ -245,7 +156,8 @@ pub mod deduplication {
 /// ```
 pub mod balance {
     pub use crate::registry::balance::{
-        Balancer, ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin, Weighted,
+        Balancer, Choice, ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin,
+        Weighted,
     };
     pub use crate::registry::candidate::Candidate;
 }
@@ -254,3 +166,8 @@ pub mod balance {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Runs the program of the Chinese README as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.zh-CN.md")]
+struct ChineseReadme;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use coney::deduplication::ReplyStore;
 use coney::events::EventSubscriberBuilder;
-use coney::redis::{Redis, RedisReplyStore};
+use coney::redis::Redis;
 use coney::server::ServiceServerBuilder;
 use coney::{
     Broker, EventPublisher, EventSubscriber, Instance, Registry, ServiceClient, ServiceServer,
@@ -42,10 +42,8 @@ impl Platform {
         Ok(match redis_url {
             Some(url) => Self {
                 broker,
-                registry: Registry::connect(url)?,
-                replies: Arc::new(RedisReplyStore::new(
-                    &Redis::builder(url).connections(10).build()?,
-                )),
+                registry: Redis::new(url)?.registry(),
+                replies: Arc::new(Redis::builder(url).connections(10).build()?.reply_store()),
             },
             None => Self {
                 broker,

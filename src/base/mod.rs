@@ -9,4 +9,5 @@ pub(crate) mod park;
 pub(crate) mod random;
 pub(crate) mod resolve;
 pub(crate) mod secret;
+pub(crate) mod text;
 pub(crate) mod thread;

@@ -1,6 +1,6 @@
 //! The calling side: the options of clients, proxies, and waiting for several results.
 //!
-//! [`ServiceClient`](crate::ServiceClient) itself is at the crate's root.
+//! [`ServiceClient`] itself is at the crate's root.
 
 pub(crate) mod batch;
 mod batch_support;

@@ -140,7 +140,7 @@ impl PendingConfirm {
     }
 
     fn wait_until(&self, until: Instant) -> Option<Result<()>> {
-        if let Err(error) = self.broker.check_home(&self.what) {
+        if let Err(error) = self.broker.check_owner_process(&self.what) {
             return Some(Err(error));
         }
         let outcome = self.confirmation.wait(until)?;
@@ -258,7 +258,7 @@ impl Pending for PendingConfirm {}
 
 impl fmt::Debug for PendingConfirm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PendingSend")
+        f.debug_struct("PendingConfirm")
             .field("what", &format_args!("{}", self.what))
             .finish_non_exhaustive()
     }

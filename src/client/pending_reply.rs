@@ -137,7 +137,7 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if self.taken {
             return Some(Err(self.already_taken()));
         }
-        if let Err(error) = self.client.broker.check_home(&self.target()) {
+        if let Err(error) = self.client.broker.check_owner_process(&self.target()) {
             return Some(Err(error));
         }
         let outcome = self.sent.wait(until, self.client.broker.spin_for())?;

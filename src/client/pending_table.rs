@@ -153,7 +153,7 @@ impl PendingTable {
         };
         request.coalesce = None;
         call.sent_in = None;
-        call.send_state.came_back();
+        call.send_state.mark_returned();
         Some(request)
     }
 
@@ -165,7 +165,7 @@ impl PendingTable {
         if let Some(pick) = balanced.pick.take() {
             pick.failed();
         }
-        call.send_state.came_back();
+        call.send_state.mark_returned();
         if let Some(resend_copy) = &mut call.resend_copy {
             **resend_copy = fallback.clone();
         }

@@ -51,6 +51,24 @@ pub struct ServiceProxy {
     service: String,
 }
 
+impl ServiceClient {
+    /// Returns a proxy for one service, whose methods are named in `camelCase`. Sends nothing.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceClient, ServiceServer};
+    /// # let broker = Broker::memory();
+    /// # let server = ServiceServer::builder(&broker, "user-service")
+    /// #     .respond("get_name", |id: u32| format!("user {id}")).start()?;
+    /// # let client = ServiceClient::new(&broker, "order-service")?;
+    /// let users = client.proxy("user-service");
+    /// assert_eq!(users.call::<String>("getName", &7)?, "user 7");
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn proxy(&self, service: &str) -> ServiceProxy {
+        ServiceProxy::new(self.clone(), service)
+    }
+}
+
 impl ServiceProxy {
     pub(super) fn new(client: ServiceClient, service: &str) -> Self {
         Self {

@@ -11,7 +11,6 @@ use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::decode::CallTarget;
 use super::options::Kind;
-use super::proxy::ServiceProxy;
 use super::{CallOptions, PendingReply};
 use crate::error::Result;
 
@@ -159,22 +158,6 @@ impl ServiceClient {
             service,
             action,
         ))
-    }
-
-    /// Returns a proxy for one service, whose methods are named in `camelCase`. Sends nothing.
-    ///
-    /// ```
-    /// # use coney::{Broker, ServiceClient, ServiceServer};
-    /// # let broker = Broker::memory();
-    /// # let server = ServiceServer::builder(&broker, "user-service")
-    /// #     .respond("get_name", |id: u32| format!("user {id}")).start()?;
-    /// # let client = ServiceClient::new(&broker, "order-service")?;
-    /// let users = client.proxy("user-service");
-    /// assert_eq!(users.call::<String>("getName", &7)?, "user 7");
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn proxy(&self, service: &str) -> ServiceProxy {
-        ServiceProxy::new(self.clone(), service)
     }
 
     /// Returns a handle on the same client all of whose calls and commands end by

@@ -286,7 +286,7 @@ impl BatchJob {
             message_id: self.envelope.message_id.get(&self.message.body),
         };
         let data = self.data(&target, executor);
-        let body = Reply::success_round(target.instance_id, &data, target.message_id);
+        let body = Reply::success_with_json(target.instance_id, &data, target.message_id);
         let body = body.unwrap_or_else(|error| target.failure(&error.to_string(), None));
         delivery.done(target.publication(body, executor.max_body()));
     }

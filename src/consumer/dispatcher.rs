@@ -162,10 +162,14 @@ impl Dispatcher {
 
     /// Returns the number of messages that wait for another attempt in the broker's retry queues.
     /// Blocks at most until `deadline`.
-    pub(crate) fn waiting(&self, handle: &dyn LinkHandle, deadline: Instant) -> Result<usize> {
+    pub(crate) fn count_waiting(
+        &self,
+        handle: &dyn LinkHandle,
+        deadline: Instant,
+    ) -> Result<usize> {
         let mut queues = self.republisher.retry_queues();
         if !queues.is_empty() && self.executor.deduplication.is_some() {
-            queues.push(self.republisher.queue.retry_queue(POSTPONE_DELAY));
+            queues.insert(self.republisher.queue.retry_queue(POSTPONE_DELAY));
         }
         let mut count = 0;
         for queue in queues {

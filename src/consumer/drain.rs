@@ -18,32 +18,34 @@ pub(crate) struct Left {
     pub(crate) queued: usize,
     pub(crate) running: usize,
     /// The messages that wait for another attempt; counted only when the others are done.
-    pub(crate) later: usize,
+    pub(crate) waiting: usize,
 }
 
 impl Left {
     pub(crate) const NOTHING: Self = Self {
         queued: 0,
         running: 0,
-        later: 0,
+        waiting: 0,
     };
 
     fn is_nothing(self) -> bool {
-        self.queued + self.running + self.later == 0
+        self.queued + self.running + self.waiting == 0
     }
 
     /// Returns the result of a drain after its shutdown: an error if messages are left in a queue.
     /// Handlers that ran at the end of `drain` have ended with the shutdown, or that has failed.
     pub(crate) fn into_result(self, owner: &str, timeout: Duration) -> Result<()> {
-        let Self { queued, later, .. } = self;
-        if queued + later == 0 {
+        let Self {
+            queued, waiting, ..
+        } = self;
+        if queued + waiting == 0 {
             return Ok(());
         }
         Err(Error::timed_out(
             Phase::Shutdown,
             format!(
                 "{owner} is not drained after {timeout:?}: {queued} messages are queued, and \
-                 {later} wait for another attempt"
+                 {waiting} wait for another attempt"
             ),
         ))
     }
@@ -72,7 +74,7 @@ pub(crate) fn drain(timeout: Duration, mut count: impl FnMut() -> Result<Left>) 
         if empty == 2 || is_expired {
             return Ok(left);
         }
-        thread::sleep(match left.later {
+        thread::sleep(match left.waiting {
             0 => COUNT_INTERVAL,
             _ => RETRY_COUNT_INTERVAL,
         });

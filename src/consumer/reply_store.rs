@@ -10,8 +10,8 @@ pub type StoreError = Box<dyn StdError + Send + Sync>;
 /// Called by worker threads, and by the thread that renews leases; may block for as long as
 /// a query to a database takes.
 ///
-/// [`MemoryReplyStore`](crate::MemoryReplyStore) serves one process,
-/// [`RedisReplyStore`](crate::RedisReplyStore) all servers of a service. Each operation of an
+/// [`MemoryReplyStore`](crate::deduplication::MemoryReplyStore) serves one process,
+/// `redis::RedisReplyStore` all servers of a service. Each operation of an
 /// implementation must be atomic.
 ///
 /// A *claim* is the right to handle a request. It belongs to an `owner`, a random number drawn
@@ -70,6 +70,7 @@ pub trait ReplyStore: Send + Sync {
 }
 
 /// The outcome of [`ReplyStore::claim`].
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimOutcome {
     /// The request may be handled by this owner.

@@ -108,7 +108,13 @@ impl RepublishSetup {
         let mut parked: VecDeque<PendingRepublish> = VecDeque::new();
         let check_interval =
             (self.consumer_timeout / 20).clamp(Duration::from_millis(10), MAX_CHECK_INTERVAL);
+        let mut next_check = Instant::now() + check_interval;
         loop {
+            let now = Instant::now();
+            if now >= next_check {
+                self.warn_of_long_handlers();
+                next_check = now + check_interval;
+            }
             if let Some(next) = parked.pop_front() {
                 parked.extend(self.settle(next));
                 continue;
@@ -119,7 +125,7 @@ impl RepublishSetup {
                     Err(_) => return,
                 },
                 recv(self.stopping) -> _ => break,
-                default(check_interval) => self.warn_of_long_handlers(),
+                default(next_check - now) => {}
             }
         }
         parked.extend(queue.try_iter());

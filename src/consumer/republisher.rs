@@ -2,6 +2,7 @@
 //! letters. The broker confirms each copy before the original is acknowledged, so a fault may
 //! duplicate a message, but never lose it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use super::republish_confirms::{PendingRepublish, REPUBLISH_TIMEOUT};
 use super::tracked::Tracked;
 use super::{ConsumedQueue, HandlerError, LocalAttempts};
 use crate::base::deadline;
+use crate::base::text::prefix;
 use crate::message::Body;
 use crate::topology::DEAD_EXCHANGE;
 use crate::transport::x_death::{
@@ -76,15 +78,13 @@ impl Retries {
 impl Republisher {
     /// Returns the queues in which messages wait for another attempt; none if they wait in this
     /// process.
-    pub(super) fn retry_queues(&self) -> Vec<String> {
+    pub(super) fn retry_queues(&self) -> BTreeSet<String> {
         match &self.retries {
-            Retries::Held { .. } => Vec::new(),
+            Retries::Held { .. } => BTreeSet::new(),
             Retries::Queued { delays, parking } => {
                 let delays = delays.iter().chain([parking]);
-                let mut queues: Vec<_> = delays.map(|it| self.queue.retry_queue(*it)).collect();
-                queues.push(self.queue.suspect_queue());
-                queues.dedup();
-                queues
+                let queues = delays.map(|delay| self.queue.retry_queue(*delay));
+                queues.chain([self.queue.suspect_queue()]).collect()
             }
         }
     }
@@ -376,7 +376,7 @@ impl Republisher {
 
 /// Cuts an error to at most `max` bytes.
 fn clip(error: &str, max: usize) -> &str {
-    &error[..error.floor_char_boundary(max)]
+    prefix(error, max)
 }
 
 /// Shortens a delay by up to a fifth at random, so that messages that failed at the same time are

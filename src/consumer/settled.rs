@@ -91,7 +91,7 @@ impl Settled {
         let Some(key) = key else {
             return Some((delivery, None));
         };
-        let came_back = delivery.is_redelivered()
+        let redelivered = delivery.is_redelivered()
             || delivery
                 .message()
                 .properties
@@ -101,7 +101,7 @@ impl Settled {
         let finish = {
             let mut state = self.state.lock();
             state.evict(Instant::now());
-            if came_back && let Some(finished) = state.finished.get_mut(&key) {
+            if redelivered && let Some(finished) = state.finished.get_mut(&key) {
                 // The reply is sent only once more: the broker may close the connection for it.
                 match std::mem::replace(&mut finished.is_resettled, true) {
                     false => finished.finish.clone(),
@@ -117,7 +117,7 @@ impl Settled {
                         });
                         return Some((delivery, Some(key)));
                     }
-                    Entry::Occupied(mut running) if came_back => {
+                    Entry::Occupied(mut running) if redelivered => {
                         let before = running.get_mut().adopted.replace(delivery);
                         drop(state);
                         // Usually of a session that has ended, where settling has no effect.

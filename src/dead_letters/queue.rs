@@ -269,7 +269,7 @@ impl DeadLetters {
     /// Opens a link for one scan, which excludes scans on all other connections.
     fn open_scan(&self, deadline: Instant) -> Result<ScanLink> {
         loop {
-            let spec = LinkSpec::new(topology::for_dead_letters()).exclusively(LOCK_QUEUE);
+            let spec = LinkSpec::new(topology::for_dead_letters()).exclusive_queue(LOCK_QUEUE);
             match self.broker.open(spec, Arc::new(NoSink)) {
                 Ok(handle) => return Ok(ScanLink(handle)),
                 Err(error) if !error.to_string().contains("RESOURCE_LOCKED") => return Err(error),

@@ -61,7 +61,7 @@ impl BeginMarks {
         let marks = QueueOptions::new()
             .quorum(topology::NO_DELIVERY_LIMIT)
             .message_ttl(MARK_TTL);
-        Topology::default().queue_with(topology::suspect_queue(queue), marks)
+        Topology::new().queue_with(topology::suspect_queue(queue), marks)
     }
 
     /// Opens the link for the marks of `queue`. Blocks until the broker has opened it.

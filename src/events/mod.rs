@@ -1,7 +1,7 @@
 //! Events: the options of subscribers.
 //!
-//! [`EventPublisher`](crate::EventPublisher), [`EventSubscriber`](crate::EventSubscriber) and
-//! [`Subscription`](crate::Subscription) are at the crate's root.
+//! [`EventPublisher`](crate::EventPublisher), [`EventSubscriber`] and
+//! [`Subscription`] are at the crate's root.
 
 mod active_subscription;
 mod begin_marks;

@@ -36,7 +36,7 @@ impl EventSubscriber {
         let all_queues = all_queues.unwrap_or_default();
         let settled: Vec<Arc<Settled>> = subscriptions
             .iter()
-            .map(|_| Arc::new(Settled::new(broker.has_sessions())))
+            .map(|_| Arc::new(Settled::new(broker.can_reconnect())))
             .collect();
         let setup = consumer::WorkerSetup {
             owner: service,
@@ -131,7 +131,7 @@ impl EventSubscriberBuilder {
     ) -> Option<Arc<dyn LinkHandle>> {
         let spec = LinkSpec::new(topology::for_suspects(queue, is_singleton))
             .consume(topology::suspect_queue(queue), 1)
-            .only_answers();
+            .only_replies();
         match self.broker.open(spec, sink) {
             Ok(handle) => Some(handle),
             Err(error) => {
@@ -167,7 +167,7 @@ impl EventSubscriberBuilder {
 
     fn spec(&self, subscription: &Untyped, queue: &str, topology: Topology) -> LinkSpec {
         let (spec, prefetch) = (
-            LinkSpec::new(topology).only_answers(),
+            LinkSpec::new(topology).only_replies(),
             self.options.prefetch,
         );
         match subscription.scope {
@@ -176,7 +176,7 @@ impl EventSubscriberBuilder {
             }
             DeliveryScope::Group | DeliveryScope::Singleton => spec
                 .consume(queue, prefetch)
-                .ends_at_once(subscription.key.is_some()),
+                .requeues_at_once(subscription.key.is_some()),
         }
     }
 

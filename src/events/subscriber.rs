@@ -245,7 +245,7 @@ impl EventSubscriber {
                     .map(|it| it.subscription.waiting())
                     .sum(),
                 running: workers.busy(),
-                later: 0,
+                waiting: 0,
             };
             for running in shared() {
                 left.queued += running.handle.backlog(&running.queue, deadline)?;
@@ -258,7 +258,7 @@ impl EventSubscriber {
                     ..
                 } in shared()
                 {
-                    left.later += subscription.dispatcher.waiting(&**handle, deadline)?;
+                    left.waiting += subscription.dispatcher.count_waiting(&**handle, deadline)?;
                 }
             }
             Ok(left)

@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// assert_eq!(reply.data.decode::<String>(), Ok("pong".to_owned()));
 /// # Ok::<(), coney::Error>(())
 /// ```
+#[non_exhaustive]
 #[derive(Clone, Debug)]
 pub struct Reply<'a> {
     /// True if the handler succeeded.
@@ -139,7 +140,7 @@ impl<'a> Reply<'a> {
     }
 
     /// Encodes a success reply around `data` that is JSON already.
-    pub(crate) fn success_round(
+    pub(crate) fn success_with_json(
         instance_id: Option<&str>,
         data: &[u8],
         message_id: &str,
@@ -191,7 +192,7 @@ mod tests {
     fn data_that_is_json_already_is_not_encoded_again() {
         for instance in [None, Some("i\"1")] {
             let usual = Reply::success_by(instance, &[1, 2], "m").unwrap();
-            let round = Reply::success_round(instance, b"[1,2]", "m").unwrap();
+            let round = Reply::success_with_json(instance, b"[1,2]", "m").unwrap();
             assert_eq!(usual, round);
         }
     }

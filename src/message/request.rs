@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// assert_eq!(read.payload.decode::<u32>(), Ok(7));
 /// # Ok::<(), coney::Error>(())
 /// ```
+#[non_exhaustive]
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound(deserialize = "P: Deserialize<'de>"))]
 pub struct ServiceMessage<'a, P = Json<'a>> {

@@ -1,3 +1,5 @@
+//! The handle on a Redis server, and its options.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,15 +13,15 @@ use super::url::Address;
 use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Result};
 
-/// A handle on a Redis server, for a [`RedisRegistryStore`] or a [`RedisReplyStore`].
+/// A handle on a Redis server: a pool of connections for registries and reply stores.
 ///
-/// Cheap to clone and free to share: all clones use one pool of connections, which
-/// are made when they are needed. So Redis may be down when this is made. It must be
-/// one server, of version 5 or later, not a cluster.
+/// Clones share the pool and are cheap. Connections are made when they are needed, so Redis
+/// may be down when the handle is created. It must be one server (or a primary with replicas)
+/// of version 5 or later, not a cluster.
 ///
 /// ```
-/// use std::time::{Duration, Instant};
-/// use coney::Redis;
+/// use std::time::Duration;
+/// use coney::redis::Redis;
 ///
 /// let redis = Redis::builder("redis://:secret@localhost:6379/0")
 ///     .timeout(Duration::from_millis(500))
@@ -30,35 +32,38 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Clone)]
 pub struct Redis {
     pool: Pool<Manager>,
-    peer: Arc<str>,
+    address: Arc<str>,
     timeout: Duration,
 }
 
-/// Options for a [`Redis`]; made by [`Redis::builder`].
+/// Options of a [`Redis`] handle; made by [`Redis::builder`].
 #[derive(Debug)]
-#[must_use = "nothing is made before build"]
+#[must_use = "a builder does nothing until build is called"]
 pub struct RedisBuilder {
     address: Result<Address>,
     timeout: Duration,
     connections: u32,
 }
 
-/// More than anybody waits.
+/// The longest timeout, an hour.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 impl Redis {
-    /// With the default options. The URL is `redis://user:password@host:port/database`;
-    /// what is left out is no login, `localhost`, `6379` and `0`. Does not connect.
+    /// Creates a handle with the default options. Does not connect.
+    ///
+    /// The URL is `redis://user:password@host:port/database`. Without user and password there
+    /// is no login; host, port and database default to `localhost`, `6379` and `0`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`] if the URL cannot be used. It never contains the
-    /// password.
+    /// Returns [`ErrorKind::InvalidConfig`] if the URL cannot be used. The text never contains
+    /// the password.
     pub fn new(url: &str) -> Result<Self> {
         Self::builder(url).build()
     }
 
-    /// Options for a handle.
+    /// Returns a builder for a handle with other options. An invalid URL is reported by
+    /// [`build`](RedisBuilder::build).
     pub fn builder(url: &str) -> RedisBuilder {
         RedisBuilder {
             address: Address::parse(url),
@@ -67,15 +72,16 @@ impl Redis {
         }
     }
 
-    /// Checks that Redis answers: for a health check of a service that needs it. Blocks at
-    /// most the timeout.
+    /// Checks that Redis answers: for the health check of a service that needs it. Blocks for
+    /// at most the [`timeout`](RedisBuilder::timeout).
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Registry`] if it does not.
+    /// Returns [`ErrorKind::Registry`] if it does not answer.
     ///
     /// ```
-    /// # use coney::{Broker, Redis, ServiceServer};
+    /// # use coney::redis::Redis;
+    /// # use coney::{Broker, ServiceServer};
     /// let redis = Redis::new("redis://localhost")?;
     /// let builder = ServiceServer::builder(&Broker::memory(), "user-service")
     ///     .handler("get_user", |id: u64| Ok::<_, String>(id))
@@ -91,21 +97,21 @@ impl Redis {
         }
     }
 
-    /// Where it is: host, port and database.
+    /// Returns host, port and database as `host:port/database`, without credentials.
     pub fn address(&self) -> &str {
-        &self.peer
+        &self.address
     }
 
-    /// Asks one thing. Blocks until it is answered, at most the timeout. `what` completes
-    /// "cannot …".
+    /// Sends one command. Blocks until its reply has arrived, at most the timeout. `what`
+    /// completes the error text "cannot …".
     pub(super) fn ask<T: FromRedisValue>(&self, what: &str, command: &Cmd) -> Result<T> {
-        let answers = self.ask_all(what, std::slice::from_ref(command))?;
-        let answer = answers.into_iter().next().unwrap_or(Value::Nil);
-        T::from_redis_value(&answer).map_err(|error| self.failed(what, &explain(&error)))
+        let replies = self.ask_all(what, std::slice::from_ref(command))?;
+        let reply = replies.into_iter().next().unwrap_or(Value::Nil);
+        T::from_redis_value(&reply).map_err(|error| self.failed(what, &explain(&error)))
     }
 
-    /// Asks several things in one round trip. Blocks until all are answered, at most the
-    /// timeout.
+    /// Sends several commands in one round trip. Blocks until all replies have arrived, at
+    /// most the timeout.
     pub(super) fn ask_all(&self, what: &str, commands: &[Cmd]) -> Result<Vec<Value>> {
         let deadline = deadline::after(self.timeout);
         let explain = |error: RedisError| match error.is_timeout() {
@@ -122,50 +128,51 @@ impl Redis {
             match conn.check(deadline) {
                 Ok(()) => return conn.ask(commands, deadline).map_err(explain),
                 Err(error) if Instant::now() >= deadline => return Err(explain(error)),
-                Err(_) => {} // it had been closed: the next one
+                Err(_) => {} // Redis had closed it: take the next one
             }
         }
     }
 
     pub(super) fn failed(&self, what: &str, cause: &str) -> Error {
-        let peer = &self.peer;
+        let address = &self.address;
         Error::new(
             ErrorKind::Registry,
-            format!("cannot {what} in Redis at {peer}: {cause}"),
+            format!("cannot {what} in Redis at {address}: {cause}"),
         )
     }
 }
 
 impl RedisBuilder {
-    /// How long to wait for a connection and the answer together. Default: 700 ms,
-    /// less than a look-up waits, so that it can say what is wrong; the most is an hour.
+    /// Sets the time for getting a connection and the reply together. Defaults to 700 ms: less
+    /// than the look-up timeout, so that the error of a look-up has the cause. At most an hour.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 
-    /// How many connections there may be at a time. A registry uses two; a reply store
-    /// one for each worker that is busy with it. Default: 4.
+    /// Sets the maximum number of connections. Defaults to 4. A registry uses two; a reply
+    /// store uses one for each worker that is waiting for it.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self
     }
 
-    /// Makes the handle. Does not connect.
+    /// Creates the handle. Does not connect.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`] if the URL cannot be used, or a limit is zero.
+    /// Returns [`ErrorKind::InvalidConfig`] if the URL cannot be used, or if the timeout or the
+    /// number of connections is zero.
     pub fn build(self) -> Result<Redis> {
-        let address = self.address?;
+        let server = self.address?;
         if self.timeout.is_zero() || self.connections == 0 {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
                 "Redis needs a timeout and at least one connection",
             ));
         }
-        let peer = address.address().into();
-        // They make connections; one that hangs must not hold up the next.
+        let address = server.address().into();
+        // They make connections: two, so that one attempt that hangs does not block the next.
         let threads = ScheduledThreadPool::builder()
             .num_threads(2)
             .thread_name_pattern("coney-redis-{}")
@@ -176,18 +183,18 @@ impl RedisBuilder {
             .connection_timeout(self.timeout)
             .test_on_check_out(false)
             .thread_pool(Arc::new(threads))
-            // Whoever waits for a connection is told; a line for each try says no more.
+            // Callers that wait for a connection get the error: no log line for each attempt.
             .error_handler(Box::new(NopErrorHandler))
-            .build_unchecked(Manager::new(address, self.timeout));
+            .build_unchecked(Manager::new(server, self.timeout));
         Ok(Redis {
             pool,
-            peer,
+            address,
             timeout: self.timeout,
         })
     }
 }
 
-/// An error in Redis's own words, as far as it has any.
+/// Returns the text of an error, with Redis's own code and detail where it sent them.
 fn explain(error: &RedisError) -> String {
     let text = match (error.code(), error.detail()) {
         (Some(_), Some(detail)) if detail.contains('\n') => {
@@ -210,7 +217,7 @@ fn explain(error: &RedisError) -> String {
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis")
-            .field("peer", &self.peer)
+            .field("address", &self.address)
             .finish_non_exhaustive()
     }
 }

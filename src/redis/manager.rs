@@ -1,3 +1,5 @@
+//! The connections of the pool: opening them, and requests with a deadline.
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -13,30 +15,31 @@ use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::base::resolve::{dial, resolve};
 
-/// A connection that was used so lately is not asked whether it is there.
+/// The time after its last use in which a connection is not checked again.
 const SURELY_ALIVE: Duration = Duration::from_secs(1);
 
-/// Makes connections for the pool. r2d2_redis's own manager would log in without a
-/// timeout, and keep connections that have timed out.
+/// A connection manager for the pool. r2d2_redis's own would log in without a timeout, and keep
+/// connections that have timed out.
 #[derive(Debug)]
 pub(super) struct Manager {
     address: Address,
     timeout: Duration,
 }
 
-/// A connection, and whether it can be trusted.
+/// A connection of the pool.
 pub(super) struct Conn {
     redis: Connection,
-    used: Instant,
+    last_used: Instant,
+    /// True after an error: replies that are still to come would be taken for those to later
+    /// commands.
     broken: bool,
 }
 
 impl Conn {
-    /// Asks all of it in one round trip, at most until `deadline`. After an error the
-    /// connection is not used again: the answer to what was asked may still come, and
-    /// would be taken for that to the next question.
+    /// Sends all commands in one round trip, and blocks for their replies until `deadline`.
+    /// After an error the connection is not used again.
     pub(super) fn ask(&mut self, commands: &[Cmd], deadline: Instant) -> RedisResult<Vec<Value>> {
-        // Whatever happens in between, a panic too.
+        // Until all replies are here, whatever happens in between, even a panic.
         self.broken = true;
         let mut packed = Vec::new();
         for command in commands {
@@ -44,19 +47,19 @@ impl Conn {
         }
         self.redis.set_write_timeout(Some(left(deadline)))?;
         self.redis.send_packed_command(&packed)?;
-        let mut answers = Vec::with_capacity(commands.len());
+        let mut replies = Vec::with_capacity(commands.len());
         for _ in commands {
             self.redis.set_read_timeout(Some(left(deadline)))?;
-            answers.push(self.redis.recv_response()?);
+            replies.push(self.redis.recv_response()?);
         }
         self.broken = false;
-        self.used = Instant::now();
-        Ok(answers)
+        self.last_used = Instant::now();
+        Ok(replies)
     }
 
-    /// Finds out whether it is there, if it has not been used lately.
+    /// Checks that Redis answers on this connection, unless it was used within a second.
     pub(super) fn check(&mut self, deadline: Instant) -> RedisResult<()> {
-        if self.used.elapsed() < SURELY_ALIVE {
+        if self.last_used.elapsed() < SURELY_ALIVE {
             return Ok(());
         }
         match self.ask(&[redis::cmd("PING")], deadline)?.pop() {
@@ -73,13 +76,13 @@ impl Conn {
     }
 }
 
-/// What is left; the least that a socket takes if there is nothing.
+/// Returns the time left, at least the shortest timeout that a socket accepts.
 fn left(deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
     left.max(Duration::from_millis(1))
 }
 
-/// Why there is no connection.
+/// The reason for which there is no connection.
 #[derive(Debug)]
 pub(super) struct NoConnection(String);
 
@@ -96,7 +99,7 @@ impl Manager {
         Self { address, timeout }
     }
 
-    /// Name resolution, TCP and login together take at most the timeout.
+    /// Opens a connection: name resolution, TCP and login together, within the timeout.
     fn open(&self) -> Result<Conn, String> {
         let deadline = deadline::after(self.timeout);
         let Address { host, port, .. } = &self.address;
@@ -120,13 +123,13 @@ impl Manager {
         })?;
         let mut conn = Conn {
             redis,
-            used: Instant::now(),
+            last_used: Instant::now(),
             broken: false,
         };
         let commands = self.login();
         if !commands.is_empty() {
-            let answered = conn.ask(&commands, deadline);
-            answered.map_err(|error| self.explain(&error))?;
+            let login = conn.ask(&commands, deadline);
+            login.map_err(|error| explain_login(&error))?;
         }
         Ok(conn)
     }
@@ -151,18 +154,19 @@ impl Manager {
         }
         commands
     }
+}
 
-    /// Without the details: a Redis that does not know AUTH quotes the password.
-    fn explain(&self, error: &RedisError) -> String {
-        if error.is_timeout() {
-            return "it does not answer the login".to_owned();
-        }
-        if error.is_io_error() {
-            return "it hung up during the login; is this Redis's port (6379)?".to_owned();
-        }
-        let code = error.code().unwrap_or("no Redis answer");
-        format!("the login is refused ({code}); check user, password and database")
+/// Returns the text of a failed login, without Redis's own detail: a Redis that does not know
+/// AUTH quotes the password.
+fn explain_login(error: &RedisError) -> String {
+    if error.is_timeout() {
+        return "it does not answer the login".to_owned();
     }
+    if error.is_io_error() {
+        return "it hung up during the login; is this Redis's port (6379)?".to_owned();
+    }
+    let code = error.code().unwrap_or("no Redis answer");
+    format!("the login is refused ({code}); check user, password and database")
 }
 
 impl ManageConnection for Manager {
@@ -170,13 +174,15 @@ impl ManageConnection for Manager {
     type Error = NoConnection;
 
     fn connect(&self) -> Result<Conn, NoConnection> {
-        // A panic would end one of the pool's threads, and count as a connection for good.
+        // A panic would end one of the pool's threads, and occupy one of its connections for
+        // good.
         let opened = catch(|| self.open());
         let opened = opened.unwrap_or_else(|_| Err("connecting panicked".to_owned()));
         opened.map_err(NoConnection)
     }
 
-    /// Whoever takes one checks it, within its own deadline: the pool knows none here.
+    /// Returns `Ok`: callers [`check`](Conn::check) a connection within their own deadline,
+    /// which the pool does not know.
     fn is_valid(&self, _: &mut Conn) -> Result<(), NoConnection> {
         Ok(())
     }

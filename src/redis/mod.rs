@@ -1,12 +1,25 @@
-//! Redis: a pool of connections with deadlines, and the stores that coney keeps there.
+//! Registry and reply store in Redis, over a pool of connections with deadlines.
+//!
+//! Begin with a [`Redis`] handle: [`registry`](Redis::registry) returns a registry for
+//! servers and clients, [`reply_store`](Redis::reply_store) a reply store for servers that
+//! deduplicate requests. The module needs the feature `redis`, which is on by default.
+//!
+//! ```
+//! use coney::redis::Redis;
+//!
+//! let registry = Redis::new("redis://localhost")?.registry();
+//! # let _ = registry;
+//! # Ok::<(), coney::Error>(())
+//! ```
 
 mod handle;
 mod manager;
-mod registry;
-mod replies;
+mod registry_store;
+mod reply_store;
 mod scripts;
 mod url;
+mod written;
 
 pub use self::handle::{Redis, RedisBuilder};
-pub use self::registry::RedisRegistryStore;
-pub use self::replies::RedisReplyStore;
+pub use self::registry_store::RedisRegistryStore;
+pub use self::reply_store::RedisReplyStore;

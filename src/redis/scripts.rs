@@ -1,28 +1,32 @@
-//! What a registry keeps in Redis, and the scripts that change it, each as one step.
+//! The keys of a registry in Redis, and the scripts that change them, each in one step.
 
+/// The prefix of the hashes of instances; the service's name follows.
 pub(super) const KEYS: &str = "service:registry:";
 
-/// What is there as long as Redis has not lost what it knew: a number.
+/// The key of a random number, which is there as long as Redis has not lost its data.
 pub(super) const GENERATION: &str = "coney:registry:generation";
 
-/// What is written to see whether anything can be.
+/// The key that is written to check that Redis accepts writes.
 pub(super) const PROBE: &str = "coney:registry:probe";
 
-/// KEYS: hash, tombstone, generation. ARGV: expiry in ms, id, value, a new generation.
+/// A script that writes an instance. KEYS: hash, tombstone, generation. ARGV: time to live
+/// in ms, id, value, a new generation.
 pub(super) const REGISTER: &str = "
     redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
     redis.call('PEXPIRE', KEYS[1], ARGV[1])
     redis.call('DEL', KEYS[2])
     redis.call('SETNX', KEYS[3], ARGV[4])";
 
-/// KEYS: hash, tombstone. ARGV: the tombstone's time in ms, id.
+/// A script that removes an instance and leaves a tombstone. KEYS: hash, tombstone. ARGV: the
+/// tombstone's time to live in ms, id.
 pub(super) const DEREGISTER: &str = "
     redis.call('HDEL', KEYS[1], ARGV[2])
     redis.call('SET', KEYS[2], '', 'PX', ARGV[1])";
 
-/// Writes each value if what is there is what was written last. KEYS: hash and tombstone
-/// of each. ARGV: expiry in ms, then id, old value, new value of each. Returns for each
-/// one what came of it, or the other value that is there.
+/// A script that renews heartbeats: it replaces each value that is still the old one. KEYS: hash
+/// and tombstone of each instance. ARGV: time to live in ms, then id, old value and new value of
+/// each. Returns for each instance `renewed`, `lost`, `left`, or `=` and the value that another
+/// program wrote.
 pub(super) const HEARTBEAT: &str = "
     local outcomes = {}
     for i = 1, #KEYS / 2 do
@@ -43,8 +47,9 @@ pub(super) const HEARTBEAT: &str = "
     end
     return outcomes";
 
-/// KEYS: hash. ARGV: id, the heartbeat it was found dead with, after how many
-/// seconds it is. Leaves no tombstone: if it lives after all, it registers again.
+/// A script that removes a dead instance unless its heartbeat was renewed. KEYS: hash. ARGV: id,
+/// the heartbeat with which it was found dead, the age in seconds from which it counts as dead.
+/// Leaves no tombstone: an instance that lives after all is registered again.
 pub(super) const REMOVE_DEAD: &str = "
     local there = redis.call('HGET', KEYS[1], ARGV[1])
     if not there then
@@ -60,13 +65,13 @@ pub(super) const REMOVE_DEAD: &str = "
     redis.call('HDEL', KEYS[1], ARGV[1])
     return 1";
 
-/// Where a service's instances are.
+/// Returns the key of the hash with a service's instances.
 pub(super) fn hash(service: &str) -> String {
     format!("{KEYS}{service}")
 }
 
-/// There for a while after an instance has been deregistered. An instance that is missing
-/// without one has been lost.
+/// Returns the key of an instance's tombstone, which is kept for a while after the instance was
+/// deregistered. An instance that is missing and has none was lost.
 pub(super) fn tombstone(service: &str, id: &str) -> String {
     format!("coney:left:{service}:{id}")
 }

@@ -1,3 +1,5 @@
+//! The URL of a Redis server.
+
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
@@ -6,10 +8,11 @@ use url::Url;
 use crate::base::secret::Secret;
 use crate::error::{Error, ErrorKind, Result};
 
+/// The expected form, for error texts.
 const FORM: &str = "expected redis://user:password@host:port/database, with special characters of \
                     user and password percent-encoded";
 
-/// Where a Redis is, and as whom to log in.
+/// The address of a Redis server, and the credentials for it.
 #[derive(Clone, Debug)]
 pub(super) struct Address {
     pub(super) host: String,
@@ -20,7 +23,7 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// Reads a URL. The errors never quote it: it may hold a password.
+    /// Parses a URL. The errors never quote it: it may hold a password.
     pub(super) fn parse(text: &str) -> Result<Self> {
         if !text.contains("://") {
             return Err(invalid(format!("it has no scheme; {FORM}")));
@@ -69,7 +72,7 @@ impl Address {
         })
     }
 
-    /// Where it is, without credentials: for logs and errors.
+    /// Returns host, port and database without credentials, for logs and errors.
     pub(super) fn address(&self) -> String {
         format!("{}:{}/{}", self.host, self.port, self.database)
     }
@@ -93,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_part_is_read_and_what_is_left_out_has_a_default() {
+    fn every_part_is_parsed_or_has_a_default() {
         let plain = Address::parse("redis://").unwrap();
         assert_eq!(plain.address(), "localhost:6379/0");
         assert!(plain.user.is_none() && plain.password.is_none());
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_named_and_secrets_are_not() {
+    fn errors_name_the_fault_and_no_secret() {
         for (url, wanted) in [
             ("", "no scheme"),
             ("localhost:6379", "no scheme"),

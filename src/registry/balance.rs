@@ -1,4 +1,4 @@
-//! Which of several instances to take.
+//! Balancers: which of several instances of a service takes a call.
 //!
 //! ```
 //! use coney::{Broker, Registry, ServiceClient, balance::LowestLatency};
@@ -13,6 +13,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -22,68 +23,125 @@ use parking_lot::RwLock;
 use super::Candidate;
 use super::candidate::hash_key;
 
-/// Picks one of the living and healthy instances of a service.
+/// A policy that picks one of the live and healthy instances of a service.
 ///
-/// A closure is one too, and a box of one. Called by the threads that call; must neither
-/// block nor panic, as it would take the caller with it.
+/// Closures from a [`Choice`] to an index implement it too. A balancer runs on the threads of
+/// the callers: it must not block, and a panic in it is a panic in the caller.
 ///
 /// ```
-/// use std::sync::Arc;
-/// use coney::{Candidate, Instance, Registry};
+/// use coney::balance::Choice;
+/// use coney::{Instance, Registry};
 ///
 /// let registry = Registry::memory();
 /// let old = registry.register("web", Instance::new().with_version("1"))?;
 /// let new = registry.register("web", Instance::new().with_version("2"))?;
-/// let newest = |candidates: &[Arc<Candidate>], _key: Option<&str>| {
-///     let at = |one: &Arc<Candidate>| one.instance().version() == Some("2");
-///     candidates.iter().position(at).unwrap_or(0)
+/// let newest = |choice: &Choice<'_>| {
+///     let mut candidates = choice.candidates().iter();
+///     let newest = candidates.position(|one| one.instance().version() == Some("2"));
+///     newest.unwrap_or(0)
 /// };
 /// assert_eq!(registry.pick("web", &newest)?.version(), Some("2"));
 /// # Ok::<(), coney::Error>(())
 /// ```
 pub trait Balancer: Send + Sync {
-    /// The place of the one to take (beyond the end it is counted round). There is at least one candidate, and they are in
-    /// the order of their ids. The key is what the caller gave, if anything. One that could
-    /// not be reached lately is replaced by the next that could.
-    fn pick(&self, candidates: &[Arc<Candidate>], key: Option<&str>) -> usize;
+    /// Returns the index of the candidate to take; an index past the end wraps around.
+    ///
+    /// A candidate that could not be reached in the last 10 s is not taken: the balancer is
+    /// then called again with those that could, if there are any.
+    fn pick(&self, choice: &Choice<'_>) -> usize;
 }
 
 impl Balancer for Box<dyn Balancer> {
-    fn pick(&self, candidates: &[Arc<Candidate>], key: Option<&str>) -> usize {
-        (**self).pick(candidates, key)
+    fn pick(&self, choice: &Choice<'_>) -> usize {
+        (**self).pick(choice)
     }
 }
 
 impl<F> Balancer for F
 where
-    F: Fn(&[Arc<Candidate>], Option<&str>) -> usize + Send + Sync,
+    F: Fn(&Choice<'_>) -> usize + Send + Sync,
 {
-    fn pick(&self, candidates: &[Arc<Candidate>], key: Option<&str>) -> usize {
-        self(candidates, key)
+    fn pick(&self, choice: &Choice<'_>) -> usize {
+        self(choice)
     }
 }
 
-/// Any of them.
+/// The input of a [`Balancer`]: the service, its candidates, and the caller's key.
+///
+/// To test a balancer of your own, give it to [`Registry::pick`](crate::Registry::pick) of a
+/// [memory registry](crate::Registry::memory).
+pub struct Choice<'a> {
+    service: &'a str,
+    candidates: &'a [Arc<Candidate>],
+    key: Option<&'a str>,
+}
+
+impl<'a> Choice<'a> {
+    /// Creates a choice between at least one candidate.
+    pub(super) fn new(
+        service: &'a str,
+        candidates: &'a [Arc<Candidate>],
+        key: Option<&'a str>,
+    ) -> Self {
+        Self {
+            service,
+            candidates,
+            key,
+        }
+    }
+
+    /// Returns the name of the service.
+    pub fn service(&self) -> &'a str {
+        self.service
+    }
+
+    /// Returns the live and healthy instances, ordered by their ids. There is at least one.
+    pub fn candidates(&self) -> &'a [Arc<Candidate>] {
+        self.candidates
+    }
+
+    /// Returns the caller's [`balance_key`](crate::CallOptions::balance_key), if it gave one.
+    pub fn key(&self) -> Option<&'a str> {
+        self.key
+    }
+}
+
+impl fmt::Debug for Choice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Choice")
+            .field("service", &self.service)
+            .field("candidates", &self.candidates)
+            .field("key", &self.key)
+            .finish()
+    }
+}
+
+/// A balancer that picks any instance, all with the same probability.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Random;
 
 impl Balancer for Random {
-    fn pick(&self, candidates: &[Arc<Candidate>], _key: Option<&str>) -> usize {
-        fastrand::usize(..candidates.len())
+    fn pick(&self, choice: &Choice<'_>) -> usize {
+        fastrand::usize(..choice.candidates().len())
     }
 }
 
-/// One after the other; made by `RoundRobin::default()`.
+/// A balancer that picks the instances of each service in turn.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
-    /// The turn that is next, by service.
+    /// The next turn, by service.
     turns: RwLock<HashMap<Box<str>, AtomicUsize>>,
 }
 
-/// The number of services it remembers: more than a program calls.
+/// The number of services whose turns are remembered: more than a program calls.
 const MOST_SERVICES: usize = 10_000;
 
 impl RoundRobin {
+    /// Creates a balancer that begins with each service's first instance.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
     fn turn(&self, service: &str) -> usize {
         if let Some(turn) = self.turns.read().get(service) {
             return turn.fetch_add(1, Ordering::Relaxed);
@@ -98,25 +156,27 @@ impl RoundRobin {
 }
 
 impl Balancer for RoundRobin {
-    fn pick(&self, candidates: &[Arc<Candidate>], _key: Option<&str>) -> usize {
-        let service = candidates.first().map(|one| one.instance().service());
-        self.turn(service.unwrap_or_default()) % candidates.len()
+    fn pick(&self, choice: &Choice<'_>) -> usize {
+        self.turn(choice.service()) % choice.candidates().len()
     }
 }
 
-/// At random, each as often as its [weight](crate::Instance::with_weight) says; one with
-/// weight 0 only if nobody has another.
+/// A balancer that picks at random in proportion to the
+/// [weights](crate::Instance::with_weight).
+///
+/// An instance with weight 0 is picked only if no other instance has a weight.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Weighted;
 
 impl Balancer for Weighted {
-    fn pick(&self, candidates: &[Arc<Candidate>], key: Option<&str>) -> usize {
+    fn pick(&self, choice: &Choice<'_>) -> usize {
+        let candidates = choice.candidates();
         let weight = |one: &Arc<Candidate>| u64::from(one.instance().weight());
-        let all: u64 = candidates.iter().map(weight).sum();
-        if all == 0 {
-            return Random.pick(candidates, key);
+        let total: u64 = candidates.iter().map(weight).sum();
+        if total == 0 {
+            return Random.pick(choice);
         }
-        let mut at = fastrand::u64(..all);
+        let mut at = fastrand::u64(..total);
         let found = candidates.iter().position(|one| {
             let here = at < weight(one);
             at = at.saturating_sub(weight(one));
@@ -126,13 +186,15 @@ impl Balancer for Weighted {
     }
 }
 
-/// The one with the fewest calls of this process under way; among equals, any.
+/// A balancer that picks the instance with the fewest calls of this process in flight; among
+/// equals, any.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LeastOutstanding;
 
 impl Balancer for LeastOutstanding {
-    fn pick(&self, candidates: &[Arc<Candidate>], _key: Option<&str>) -> usize {
-        // From anywhere round, so that the first is not everybody's first choice.
+    fn pick(&self, choice: &Choice<'_>) -> usize {
+        let candidates = choice.candidates();
+        // A random start, so that idle processes do not all prefer the first instance.
         let start = fastrand::usize(..candidates.len());
         let round = (start..candidates.len()).chain(0..start);
         let least = round.min_by_key(|&at| candidates[at].outstanding());
@@ -140,23 +202,26 @@ impl Balancer for LeastOutstanding {
     }
 }
 
-/// Of two at random, the one that answers faster, for what it has under way and how
-/// much of what it answers are failures. One that has never answered is tried, once at a
-/// time, before the others.
+/// A balancer that picks the faster of two random instances.
 ///
-/// Two, and not all: else every process would run to the fastest at once, and find it
-/// slow.
+/// It compares the latency of the two, multiplied by the calls that this process has in
+/// flight there, plus a penalty for the share of replies that are failures. An instance that
+/// has not replied yet is tried first, with one call at a time.
+///
+/// It compares two instances and not all: otherwise every process would pick the fastest at
+/// the same moment, and slow it down.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LowestLatency;
 
-/// As slow counts one that has not answered its first call yet.
-const UNKNOWN: Duration = Duration::from_secs(1);
+/// The assumed latency of an instance that has not replied to its first call yet.
+const UNKNOWN_LATENCY: Duration = Duration::from_secs(1);
 
-/// As slow counts one all of whose answers are failures, however fast.
-const FAILURE: Duration = Duration::from_secs(1);
+/// The penalty of an instance whose replies are all failures, however fast they are.
+const FAILURE_PENALTY: Duration = Duration::from_secs(1);
 
 impl Balancer for LowestLatency {
-    fn pick(&self, candidates: &[Arc<Candidate>], _key: Option<&str>) -> usize {
+    fn pick(&self, choice: &Choice<'_>) -> usize {
+        let candidates = choice.candidates();
         let first = fastrand::usize(..candidates.len());
         if candidates.len() == 1 {
             return first;
@@ -167,9 +232,9 @@ impl Balancer for LowestLatency {
             let latency = match (one.latency(), one.outstanding()) {
                 (Some(latency), _) => latency,
                 (None, 0) => Duration::ZERO,
-                (None, _) => UNKNOWN,
+                (None, _) => UNKNOWN_LATENCY,
             };
-            let failing = FAILURE.mul_f64(one.failure_rate());
+            let failing = FAILURE_PENALTY.mul_f64(one.failure_rate());
             (latency + failing).saturating_mul(one.outstanding().saturating_add(1))
         };
         match cost(second) < cost(first) {
@@ -179,9 +244,12 @@ impl Balancer for LowestLatency {
     }
 }
 
-/// The same for the same key, in every process, as long as it is there; when one goes
-/// or comes, only its own share of the keys moves (rendezvous hashing). The key is
-/// [`CallOptions::balance_key`](crate::CallOptions::balance_key); without one, any.
+/// A balancer that picks the same instance for the same key, in every process (rendezvous
+/// hashing).
+///
+/// When an instance comes or goes, only its share of the keys moves. The key is
+/// [`CallOptions::balance_key`](crate::CallOptions::balance_key); without one it picks at
+/// random.
 ///
 /// ```
 /// # use coney::{Broker, CallOptions, Registry, ServiceClient, balance::ConsistentHash};
@@ -197,10 +265,11 @@ impl Balancer for LowestLatency {
 pub struct ConsistentHash;
 
 impl Balancer for ConsistentHash {
-    fn pick(&self, candidates: &[Arc<Candidate>], key: Option<&str>) -> usize {
-        let Some(key) = key.map(hash_key) else {
-            return Random.pick(candidates, None);
+    fn pick(&self, choice: &Choice<'_>) -> usize {
+        let Some(key) = choice.key().map(hash_key) else {
+            return Random.pick(choice);
         };
+        let candidates = choice.candidates();
         let highest = (0..candidates.len()).max_by_key(|&at| candidates[at].rank(key));
         highest.unwrap_or(0)
     }
@@ -223,13 +292,13 @@ mod tests {
     fn counts(balancer: &dyn Balancer, of: &[Arc<Candidate>], picks: usize) -> Vec<usize> {
         let mut counts = vec![0; of.len()];
         for _ in 0..picks {
-            counts[balancer.pick(of, None)] += 1;
+            counts[balancer.pick(&Choice::new("web", of, None))] += 1;
         }
         counts
     }
 
     #[test]
-    fn an_instance_that_failed_gets_another_chance() {
+    fn an_instance_that_failed_is_picked_again_later() {
         const MS: Duration = Duration::from_millis(1);
         let two = candidates(&[1; 2]);
         for _ in 0..20 {
@@ -238,11 +307,11 @@ mod tests {
         }
         assert!(two[0].failure_rate() > 0.5);
         assert_eq!(counts(&LowestLatency, &two, 100), [0, 100]);
-        // Nothing has been heard of it for two minutes, as it is not picked.
+        // It has not replied for two minutes, as it is not picked.
         two[0].age(120 * 1_000 * MS);
         assert!(two[0].failure_rate() < 0.001);
         assert_eq!(counts(&LowestLatency, &two, 100), [100, 0]);
-        // It answers, and stays.
+        // Its replies are no failures now.
         for _ in 0..20 {
             two[0].answered(MS, false);
         }
@@ -250,9 +319,9 @@ mod tests {
     }
 
     #[test]
-    fn everybody_gets_a_share() {
+    fn every_instance_gets_a_share() {
         let four = candidates(&[1; 4]);
-        for count in counts(&RoundRobin::default(), &four, 400) {
+        for count in counts(&RoundRobin::new(), &four, 400) {
             assert_eq!(count, 100);
         }
         let all: [&dyn Balancer; 5] = [
@@ -270,32 +339,27 @@ mod tests {
     }
 
     #[test]
-    fn each_service_has_its_own_round() {
-        let of = |service: &str| {
-            let candidate = |n: u32| {
-                let instance = Instance::new().with_id(format!("i{n}")).registered(service);
-                Arc::new(Candidate::new(instance, Instant::now(), None))
-            };
-            [candidate(0), candidate(1)]
-        };
-        let (users, orders) = (of("user-service"), of("order-service"));
-        let balancer = RoundRobin::default();
+    fn each_service_has_its_own_turns() {
+        let two = candidates(&[1; 2]);
+        let balancer = RoundRobin::new();
         for n in 0..10 {
-            assert_eq!(balancer.pick(&users, None), n % 2);
-            assert_eq!(balancer.pick(&orders, None), n % 2);
+            for service in ["user-service", "order-service"] {
+                assert_eq!(balancer.pick(&Choice::new(service, &two, None)), n % 2);
+            }
         }
     }
 
     #[test]
-    fn weights_are_shares() {
+    fn picks_are_proportional_to_weights() {
         let counts = counts(&Weighted, &candidates(&[0, 1, 3]), 4_000);
         assert_eq!(counts[0], 0);
         assert!((800..1_200).contains(&counts[1]), "{counts:?}");
-        assert!(Weighted.pick(&candidates(&[0, 0]), None) < 2);
+        let without_weight = candidates(&[0, 0]);
+        assert!(Weighted.pick(&Choice::new("web", &without_weight, None)) < 2);
     }
 
     #[test]
-    fn the_busy_and_the_slow_get_less() {
+    fn busy_slow_and_failing_instances_get_less() {
         let three = candidates(&[1; 3]);
         let busy = super::super::PickedInstance::new(&three[1]);
         assert_eq!(counts(&LeastOutstanding, &three, 100)[1], 0);
@@ -311,16 +375,16 @@ mod tests {
         assert_eq!(
             counts(&LowestLatency, &three, 1_000)[0],
             0,
-            "fast, and no use"
+            "fast, but failing"
         );
     }
 
     #[test]
-    fn a_key_stays_where_it_is_unless_that_goes() {
+    fn a_key_moves_only_if_its_instance_goes() {
         let mut five = candidates(&[1; 5]);
         let keys: Vec<String> = (0..1_000).map(|n| format!("user-{n}")).collect();
         let place = |of: &[Arc<Candidate>], key: &str| {
-            let at = ConsistentHash.pick(of, Some(key));
+            let at = ConsistentHash.pick(&Choice::new("web", of, Some(key)));
             of[at].instance().id().to_owned()
         };
         let before: Vec<_> = keys.iter().map(|key| place(&five, key)).collect();

@@ -1,18 +1,21 @@
-use super::cache::Cache;
-use super::handle::Inner;
-use super::heartbeat::HeartbeatThread;
-use super::memory::MemoryRegistryStore;
-use parking_lot::Mutex;
+//! The options of a registry.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
+use super::cache::Cache;
 use super::cached_service::LONGEST;
+use super::handle::Inner;
+use super::heartbeat::HeartbeatThread;
+use super::memory::MemoryRegistryStore;
 use super::{Registry, RegistryStore};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Options for a [`Registry`]; made by [`Registry::builder`].
-#[must_use = "a registry is made by build"]
+/// Options of a [`Registry`]; made by [`Registry::builder`].
+#[must_use = "a builder does nothing until build is called"]
 pub struct RegistryBuilder {
     pub(super) store: Arc<dyn RegistryStore>,
     pub(super) heartbeat_interval: Duration,
@@ -31,43 +34,45 @@ impl RegistryBuilder {
         }
     }
 
-    /// How often what was registered is heard of, give or take a tenth, so that many
-    /// processes do not beat at the same moment. Default: four times in the time after
-    /// which an instance counts as dead, that is, every 15 s.
+    /// Sets the time between two heartbeats of the instances registered here, varied by up to
+    /// a tenth so that many processes do not write at the same moment. Defaults to a quarter of
+    /// the store's [`heartbeat_ttl`](RegistryStore::heartbeat_ttl), that is, 15 s.
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
         self.heartbeat_interval = interval.min(LONGEST);
         self
     }
 
-    /// How long the answer for a service may be used. It is renewed in the background
-    /// before that, while the service is asked for. Whatever its age, when the last heartbeat
-    /// of an instance in it is too old, the store is asked whether there is a newer one. Default: the time after
-    /// which an instance counts as dead, that is, 60 s.
-    pub fn cache_ttl(mut self, time: Duration) -> Self {
-        self.cache_ttl = time.min(LONGEST);
+    /// Sets the greatest age of a cached result. Defaults to the store's
+    /// [`heartbeat_ttl`](RegistryStore::heartbeat_ttl), that is, 60 s.
+    ///
+    /// While a service is looked up, its result is refreshed in the background after half that
+    /// time. A result of any age is refreshed when the last heartbeat of one of its instances
+    /// is too old, as the store may have a newer one.
+    pub fn cache_ttl(mut self, ttl: Duration) -> Self {
+        self.cache_ttl = ttl.min(LONGEST);
         self
     }
 
-    /// How long a look-up may wait for the store. Default: 1 s.
+    /// Sets the longest time for which a look-up waits for the store. Defaults to 1 s.
     pub fn lookup_timeout(mut self, timeout: Duration) -> Self {
         self.lookup_timeout = timeout;
         self
     }
 
-    /// Makes the registry. Does not wait for the store, which may be down.
+    /// Creates the registry. Does not call the store, which may be down.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`] if instances would count as dead between two
-    /// beats.
+    /// Returns [`ErrorKind::InvalidConfig`] if the heartbeat interval is zero or more than half
+    /// of the store's [`heartbeat_ttl`](RegistryStore::heartbeat_ttl).
     pub fn build(self) -> Result<Registry> {
         let heartbeat_ttl = self.store.heartbeat_ttl();
         if self.heartbeat_interval.is_zero() || self.heartbeat_interval > heartbeat_ttl / 2 {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
                 format!(
-                    "beating every {:?} is not often enough where an instance counts as dead after \
-                     {heartbeat_ttl:?}: at most half of that is",
+                    "a heartbeat interval of {:?} does not fit a heartbeat TTL of \
+                     {heartbeat_ttl:?}: set it to at most half of that, and not to zero",
                     self.heartbeat_interval
                 ),
             ));
@@ -77,17 +82,23 @@ impl RegistryBuilder {
 }
 
 impl Registry {
-    /// A registry inside this process, with the default options. Each call makes another
-    /// one: clone it to share it between servers and clients.
+    /// Creates a registry inside this process, with the default options. Clone it to share it
+    /// between servers and clients: each call creates another registry.
     pub fn memory() -> Self {
-        Self::from_builder(RegistryBuilder::new(MemoryRegistryStore::new()))
+        Self::with_defaults(MemoryRegistryStore::new())
     }
 
-    /// Options for a registry over a store.
+    /// Creates a registry over a store whose heartbeat TTL is not zero.
+    pub(crate) fn with_defaults(store: impl RegistryStore + 'static) -> Self {
+        Self::from_builder(RegistryBuilder::new(store))
+    }
+
+    /// Returns a builder for a registry over a store.
     ///
     /// ```
     /// use std::time::Duration;
-    /// use coney::{MemoryRegistryStore, Registry};
+    /// use coney::Registry;
+    /// use coney::registry::MemoryRegistryStore;
     ///
     /// let store = MemoryRegistryStore::new().with_heartbeat_ttl(Duration::from_secs(10));
     /// let registry = Registry::builder(store).cache_ttl(Duration::from_secs(5)).build()?;
@@ -98,7 +109,7 @@ impl Registry {
         RegistryBuilder::new(store)
     }
 
-    pub(super) fn from_builder(builder: RegistryBuilder) -> Self {
+    fn from_builder(builder: RegistryBuilder) -> Self {
         let store = builder.store;
         let cache = Cache::new(
             Arc::clone(&store),
@@ -124,8 +135,8 @@ impl Registry {
 impl fmt::Debug for RegistryBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegistryBuilder")
-            .field("beat_every", &self.heartbeat_interval)
-            .field("cache_for", &self.cache_ttl)
+            .field("heartbeat_interval", &self.heartbeat_interval)
+            .field("cache_ttl", &self.cache_ttl)
             .field("lookup_timeout", &self.lookup_timeout)
             .finish_non_exhaustive()
     }

@@ -1,4 +1,4 @@
-//! The cache in front of a store: who may answer from it, who waits, who asks.
+//! The cache in front of a store: results that are good enough, and waiting for better ones.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,13 +14,14 @@ use super::refresher::Refresher;
 use crate::base::deadline;
 use crate::error::Result;
 
-/// How many services are remembered at most; beyond it those go first that nobody
-/// has asked for lately.
+/// The most services in the cache; beyond that, services that were not looked up lately are
+/// removed first.
 const MOST_SERVICES: usize = 10_000;
 
-/// What is younger than this is not doubted.
-const DOUBT_AFTER: Duration = Duration::from_secs(1);
+/// The least age at which a result can be invalidated.
+const INVALIDATE_AFTER: Duration = Duration::from_secs(1);
 
+/// The cached result of every service that was looked up.
 pub(super) struct Cache {
     times: Times,
     entries: RwLock<HashMap<Arc<str>, Arc<CachedService>>>,
@@ -45,7 +46,7 @@ impl Cache {
         }
     }
 
-    /// From what is known if that is good enough; else waits for the store.
+    /// Returns the cached result if it is good enough; otherwise blocks for the store.
     pub(super) fn lookup(&self, service: &str, deadline: Option<Instant>) -> Result<Lookup> {
         let entry = self.entry(service);
         let old = match entry.judge(self.times) {
@@ -57,35 +58,35 @@ impl Cache {
                 return Ok(Lookup::new(&entry.service, &snapshot));
             }
             Some(Freshness::Old(snapshot)) => Some(snapshot),
-            // One that has failed stops nobody: it is asked again meanwhile.
+            // After a failure callers do not wait: the store is asked again meanwhile.
             None => match entry.failure() {
-                Some(because) => {
+                Some(reason) => {
                     if let Some(round) = entry.want(false) {
                         self.refresher.ask(&entry, round);
                     }
-                    return Err(entry.unknown(&because));
+                    return Err(entry.unknown(&reason));
                 }
                 None => None,
             },
         };
         match self.ask(&entry, entry.outdated.load(Ordering::Relaxed), deadline) {
             Ok(lookup) => Ok(lookup),
-            Err(because) => match old {
-                // From now on nobody waits: it is old, and everybody is told so.
-                Some(old) => Ok(Lookup::new(&entry.service, &entry.age(&old, because))),
-                None => Err(entry.unknown(&because)),
+            Err(reason) => match old {
+                // Later callers do not wait for the store either: they get the stale result.
+                Some(old) => Ok(Lookup::new(&entry.service, &entry.mark_stale(&old, reason))),
+                None => Err(entry.unknown(&reason)),
             },
         }
     }
 
-    /// Asks the store, whatever is known.
+    /// Asks the store, whatever is in the cache.
     pub(super) fn refresh(&self, service: &str, deadline: Option<Instant>) -> Result<Lookup> {
         let entry = self.entry(service);
         self.ask(&entry, true, deadline)
-            .map_err(|because| entry.unknown(&because))
+            .map_err(|reason| entry.unknown(&reason))
     }
 
-    /// What is known, whatever its age.
+    /// Returns the cached result, whatever its age.
     pub(super) fn known(&self, service: &str) -> Option<Lookup> {
         let entries = self.entries.read();
         let entry = entries.get(service)?;
@@ -93,25 +94,26 @@ impl Cache {
         Some(Lookup::new(&entry.service, &snapshot))
     }
 
-    /// Somebody had to find out that what is known is not so. Once a second is enough.
+    /// Marks a cached result as outdated after a call found that it is wrong. A result younger
+    /// than a second, or a stale one, stays.
     pub(super) fn invalidate(&self, service: &str) {
         if let Some(entry) = self.entries.read().get(service)
             && let Some(snapshot) = entry.current()
             && snapshot.stale.is_none()
-            && snapshot.loaded_at.elapsed() > DOUBT_AFTER
+            && snapshot.loaded_at.elapsed() > INVALIDATE_AFTER
         {
             entry.outdated.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Something has changed that the next look-up must see.
-    pub(super) fn nudge(&self, service: &str) {
+    /// Marks a cached result as outdated, so that the next look-up asks the store.
+    pub(super) fn mark_outdated(&self, service: &str) {
         if let Some(entry) = self.entries.read().get(service) {
             entry.outdated.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Waits for a round of asking, a new one if it must be.
+    /// Blocks for a refresh round; `anew` wants one that has not begun yet.
     fn ask(
         &self,
         entry: &Arc<CachedService>,

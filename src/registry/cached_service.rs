@@ -1,4 +1,4 @@
-//! What is known of a service, how good it is, and who waits for better.
+//! The cached result of one service, its freshness, and the refresh rounds that renew it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,13 +9,13 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::snapshot::Snapshot;
 use crate::error::{Error, ErrorKind};
 
-/// Longer times than anybody means, and short enough to be added to a moment.
+/// The longest time that an option sets, a year: it can still be added to an `Instant`.
 pub(super) const LONGEST: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-/// How long after a failure the store is not asked again.
+/// The time after a failed round in which the store is not asked again.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-/// What the cache goes by.
+/// The times by which the cache judges results.
 #[derive(Clone, Copy)]
 pub(super) struct Times {
     pub(super) cache_ttl: Duration,
@@ -23,53 +23,55 @@ pub(super) struct Times {
     pub(super) heartbeat_ttl: Duration,
 }
 
-/// What is known of a service, and of asking for it.
+/// The cached result of one service, and its refresh rounds.
 pub(super) struct CachedService {
     pub(super) service: Arc<str>,
     current: RwLock<Option<Arc<Snapshot>>>,
-    /// What is known is out of date, whatever its age.
+    /// True if the result is outdated, whatever its age.
     pub(super) outdated: AtomicBool,
     rounds: Mutex<RefreshRounds>,
-    answered: Condvar,
+    /// Notified at the end of each round.
+    ended: Condvar,
 }
 
-/// Rounds of asking the store, numbered. One at a time, however many threads want one.
+/// The numbered refresh rounds of a service. One runs at a time, for any number of threads.
 #[derive(Default)]
 struct RefreshRounds {
-    /// The last round that somebody wants.
+    /// The last round that was asked for.
     wanted: u64,
-    /// The last that has begun.
+    /// The last round that has begun.
     begun: u64,
-    /// The last that has ended.
+    /// The last round that has ended.
     done: u64,
-    /// When that failed, and of what.
+    /// The time and the reason, if that round failed.
     failed: Option<(Instant, Arc<str>)>,
-    /// Which round somebody has waited for long enough: others need not too.
-    given_up: Option<u64>,
+    /// The round for which a caller has waited in vain: later callers do not wait for it.
+    timed_out: Option<u64>,
 }
 
-/// What is known, judged by its age.
+/// A cached result, judged by its age.
 pub(super) enum Freshness {
+    /// A result that needs no refresh.
     Fresh(Arc<Snapshot>),
-    /// Good enough to answer from while the store is asked.
+    /// A result that is good enough while the store is asked.
     Aging(Arc<Snapshot>),
-    /// Not good enough unless the store does not answer.
+    /// A result that is used only if the store does not answer.
     Old(Arc<Snapshot>),
 }
 
 impl Times {
-    /// When what was loaded should be asked for again, though it still is good: at
-    /// half its time, and a beat before the first of the living would count as dead.
-    /// Not at once again, however, where one has really died.
-    /// Soon where there is nobody, who may come.
+    /// Returns when a result is refreshed that is still good: after half of its time, or a
+    /// heartbeat before the first live instance would count as dead, but not at once again if
+    /// that one is really dead. A service without instances is refreshed soon, as some may
+    /// come.
     fn refresh_at(&self, snapshot: &Snapshot) -> Instant {
-        let beat = self.heartbeat_ttl / 4;
-        let soonest = snapshot.loaded_at + beat / 5;
+        let interval = self.heartbeat_ttl / 4;
+        let soonest = snapshot.loaded_at + interval / 5;
         let half = snapshot.loaded_at + self.cache_ttl / 2;
         if snapshot.ready.is_empty() {
             return soonest.min(half);
         }
-        let death = snapshot.first_death.and_then(|at| at.checked_sub(beat));
+        let death = snapshot.first_death.and_then(|at| at.checked_sub(interval));
         let early = death.map_or(half, |death| death.min(half));
         early.max(soonest)
     }
@@ -82,7 +84,7 @@ impl CachedService {
             current: RwLock::new(None),
             outdated: AtomicBool::new(false),
             rounds: Mutex::default(),
-            answered: Condvar::new(),
+            ended: Condvar::new(),
         }
     }
 
@@ -90,6 +92,7 @@ impl CachedService {
         self.current.read().clone()
     }
 
+    /// Returns the cached result with its freshness, if there is one.
     pub(super) fn judge(&self, times: Times) -> Option<Freshness> {
         let snapshot = self.current()?;
         let now = Instant::now();
@@ -98,13 +101,13 @@ impl CachedService {
             return Some(Freshness::Old(snapshot));
         }
         if snapshot.stale.is_some() {
-            // In the aftermath of a loss it is new, and not asked for all the time.
+            // A new result that is stale after a loss is not refreshed with every look-up.
             return Some(match age < times.heartbeat_ttl / 20 {
                 true => Freshness::Fresh(snapshot),
                 false => Freshness::Aging(snapshot),
             });
         }
-        // One that counts as dead by now may have been heard of since.
+        // The store may have a newer heartbeat of an instance that counts as dead by now.
         if age >= times.cache_ttl || snapshot.first_death.is_some_and(|at| at <= now) {
             return Some(Freshness::Old(snapshot));
         }
@@ -114,8 +117,9 @@ impl CachedService {
         })
     }
 
-    /// Puts a round into the queue, unless one is under way that will do: `anew` wants
-    /// one that has not begun. A round that fails is not followed by another at once.
+    /// Asks for a round and returns its number, unless one is under way that suffices; `anew`
+    /// wants one that has not begun. After a failed round there is none for a while, unless
+    /// `anew`.
     pub(super) fn want(&self, anew: bool) -> Option<u64> {
         let mut rounds = self.rounds.lock();
         let waits = rounds.wanted > rounds.begun;
@@ -123,28 +127,26 @@ impl CachedService {
         if waits || (runs && !anew) {
             return None;
         }
-        let lately = |(at, _): &(Instant, _)| at.elapsed() < RETRY_AFTER;
-        if !anew && rounds.failed.as_ref().is_some_and(lately) {
+        let recent = |(at, _): &(Instant, _)| at.elapsed() < RETRY_AFTER;
+        if !anew && rounds.failed.as_ref().is_some_and(recent) {
             return None;
         }
         rounds.wanted = rounds.begun + 1;
         Some(rounds.wanted)
     }
 
-    /// What the last round failed of, or was given up for.
+    /// Returns why the last round failed, or that it timed out.
     pub(super) fn failure(&self) -> Option<Arc<str>> {
         let rounds = self.rounds.lock();
-        let failed = rounds
-            .failed
-            .as_ref()
-            .map(|(_, because)| Arc::clone(because));
-        let given_up = rounds.given_up.filter(|&round| round > rounds.done);
-        failed.or_else(|| given_up.map(|_| Arc::from("the registry does not answer")))
+        let failed = rounds.failed.as_ref().map(|(_, reason)| Arc::clone(reason));
+        let timed_out = rounds.timed_out.filter(|&round| round > rounds.done);
+        failed.or_else(|| timed_out.map(|_| Arc::from("the registry does not answer")))
     }
 
-    /// What was known, and is out of date.
-    pub(super) fn age(&self, old: &Arc<Snapshot>, because: Arc<str>) -> Arc<Snapshot> {
-        let stale = Arc::new(old.gone_stale(because));
+    /// Replaces a result with its stale copy, unless it was refreshed meanwhile, and returns
+    /// the copy.
+    pub(super) fn mark_stale(&self, old: &Arc<Snapshot>, reason: Arc<str>) -> Arc<Snapshot> {
+        let stale = Arc::new(old.to_stale(reason));
         let mut current = self.current.write();
         if current.as_ref().is_some_and(|now| Arc::ptr_eq(now, old)) {
             *current = Some(Arc::clone(&stale));
@@ -153,51 +155,53 @@ impl CachedService {
         stale
     }
 
-    /// Waits until every round that is wanted now has ended; an error says of what the
-    /// last one failed.
+    /// Blocks until every round that was asked for has ended. The error is the reason for which
+    /// the last one failed.
     pub(super) fn wait(&self, deadline: Instant, timeout: Duration) -> Result<(), Arc<str>> {
         let mut rounds = self.rounds.lock();
         let round = rounds.wanted;
         while rounds.done < round {
-            let timed_out = self.answered.wait_until(&mut rounds, deadline).timed_out();
+            let timed_out = self.ended.wait_until(&mut rounds, deadline).timed_out();
             if timed_out && rounds.done < round {
-                rounds.given_up = Some(round);
+                rounds.timed_out = Some(round);
                 return Err(format!("the registry did not answer within {timeout:?}").into());
             }
         }
         match &rounds.failed {
-            Some((_, because)) => Err(Arc::clone(because)),
+            Some((_, reason)) => Err(Arc::clone(reason)),
             None => Ok(()),
         }
     }
 
-    /// For the refresher: a round begins.
+    /// Records that a round begins. Called by the refresher.
     pub(super) fn begin(&self, round: u64) {
         self.rounds.lock().begun = round;
         self.outdated.store(false, Ordering::Relaxed);
     }
 
-    /// For the refresher: it has ended, with what is known now.
+    /// Records the end and the result of a round. Called by the refresher.
     pub(super) fn end(&self, round: u64, now: Option<Snapshot>, failed: Option<Arc<str>>) {
         if let Some(now) = now {
             *self.current.write() = Some(Arc::new(now));
         }
         let mut rounds = self.rounds.lock();
         rounds.done = round;
-        rounds.failed = failed.map(|because| (Instant::now(), because));
-        self.answered.notify_all();
+        rounds.failed = failed.map(|reason| (Instant::now(), reason));
+        self.ended.notify_all();
     }
 
-    /// Has it been asked for lately? What is asked for is refreshed at half its time.
+    /// Returns true if the service was looked up lately: its result is then refreshed after half
+    /// of its time, and stays younger than its whole time.
     pub(super) fn is_used(&self, now: Instant, cache_ttl: Duration) -> bool {
         let age = |snapshot: Arc<Snapshot>| now.saturating_duration_since(snapshot.loaded_at);
         self.current().map(age).is_some_and(|age| age < cache_ttl)
     }
 
-    pub(super) fn unknown(&self, because: &str) -> Error {
+    /// Returns the error of a look-up that found no result.
+    pub(super) fn unknown(&self, reason: &str) -> Error {
         Error::new(
             ErrorKind::Registry,
-            format!("the instances of {} are not known: {because}", self.service),
+            format!("the instances of {} are not known: {reason}", self.service),
         )
     }
 }

@@ -1,3 +1,5 @@
+//! The instances that balancers pick from, with what this process measures of them.
+
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
@@ -7,43 +9,46 @@ use std::time::{Duration, Instant};
 
 use super::Instance;
 
-/// An instance to be picked, and what this process knows of its work.
+/// An instance that a [`Balancer`](super::Balancer) may pick, with its load and latency as
+/// measured by this process.
 pub struct Candidate {
     instance: Instance,
+    /// The moment at which it counts as dead.
     pub(super) dies_at: Instant,
-    /// It is kept though the store does not know it.
+    /// True if it is kept though the store has lost it.
     is_kept: bool,
     load: Arc<Load>,
-    /// Of its id, the same in every process.
+    /// A hash of its id, the same in every process.
     hash: u64,
 }
 
-/// What this process has under way at an instance, and how fast it answers. Outlives
-/// a refresh of the cache.
+/// The calls of this process to an instance: how many are in flight, and how fast and how
+/// often they succeed. Survives refreshes of the cache.
 #[derive(Default)]
 struct Load {
     outstanding: AtomicU32,
-    /// Moving average in nanoseconds; zero if it has never answered.
+    /// A moving average in nanoseconds; zero before the first reply.
     latency: AtomicU64,
-    /// How many of a million answers lately were failures.
+    /// A moving average of the failures per million replies.
     failures: AtomicU32,
-    /// When that was measured, in milliseconds of [`millis`].
+    /// The time of the last measurement, in milliseconds of [`millis`].
     measured_at: AtomicU64,
-    /// Until when it is picked only if there is no other.
+    /// The time until which it is picked only if there is no other, in milliseconds of
+    /// [`millis`].
     avoided_until: AtomicU64,
 }
 
-/// How much a new latency counts: an eighth.
+/// The weight of a new latency in the average: an eighth.
 const SMOOTHING: u64 = 8;
 
-/// A latency counts half after so long without a new one, so that an instance that
-/// was slow gets another chance.
+/// The time without a reply after which measurements count half, so that an instance that was
+/// slow is tried again.
 const HALF_LIFE: Duration = Duration::from_secs(10);
 
-/// How long an instance is passed over that could not be reached.
+/// The time for which an unreachable instance is avoided.
 const AVOIDED_FOR: Duration = Duration::from_secs(10);
 
-/// Milliseconds since a moment an hour before the first use.
+/// Returns the milliseconds since an hour before the first use: never zero.
 fn millis() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     const HOUR: u64 = 3_600_000;
@@ -51,7 +56,8 @@ fn millis() -> u64 {
 }
 
 impl Candidate {
-    /// `before` is the same instance as it was known until now.
+    /// Creates a candidate that takes over the measurements of `before`, the same instance in
+    /// the previous snapshot.
     pub(super) fn new(instance: Instance, dies_at: Instant, before: Option<&Self>) -> Self {
         let load = before.map(|before| Arc::clone(&before.load));
         let mut hasher = Fnv::new();
@@ -65,15 +71,15 @@ impl Candidate {
         }
     }
 
-    /// Kept as one that has vanished without being deregistered: until it would have died
-    /// anyhow.
+    /// Returns a copy that is kept, after the store has lost the instance, until it would count
+    /// as dead; `None` if it does so by now.
     pub(super) fn kept_until_death(&self, now: Instant) -> Option<Arc<Self>> {
         let left = self.dies_at.checked_duration_since(now)?;
         self.kept(now, left)
     }
 
-    /// Kept for so long from `now` on, in which the store may hear of it again; `None` if it
-    /// has been kept for as long.
+    /// Returns a copy that is kept for `time` from `now` on, so that its heartbeat can be
+    /// renewed; `None` if it has been kept for that long already.
     pub(super) fn kept(&self, now: Instant, time: Duration) -> Option<Arc<Self>> {
         if self.is_kept && self.dies_at <= now {
             return None;
@@ -91,43 +97,43 @@ impl Candidate {
         }))
     }
 
-    /// The instance.
+    /// Returns the instance.
     pub fn instance(&self) -> &Instance {
         &self.instance
     }
 
-    /// How many picks of it this process has under way.
+    /// Returns the number of picks of it that are in flight in this process.
     pub fn outstanding(&self) -> u32 {
         self.load.outstanding.load(Ordering::Relaxed)
     }
 
-    /// How fast it has answered this process lately: a moving average, which fades
-    /// to half in 10 s without an answer. `None` before its first answer.
+    /// Returns its latency, a moving average of its replies to this process; `None` before its
+    /// first reply. The average halves with every 10 s without a reply.
     pub fn latency(&self) -> Option<Duration> {
         let latency = self.load.latency.load(Ordering::Relaxed);
         (latency > 0).then(|| Duration::from_nanos((latency as f64 * self.fading()) as u64))
     }
 
-    /// What part of its answers to this process failed lately for a reason of the
-    /// instance's own (a panic, no answer in time), from 0 to 1. A handler's own errors do
-    /// not count. Fades to half in 10 s without an answer.
+    /// Returns the share of its replies to this process that failed for a reason of the
+    /// instance's own (a panic, no reply in time), from 0 to 1: a moving average, which halves
+    /// with every 10 s without a reply. Errors that handlers return do not count.
     pub fn failure_rate(&self) -> f64 {
         let rate = f64::from(self.load.failures.load(Ordering::Relaxed)) / 1e6;
         rate * self.fading()
     }
 
-    /// The part of what was measured that still counts, from 0 to 1.
+    /// Returns how much the measurements still count, from 0 to 1.
     fn fading(&self) -> f64 {
         let idle = millis().saturating_sub(self.load.measured_at.load(Ordering::Relaxed));
         0.5f64.powf(idle as f64 / HALF_LIFE.as_millis() as f64)
     }
 
-    /// A number for its id and a key's hash that every process agrees on.
+    /// Returns its rank for the hash of a key, the same in every process.
     pub(super) fn rank(&self, key: u64) -> u64 {
         mix(self.hash ^ mix(key))
     }
 
-    /// Lets so much time have passed since its last answer.
+    /// Moves its last reply into the past.
     #[cfg(test)]
     pub(super) fn age(&self, time: Duration) {
         let back = time.as_millis() as u64;
@@ -140,11 +146,12 @@ impl Candidate {
     }
 
     pub(super) fn answered(&self, after: Duration, is_failure: bool) {
-        self.took(after, is_failure);
+        self.measure(after, is_failure);
         self.load.avoided_until.store(0, Ordering::Relaxed);
     }
 
-    fn took(&self, after: Duration, is_failure: bool) {
+    /// Adds one latency and its outcome to the averages.
+    fn measure(&self, after: Duration, is_failure: bool) {
         let (rate, new) = (&self.load.failures, if is_failure { 1_000_000 } else { 0 });
         let before = (self.failure_rate() * 1e6) as u32;
         rate.store(before - before / 8 + new / 8, Ordering::Relaxed);
@@ -171,13 +178,14 @@ impl fmt::Debug for Candidate {
     }
 }
 
-/// Hashes a key as every process does, whatever its version: FNV-1a.
+/// Hashes a key with FNV-1a, the same in every process and version.
 pub(super) fn hash_key(key: &str) -> u64 {
     let mut hasher = Fnv::new();
     key.hash(&mut hasher);
     hasher.finish()
 }
 
+/// The hash function FNV-1a.
 struct Fnv(u64);
 
 impl Fnv {
@@ -198,7 +206,7 @@ impl Hasher for Fnv {
     }
 }
 
-/// Spreads what FNV leaves close together (the finalizer of MurmurHash3).
+/// Spreads hashes that FNV leaves close to each other: the finalizer of MurmurHash3.
 fn mix(mut hash: u64) -> u64 {
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -207,8 +215,9 @@ fn mix(mut hash: u64) -> u64 {
 
 /// An instance that was picked. It counts as busy until this is dropped.
 ///
-/// Say what came of it, so that the balancers that go by latency know:
-/// [`answered`](PickedInstance::answered) or [`failed`](PickedInstance::failed). Dropping it says nothing.
+/// Report the outcome with [`answered`](PickedInstance::answered) or
+/// [`failed`](PickedInstance::failed), for balancers that go by latency. Dropping it reports
+/// nothing.
 ///
 /// ```
 /// use coney::{Instance, Registry, balance::LeastOutstanding};
@@ -235,18 +244,18 @@ impl PickedInstance {
         }
     }
 
-    /// It has answered, as long after it was picked as it is now.
+    /// Reports that the instance has answered. Its latency is the time since the pick.
     pub fn answered(self) {
         self.candidate.answered(self.at.elapsed(), false);
     }
 
-    /// It has not answered in the time there was.
+    /// Reports that the instance has not answered in time.
     pub(crate) fn was_slow(self) {
-        self.candidate.took(self.at.elapsed(), true);
+        self.candidate.measure(self.at.elapsed(), true);
     }
 
-    /// It could not be reached: it is passed over for 10 s, unless there is no
-    /// other or it answers.
+    /// Reports that the instance could not be reached. It is avoided for 10 s, unless there is
+    /// no other or it answers meanwhile.
     pub fn failed(self) {
         let until = millis().saturating_add(AVOIDED_FOR.as_millis() as u64);
         let load = &self.candidate.load;
@@ -271,6 +280,8 @@ impl Drop for PickedInstance {
 
 impl fmt::Debug for PickedInstance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pick").field(&self.candidate).finish()
+        f.debug_tuple("PickedInstance")
+            .field(&self.candidate)
+            .finish()
     }
 }

@@ -1,12 +1,12 @@
-//! The present moment by the clock of this process and by that of the store.
+//! One moment by the clocks of this process and of the store.
 
 use std::time::{Duration, Instant};
 
 use super::Instance;
 use crate::base::deadline;
 
-/// One moment by both clocks: heartbeats are told by the one, and waited for by the
-/// other.
+/// One moment by both clocks: the store's, by which heartbeats are written, and this process's
+/// monotonic clock, by which timeouts are measured.
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
     pub(super) at: Instant,
@@ -14,7 +14,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// Now, by the store's clock if it has one.
+    /// Returns the present moment. Without a store's clock, this machine's takes its place.
     pub(super) fn now(store_millis: Option<u64>) -> Self {
         let ours = || deadline::unix_millis_after(Duration::ZERO);
         Self::at(Instant::now(), store_millis.unwrap_or_else(ours))
@@ -24,14 +24,15 @@ impl Clock {
         Self { at, unix_millis }
     }
 
-    /// The time since an instance was last heard of, by this clock; nothing for one of the
-    /// near future, as a clock that is fast writes it.
+    /// Returns the age of an instance's last heartbeat by the store's clock; zero for a heartbeat
+    /// in the future, as a fast clock writes it.
     pub(super) fn age(&self, instance: &Instance) -> Duration {
         let beat = instance.last_heartbeat.saturating_mul(1_000);
         Duration::from_millis(self.unix_millis.saturating_sub(beat))
     }
 
-    /// True if the heartbeat is of the time before or after now, as far as `heartbeat_ttl`.
+    /// Returns true if the last heartbeat is less than `heartbeat_ttl` in the past, or at most
+    /// that far in the future.
     pub(super) fn is_young(&self, instance: &Instance, heartbeat_ttl: Duration) -> bool {
         let beat = instance.last_heartbeat.saturating_mul(1_000);
         let ahead = Duration::from_millis(beat.saturating_sub(self.unix_millis));

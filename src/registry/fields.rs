@@ -10,10 +10,10 @@ pub(super) const WEIGHT: &str = "weight";
 pub(super) const ACTIONS: &str = "actions";
 pub(super) const HEALTHY: &str = "healthy";
 
-/// What an instance is unhealthy of.
+/// The reason for which an instance is unhealthy.
 pub(super) const UNHEALTHY_BECAUSE: &str = "unhealthy_because";
 
-/// What cannot be used as the name of metadata.
+/// The names that metadata cannot have.
 pub(super) const OURS: [&str; 10] = [
     ID,
     REGISTERED_AT,

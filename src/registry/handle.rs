@@ -1,3 +1,5 @@
+//! The handle on a registry: look-ups and picks.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,12 +11,11 @@ use super::heartbeat::HeartbeatThread;
 use super::{Balancer, Lookup, PickedInstance, RegistryStore};
 use crate::error::Result;
 
-/// A handle on a registry: where programs register, look up and balance.
+/// A handle on a registry, in which services are registered and looked up.
 ///
-/// Cheap to clone and free to share between threads. Look-ups are answered from a
-/// cache, which one thread of its own keeps fresh; another beats for what was
-/// registered here. Both start when they are first needed and end with the last
-/// handle.
+/// Clones are cheap and may be used by any thread. Look-ups are answered from a cache, which a
+/// thread of the registry refreshes; another thread renews the heartbeats of the instances
+/// registered here. Both start when they are first needed and end with the last handle.
 ///
 /// ```
 /// use coney::{Broker, Registry, ServiceClient, ServiceServer};
@@ -22,7 +23,7 @@ use crate::error::Result;
 /// let (broker, registry) = (Broker::memory(), Registry::memory());
 /// let server = ServiceServer::builder(&broker, "greeter")
 ///     .handler("greet", |name: String| Ok::<_, String>(format!("Hello, {name}!")))
-///     .registry(&registry) // or Registry::connect("redis://localhost")?
+///     .registry(&registry) // or Redis::new("redis://localhost")?.registry()
 ///     .start()?;
 /// for instance in registry.lookup("greeter")?.iter() {
 ///     println!("{} on {:?}", instance.id(), instance.host());
@@ -35,6 +36,7 @@ pub struct Registry {
     pub(super) inner: Arc<Inner>,
 }
 
+/// The state that the clones of a handle share.
 pub(super) struct Inner {
     pub(super) store: Arc<dyn RegistryStore>,
     pub(super) cache: Arc<Cache>,
@@ -42,56 +44,57 @@ pub(super) struct Inner {
 }
 
 impl Registry {
-    /// The living and healthy instances of a service, from the cache.
+    /// Returns the instances of a service, from the cache.
     ///
-    /// The first look-up of a service blocks until the store has answered, at most the
-    /// look-up timeout, and so does the first one after what is known has become too old:
-    /// when it has not been asked for longer than the cache holds, or an instance in it
-    /// should have been heard of. Others do not block. While the store does not answer,
-    /// look-ups give what was last known and [say so](Lookup::stale_reason), or fail at once.
+    /// Blocks until the store has answered, at most the
+    /// [`lookup_timeout`](super::RegistryBuilder::lookup_timeout), if there is no cached result
+    /// yet or if it is too old: older than the [`cache_ttl`](super::RegistryBuilder::cache_ttl),
+    /// or an instance in it counts as dead by now. Other look-ups do not block. While the store
+    /// does not answer, look-ups return the last known instances with a
+    /// [`stale_reason`](Lookup::stale_reason).
     ///
-    /// Whoever comes, leaves or is not well any more is thus seen after half the time the
-    /// [cache holds](RegistryBuilder::cache_ttl), 30 s by default, by other processes than its
-    /// own: [`refresh`](Registry::refresh) sees it now.
+    /// Other processes see a change of the instances or of their health after at most half of
+    /// the `cache_ttl`, 30 s by default; [`refresh`](Registry::refresh) sees it now.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Registry`](crate::ErrorKind::Registry) if nothing is known, as the
-    /// store has never answered for this service.
+    /// Returns [`ErrorKind::Registry`](crate::ErrorKind::Registry) if no instances are known, as
+    /// the store has never answered for this service.
     pub fn lookup(&self, service: &str) -> Result<Lookup> {
         self.inner.cache.lookup(service, None)
     }
 
-    /// Looks up at the store, now. Blocks until it has answered, at most the
-    /// look-up timeout.
+    /// Reads the instances of a service from the store. Blocks until it has answered, at most
+    /// the [`lookup_timeout`](super::RegistryBuilder::lookup_timeout).
     ///
     /// # Errors
     ///
-    /// As [`lookup`](Registry::lookup); what was last known is not an answer here.
+    /// Returns [`ErrorKind::Registry`](crate::ErrorKind::Registry) if the store fails or does
+    /// not answer in time, even if a result is cached.
     pub fn refresh(&self, service: &str) -> Result<Lookup> {
         self.inner.cache.refresh(service, None)
     }
 
-    /// Looks up and picks one of the living and healthy instances. Blocks as
-    /// [`lookup`](Registry::lookup) does. Until the [`PickedInstance`] is dropped, the instance
-    /// counts as busy with it.
+    /// Looks up a service and picks one of its live and healthy instances. Blocks as
+    /// [`lookup`](Registry::lookup) does. The instance counts as busy until the
+    /// [`PickedInstance`] is dropped.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NoInstance`](crate::ErrorKind::NoInstance) if there is none; as
-    /// [`lookup`](Registry::lookup).
+    /// Returns [`ErrorKind::NoInstance`](crate::ErrorKind::NoInstance) if there is no such
+    /// instance, and fails as [`lookup`](Registry::lookup) does.
     pub fn pick(&self, service: &str, balancer: &dyn Balancer) -> Result<PickedInstance> {
         self.lookup(service)?.pick(balancer, None)
     }
 
-    /// [`pick`](Registry::pick) for a key, which
-    /// [`ConsistentHash`](balance::ConsistentHash) takes to the same instance as long as
-    /// there is that one.
+    /// Picks an instance as [`pick`](Registry::pick) does, for a key:
+    /// [`ConsistentHash`](super::balance::ConsistentHash) picks the same instance for the same
+    /// key, as long as it is there.
     ///
     /// # Errors
     ///
-    /// As [`pick`](Registry::pick).
-    pub fn pick_for(
+    /// Fails as [`pick`](Registry::pick) does.
+    pub fn pick_with_key(
         &self,
         service: &str,
         balancer: &dyn Balancer,
@@ -100,32 +103,33 @@ impl Registry {
         self.lookup(service)?.pick(balancer, Some(key))
     }
 
-    /// The services that have instances, in order, asked for at the store. Blocks as
-    /// long as that takes.
+    /// Returns the sorted names of the services that have instances, read from the store. Blocks
+    /// until it has answered, at most the store's own timeout.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Registry`](crate::ErrorKind::Registry) if it does not answer.
+    /// Returns [`ErrorKind::Registry`](crate::ErrorKind::Registry) if the store fails or does
+    /// not answer.
     pub fn services(&self) -> Result<Vec<String>> {
         self.inner.store.services()
     }
 
-    /// The cache, for those that have a deadline.
+    /// Returns the instances of a service as [`lookup`](Registry::lookup) does, with a deadline.
     pub(crate) fn lookup_until(&self, service: &str, deadline: Instant) -> Result<Lookup> {
         self.inner.cache.lookup(service, Some(deadline))
     }
 
-    /// The same, asked for at the store.
+    /// Reads the instances of a service as [`refresh`](Registry::refresh) does, with a deadline.
     pub(crate) fn refresh_until(&self, service: &str, deadline: Instant) -> Result<Lookup> {
         self.inner.cache.refresh(service, Some(deadline))
     }
 
-    /// Somebody had to find out that what is known is not so: the next look-up asks.
+    /// Makes the next look-up ask the store, after a call found that the result is wrong.
     pub(crate) fn invalidate(&self, service: &str) {
         self.inner.cache.invalidate(service);
     }
 
-    /// What is known of a service without asking anybody.
+    /// Returns the cached result for a service, if there is one. Does not block.
     pub(crate) fn known(&self, service: &str) -> Option<Lookup> {
         self.inner.cache.known(service)
     }

@@ -1,4 +1,5 @@
-use super::registration_state::RegistrationStatus;
+//! The thread of a registry that registers instances and renews their heartbeats.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,23 +8,24 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::cache::Cache;
+use super::registration_state::RegistrationStatus;
 use super::{HeartbeatResult, Instance, RegistrationState, RegistryStore};
 use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
 
-/// After a beat that failed, the next comes sooner.
+/// The time after which a failed write is retried, unless the interval is shorter.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// For how long deregistering is tried at most.
-const LONGEST_TRIED: Duration = Duration::from_secs(300);
+/// The longest time for which a failed deregistration is retried.
+const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How long the end may wait for the thread, which may wait for the store.
+/// The time for which dropping the registry waits for the thread, which may wait for the store.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is asked of the thread that beats. It alone writes what was registered here,
-/// so that a beat never comes after a goodbye.
+/// A command to the heartbeat thread. Only this thread writes the instances registered here, so
+/// that no heartbeat follows a deregistration.
 pub(super) enum HeartbeatCommand {
     Register {
         number: u64,
@@ -39,14 +41,14 @@ pub(super) enum HeartbeatCommand {
     },
 }
 
-/// An instance that is beaten for.
+/// An instance that is registered here.
 pub(super) struct RegisteredInstance {
     instance: Instance,
     status: Arc<RegistrationStatus>,
-    /// The store has it, as far as is known.
+    /// True if the store has it, as far as it is known.
     written: bool,
-    /// Others should look again when the store has what is new.
-    is_news: bool,
+    /// True if the cached result is outdated once the store has the next heartbeat.
+    has_new_health: bool,
 }
 
 impl RegisteredInstance {
@@ -55,12 +57,13 @@ impl RegisteredInstance {
             instance,
             status,
             written: false,
-            is_news: false,
+            has_new_health: false,
         }
     }
 
+    /// Registers it at the store, and records the result as its state.
     fn write(&mut self, store: &dyn RegistryStore) -> Result<()> {
-        self.instance = self.instance.clone().beaten();
+        self.instance = self.instance.clone().with_heartbeat_now();
         let result = store.register(&self.instance);
         self.written = result.is_ok();
         *self.status.state.lock() = match &result {
@@ -71,103 +74,112 @@ impl RegisteredInstance {
     }
 }
 
-/// A registry's beating thread, started with the first registration.
+/// The heartbeat thread of a registry, started with the first registration.
 pub(super) struct HeartbeatThread {
     store: Arc<dyn RegistryStore>,
-    every: Duration,
-    /// Told of what has changed, once the store has it.
+    interval: Duration,
+    /// The cache, in which results become outdated once the store has a change.
     cache: Arc<Cache>,
     thread: Option<(Sender<HeartbeatCommand>, NamedThread)>,
 }
 
 impl HeartbeatThread {
-    pub(super) fn new(store: Arc<dyn RegistryStore>, every: Duration, cache: Arc<Cache>) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn RegistryStore>,
+        interval: Duration,
+        cache: Arc<Cache>,
+    ) -> Self {
         Self {
             store,
-            every,
+            interval,
             cache,
             thread: None,
         }
     }
 
-    /// The way to the thread. What is in it is bounded by the registrations: each has
-    /// at most three orders under way.
-    pub(super) fn thread(&mut self) -> Result<Sender<HeartbeatCommand>> {
-        if let Some((orders, _)) = &self.thread {
-            return Ok(orders.clone());
+    /// Returns the sender of commands; starts the thread if it is the first. The channel is
+    /// bounded by the registrations: each has at most three commands in it.
+    pub(super) fn commands(&mut self) -> Result<Sender<HeartbeatCommand>> {
+        if let Some((commands, _)) = &self.thread {
+            return Ok(commands.clone());
         }
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let (orders, inbox) = unbounded();
-        let beating = HeartbeatLoop {
+        let (commands, receiver) = unbounded();
+        let heartbeats = HeartbeatLoop {
             store: Arc::clone(&self.store),
-            every: self.every,
+            interval: self.interval,
             cache: Arc::clone(&self.cache),
             members: BTreeMap::new(),
             next: Instant::now(),
             next_write: None,
-            leaving: Vec::new(),
+            undone: Vec::new(),
             failing: false,
         };
-        let thread =
-            NamedThread::spawn(format!("coney-beat-{number}"), move || beating.run(&inbox));
+        let thread = NamedThread::spawn(format!("coney-heartbeat-{number}"), move || {
+            heartbeats.run(&receiver)
+        });
         let thread = thread.map_err(|error| {
-            Error::new(ErrorKind::InvalidConfig, "cannot start a thread that beats")
-                .with_source(error)
+            Error::new(ErrorKind::Io, "cannot start the heartbeat thread").with_source(error)
         })?;
-        self.thread = Some((orders.clone(), thread));
-        Ok(orders)
+        self.thread = Some((commands.clone(), thread));
+        Ok(commands)
     }
 }
 
 impl Drop for HeartbeatThread {
     fn drop(&mut self) {
-        if let Some((orders, thread)) = self.thread.take() {
-            drop(orders);
+        if let Some((commands, thread)) = self.thread.take() {
+            drop(commands);
             let _ = thread.join_deadline(deadline::after(JOIN_TIMEOUT));
         }
     }
 }
 
+/// The loop of the heartbeat thread.
 struct HeartbeatLoop {
     store: Arc<dyn RegistryStore>,
-    every: Duration,
+    interval: Duration,
     cache: Arc<Cache>,
-    /// By the numbers of their registrations.
+    /// The instances, by the numbers of their registrations.
     members: BTreeMap<u64, RegisteredInstance>,
+    /// The moment of the next heartbeat.
     next: Instant,
-    /// The moment when those are tried again that the store does not have, or has still.
+    /// The moment at which failed registrations and deregistrations are retried.
     next_write: Option<Instant>,
-    /// Those that are to be deregistered still, by service and id, and until when it is
-    /// tried: then they count as dead anyhow.
-    leaving: Vec<(String, String, Instant)>,
+    /// The failed deregistrations, by service and id, and the moment until which they are
+    /// retried: by then the instances count as dead.
+    undone: Vec<(String, String, Instant)>,
+    /// True if the last heartbeat failed.
     failing: bool,
 }
 
 impl HeartbeatLoop {
-    /// Ends when the registry and all registrations are gone.
-    fn run(mut self, inbox: &Receiver<HeartbeatCommand>) {
+    /// Runs until the registry and all registrations are dropped.
+    fn run(mut self, commands: &Receiver<HeartbeatCommand>) {
         loop {
-            let order = if self.members.is_empty() && self.leaving.is_empty() {
-                inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            let command = if self.members.is_empty() && self.undone.is_empty() {
+                commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else if self.next_act() <= Instant::now() {
-                Err(RecvTimeoutError::Timeout) // whatever else there is to do
+                Err(RecvTimeoutError::Timeout) // before any command: heartbeats are on time
             } else {
-                inbox.recv_deadline(self.next_act())
+                commands.recv_deadline(self.next_act())
             };
-            let order = match order {
-                Ok(order) => Some(order),
+            let command = match command {
+                Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            // The store may be the user's.
-            let act = || match order {
-                Some(order) => self.carry_out(order),
+            // The store may be the user's code.
+            let act = || match command {
+                Some(command) => self.carry_out(command),
                 None if self.next <= Instant::now() => self.beat(),
                 None => self.write_missing(),
             };
             if catch(act).is_err() {
-                log::error!(target: "coney::registry", "the registry's store panicked");
+                log::error!(
+                    target: "coney::registry", "the registry's store panicked; heartbeats go on"
+                );
                 self.next = self.soon();
             }
         }
@@ -177,8 +189,8 @@ impl HeartbeatLoop {
         self.next_write.map_or(self.next, |at| at.min(self.next))
     }
 
-    fn carry_out(&mut self, order: HeartbeatCommand) {
-        match order {
+    fn carry_out(&mut self, command: HeartbeatCommand) {
+        match command {
             HeartbeatCommand::Register {
                 number,
                 mut member,
@@ -188,15 +200,18 @@ impl HeartbeatLoop {
                     self.next = self.next_beat();
                 }
                 let service = member.instance.service().to_owned();
-                // It is here again.
-                let id = member.instance.id();
-                self.leaving
-                    .retain(|(other, gone, _)| *other != service || gone != id);
+                // A failed deregistration must not remove an instance that is back.
+                let id = member.instance.id().to_owned();
+                self.undone
+                    .retain(|(other, gone, _)| *other != service || *gone != id);
                 let result = member.write(&*self.store);
                 self.members.insert(number, member);
-                self.cache.nudge(&service);
+                self.cache.mark_outdated(&service);
                 if let Err(error) = result {
-                    log::warn!(target: "coney::registry", "it is tried again: {error}");
+                    log::warn!(
+                        target: "coney::registry",
+                        "the instance {id:?} of {service} is not registered yet; retrying: {error}"
+                    );
                     self.next_write = Some(self.soon());
                 }
                 let _ = done.try_send(());
@@ -207,7 +222,7 @@ impl HeartbeatLoop {
                     let lost = member.status.lost.lock().clone();
                     let fault = lost.or_else(|| member.status.fault.lock().clone());
                     member.instance.set_health(fault.as_deref());
-                    member.is_news = true;
+                    member.has_new_health = true;
                     self.next = Instant::now();
                 }
             }
@@ -217,13 +232,12 @@ impl HeartbeatLoop {
                         *member.status.state.lock() = RegistrationState::Deregistered;
                         let RegisteredInstance { instance, .. } = &member;
                         let result = self.store.deregister(instance.service(), instance.id());
-                        self.cache.nudge(instance.service());
+                        self.cache.mark_outdated(instance.service());
                         if result.is_err() {
-                            let until =
-                                Instant::now() + self.store.heartbeat_ttl().min(LONGEST_TRIED);
+                            let longest = self.store.heartbeat_ttl().min(DEREGISTER_TIMEOUT);
+                            let until = Instant::now() + longest;
                             let (service, id) = (instance.service(), instance.id());
-                            self.leaving
-                                .push((service.to_owned(), id.to_owned(), until));
+                            self.undone.push((service.to_owned(), id.to_owned(), until));
                             self.next_write = Some(self.soon());
                         }
                         result
@@ -235,13 +249,13 @@ impl HeartbeatLoop {
         }
     }
 
-    /// Says that everybody is still there, in one go.
+    /// Renews the heartbeats of all instances that the store has, in one call.
     fn beat(&mut self) {
         self.next = self.next_beat();
         let written = self.members.iter_mut().filter(|(_, member)| member.written);
         let (numbers, instances): (Vec<u64>, Vec<Instance>) = written
             .map(|(&number, member)| {
-                member.instance = member.instance.clone().beaten();
+                member.instance = member.instance.clone().with_heartbeat_now();
                 (number, member.instance.clone())
             })
             .unzip();
@@ -249,19 +263,19 @@ impl HeartbeatLoop {
             return self.write_missing();
         }
         match self.store.heartbeat(&instances) {
-            Ok(beats) => {
+            Ok(results) => {
                 if std::mem::take(&mut self.failing) {
-                    log::info!(target: "coney::registry", "instances are heard of again");
+                    log::info!(target: "coney::registry", "heartbeats are renewed again");
                 }
-                for (number, beat) in numbers.into_iter().zip(beats) {
-                    self.beaten(number, beat);
+                for (number, result) in numbers.into_iter().zip(results) {
+                    self.apply(number, result);
                 }
                 self.write_missing();
             }
             Err(error) => {
-                // Once, and not for each try.
+                // One line for an outage, not for each attempt.
                 if !std::mem::replace(&mut self.failing, true) {
-                    log::warn!(target: "coney::registry", "instances cannot be heard of: {error}");
+                    log::warn!(target: "coney::registry", "heartbeats fail; retrying: {error}");
                 }
                 for number in numbers {
                     if let Some(member) = self.members.get(&number) {
@@ -274,49 +288,50 @@ impl HeartbeatLoop {
         }
     }
 
-    /// Writes those that the store does not have yet, or not any more. One that it does
-    /// not take is in nobody's way; a store that takes its time is not asked for ever.
+    /// Registers the instances that the store does not have, or has lost. One that is refused
+    /// does not keep the others from being registered; a slow store is used for a second or so.
     fn write_missing(&mut self) {
         self.next_write = None;
-        self.deregister_leaving();
+        self.retry_deregistrations();
         let give_up = Instant::now() + RETRY_AFTER;
         let soon = self.soon();
         for member in self.members.values_mut().filter(|member| !member.written) {
             if Instant::now() >= give_up || member.write(&*self.store).is_err() {
                 self.next_write = Some(soon);
             } else {
-                self.cache.nudge(member.instance.service());
+                self.cache.mark_outdated(member.instance.service());
             }
         }
     }
 
-    /// Deregisters those for which it has failed before.
-    fn deregister_leaving(&mut self) {
+    /// Deregisters the instances for which that has failed before.
+    fn retry_deregistrations(&mut self) {
         let now = Instant::now();
         let store = &self.store;
-        self.leaving
+        self.undone
             .retain(|(service, id, until)| now < *until && store.deregister(service, id).is_err());
-        if !self.leaving.is_empty() {
+        if !self.undone.is_empty() {
             self.next_write = Some(self.soon());
         }
     }
 
-    fn beaten(&mut self, number: u64, beat: HeartbeatResult) {
+    /// Applies the result of an instance's heartbeat.
+    fn apply(&mut self, number: u64, result: HeartbeatResult) {
         let Some(member) = self.members.get_mut(&number) else {
             return;
         };
         let (service, id) = (member.instance.service(), member.instance.id());
-        match beat {
+        match result {
             HeartbeatResult::Renewed => {
                 *member.status.state.lock() = RegistrationState::Registered;
-                if std::mem::take(&mut member.is_news) {
-                    self.cache.nudge(member.instance.service());
+                if std::mem::take(&mut member.has_new_health) {
+                    self.cache.mark_outdated(member.instance.service());
                 }
             }
             HeartbeatResult::Lost => {
                 log::info!(
                     target: "coney::registry",
-                    "the registry has lost the instance {id:?} of {service}; it is registered again"
+                    "the instance {id:?} of {service} is not in the registry; registering it again"
                 );
                 member.written = false;
             }
@@ -331,11 +346,13 @@ impl HeartbeatLoop {
         }
     }
 
+    /// Returns the moment of the next retry.
     fn soon(&self) -> Instant {
-        Instant::now() + RETRY_AFTER.min(self.every)
+        Instant::now() + RETRY_AFTER.min(self.interval)
     }
 
+    /// Returns the moment of the next heartbeat: after the interval, give or take a tenth.
     fn next_beat(&self) -> Instant {
-        Instant::now() + self.every.mul_f64(0.9 + 0.2 * fastrand::f64())
+        Instant::now() + self.interval.mul_f64(0.9 + 0.2 * fastrand::f64())
     }
 }

@@ -1,3 +1,5 @@
+//! The description of one instance of a service.
+
 use std::fmt;
 
 use serde::Serialize;
@@ -6,13 +8,14 @@ use serde_json::{Map, Value};
 
 use super::fields::{OURS, UNHEALTHY_BECAUSE};
 use crate::base::deadline;
+use crate::base::text::prefix;
 use crate::error::{Error, ErrorKind, Result};
 
-/// One running copy of a service, as the registry knows it.
+/// An instance of a service: one running copy, as the registry describes it.
 ///
-/// Everything but the id is optional and free: what it is for is between those who
-/// register and those who look up. Fields that coney does not know are kept as they
-/// are, as peers in other languages write their own.
+/// Everything but the id is optional, and its meaning is up to the programs that register and
+/// look up. Fields that coney does not know are kept unchanged, as peers in other languages write
+/// their own.
 ///
 /// ```
 /// use coney::Instance;
@@ -26,6 +29,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// assert_eq!(instance.id().len(), 16);
 /// ```
 #[derive(Clone, PartialEq)]
+#[must_use]
 pub struct Instance {
     pub(super) id: String,
     pub(super) service: String,
@@ -37,22 +41,23 @@ pub struct Instance {
     pub(super) weight: u32,
     pub(super) actions: Vec<String>,
     pub(super) healthy: bool,
-    /// All the rest, as it came.
+    /// All other fields, unchanged.
     pub(super) metadata: Map<String, Value>,
 }
 
-/// What it can do beside the wire contract.
+/// The metadata field with an array of what the instance supports beyond the wire contract.
 pub(crate) const CAPABILITIES: &str = "capabilities";
-/// The place where the version of this library is, in an instance that it registered.
+
+/// The metadata field with the version of this library, in an instance that it registered.
 const LIBRARY: &str = "coney";
 
-/// It takes calls from a queue of its own too.
+/// The capability of an instance that takes calls from a queue of its own too.
 pub(crate) const OWN_QUEUE: &str = "own_queue";
 
-/// How much of what an instance is unhealthy of is told, in bytes.
+/// The greatest length of the reason for bad health, in bytes.
 const LONGEST_REASON: usize = 200;
 
-/// An id goes into the name of the instance's queue.
+/// The greatest length of an id in bytes: it is part of the name of the instance's queue.
 const LONGEST_ID: usize = 64;
 
 impl Default for Instance {
@@ -62,7 +67,7 @@ impl Default for Instance {
 }
 
 impl Instance {
-    /// An instance with a random id of 16 hex digits and nothing else.
+    /// Creates an instance with a random id of 16 hex digits and nothing else.
     pub fn new() -> Self {
         Self {
             id: format!("{:016x}", crate::base::random::random_u64()),
@@ -79,47 +84,47 @@ impl Instance {
         }
     }
 
-    /// An id of one's own, of at most 64 bytes. Two instances of a service that
-    /// run at the same time must not have the same.
+    /// Sets the id, of at most 64 bytes. Defaults to 16 random hex digits. Two instances of a
+    /// service that run at the same time must not have the same id.
     pub fn with_id(mut self, id: impl Into<String>) -> Self {
         self.id = id.into();
         self
     }
 
-    /// The host it runs on, a name or an address.
+    /// Sets the host on which the instance runs, a name or an address.
     pub fn with_host(mut self, host: impl Into<String>) -> Self {
         self.host = Some(host.into());
         self
     }
 
-    /// The port it listens on, if it does.
+    /// Sets the port on which the instance listens.
     pub fn with_port(mut self, port: u16) -> Self {
         self.port = Some(port);
         self
     }
 
-    /// The version of the program.
+    /// Sets the version of the program.
     pub fn with_version(mut self, version: impl Into<String>) -> Self {
         self.version = Some(version.into());
         self
     }
 
-    /// How much it takes compared with the others, where clients balance with
-    /// [`Weighted`](crate::balance::Weighted); to others it means nothing. Default: 1; 0 takes
-    /// nothing unless there is nobody else.
+    /// Sets the share of calls that the instance takes compared with the others, for clients that
+    /// balance with [`Weighted`](crate::balance::Weighted). Defaults to 1. With 0 it takes calls
+    /// only if no other instance has a weight.
     pub fn with_weight(mut self, weight: u32) -> Self {
         self.weight = weight;
         self
     }
 
-    /// The actions it handles.
+    /// Sets the actions that the instance handles.
     pub fn with_actions<S: Into<String>>(mut self, actions: impl IntoIterator<Item = S>) -> Self {
         self.actions = actions.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Anything else. A value that has no JSON, and a name that is one of coney's
-    /// own, is left out.
+    /// Sets a field of its own. A value that cannot be serialized to JSON, or a name that is one
+    /// of coney's own fields, is ignored.
     pub fn with_metadata<V: Serialize + ?Sized>(
         mut self,
         name: impl Into<String>,
@@ -132,73 +137,74 @@ impl Instance {
         self
     }
 
-    /// Its id, the only one of its service at a time.
+    /// Returns the id, unique among the running instances of the service.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The service it is a copy of; empty before it is registered.
+    /// Returns the name of the service; empty before the instance is registered.
     pub fn service(&self) -> &str {
         &self.service
     }
 
-    /// When it was registered, in Unix seconds by its own clock.
+    /// Returns when it was registered, in Unix seconds by the clock of its store or process.
     pub fn registered_at(&self) -> u64 {
         self.registered_at
     }
 
-    /// When it was last heard of, in Unix seconds by its own clock.
+    /// Returns the time of its last heartbeat, in Unix seconds by the clock of its store or
+    /// process.
     pub fn last_heartbeat(&self) -> u64 {
         self.last_heartbeat
     }
 
-    /// The host it runs on.
+    /// Returns the host on which it runs.
     pub fn host(&self) -> Option<&str> {
         self.host.as_deref()
     }
 
-    /// The port it listens on.
+    /// Returns the port on which it listens.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// The version of its program.
+    /// Returns the version of its program.
     pub fn version(&self) -> Option<&str> {
         self.version.as_deref()
     }
 
-    /// How much it takes compared with the others; 1 where it does not say.
+    /// Returns its weight; 1 if none is registered.
     pub fn weight(&self) -> u32 {
         self.weight
     }
 
-    /// The actions it handles, if it says.
+    /// Returns the actions that it handles; none if none are registered.
     pub fn actions(&self) -> &[String] {
         &self.actions
     }
 
-    /// False while one of its health checks fails.
+    /// Returns false while one of its health checks fails.
     pub fn is_healthy(&self) -> bool {
         self.healthy
     }
 
-    /// Which check fails, and how.
+    /// Returns why it is unhealthy: the check that fails, and its error.
     pub fn unhealthy_reason(&self) -> Option<&str> {
         self.metadata.get(UNHEALTHY_BECAUSE)?.as_str()
     }
 
-    /// Can calls be addressed to it?
+    /// Returns true if it takes calls from a queue of its own.
     pub(crate) fn has_own_queue(&self) -> bool {
         let capabilities = self.metadata.get(CAPABILITIES).and_then(Value::as_array);
         capabilities.is_some_and(|all| all.iter().any(|one| one == OWN_QUEUE))
     }
 
-    /// Anything else it says of itself, if it is there and is a `T`.
+    /// Returns a field of its own, if it is there and deserializes to `T`.
     pub fn metadata<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         T::deserialize(self.metadata.get(name)?).ok()
     }
 
-    /// Checks what goes into names.
+    /// Checks the id, which becomes part of names.
     pub(super) fn check(&self) -> Result<()> {
         if self.id.is_empty() || self.id.len() > LONGEST_ID {
             return Err(Error::new(
@@ -209,7 +215,7 @@ impl Instance {
         Ok(())
     }
 
-    /// As it is registered: for a service, from now on.
+    /// Returns the instance as it is registered: for a service, from now on.
     pub(super) fn registered(mut self, service: &str) -> Self {
         service.clone_into(&mut self.service);
         self.registered_at = unix_seconds();
@@ -219,18 +225,20 @@ impl Instance {
         self
     }
 
-    /// Still there, now.
-    pub(crate) fn beaten(self) -> Self {
-        self.beaten_at_time(unix_seconds())
+    /// Returns the instance with a heartbeat now, by this machine's clock.
+    pub(super) fn with_heartbeat_now(self) -> Self {
+        self.with_heartbeat_at(unix_seconds())
     }
 
-    /// Still there, at a time in Unix seconds.
-    pub(crate) fn beaten_at_time(mut self, seconds: u64) -> Self {
+    /// Returns the instance with a heartbeat at a time in Unix seconds.
+    pub(crate) fn with_heartbeat_at(mut self, seconds: u64) -> Self {
         self.last_heartbeat = seconds;
         self
     }
 
-    /// The same by another clock than this machine's, which says `seconds` now.
+    /// Returns the instance with its times moved from this machine's clock to another clock,
+    /// whose time is `seconds` now.
+    #[cfg(feature = "redis")]
     pub(crate) fn by_clock(mut self, seconds: u64) -> Self {
         let now = unix_seconds();
         let there = |here: u64| seconds.saturating_sub(now.saturating_sub(here));
@@ -239,15 +247,15 @@ impl Instance {
         self
     }
 
-    /// True if this library registered it: its heartbeats are by the store's clock, and
-    /// leaving is marked.
+    /// Returns true if this library registered it: its heartbeats are written by the store's
+    /// clock, and deregistering it leaves a tombstone.
     pub(super) fn is_ours(&self) -> bool {
         self.metadata.contains_key(LIBRARY)
     }
 
-    /// Well, or not and why.
+    /// Sets its health: unhealthy for the given reason, or healthy.
     pub(crate) fn set_health(&mut self, fault: Option<&str>) {
-        let fault = fault.map(|fault| &fault[..fault.floor_char_boundary(LONGEST_REASON)]);
+        let fault = fault.map(|fault| prefix(fault, LONGEST_REASON));
         self.healthy = fault.is_none();
         match fault {
             Some(fault) => self.metadata.insert(UNHEALTHY_BECAUSE.into(), fault.into()),
@@ -255,8 +263,8 @@ impl Instance {
         };
     }
 
-    /// Takes over what changes from beat to beat, and leaves the rest as somebody
-    /// else may have written it.
+    /// Takes over the heartbeat and the health of `newer`, and leaves the rest, which another
+    /// program may have written.
     pub(crate) fn renew_from(&mut self, newer: &Self) {
         self.last_heartbeat = newer.last_heartbeat;
         let reason = |one: &Self| one.unhealthy_reason().map(str::to_owned);
@@ -272,7 +280,7 @@ fn unix_seconds() -> u64 {
 }
 
 impl fmt::Debug for Instance {
-    /// Without the metadata, which may hold anything.
+    /// Formats the instance without its metadata, which may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Instance")
             .field("id", &self.id)

@@ -12,19 +12,19 @@ use super::fields::{
 use crate::error::{Error, ErrorKind, Result};
 
 impl Instance {
-    /// The instance as the registry's JSON object.
+    /// Returns the instance as the registry's JSON object.
     pub fn to_json(&self) -> String {
         Value::Object(self.to_object()).to_string()
     }
 
-    /// Reads a registry's JSON object.
+    /// Parses a registry's JSON object.
     ///
-    /// Only the heartbeat must be there. What has another type than coney's, such
-    /// as a port in words, counts as metadata.
+    /// Only `last_heartbeat` is required. A field with another type than coney's, such as a
+    /// port in words, becomes metadata.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Decode`] if it is not a JSON object or has no heartbeat.
+    /// Returns [`ErrorKind::Decode`] if the text is not a JSON object or has no heartbeat.
     pub fn from_json(service: &str, id: &str, json: &str) -> Result<Self> {
         let fault = |fault: &dyn fmt::Display| {
             Error::new(
@@ -37,7 +37,7 @@ impl Instance {
             Ok(_) => return Err(fault(&"it is not a JSON object")),
             Err(error) => return Err(fault(&error)),
         };
-        object.remove(ID); // the field's name counts
+        object.remove(ID); // the name of the entry is the id
         let last_heartbeat = take(&mut object, LAST_HEARTBEAT, seconds)
             .ok_or_else(|| fault(&"it has no last_heartbeat"))?;
         Ok(Self {
@@ -83,7 +83,7 @@ impl Instance {
     }
 }
 
-/// Takes a field out if it has the shape it should.
+/// Removes a field and returns it, if it has the expected type.
 fn take<T>(
     object: &mut Map<String, Value>,
     name: &str,
@@ -102,12 +102,12 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     value.as_array()?.iter().map(text).collect()
 }
 
-/// PHP programs write numbers as texts at times.
+/// Reads a number. Some PHP programs write numbers as strings.
 fn number(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
-/// Whole seconds; of a fraction, the whole part.
+/// Reads a number of seconds, without its fraction.
 fn seconds(value: &Value) -> Option<u64> {
     let whole = |seconds: f64| (seconds.is_finite() && seconds >= 0.0).then_some(seconds as u64);
     number(value).or_else(|| value.as_f64().and_then(whole))
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_stays_as_it_was() {
+    fn fields_of_others_are_kept_unchanged() {
         let json = r#"{"last_heartbeat":5,"port":"the usual","host":null,"big":12345678901234567890,"deep":{"a":[]}}"#;
         let instance = read(json).unwrap();
         assert_eq!((instance.port(), instance.host()), (None, None));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_instance_is_refused() {
+    fn invalid_instances_are_refused() {
         for json in ["", "x", "[]", "7", "{}", r#"{"last_heartbeat":"soon"}"#] {
             let error = read(json).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Decode, "{json}");
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn health_is_metadata() {
+    fn the_reason_of_bad_health_is_metadata() {
         let mut instance = Instance::new();
         instance.set_health(Some("database: refused"));
         let json = instance.to_json();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_fields_are_not_metadata() {
+    fn metadata_cannot_replace_our_own_fields() {
         let instance = Instance::new().with_metadata("last_heartbeat", &1);
         assert_eq!(instance.last_heartbeat(), 0);
         assert!(!instance.to_json().contains("\"last_heartbeat\":1"));
@@ -190,12 +190,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_refused(json in ".*") {
+        fn any_text_is_parsed_or_refused(json in ".*") {
             let _ = read(&json);
         }
 
         #[test]
-        fn what_is_written_is_read(
+        fn a_written_instance_is_parsed_again(
             host in ".*", port: u16, weight: u32, zone in ".*", actions in prop::collection::vec(".*", 0..4),
         ) {
             let instance = Instance::new().with_id("i1").with_host(host).with_port(port)

@@ -1,12 +1,15 @@
+//! The result of a look-up.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::balance::{Balancer, Choice};
 use super::snapshot::Snapshot;
-use super::{Balancer, Candidate, Instance, PickedInstance};
+use super::{Candidate, Instance, PickedInstance};
 use crate::error::{Error, ErrorKind, Result};
 
-/// What a look-up has found: the instances of a service, at one moment.
+/// The result of a look-up: the instances of a service at one moment.
 ///
 /// ```
 /// use coney::{Instance, Registry};
@@ -14,6 +17,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// let registry = Registry::memory();
 /// let web = registry.register("web", Instance::new().with_port(8080))?;
 /// let found = registry.lookup("web")?;
+/// for instance in &found {
+///     println!("{} on port {:?}", instance.id(), instance.port());
+/// }
 /// assert_eq!(found.iter().next().and_then(Instance::port), Some(8080));
 /// assert!(!found.is_stale());
 /// # Ok::<(), coney::Error>(())
@@ -32,82 +38,127 @@ impl Lookup {
         }
     }
 
-    /// The living and healthy instances, in the order of their ids.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Instance> {
-        self.snapshot.ready.iter().map(|one| one.instance())
+    /// Returns the live and healthy instances, ordered by their ids.
+    pub fn iter(&self) -> Instances<'_> {
+        Instances(self.snapshot.ready.iter())
     }
 
-    /// Every living instance, those that are not well too.
-    pub fn all(&self) -> impl ExactSizeIterator<Item = &Instance> {
-        self.snapshot.living.iter().map(|one| one.instance())
+    /// Returns every live instance, healthy or not, ordered by their ids.
+    pub fn all(&self) -> Instances<'_> {
+        Instances(self.snapshot.living.iter())
     }
 
-    /// True if there is nobody alive and healthy.
+    /// Returns true if no instance is live and healthy.
     pub fn is_empty(&self) -> bool {
         self.snapshot.ready.is_empty()
     }
 
-    /// True if the registry could not be asked when it should have been: then this is
-    /// what was last known, dead instances and all.
+    /// Returns true if the store could not be asked when the instances had to be refreshed.
+    /// They are then the last known ones, and some may be dead.
     pub fn is_stale(&self) -> bool {
         self.snapshot.stale.is_some()
     }
 
-    /// Why it is stale.
+    /// Returns why the result is stale, if it is.
     pub fn stale_reason(&self) -> Option<&str> {
         self.snapshot.stale.as_deref()
     }
 
-    /// How long ago the registry said so.
+    /// Returns the time since the store was read.
     pub fn age(&self) -> Duration {
         self.snapshot.loaded_at.elapsed()
     }
 
-    /// Picks one of the living and healthy; for a key, if the balancer goes by it.
+    /// Picks one of the live and healthy instances. Balancers that do not go by the key ignore
+    /// it.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::NoInstance`] if there is none.
     pub fn pick(&self, balancer: &dyn Balancer, key: Option<&str>) -> Result<PickedInstance> {
+        let pick_from = |candidates: &[Arc<Candidate>]| {
+            let choice = Choice::new(&self.service, candidates, key);
+            balancer.pick(&choice) % candidates.len()
+        };
         let ready = &self.snapshot.ready;
         if ready.is_empty() {
             return Err(self.no_instance());
         }
-        let first = &ready[balancer.pick(ready, key) % ready.len()];
+        let first = &ready[pick_from(ready)];
         if !first.is_avoided() {
             return Ok(PickedInstance::new(first));
         }
-        // From those that can be reached, if any can.
+        // One of those that can be reached, if any can.
         let reachable = ready.iter().filter(|one| !one.is_avoided());
         let reachable: Vec<Arc<Candidate>> = reachable.cloned().collect();
-        Ok(match reachable.len() {
-            0 => PickedInstance::new(first),
-            some => PickedInstance::new(&reachable[balancer.pick(&reachable, key) % some]),
+        Ok(match reachable.is_empty() {
+            true => PickedInstance::new(first),
+            false => PickedInstance::new(&reachable[pick_from(&reachable)]),
         })
     }
 
-    /// An instance has answered somebody who did not pick it.
+    /// Records a reply of an instance to a call that did not pick it.
     pub(crate) fn answered(&self, id: &str, after: Duration, is_failure: bool) {
         if let Some(one) = self.snapshot.find(id) {
             one.answered(after, is_failure);
         }
     }
 
-    /// The error for a service without a living and healthy instance.
+    /// Returns the error for a service without a live and healthy instance.
     pub(crate) fn no_instance(&self) -> Error {
         let service = &self.service;
-        let unwell: Vec<&Arc<Candidate>> = self.snapshot.living.iter().collect();
-        let text = match unwell.first() {
+        let living = &self.snapshot.living;
+        let text = match living.first() {
             None => format!("{service} has no live instance: none is registered"),
             Some(one) => format!(
-                "{service} has no healthy instance: {} unwell ({})",
-                unwell.len(),
+                "{service} has no healthy instance: {} unhealthy ({})",
+                living.len(),
                 one.instance()
                     .unhealthy_reason()
                     .unwrap_or("no reason given")
             ),
         };
         Error::new(ErrorKind::NoInstance, text)
+    }
+}
+
+impl<'a> IntoIterator for &'a Lookup {
+    type Item = &'a Instance;
+    type IntoIter = Instances<'a>;
+
+    fn into_iter(self) -> Instances<'a> {
+        self.iter()
+    }
+}
+
+/// An iterator over the instances of a [`Lookup`].
+#[must_use = "iterators are lazy"]
+#[derive(Clone)]
+pub struct Instances<'a>(std::slice::Iter<'a, Arc<Candidate>>);
+
+impl<'a> Iterator for Instances<'a> {
+    type Item = &'a Instance;
+
+    fn next(&mut self) -> Option<&'a Instance> {
+        self.0.next().map(|one| one.instance())
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl DoubleEndedIterator for Instances<'_> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.0.next_back().map(|one| one.instance())
+    }
+}
+
+impl ExactSizeIterator for Instances<'_> {}
+
+impl fmt::Debug for Instances<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.clone()).finish()
     }
 }
 

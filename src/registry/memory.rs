@@ -1,3 +1,5 @@
+//! The store of a registry in memory.
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -8,12 +10,14 @@ use parking_lot::Mutex;
 use super::{HeartbeatResult, Instance, RegistryStore, StoredInstances};
 use crate::error::Result;
 
-/// A store of instances in this process, for examples, tests and programs of one
-/// process. Clones are the same store.
+/// A store of instances in this process, for examples, tests and programs of one process.
+///
+/// Clones share the instances.
 ///
 /// ```
 /// use std::time::Duration;
-/// use coney::{MemoryRegistryStore, Registry};
+/// use coney::Registry;
+/// use coney::registry::MemoryRegistryStore;
 ///
 /// let store = MemoryRegistryStore::new().with_heartbeat_ttl(Duration::from_secs(2));
 /// let registry = Registry::builder(store).build()?;
@@ -21,6 +25,7 @@ use crate::error::Result;
 /// # Ok::<(), coney::Error>(())
 /// ```
 #[derive(Clone)]
+#[must_use]
 pub struct MemoryRegistryStore {
     services: Arc<Mutex<Services>>,
     heartbeat_ttl: Duration,
@@ -28,17 +33,18 @@ pub struct MemoryRegistryStore {
 
 #[derive(Default)]
 struct Services {
-    /// The instances of each, by id; none that has no instances.
+    /// The instances of each service that has any, by id.
     instances: BTreeMap<String, HashMap<String, Instance>>,
-    /// Who has said goodbye, and when: heartbeats that come late change nothing.
-    left: HashMap<(String, String), Instant>,
+    /// The deregistered instances, by service and id, and when they were: late heartbeats do not
+    /// bring them back.
+    deregistered: HashMap<(String, String), Instant>,
 }
 
-/// How long a goodbye is remembered, as in Redis.
+/// The time for which a deregistration is remembered, as in Redis.
 const REMEMBERED: Duration = Duration::from_secs(300);
 
-/// When goodbyes that are too old are looked for.
-const MANY_GOODBYES: usize = 1_000;
+/// The number of remembered deregistrations from which on old ones are removed.
+const MANY_DEREGISTERED: usize = 1_000;
 
 impl Default for MemoryRegistryStore {
     fn default() -> Self {
@@ -47,7 +53,7 @@ impl Default for MemoryRegistryStore {
 }
 
 impl MemoryRegistryStore {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self {
             services: Arc::default(),
@@ -55,9 +61,9 @@ impl MemoryRegistryStore {
         }
     }
 
-    /// How old the last heartbeat of a living instance may be. Default: 60 s.
-    pub fn with_heartbeat_ttl(mut self, time: Duration) -> Self {
-        self.heartbeat_ttl = time;
+    /// Sets the greatest age of the last heartbeat of a live instance. Defaults to 60 s.
+    pub fn with_heartbeat_ttl(mut self, ttl: Duration) -> Self {
+        self.heartbeat_ttl = ttl;
         self
     }
 }
@@ -77,7 +83,7 @@ impl RegistryStore for MemoryRegistryStore {
     fn register(&self, instance: &Instance) -> Result<()> {
         let mut services = self.services.lock();
         let (service, id) = (instance.service().to_owned(), instance.id().to_owned());
-        services.left.remove(&(service.clone(), id.clone()));
+        services.deregistered.remove(&(service.clone(), id.clone()));
         let instances = services.instances.entry(service).or_default();
         instances.insert(id, instance.clone());
         Ok(())
@@ -86,11 +92,13 @@ impl RegistryStore for MemoryRegistryStore {
     fn deregister(&self, service: &str, id: &str) -> Result<()> {
         let mut services = self.services.lock();
         services.remove(service, id);
-        if services.left.len() >= MANY_GOODBYES {
-            services.left.retain(|_, at| at.elapsed() < REMEMBERED);
+        if services.deregistered.len() >= MANY_DEREGISTERED {
+            services
+                .deregistered
+                .retain(|_, at| at.elapsed() < REMEMBERED);
         }
         let key = (service.to_owned(), id.to_owned());
-        services.left.insert(key, Instant::now());
+        services.deregistered.insert(key, Instant::now());
         Ok(())
     }
 
@@ -105,7 +113,7 @@ impl RegistryStore for MemoryRegistryStore {
                 }
                 None => {
                     let key = (newer.service().to_owned(), newer.id().to_owned());
-                    match services.left.contains_key(&key) {
+                    match services.deregistered.contains_key(&key) {
                         true => HeartbeatResult::Deregistered,
                         false => HeartbeatResult::Lost,
                     }
@@ -127,20 +135,20 @@ impl RegistryStore for MemoryRegistryStore {
         let (service, id) = (instance.service(), instance.id());
         let known = services.instances.get(service);
         let known = known.and_then(|known| known.get(id));
-        let unheard_of = known.is_none_or(|one| one.last_heartbeat == instance.last_heartbeat);
-        if unheard_of {
+        let is_dead = known.is_none_or(|one| one.last_heartbeat == instance.last_heartbeat);
+        if is_dead {
             services.remove(service, id);
         }
-        Ok(unheard_of)
+        Ok(is_dead)
     }
 
     fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
         let services = self.services.lock();
-        let left = |id: &&str| {
+        let was_deregistered = |id: &&str| {
             let key = (service.to_owned(), (*id).to_owned());
-            services.left.contains_key(&key)
+            services.deregistered.contains_key(&key)
         };
-        Ok(ids.iter().map(left).collect())
+        Ok(ids.iter().map(was_deregistered).collect())
     }
 
     fn services(&self) -> Result<Vec<String>> {
@@ -154,8 +162,8 @@ impl RegistryStore for MemoryRegistryStore {
 
 impl fmt::Debug for MemoryRegistryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryRegistry")
-            .field("dead_after", &self.heartbeat_ttl)
+        f.debug_struct("MemoryRegistryStore")
+            .field("heartbeat_ttl", &self.heartbeat_ttl)
             .finish_non_exhaustive()
     }
 }

@@ -1,9 +1,9 @@
-//! The instances of services: registering, heartbeats, looking up, balancing.
+//! The instances of services: registration, heartbeats, look-ups, balancing.
 //!
 //! [`RegistryStore`] is the trait of a store; [`MemoryRegistryStore`] and
-//! [`RedisRegistryStore`](crate::RedisRegistryStore) implement it. Programs use [`Registry`]:
-//! a store, a cache in front of it for look-ups, and a thread that renews the heartbeats of
-//! the instances registered here.
+//! `coney::redis::RedisRegistryStore` implement it. Programs use [`Registry`]: a store, a cache
+//! in front of it for look-ups, and a thread that renews the heartbeats of the instances
+//! registered here.
 
 pub(crate) mod balance;
 mod builder;
@@ -31,7 +31,7 @@ pub(crate) use self::candidate::Candidate;
 pub use self::candidate::PickedInstance;
 pub(crate) use self::handle::Registry;
 pub(crate) use self::instance::{CAPABILITIES, Instance, OWN_QUEUE};
-pub use self::lookup::Lookup;
+pub use self::lookup::{Instances, Lookup};
 pub use self::memory::MemoryRegistryStore;
 pub use self::registration::Registration;
 pub use self::registration_state::RegistrationState;

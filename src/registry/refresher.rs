@@ -1,3 +1,5 @@
+//! The thread of a registry that reads the instances of services from the store.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::cached_service::{CachedService, Times};
 use super::clock::Clock;
-use super::liveness::{self, Before, Ghost, Life};
+use super::liveness::{self, DeadInstance, Liveness, Previous};
 use super::snapshot::Snapshot;
 use super::{Candidate, Instance, RegistryStore, StoredInstances};
 use crate::base::catch::catch;
@@ -16,22 +18,24 @@ use crate::base::deadline;
 use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How many dead instances are removed at a time.
+/// The most dead instances that are removed after one round.
 const MOST_REMOVED: usize = 100;
 
-/// How long the end may wait for the thread, which may wait for the store.
+/// The time for which dropping the registry waits for the thread, which may wait for the store.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-const LOST: &str = "it was away, or has lost its data; its instances will be heard of again";
+/// The stale reason while missing instances have time to renew their heartbeats.
+const LOST: &str = "the store was unavailable or has lost data; instances that it does not \
+                    have may still be live";
 
-/// The thread that asks the store, so that nobody else is held up by it.
+/// The look-up thread, which asks the store so that no caller waits longer than its timeout.
 pub(super) struct Refresher {
     store: Arc<dyn RegistryStore>,
     times: Times,
     thread: Mutex<Option<(Sender<Round>, NamedThread)>>,
 }
 
-/// One round of asking. There is at most one of each service in the queue.
+/// One refresh round. There is at most one of each service in the queue.
 struct Round {
     entry: Arc<CachedService>,
     number: u64,
@@ -46,7 +50,7 @@ impl Refresher {
         }
     }
 
-    /// Has a round run. Never blocks; starts the thread if it is the first.
+    /// Queues a round; starts the thread if it is the first. Does not block.
     pub(super) fn ask(&self, entry: &Arc<CachedService>, number: u64) {
         let round = Round {
             entry: Arc::clone(entry),
@@ -60,9 +64,9 @@ impl Refresher {
         let fault = match started {
             Ok(rounds) => match rounds.send(round) {
                 Ok(()) => return,
-                Err(_) => "the registry's thread has died".to_owned(),
+                Err(_) => "the registry's look-up thread has died".to_owned(),
             },
-            Err(error) => format!("no thread for the registry: {error}"),
+            Err(error) => format!("cannot start the registry's look-up thread: {error}"),
         };
         entry.begin(number);
         entry.end(number, None, Some(fault.into()));
@@ -92,18 +96,19 @@ impl Drop for Refresher {
     }
 }
 
+/// The loop of the look-up thread.
 struct RefreshLoop {
     store: Arc<dyn RegistryStore>,
     times: Times,
 }
 
-/// The instances of a service, by what is to be thought of each.
+/// The instances of a service, by their liveness.
 #[derive(Default)]
-struct Freshness {
+struct Judged {
     living: Vec<Arc<Candidate>>,
     dead: Vec<Instance>,
-    ghosts: HashMap<String, Ghost>,
-    /// Those that were alive, and are not among the living.
+    known_dead: HashMap<String, DeadInstance>,
+    /// The instances that were live and are not any more, dead ones among them.
     missing: Vec<Arc<Candidate>>,
 }
 
@@ -113,12 +118,12 @@ impl RefreshLoop {
             entry.begin(number);
             let before = entry.current();
             let dead = self.round(&entry, number, before.as_deref());
-            // Nobody waits for this.
+            // After the end of the round: callers do not wait for this.
             self.remove(&dead);
         }
     }
 
-    /// Asks the store about one service. Returns whom it found dead.
+    /// Runs a round for one service. Returns the dead instances to remove.
     fn round(
         &self,
         entry: &CachedService,
@@ -128,26 +133,25 @@ impl RefreshLoop {
         let service = &entry.service;
         let loaded = || self.load(service, before);
         let loaded = catch(loaded).unwrap_or_else(|_| {
-            let fault = format!("the registry's store panicked over {service}");
+            let fault = format!("the registry's store panicked in a look-up of {service}");
             Err(Error::new(ErrorKind::Registry, fault))
         });
         let (now, dead, failed) = match loaded {
             Ok((now, dead)) => (Some(now), dead, None),
             Err(error) => {
-                let because: Arc<str> = error.to_string().into();
-                let stale = before.map(|before| before.gone_stale(Arc::clone(&because)));
-                (stale, Vec::new(), Some(because))
+                let reason: Arc<str> = error.to_string().into();
+                let stale = before.map(|before| before.to_stale(Arc::clone(&reason)));
+                (stale, Vec::new(), Some(reason))
             }
         };
-        // Once for each change, not for each try.
+        // One line for an outage, not for each round.
         let was_stale = before.is_some_and(|before| before.stale.is_some());
         match now.as_ref().map(|now| &now.stale) {
-            Some(Some(because)) if !was_stale => log::warn!(
-                target: "coney::registry",
-                "what is known of {service} is getting old: {because}"
+            Some(Some(reason)) if !was_stale => log::warn!(
+                target: "coney::registry", "look-ups of {service} are stale: {reason}"
             ),
             Some(None) if was_stale => {
-                log::info!(target: "coney::registry", "the instances of {service} are known again");
+                log::info!(target: "coney::registry", "look-ups of {service} are fresh again");
             }
             _ => {}
         }
@@ -155,7 +159,7 @@ impl RefreshLoop {
         dead
     }
 
-    /// What is known of a service now, and who is dead and to be removed.
+    /// Asks the store about a service. Returns its snapshot and the dead instances to remove.
     fn load(&self, service: &str, before: Option<&Snapshot>) -> Result<(Snapshot, Vec<Instance>)> {
         let StoredInstances {
             instances,
@@ -163,20 +167,20 @@ impl RefreshLoop {
             now_millis,
         } = self.store.instances(service)?;
         let clock = Clock::now(now_millis);
-        let Freshness {
+        let Judged {
             mut living,
             dead,
-            ghosts,
+            known_dead,
             missing,
         } = self.judge(instances, before, &clock);
         let snapshot = |living, stale| {
-            Snapshot::new(living, clock.at, stale, generation).with_ghosts(ghosts.clone())
+            Snapshot::new(living, clock.at, stale, generation).with_known_dead(known_dead.clone())
         };
         let removable = || {
             let removable = dead.iter().filter(|one| {
-                let since = ghosts.get(one.id()).map(|ghost| ghost.since);
+                let since = known_dead.get(one.id()).map(|dead| dead.since);
                 let for_long = |since| clock.at.saturating_duration_since(since);
-                // Of ours the age is certain; another's clock may be wrong.
+                // The age of ours is certain; the clock of another library's may be wrong.
                 one.is_ours() || since.map(for_long) >= Some(self.times.heartbeat_ttl)
             });
             removable.cloned().collect::<Vec<_>>()
@@ -184,14 +188,15 @@ impl RefreshLoop {
         let Some(before) = before.filter(|_| !missing.is_empty()) else {
             return Ok((snapshot(living, None), removable()));
         };
-        // Some seem to have died: or does the store let none be heard of?
+        // Some seem to have died; or the store refuses to renew heartbeats.
         let died = |one: &Arc<Candidate>| dead.iter().any(|it| it.id() == one.instance().id());
         if missing.iter().any(died) {
             self.store.check_writes()?;
         }
-        // It was away, or has lost what it knew. Then the missing get the time of two beats
-        // to be heard of. Else those do, until they would be dead, that are gone without a
-        // tombstone: deleted or evicted, or removed by a program that took them for dead.
+        // After an outage of the store, or a loss of its data, every missing instance is kept
+        // for two heartbeats. Otherwise one of ours that has vanished is kept until it would
+        // count as dead: it was deleted, evicted, or removed by a program that took it for dead.
+        // Instances with a tombstone were deregistered, and are not kept.
         let in_trouble = before.stale.is_some() || before.generation != generation;
         let is_lost =
             |one: &&Arc<Candidate>| in_trouble || (one.instance().is_ours() && !died(one));
@@ -200,9 +205,10 @@ impl RefreshLoop {
             return Ok((snapshot(living, None), removable()));
         }
         let ids: Vec<&str> = lost.iter().map(|one| one.instance().id()).collect();
-        let left = self.store.was_deregistered(service, &ids)?;
-        let doubtful = lost.into_iter().zip(left).filter(|(_, left)| !left);
-        let kept = doubtful.filter_map(|(one, _)| match in_trouble {
+        let deregistered = self.store.was_deregistered(service, &ids)?;
+        let lost = lost.into_iter().zip(deregistered);
+        let lost = lost.filter(|(_, was_deregistered)| !was_deregistered);
+        let kept = lost.filter_map(|(one, _)| match in_trouble {
             true => one.kept(clock.at, self.times.heartbeat_ttl / 2),
             false => one.kept_until_death(clock.at),
         });
@@ -213,31 +219,26 @@ impl RefreshLoop {
         Ok((snapshot(living, stale), dead))
     }
 
-    /// Tells the living from the dead, and which of the living are not there any more.
-    fn judge(
-        &self,
-        instances: Vec<Instance>,
-        before: Option<&Snapshot>,
-        clock: &Clock,
-    ) -> Freshness {
-        let mut judged = Freshness::default();
+    /// Judges the liveness of each instance, and collects the missing ones.
+    fn judge(&self, instances: Vec<Instance>, before: Option<&Snapshot>, clock: &Clock) -> Judged {
+        let mut judged = Judged::default();
         for instance in instances {
             let known = before.and_then(|before| before.find(instance.id()));
-            let ghost = before.and_then(|before| before.ghosts.get(instance.id()));
-            let was = match (known, ghost) {
-                (Some(known), _) => Before::Alive(known),
-                (None, Some(ghost)) => Before::Dead(*ghost),
-                (None, None) => Before::Unknown,
+            let dead = before.and_then(|before| before.known_dead.get(instance.id()));
+            let was = match (known, dead) {
+                (Some(known), _) => Previous::Alive(known),
+                (None, Some(dead)) => Previous::Dead(*dead),
+                (None, None) => Previous::Unknown,
             };
             match liveness::judge(&instance, was, clock, self.times.heartbeat_ttl) {
-                Life::Alive { dies_at } => {
+                Liveness::Alive { dies_at } => {
                     let known = known.map(Arc::as_ref);
                     judged
                         .living
                         .push(Arc::new(Candidate::new(instance, dies_at, known)));
                 }
-                Life::Dead(ghost) => {
-                    judged.ghosts.insert(instance.id().to_owned(), ghost);
+                Liveness::Dead(dead) => {
+                    judged.known_dead.insert(instance.id().to_owned(), dead);
                     judged.dead.push(instance);
                 }
             }
@@ -251,7 +252,7 @@ impl RefreshLoop {
         judged
     }
 
-    /// Removes what is dead.
+    /// Removes dead instances from the store.
     fn remove(&self, dead: &[Instance]) {
         for instance in dead.iter().take(MOST_REMOVED) {
             let (service, id) = (instance.service(), instance.id());
@@ -259,12 +260,13 @@ impl RefreshLoop {
             match catch(remove) {
                 Ok(Ok(true)) => log::info!(
                     target: "coney::registry",
-                    "the instance {id:?} of {service} is dead, and removed"
+                    "the instance {id:?} of {service} is dead and was removed"
                 ),
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => {
                     log::warn!(
-                        target: "coney::registry", "{service}: a dead instance stays: {error}"
+                        target: "coney::registry",
+                        "the instance {id:?} of {service} is dead and cannot be removed: {error}"
                     );
                     return;
                 }

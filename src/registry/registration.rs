@@ -1,5 +1,5 @@
-use super::registration_state::RegistrationState;
-use crate::base::name::check_service;
+//! Registrations of instances, which last until they are dropped.
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,24 +8,27 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 
 use super::heartbeat::{HeartbeatCommand, RegisteredInstance};
-use super::registration_state::RegistrationStatus;
+use super::registration_state::{RegistrationState, RegistrationStatus};
 use super::{Instance, Registry};
 use crate::base::deadline;
+use crate::base::name::check_service;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Phase, Result};
 
-/// How long registering waits to be written, and dropping to be deregistered.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// The time for which `register` and drop wait for the store.
+const STORE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// An instance that is registered as long as this is kept: dropping it deregisters it.
+/// The registration of an instance: dropping it deregisters the instance.
 ///
-/// A thread of the [`Registry`], `coney-beat-N`, beats for it meanwhile, and registers it again when
-/// the store has lost its data. Dropping it blocks until it is deregistered, at most
-/// 3 s; where that cannot be done, it counts as dead when it has not been heard of
-/// for long enough.
+/// Until then a thread of the [`Registry`], `coney-heartbeat-N`, renews the instance's heartbeat, and
+/// registers it again when the store has lost its data. Dropping it blocks until the instance is
+/// deregistered, at most 3 s. An instance that could not be deregistered counts as dead once its
+/// last heartbeat is older than the store's
+/// [`heartbeat_ttl`](super::RegistryStore::heartbeat_ttl).
 ///
 /// ```
-/// use coney::{Instance, Registry, RegistrationState};
+/// use coney::registry::RegistrationState;
+/// use coney::{Instance, Registry};
 ///
 /// let registry = Registry::memory();
 /// let registration = registry.register("web", Instance::new().with_port(8080))?;
@@ -34,8 +37,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// ```
 #[must_use = "dropping the registration deregisters the instance"]
 pub struct Registration {
-    /// Before the registry, whose end waits for the thread to find nobody at these.
-    orders: Sender<HeartbeatCommand>,
+    /// Declared, and so dropped, before the registry: its drop waits for the heartbeat thread,
+    /// which ends when all senders are gone.
+    commands: Sender<HeartbeatCommand>,
     _registry: Registry,
     number: u64,
     service: String,
@@ -45,17 +49,16 @@ pub struct Registration {
 }
 
 impl Registry {
-    /// Registers an instance of `service`, and beats for it until the
-    /// [`Registration`] is dropped, which deregisters it.
+    /// Registers an instance of `service`, and renews its heartbeat until the [`Registration`]
+    /// is dropped.
     ///
-    /// Blocks until it is written, at most 3 s. If the store cannot be reached
-    /// that is no error: it is written as soon as it can be, and
-    /// [`Registration::state`] says so.
+    /// Blocks until the store has the instance, at most 3 s. An unreachable store is no error:
+    /// registering is retried until it succeeds; see [`Registration::state`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a name that
-    /// does not fit, or if no thread can be started.
+    /// Returns [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the name of the
+    /// service or the id is invalid, or if the heartbeat thread cannot be started.
     ///
     /// ```
     /// use coney::{Instance, Registry};
@@ -72,7 +75,7 @@ impl Registry {
         check_service(service)?;
         instance.check()?;
         let instance = instance.registered(service);
-        let sender = self.inner.heartbeats.lock().thread()?;
+        let sender = self.inner.heartbeats.lock().commands()?;
         let registration = Registration::start(self.clone(), sender, instance);
         Ok(registration)
     }
@@ -81,12 +84,12 @@ impl Registry {
 impl Registration {
     pub(super) fn start(
         registry: Registry,
-        orders: Sender<HeartbeatCommand>,
+        commands: Sender<HeartbeatCommand>,
         instance: Instance,
     ) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let registration = Self {
-            orders,
+            commands,
             _registry: registry,
             number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             service: instance.service().to_owned(),
@@ -95,39 +98,41 @@ impl Registration {
             home: OwnerProcess::current(),
         };
         let (done, written) = bounded(1);
-        let _ = registration.orders.send(HeartbeatCommand::Register {
+        let _ = registration.commands.send(HeartbeatCommand::Register {
             number: registration.number,
             member: RegisteredInstance::new(instance, Arc::clone(&registration.status)),
             done,
         });
-        let _ = written.recv_timeout(PATIENCE);
+        let _ = written.recv_timeout(STORE_TIMEOUT);
         registration
     }
 
-    /// The service.
+    /// Returns the name of the service.
     pub fn service(&self) -> &str {
         &self.service
     }
 
-    /// The instance's id.
+    /// Returns the instance's id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Whether it is in the registry, as far as is known.
+    /// Returns whether the instance is in the registry, as far as it is known.
     pub fn state(&self) -> RegistrationState {
         self.status.state.lock().clone()
     }
 
-    /// Marks the instance as unhealthy for good: what it serves through is gone.
+    /// Marks the instance as unhealthy for good: its connection to the broker is lost.
     pub(crate) fn set_disconnected(&self, cause: &str) {
         *self.status.lost.lock() = Some(cause.to_owned());
-        self.tell();
+        self.send_health();
     }
 
-    /// Marks the instance as not well, and why, so that look-ups leave it out; `None`
-    /// marks it as well again. Everybody can read the reason, of which 200 bytes are kept.
-    /// Does not block: the registry is told by the next beat, which comes at once.
+    /// Marks the instance as unhealthy for the given reason, so that look-ups leave it out;
+    /// `None` marks it as healthy again.
+    ///
+    /// Every reader of the registry sees the reason, of which 200 bytes are kept. Does not block:
+    /// a heartbeat with the new health is sent at once.
     ///
     /// ```
     /// # use coney::{Instance, Registry};
@@ -137,38 +142,39 @@ impl Registration {
     /// # while registry.refresh("web")?.iter().count() > 0 {}
     /// # Ok::<(), coney::Error>(())
     /// ```
-    pub fn set_unhealthy(&self, because: Option<&str>) {
-        *self.status.fault.lock() = because.map(str::to_owned);
-        self.tell();
+    pub fn set_unhealthy(&self, reason: Option<&str>) {
+        *self.status.fault.lock() = reason.map(str::to_owned);
+        self.send_health();
     }
 
-    fn tell(&self) {
-        // One order is enough for several changes.
+    fn send_health(&self) {
+        // One command is enough for several changes.
         if !self.status.has_changed.swap(true, Ordering::SeqCst) {
             let number = self.number;
-            let _ = self.orders.send(HeartbeatCommand::Health { number });
+            let _ = self.commands.send(HeartbeatCommand::Health { number });
         }
     }
 
-    /// Deregisters the instance, for good. Blocks until it is, at most `timeout`; a second
-    /// time it has nothing to do, and in a forked child neither: the instance is its parent's.
+    /// Deregisters the instance for good. Blocks until that is done, at most `timeout`.
+    ///
+    /// Does nothing the second time, and nothing in a forked child: the instance is its
+    /// parent's.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Registry`] if the store fails, [`ErrorKind::TimedOut`] if it does not
-    /// answer in time. The instance then counts as dead when it has not been heard of
-    /// for long enough.
+    /// Returns [`ErrorKind::Registry`] if the store fails, and [`ErrorKind::TimedOut`] if it does
+    /// not answer in time. Deregistering is retried, and the instance counts as dead once its
+    /// last heartbeat is too old.
     pub fn deregister(&self, timeout: Duration) -> Result<()> {
         if self.home.is_another() || self.state() == RegistrationState::Deregistered {
             return Ok(());
         }
-        let (done, left) = bounded(1);
-        let _ = self.orders.send(HeartbeatCommand::Deregister {
+        let (done, deregistered) = bounded(1);
+        let _ = self.commands.send(HeartbeatCommand::Deregister {
             number: self.number,
             done,
         });
-        let left = left.recv_deadline(deadline::after(timeout));
-        match left {
+        match deregistered.recv_deadline(deadline::after(timeout)) {
             Ok(result) => result,
             Err(error) if error.is_timeout() => Err(Error::timed_out(
                 Phase::Shutdown,
@@ -180,7 +186,7 @@ impl Registration {
             Err(_) => Err(Error::new(
                 ErrorKind::Registry,
                 format!(
-                    "the instance {:?} of {} is not beating",
+                    "the instance {:?} of {} has no heartbeat thread",
                     self.id, self.service
                 ),
             )),
@@ -190,7 +196,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        if let Err(error) = self.deregister(PATIENCE) {
+        if let Err(error) = self.deregister(STORE_TIMEOUT) {
             log::warn!(target: "coney::registry", "{error}");
         }
     }

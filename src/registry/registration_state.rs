@@ -1,37 +1,38 @@
-//! The state of a registration, shared with the thread that renews its heartbeat.
+//! The state of a registration, shared with the heartbeat thread.
 
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
-/// Whether an instance is in the registry.
+/// The state of a [`Registration`](super::Registration), as far as it is known.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistrationState {
-    /// Not yet, or not any more as far as is known, and why. It is tried again.
+    /// The instance is not in the registry, or its last heartbeat failed, for the given reason.
+    /// It is retried.
     Pending(String),
-    /// It is, and was heard of at its last beat.
+    /// The instance is in the registry, and its last heartbeat succeeded.
     Registered,
-    /// It was deregistered, here or by somebody else.
+    /// The instance was deregistered, here or by another program.
     Deregistered,
 }
 
-/// What a registration and the thread tell each other.
+/// The state that a registration and the heartbeat thread share.
 pub(super) struct RegistrationStatus {
     pub(super) state: Mutex<RegistrationState>,
-    /// What the instance is not well of.
+    /// The reason for which the instance is unhealthy.
     pub(super) fault: Mutex<Option<String>>,
-    /// The reason why it cannot be well any more.
+    /// The reason for which it stays unhealthy for good: its connection is lost.
     pub(super) lost: Mutex<Option<String>>,
-    /// That has changed, and an order is on its way.
+    /// True if one of the reasons has changed and a command for it is queued.
     pub(super) has_changed: AtomicBool,
 }
 
 impl Default for RegistrationStatus {
     fn default() -> Self {
-        let because = "the registry has not answered yet".to_owned();
+        let reason = "the registry has not answered yet".to_owned();
         Self {
-            state: Mutex::new(RegistrationState::Pending(because)),
+            state: Mutex::new(RegistrationState::Pending(reason)),
             fault: Mutex::default(),
             lost: Mutex::default(),
             has_changed: AtomicBool::new(false),

@@ -1,25 +1,27 @@
+//! The instances of a service at one moment.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::Candidate;
-use super::liveness::Ghost;
+use super::liveness::DeadInstance;
 
-/// What was known of a service at one moment.
+/// The instances of a service at one moment.
 pub(super) struct Snapshot {
-    /// The living, unhealthy ones too, in the order of their ids.
+    /// The live instances, healthy or not, ordered by their ids.
     pub(super) living: Vec<Arc<Candidate>>,
-    /// Those of them that can be picked.
+    /// The live and healthy instances, ordered by their ids.
     pub(super) ready: Vec<Arc<Candidate>>,
-    /// When the first of the living counts as dead.
+    /// The moment at which the first live instance counts as dead.
     pub(super) first_death: Option<Instant>,
     pub(super) loaded_at: Instant,
-    /// Why it may be out of date.
+    /// The reason for which the snapshot may be out of date.
     pub(super) stale: Option<Arc<str>>,
-    /// The store's.
+    /// The store's [generation](super::StoredInstances::generation).
     pub(super) generation: u64,
-    /// Those that count as dead, by id.
-    pub(super) ghosts: HashMap<String, Ghost>,
+    /// The instances that count as dead, by id.
+    pub(super) known_dead: HashMap<String, DeadInstance>,
 }
 
 impl Snapshot {
@@ -29,7 +31,7 @@ impl Snapshot {
         stale: Option<Arc<str>>,
         generation: u64,
     ) -> Self {
-        // So that what goes by the order goes by the same in every process.
+        // By id, so that every process has the same order.
         living.sort_unstable_by(|a, b| a.instance().id().cmp(b.instance().id()));
         let healthy = living.iter().filter(|one| one.instance().is_healthy());
         Self {
@@ -39,16 +41,16 @@ impl Snapshot {
             loaded_at,
             stale,
             generation,
-            ghosts: HashMap::new(),
+            known_dead: HashMap::new(),
         }
     }
 
-    pub(super) fn with_ghosts(mut self, ghosts: HashMap<String, Ghost>) -> Self {
-        self.ghosts = ghosts;
+    pub(super) fn with_known_dead(mut self, known_dead: HashMap<String, DeadInstance>) -> Self {
+        self.known_dead = known_dead;
         self
     }
 
-    /// An instance as it was known.
+    /// Returns a live instance by its id.
     pub(super) fn find(&self, id: &str) -> Option<&Arc<Candidate>> {
         let at = self
             .living
@@ -56,10 +58,10 @@ impl Snapshot {
         at.ok().map(|at| &self.living[at])
     }
 
-    /// The same, when the store could not be asked.
-    pub(super) fn gone_stale(&self, because: Arc<str>) -> Self {
+    /// Returns a stale copy, for when the store could not be asked.
+    pub(super) fn to_stale(&self, reason: Arc<str>) -> Self {
         let living = self.living.clone();
-        Self::new(living, self.loaded_at, Some(because), self.generation)
-            .with_ghosts(self.ghosts.clone())
+        Self::new(living, self.loaded_at, Some(reason), self.generation)
+            .with_known_dead(self.known_dead.clone())
     }
 }

@@ -1,4 +1,4 @@
-//! The duties of a store of instances.
+//! The trait of a registry's store, and the results of its methods.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,90 +7,138 @@ use super::Instance;
 use super::clock::Clock;
 use crate::error::Result;
 
-/// The duties of a store of instances.
+/// A store of the instances of services: the part of a [`Registry`](super::Registry) that
+/// other processes share.
 ///
-/// Called by a [`Registry`](super::Registry)'s two threads, and by callers of [`Registry::services`](super::Registry::services); a call
-/// may block for as long as the store's timeout says, and no longer.
+/// Implement it to keep a registry elsewhere than in memory or in Redis. Methods return their
+/// results in types that are made by constructors and may get more fields and variants.
+///
+/// A registry calls its store on two threads of its own, so that no caller waits for it
+/// longer than [`lookup_timeout`](super::RegistryBuilder::lookup_timeout): `coney-heartbeat-N` for
+/// heartbeats and `coney-lookup-N` for look-ups.
+///
+/// | caller | methods |
+/// | --- | --- |
+/// | heartbeat thread | `register`, `deregister`, `heartbeat` |
+/// | look-up thread | `instances`, `was_deregistered`, `check_writes`, `remove_dead` |
+/// | caller of [`Registry::services`](super::Registry::services) | `services` |
+/// | any thread | `heartbeat_ttl` |
+///
+/// The methods may block, but not for long: a call that blocks delays the heartbeats, or the
+/// look-ups, of all services. Give every request to a server a timeout. A panic on the
+/// heartbeat or look-up thread is caught and counts as a failure.
+#[doc(alias = "ServiceRegistry")]
 pub trait RegistryStore: Send + Sync {
-    /// Writes an instance, over one with the same id.
+    /// Writes an instance, replacing one with the same id, and forgets that this id was
+    /// deregistered.
+    ///
+    /// Called by the heartbeat thread, once for a registration, and again until it succeeds
+    /// or after a heartbeat returned [`HeartbeatResult::Lost`]. May block.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Registry`](crate::ErrorKind::Registry) if the store does not do it.
+    /// Returns [`ErrorKind::Registry`](crate::ErrorKind::Registry) if the store does not
+    /// do it.
     fn register(&self, instance: &Instance) -> Result<()>;
 
-    /// Removes an instance for good: its heartbeats do not bring it back. One that
-    /// is not there is no error.
+    /// Removes an instance for good: later heartbeats do not bring it back. Succeeds if there
+    /// is no such instance.
+    ///
+    /// Called by the heartbeat thread, and after a failure again about every second until the
+    /// instance would count as dead, at most 300 s. May block.
     ///
     /// # Errors
     ///
-    /// As [`register`](RegistryStore::register).
+    /// Fails as [`register`](RegistryStore::register) does.
     fn deregister(&self, service: &str, id: &str) -> Result<()>;
 
-    /// Renews the heartbeats of instances, at best in one round trip however many
-    /// there are, and says for each, in order, what came of it. Changes their
-    /// [`last_heartbeat`](Instance::last_heartbeat) and their health and nothing
-    /// else, as another program may have written the rest. Creates nothing.
+    /// Renews the heartbeats of any number of instances, at best in one round trip, and
+    /// returns a result for each, in the same order.
+    ///
+    /// Changes their [`last_heartbeat`](Instance::last_heartbeat) and their health and nothing
+    /// else, as another program may have written the rest. Does not create instances.
+    ///
+    /// Called by the heartbeat thread, once per
+    /// [`heartbeat_interval`](super::RegistryBuilder::heartbeat_interval), and sooner after a
+    /// failure or a change of health. May block.
     ///
     /// # Errors
     ///
-    /// As [`register`](RegistryStore::register).
+    /// Fails as [`register`](RegistryStore::register) does.
     fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<HeartbeatResult>>;
 
-    /// The instances of a service, dead ones too. What cannot be read
-    /// is left out.
+    /// Returns the instances of a service, live or dead. Leaves out entries that cannot be
+    /// read.
+    ///
+    /// Called by the look-up thread, for one service at a time. May block: the callers whose
+    /// cached result is too old wait for it.
     ///
     /// # Errors
     ///
-    /// As [`register`](RegistryStore::register).
+    /// Fails as [`register`](RegistryStore::register) does.
     fn instances(&self, service: &str) -> Result<StoredInstances>;
 
-    /// Removes an instance that has died, unless it has been heard of since. True if
-    /// it is gone.
+    /// Removes a dead instance unless its heartbeat has been renewed since it was read.
+    /// Returns true if the instance is gone.
+    ///
+    /// Called by the look-up thread, after the callers have their results. May block.
     ///
     /// # Errors
     ///
-    /// As [`register`](RegistryStore::register).
+    /// Fails as [`register`](RegistryStore::register) does.
     fn remove_dead(&self, instance: &Instance) -> Result<bool>;
 
-    /// Which of these instances, which are not there any more, were deregistered; in order.
-    /// The others were lost, and are kept until they would be dead. By default all of them
-    /// were: right for a store that loses nothing.
+    /// Returns for each of these missing instances, in the same order, whether it was
+    /// deregistered. The others were lost, and stay in look-ups until they would count as
+    /// dead.
+    ///
+    /// The default implementation returns true for all: right for a store that loses nothing.
+    /// Called by the look-up thread. May block.
     ///
     /// # Errors
     ///
-    /// As [`register`](RegistryStore::register).
+    /// Fails as [`register`](RegistryStore::register) does.
     fn was_deregistered(&self, service: &str, ids: &[&str]) -> Result<Vec<bool>> {
         let _ = service;
         Ok(vec![true; ids.len()])
     }
 
-    /// Whether the store takes what is written: one that does not makes the living look
-    /// dead. Asked when an instance seems to have died. Default: yes.
+    /// Checks that the store accepts writes: in a store that does not, live instances look
+    /// dead. Called by the look-up thread when an instance seems to have died. May block.
+    ///
+    /// The default implementation succeeds.
     ///
     /// # Errors
     ///
-    /// As [`register`](RegistryStore::register), if it does not.
+    /// Fails as [`register`](RegistryStore::register) does, if writes are not accepted.
     fn check_writes(&self) -> Result<()> {
         Ok(())
     }
 
-    /// The services that have instances, in order.
+    /// Returns the names of the services that have instances, sorted.
+    ///
+    /// Called by [`Registry::services`](super::Registry::services) on its caller's thread.
+    /// May block.
     ///
     /// # Errors
     ///
-    /// As [`register`](RegistryStore::register).
+    /// Fails as [`register`](RegistryStore::register) does.
     fn services(&self) -> Result<Vec<String>>;
 
-    /// The greatest age of the last heartbeat of a living instance.
+    /// Returns the greatest age of the last heartbeat of a live instance. It must not change.
+    ///
+    /// Called by any thread. Must not block.
     fn heartbeat_ttl(&self) -> Duration;
 
-    /// One of the living and healthy instances at random, asked for at the store
-    /// itself. [`Registry::pick`](super::Registry::pick) is a thousand times faster.
+    /// Returns a random live and healthy instance, read from the store itself.
+    ///
+    /// A registry never calls it: it is for programs that use a store without one.
+    /// [`Registry::pick`](super::Registry::pick) is a thousand times faster. Blocks as
+    /// [`instances`](RegistryStore::instances) does.
     ///
     /// # Errors
     ///
-    /// As [`register`](RegistryStore::register).
+    /// Fails as [`register`](RegistryStore::register) does.
     fn healthy_instance(&self, service: &str) -> Result<Option<Instance>> {
         let StoredInstances {
             mut instances,
@@ -150,37 +198,61 @@ impl<S: RegistryStore + ?Sized> RegistryStore for Arc<S> {
     }
 }
 
-/// What [`RegistryStore::instances`] finds.
+/// The result of [`RegistryStore::instances`].
+///
+/// ```
+/// use coney::registry::StoredInstances;
+///
+/// let found = StoredInstances::new(Vec::new())
+///     .with_generation(7)
+///     .with_clock(1_795_422_612_000);
+/// assert_eq!(found.generation, 7);
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Debug, Default)]
+#[must_use]
 pub struct StoredInstances {
     /// The instances, in any order.
     pub instances: Vec<Instance>,
-    /// A number that is another once the store has lost what it knew; 0 for a store that
-    /// loses nothing.
+    /// A number that changes when the store loses its data; 0 for a store that loses nothing.
     pub generation: u64,
-    /// The time by the store's clock, in Unix milliseconds, if it has one that heartbeats are
-    /// written by.
+    /// The time by the store's clock in Unix milliseconds, if heartbeats are written by that
+    /// clock; otherwise ages are judged by this process's clock.
     pub now_millis: Option<u64>,
 }
 
 impl StoredInstances {
-    /// Instances of a store that has no clock and is never emptied.
+    /// Creates the result of a store that has no clock and loses nothing.
     pub fn new(instances: Vec<Instance>) -> Self {
         Self {
             instances,
             ..Self::default()
         }
     }
+
+    /// Sets the number that changes when the store loses its data. Defaults to 0.
+    pub fn with_generation(mut self, generation: u64) -> Self {
+        self.generation = generation;
+        self
+    }
+
+    /// Sets the time by the store's clock, in Unix milliseconds. By default the store has no
+    /// clock.
+    pub fn with_clock(mut self, now_millis: u64) -> Self {
+        self.now_millis = Some(now_millis);
+        self
+    }
 }
 
-/// The outcome of a heartbeat.
+/// The outcome of one instance's heartbeat.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeartbeatResult {
-    /// The instance is there.
+    /// The heartbeat was renewed.
     Renewed,
-    /// The store has lost it, or took it for dead: it is to be registered again.
+    /// The store has no such instance, and no record that it was deregistered: it was lost, or
+    /// removed as dead, and is registered again.
     Lost,
-    /// It has been deregistered.
+    /// The instance was deregistered.
     Deregistered,
 }

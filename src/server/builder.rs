@@ -1,22 +1,15 @@
-//! The options and handlers of a server.
+//! The options of a server.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
 use super::ServiceServer;
 use super::health::Check;
-use crate::base::name::check_action;
 use crate::client::ServiceClient;
-use crate::consumer::{
-    Context, Handler, HandlerError, Options, ReplyStore, infallible, raw, typed,
-};
-use crate::error::{Error, ErrorKind};
-use crate::message::batch::BATCH_ACTION;
+use crate::consumer::{Handler, Options, ReplyStore};
+use crate::error::Error;
 use crate::registry::{Instance, Registry};
 use crate::transport::Broker;
 
@@ -32,7 +25,7 @@ use crate::transport::Broker;
 /// | --- | --- |
 /// | [`respond`](ServiceServerBuilder::respond) | cannot fail: returns the response |
 /// | [`handler`](ServiceServerBuilder::handler) | returns a `Result` with any error type that displays |
-/// | [`handler_with_context`](ServiceServerBuilder::handler_with_context) | also takes the [`Context`] |
+/// | [`handler_with_context`](ServiceServerBuilder::handler_with_context) | also takes the [`Context`](crate::Context) |
 /// | [`handler_raw`](ServiceServerBuilder::handler_raw) | takes and returns JSON text |
 #[must_use = "a server does nothing until it is started"]
 pub struct ServiceServerBuilder {
@@ -71,110 +64,6 @@ impl ServiceServerBuilder {
             health_failures: 3,
             fault: None,
         }
-    }
-
-    /// Adds a handler that may fail: a function from the decoded payload to a `Result`. Every
-    /// error type that displays converts into [`HandlerError`].
-    ///
-    /// A payload that does not decode into `Req` is answered with an error
-    /// (code `bad_request`) and does not reach the handler.
-    ///
-    /// ```
-    /// use coney::{Broker, HandlerResult, ServiceServer};
-    ///
-    /// fn divide((a, b): (u64, u64)) -> HandlerResult<u64> {
-    ///     Ok(a.checked_div(b).ok_or("division by zero")?)
-    /// }
-    ///
-    /// let server = ServiceServer::builder(&Broker::memory(), "math")
-    ///     .handler("divide", divide)
-    ///     .start()?;
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn handler<Req, Resp, E, F>(self, action: &str, handler: F) -> Self
-    where
-        F: Fn(Req) -> std::result::Result<Resp, E> + Send + Sync + 'static,
-        Req: DeserializeOwned,
-        Resp: Serialize,
-        E: Into<HandlerError>,
-    {
-        self.add(action, typed(move |_, request| handler(request)))
-    }
-
-    /// Adds a handler that cannot fail: a function from the decoded payload to the response.
-    ///
-    /// ```
-    /// use coney::{Broker, ServiceServer};
-    ///
-    /// let server = ServiceServer::builder(&Broker::memory(), "math")
-    ///     .respond("double", |n: u64| n * 2)
-    ///     .start()?;
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn respond<Req, Resp, F>(self, action: &str, handler: F) -> Self
-    where
-        F: Fn(Req) -> Resp + Send + Sync + 'static,
-        Req: DeserializeOwned,
-        Resp: Serialize,
-    {
-        self.add(action, infallible(move |_, request| handler(request)))
-    }
-
-    /// Adds a handler as [`handler`](ServiceServerBuilder::handler) does, which also takes the
-    /// request's [`Context`].
-    pub fn handler_with_context<Req, Resp, E, F>(self, action: &str, handler: F) -> Self
-    where
-        F: Fn(&Context<'_>, Req) -> std::result::Result<Resp, E> + Send + Sync + 'static,
-        Req: DeserializeOwned,
-        Resp: Serialize,
-        E: Into<HandlerError>,
-    {
-        self.add(action, typed(handler))
-    }
-
-    /// Adds a handler as [`respond`](ServiceServerBuilder::respond) does, which also takes the
-    /// request's [`Context`].
-    ///
-    /// ```
-    /// use coney::{Broker, Context, ServiceServer};
-    ///
-    /// let server = ServiceServer::builder(&Broker::memory(), "user-service")
-    ///     .respond_with_context("caller", |context: &Context<'_>, ()| {
-    ///         context.source_service().to_owned()
-    ///     })
-    ///     .start()?;
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn respond_with_context<Req, Resp, F>(self, action: &str, handler: F) -> Self
-    where
-        F: Fn(&Context<'_>, Req) -> Resp + Send + Sync + 'static,
-        Req: DeserializeOwned,
-        Resp: Serialize,
-    {
-        self.add(action, infallible(handler))
-    }
-
-    /// Adds a handler that takes the payload as JSON text and returns JSON
-    /// text, for programs that only pass it on.
-    ///
-    /// ```
-    /// use coney::{Broker, Context, HandlerResult, ServiceServer};
-    ///
-    /// fn echo(_: &Context<'_>, json: &str) -> HandlerResult<String> {
-    ///     Ok(json.to_owned())
-    /// }
-    ///
-    /// let server = ServiceServer::builder(&Broker::memory(), "mirror")
-    ///     .handler_raw("echo", echo)
-    ///     .start()?;
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn handler_raw<E, F>(self, action: &str, handler: F) -> Self
-    where
-        F: Fn(&Context<'_>, &str) -> std::result::Result<String, E> + Send + Sync + 'static,
-        E: Into<HandlerError>,
-    {
-        self.add(action, raw(handler))
     }
 
     /// Sets the number of worker threads that run handlers. Handlers that call their own
@@ -366,7 +255,7 @@ impl ServiceServerBuilder {
         self.checks.push(Check {
             name: name.into(),
             run: Box::new(move || check().map_err(|error| error.to_string())),
-            is_patient: false,
+            fails_at_once: false,
         });
         self
     }
@@ -381,23 +270,6 @@ impl ServiceServerBuilder {
     /// At the start one failure is enough, and afterwards one success resumes. Defaults to 3.
     pub fn health_failures(mut self, failures: u32) -> Self {
         self.health_failures = failures;
-        self
-    }
-
-    fn add(mut self, action: &str, handler: Handler) -> Self {
-        let invalid = |fault: &str| {
-            let fault = format!("{}: the action {action:?} {fault}", self.service);
-            Error::new(ErrorKind::InvalidConfig, fault)
-        };
-        let fault = check_action(action).err().or_else(|| {
-            if action == BATCH_ACTION {
-                return Some(invalid("is coney's own: it holds several requests"));
-            }
-            let twice = self.handlers.contains_key(action);
-            twice.then(|| invalid("has two handlers"))
-        });
-        self.fault = self.fault.or(fault);
-        self.handlers.insert(action.to_owned(), handler);
         self
     }
 }

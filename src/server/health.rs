@@ -27,7 +27,7 @@ pub(super) struct Check {
     pub(super) run: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// True if a single failure makes the server unhealthy, as the check waits for some time before
     /// it fails.
-    pub(super) is_patient: bool,
+    pub(super) fails_at_once: bool,
 }
 
 /// The result of all checks: the name and the error of a failed check, or `None` if the server is
@@ -149,7 +149,7 @@ impl Checking {
                 Err(_) => "it panicked".to_owned(),
             };
             *failed = failed.saturating_add(1);
-            if *failed < failures && !check.is_patient {
+            if *failed < failures && !check.fails_at_once {
                 log::info!(
                     target: "coney::server",
                     "{}: the health check {} failed, {failed} of {failures} times: {fault}",

@@ -1,8 +1,9 @@
 //! The serving side: deliveries in, handlers on a pool of workers, replies out.
 //!
-//! [`ServiceServer`](crate::ServiceServer) itself is at the crate's root.
+//! [`ServiceServer`] itself is at the crate's root.
 
 mod builder;
+mod handlers;
 mod health;
 pub(crate) mod service_server;
 mod sources;

@@ -171,14 +171,14 @@ impl ServiceServer {
             }
             let queued = shared.backlog(&queue, deadline)?;
             let running = workers.busy() + dispatcher.unsettled();
-            let later = match queued + running {
-                0 => dispatcher.waiting(&**shared, deadline)?,
+            let waiting = match queued + running {
+                0 => dispatcher.count_waiting(&**shared, deadline)?,
                 _ => 0,
             };
             Ok(Left {
                 queued,
                 running,
-                later,
+                waiting,
             })
         });
         let rest = deadline.saturating_duration_since(Instant::now());

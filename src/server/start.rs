@@ -61,7 +61,7 @@ impl ServiceServerBuilder {
             self.broker.clone(),
             self.options.workers,
         );
-        let settled = Arc::new(Settled::new(broker.has_sessions()));
+        let settled = Arc::new(Settled::new(broker.can_reconnect()));
         let setup = WorkerSetup {
             owner: &service,
             count,
@@ -144,7 +144,7 @@ impl ServiceServerBuilder {
         checks.extend(deduplication.map(|it| Check {
             name: "deduplication".to_owned(),
             run: Box::new(move || it.check()),
-            is_patient: true,
+            fails_at_once: true,
         }));
         if checks.is_empty() {
             return Ok(None);
@@ -224,7 +224,7 @@ impl ServiceServerBuilder {
         let prefetch = self.options.prefetch;
         let spec = LinkSpec::new(topology)
             .consume(topology::request_queue(&self.service), prefetch)
-            .only_answers()
+            .only_replies()
             .paused(paused);
         let shared = self.broker.open(spec, sink())?;
         let suspects = self.consume_suspects(requests, paused);
@@ -234,7 +234,7 @@ impl ServiceServerBuilder {
                 let name = topology::instance_queue(&self.service, self.instance.id());
                 let spec = LinkSpec::new(topology::for_requests())
                     .consume_own(&*name, (SERVICE_EXCHANGE, &name), prefetch)
-                    .only_answers()
+                    .only_replies()
                     .paused(paused);
                 let handle = self.broker.open(spec, sink());
                 let handle = handle.map_err(|error| {
@@ -274,7 +274,7 @@ impl ServiceServerBuilder {
         let stem = topology::service_stem(&self.service);
         let spec = LinkSpec::new(topology::for_suspects(&stem, false))
             .consume(topology::suspect_queue(&stem), 1)
-            .only_answers()
+            .only_replies()
             .paused(paused);
         let sink = Arc::new(SuspectSink(Arc::clone(requests)));
         match self.broker.open(spec, sink) {

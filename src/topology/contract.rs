@@ -48,7 +48,7 @@ pub(crate) fn suspect_queue(stem: &str) -> String {
 pub(crate) fn for_suspects(stem: &str, single_active: bool) -> Topology {
     let mut counting = QueueOptions::new().quorum(NO_DELIVERY_LIMIT);
     counting.single_active = single_active;
-    Topology::default().queue_with(suspect_queue(stem), counting)
+    Topology::new().queue_with(suspect_queue(stem), counting)
 }
 
 /// Returns the name of the queue in which messages wait `delay` for their next attempt. The delay
@@ -114,12 +114,12 @@ pub(crate) fn is_for_instance(routing_key: &str) -> bool {
 
 /// Returns the topology for sending requests.
 pub(crate) fn for_requests() -> Topology {
-    Topology::default().exchange(SERVICE_EXCHANGE, ExchangeKind::Direct)
+    Topology::new().exchange(SERVICE_EXCHANGE, ExchangeKind::Direct)
 }
 
 /// Returns the topology for publishing events.
 pub(crate) fn for_events() -> Topology {
-    Topology::default().exchange(EVENT_EXCHANGE, ExchangeKind::Topic)
+    Topology::new().exchange(EVENT_EXCHANGE, ExchangeKind::Topic)
 }
 
 /// Returns the topology of a subscription with a durable queue: that queue, bound with its
@@ -147,7 +147,7 @@ pub(crate) fn in_order() -> QueueOptions {
 
 /// Returns the topology for publishing and reading dead letters.
 pub(crate) fn for_dead_letters() -> Topology {
-    Topology::default()
+    Topology::new()
         .exchange(DEAD_EXCHANGE, ExchangeKind::Topic)
         .queue(DEAD_QUEUE)
         .bind(DEAD_QUEUE, DEAD_EXCHANGE, "#")
@@ -180,7 +180,7 @@ pub(crate) fn for_service(service: &str, retry_delays: &[Duration], quorum: bool
 /// Returns the topology of the retry queues of `queue`.
 fn for_retries(stem: &str, queue: &str, retry_delays: &[Duration]) -> Topology {
     let mut seen = Vec::new();
-    let mut topology = Topology::default();
+    let mut topology = Topology::new();
     for &delay in retry_delays {
         if !seen.contains(&delay) {
             seen.push(delay);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 /// The rule by which an exchange routes a message to queues.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExchangeKind {
     /// Routes to the queues bound with exactly the message's routing key.
@@ -20,12 +21,13 @@ pub enum ExchangeKind {
 /// ```
 /// use coney::transport::{ExchangeKind, Topology};
 ///
-/// let topology = Topology::default()
+/// let topology = Topology::new()
 ///     .exchange("audit", ExchangeKind::Fanout)
 ///     .queue("audit.log")
 ///     .bind("audit.log", "audit", "");
 /// assert_eq!(topology.queues().next(), Some("audit.log"));
 /// ```
+#[must_use]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topology {
     exchanges: Vec<(String, ExchangeKind)>,
@@ -44,9 +46,10 @@ pub struct Topology {
 /// let wait = QueueOptions::new()
 ///     .message_ttl(Duration::from_secs(10))
 ///     .dead_letter_to("", "jobs");
-/// let topology = Topology::default().queue("jobs").queue_with("jobs.wait", wait);
+/// let topology = Topology::new().queue("jobs").queue_with("jobs.wait", wait);
 /// # let _ = topology;
 /// ```
+#[must_use]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueOptions {
     pub(crate) message_ttl: Option<Duration>,
@@ -105,6 +108,11 @@ pub(crate) struct Binding {
 }
 
 impl Topology {
+    /// Creates a topology without declarations.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
     /// Adds a durable exchange.
     pub fn exchange(mut self, name: impl Into<String>, kind: ExchangeKind) -> Self {
         self.exchanges.push((name.into(), kind));

@@ -143,8 +143,8 @@ impl Broker {
     }
 
     /// Returns true if the transport's connections may be lost and reconnected.
-    pub(crate) fn has_sessions(&self) -> bool {
-        self.inner.transport.has_sessions()
+    pub(crate) fn can_reconnect(&self) -> bool {
+        self.inner.transport.can_reconnect()
     }
 
     /// Reserves room among the messages that are queued to be sent. Blocks while there is none, at
@@ -227,7 +227,7 @@ impl Broker {
 
     /// Returns an error in a forked child, for a message that its parent sent: only the parent
     /// receives the outcome.
-    pub(crate) fn check_home(&self, begun: &dyn fmt::Display) -> Result<()> {
+    pub(crate) fn check_owner_process(&self, begun: &dyn fmt::Display) -> Result<()> {
         if !self.inner.owner.is_another() {
             return Ok(());
         }

@@ -71,7 +71,7 @@ impl ConfirmLinks {
             topology::SERVICE_EXCHANGE => (&self.commands, topology::for_requests()),
             topology::EVENT_EXCHANGE => (&self.events, topology::for_events()),
             // The consumer of republished messages has declared their targets.
-            _ => (&self.republished, Topology::default()),
+            _ => (&self.republished, Topology::new()),
         };
         let not_yet = || {
             let peer = transport.address();

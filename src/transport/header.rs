@@ -65,6 +65,22 @@ pub struct HeaderTable(
 
 type Map = BTreeMap<String, HeaderValue>;
 
+impl<N: Into<String>, V: Into<HeaderValue>> Extend<(N, V)> for HeaderTable {
+    fn extend<I: IntoIterator<Item = (N, V)>>(&mut self, headers: I) {
+        for (name, value) in headers {
+            self.insert(name, value);
+        }
+    }
+}
+
+impl<N: Into<String>, V: Into<HeaderValue>> FromIterator<(N, V)> for HeaderTable {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(headers: I) -> Self {
+        let mut table = Self::new();
+        table.extend(headers);
+        table
+    }
+}
+
 impl HeaderTable {
     /// Creates an empty table.
     pub const fn new() -> Self {
@@ -179,13 +195,6 @@ impl HeaderValue {
             Self::Table(table) => 4 + table.size(),
             _ => 8,
         }
-    }
-}
-
-impl FromIterator<(String, HeaderValue)> for HeaderTable {
-    fn from_iter<I: IntoIterator<Item = (String, HeaderValue)>>(headers: I) -> Self {
-        let map: Map = headers.into_iter().collect();
-        Self((!map.is_empty()).then(|| Box::new(map)))
     }
 }
 

@@ -28,7 +28,7 @@ const QUEUE_BOUND: usize = 1_024;
 /// use coney::Broker;
 /// use coney::transport::{Link, LinkSpec, Publication, Topology};
 ///
-/// let spec = LinkSpec::new(Topology::default().queue("jobs")).consume("jobs", 10);
+/// let spec = LinkSpec::new(Topology::new().queue("jobs")).consume("jobs", 10);
 /// let link = Link::open(&Broker::memory(), spec)?;
 /// link.publish(Publication::new("", "jobs", b"{}".to_vec()), Duration::from_secs(1))?;
 /// let delivery = link.recv_timeout(Duration::from_secs(1)).unwrap();

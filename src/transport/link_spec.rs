@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::topology::Topology;
 
 /// The declarations and the consumer of a link.
+#[must_use]
 #[derive(Clone, Debug, Default)]
 pub struct LinkSpec {
     pub(crate) topology: Topology,
@@ -13,13 +14,13 @@ pub struct LinkSpec {
     /// True if the link does not consume before it is resumed.
     pub(crate) paused: bool,
     /// True if all unsettled deliveries are requeued in one step when the connection closes.
-    pub(crate) ends_at_once: bool,
+    pub(crate) requeues_at_once: bool,
     /// True if the link publishes only replies to its deliveries, which need not arrive.
-    pub(crate) only_answers: bool,
+    pub(crate) only_replies: bool,
     /// True if the broker confirms every message that the link publishes.
     pub(crate) confirms: bool,
     /// An exclusive queue that is locked for other connections while the link is open.
-    pub(crate) exclusively: Option<&'static str>,
+    pub(crate) exclusive_queue: Option<&'static str>,
 }
 
 /// The source of a link's deliveries.
@@ -102,20 +103,20 @@ impl LinkSpec {
 
     /// Sets whether the link closes its connection without settling or cancelling anything before,
     /// so that the broker requeues everything in one step, and in order. Defaults to false.
-    pub(crate) fn ends_at_once(mut self, at_once: bool) -> Self {
-        self.ends_at_once = at_once;
+    pub(crate) fn requeues_at_once(mut self, at_once: bool) -> Self {
+        self.requeues_at_once = at_once;
         self
     }
 
     /// Promises that the link publishes only replies to its deliveries, none of them mandatory.
-    pub(crate) fn only_answers(mut self) -> Self {
-        self.only_answers = true;
+    pub(crate) fn only_replies(mut self) -> Self {
+        self.only_replies = true;
         self
     }
 
     /// Sets an exclusive queue by which only one connection at a time can have such a link.
-    pub(crate) fn exclusively(mut self, queue: &'static str) -> Self {
-        self.exclusively = Some(queue);
+    pub(crate) fn exclusive_queue(mut self, queue: &'static str) -> Self {
+        self.exclusive_queue = Some(queue);
         self
     }
 

@@ -12,6 +12,15 @@ use crate::message::{Body, CorrelationId, batch};
 use crate::topology::SERVICE_EXCHANGE;
 
 /// The properties of a message, beside its body.
+///
+/// ```
+/// use coney::transport::Properties;
+///
+/// let mut properties = Properties::json();
+/// properties.persistent = true;
+/// properties.headers.insert("x-attempts", 2);
+/// ```
+#[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Properties {
     /// The media type of the body: `application/json` in everything coney sends.
@@ -33,6 +42,7 @@ pub struct Properties {
 }
 
 /// The properties that coney does not use but passes on.
+#[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RareProperties {
     /// The encoding of the body, such as `gzip`.
@@ -96,6 +106,7 @@ pub(crate) const LONGEST_EXPIRATION: Duration = Duration::from_millis(u32::MAX a
 const MAX_VALUES: usize = 200;
 
 /// An outgoing message.
+#[must_use = "a publication is sent by `Link::publish`"]
 #[derive(Clone, Debug)]
 pub struct Publication {
     /// The exchange; empty for the default exchange, whose routing keys are queue names.
@@ -272,6 +283,7 @@ impl Publication {
 }
 
 /// A message in a queue.
+#[non_exhaustive]
 #[derive(Clone, Default)]
 pub struct Message {
     /// The exchange it was published to.
@@ -352,6 +364,7 @@ impl fmt::Debug for Message {
 }
 
 /// A mandatory message that the broker returned, because no queue was bound for it.
+#[non_exhaustive]
 #[derive(Clone, Debug)]
 pub struct Returned {
     /// The exchange it was published to.

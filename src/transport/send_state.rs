@@ -45,7 +45,7 @@ impl SendState {
 
     /// Marks a sent message as returned by the broker: it certainly did not run, and is queued to
     /// be sent elsewhere.
-    pub(crate) fn came_back(&self) {
+    pub(crate) fn mark_returned(&self) {
         let _ = self.transition(SENT, QUEUED) || self.transition(SENT_AGAIN, QUEUED_AGAIN);
     }
 
@@ -146,11 +146,11 @@ mod tests {
     fn a_returned_message_is_sent_elsewhere_or_counts_as_unsent() {
         let send_state = fresh();
         assert!(send_state.start_sending());
-        send_state.came_back();
+        send_state.mark_returned();
         assert!(!send_state.is_sent());
         assert!(send_state.start_sending());
         assert!(send_state.is_sent() && !send_state.was_resent());
-        send_state.came_back();
+        send_state.mark_returned();
         assert!(send_state.abandon(), "it did not run");
     }
 

@@ -25,7 +25,7 @@ pub(crate) trait Transport: Send + Sync {
     fn second_connection(&self, large: Option<usize>) -> Result<Option<Box<dyn Transport>>>;
 
     /// Returns true if its connections may be lost and reconnected.
-    fn has_sessions(&self) -> bool;
+    fn can_reconnect(&self) -> bool;
 
     /// Reserves room for a message of `bytes` in the send queue, if that is bounded. Called by user
     /// threads; blocks while there is none, at most until `deadline`, and not at all without a

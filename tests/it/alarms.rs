@@ -27,7 +27,7 @@ fn an_alarm_holds_up_publishing_and_nothing_else() {
     let delay = QueueOptions::new()
         .message_ttl(Duration::from_secs(4))
         .dead_letter_to("", &done);
-    let topology = Topology::default().queue(&done).queue_with(&wait, delay);
+    let topology = Topology::new().queue(&done).queue_with(&wait, delay);
     let link = Link::open(&broker, LinkSpec::new(topology).consume(&done, 1)).unwrap();
     link.publish(Publication::new("", &*wait, b"x".to_vec()), PATIENCE)
         .unwrap();

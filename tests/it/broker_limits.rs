@@ -41,7 +41,7 @@ fn headers_of_retries_fit_small_frames() {
         .retry_delays([20 * MS; 3])
         .start()
         .unwrap();
-    let spec = Topology::default().exchange("service.exchange", ExchangeKind::Direct);
+    let spec = Topology::new().exchange("service.exchange", ExchangeKind::Direct);
     let link = Link::open(&broker, LinkSpec::new(spec)).unwrap();
     let command = coney::message::ServiceMessage::new("peer", service.as_str(), "work", ());
     let publish = |bytes: usize| {
@@ -147,7 +147,7 @@ fn a_limit_on_queues_is_named_in_the_error() {
     let rabbit = Server::rabbitmq();
     rabbit.ctl(&["set_vhost_limits", "-p", "/", r#"{"max-queues": 0}"#]);
     let broker = Broker::connect(rabbit.url()).unwrap();
-    let spec = LinkSpec::new(Topology::default().queue("one"));
+    let spec = LinkSpec::new(Topology::new().queue("one"));
     let error = Link::open(&broker, spec).unwrap_err();
     assert!(error.to_string().contains("queue limit"), "{error}");
     assert!(!error.to_string().contains("delete it first"), "{error}");

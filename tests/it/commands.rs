@@ -224,7 +224,7 @@ fn a_failed_call_is_not_tried_again(broker: &Broker) {
 /// Takes the message off the service's queue and drops it, this number of times, as a worker
 /// that dies on it.
 fn die_on_it(broker: &Broker, service: &str, times: usize) {
-    let link = Link::open(broker, LinkSpec::new(Topology::default())).unwrap();
+    let link = Link::open(broker, LinkSpec::new(Topology::new())).unwrap();
     for _ in 0..times {
         let queue = format!("service.{service}.request");
         let delivery = link.get(&queue, PATIENCE).unwrap().expect("it is there");

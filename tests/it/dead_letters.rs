@@ -153,7 +153,7 @@ fn a_letter_whose_queue_is_gone_stays(broker: &Broker) {
     use coney::transport::{Link, LinkSpec, Publication, Topology};
     let gone = unique("gone");
     let dead = DeadLetters::open(broker).unwrap();
-    let link = Link::open(broker, LinkSpec::new(Topology::default())).unwrap();
+    let link = Link::open(broker, LinkSpec::new(Topology::new())).unwrap();
     // As from a peer that sets only the header with the queue.
     let letter = Publication::new("dead.exchange", gone.clone(), b"?".to_vec());
     link.publish(letter, PATIENCE).unwrap();

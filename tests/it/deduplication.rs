@@ -35,7 +35,7 @@ struct Repeater {
 impl Repeater {
     fn new(broker: &Broker, service: &str, wants_reply: bool) -> Self {
         let queue = unique("replies");
-        let topology = Topology::default().queue(&queue);
+        let topology = Topology::new().queue(&queue);
         let link = Link::open(broker, LinkSpec::new(topology).consume(&queue, 100)).unwrap();
         let mut message = ServiceMessage::new("tests", service, "work", 5);
         let reply_to = wants_reply.then(|| queue.clone());

@@ -132,7 +132,7 @@ fn no_addressed_call_is_lost_in_a_shutdown(broker: &Broker) {
     let ([here, there], service) = (two_registries(), unique("who"));
     let _stays = server(broker, &service, &there, "stays").start().unwrap();
     let client = finder(broker, &here)
-        .balancer(RoundRobin::default())
+        .balancer(RoundRobin::new())
         .build()
         .unwrap();
     for _ in 0..5 {
@@ -210,7 +210,7 @@ fn a_balanced_call_skips_a_dead_instance(broker: &Broker) {
     let (_store, registry) = with_a_ghost(&service);
     let _server = server(broker, &service, &registry, "real").start().unwrap();
     let client = finder(broker, &registry)
-        .balancer(RoundRobin::default())
+        .balancer(RoundRobin::new())
         .build()
         .unwrap();
     for _ in 0..10 {
@@ -225,7 +225,7 @@ fn an_asynchronous_call_skips_a_dead_instance(broker: &Broker) {
     let (_store, registry) = with_a_ghost(&service);
     let _server = server(broker, &service, &registry, "real").start().unwrap();
     let client = finder(broker, &registry)
-        .balancer(RoundRobin::default())
+        .balancer(RoundRobin::new())
         .build()
         .unwrap();
     let calls: Vec<_> = (0..20)

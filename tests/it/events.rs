@@ -213,7 +213,7 @@ fn a_subscriber_is_required_only_if_asked_for(broker: &Broker) {
 
 fn the_wire_format_of_an_event(broker: &Broker) {
     let (name, queue) = (unique_event(), unique("peer"));
-    let topology = Topology::default()
+    let topology = Topology::new()
         .exchange("event.exchange", ExchangeKind::Topic)
         .queue(&queue)
         .bind(&queue, "event.exchange", &name);

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::message::ServiceMessage;
-use coney::transport::{Link, LinkSpec, Properties, Publication, Topology};
+use coney::transport::{Link, LinkSpec, Publication, Topology};
 use coney::{
     Broker, Context, EventPublisher, EventSubscriber, HandlerError, ServiceServer, Subscription,
 };
@@ -235,16 +235,14 @@ fn a_message_with_too_many_headers_comes_back_and_runs() {
         })
         .start()
         .unwrap();
-    let link = Link::open(&rabbitmq(), LinkSpec::new(Topology::default())).unwrap();
+    let link = Link::open(&rabbitmq(), LinkSpec::new(Topology::new())).unwrap();
     for n in 0..3u64 {
         let message = ServiceMessage::new("peer", service.as_str(), "work", n);
         let key = format!("request.{service}");
         let mut publication = Publication::new("service.exchange", key, message.encode().unwrap());
-        publication.properties = Properties {
-            message_id: Some(message.message_id.to_string()),
-            persistent: true,
-            ..Properties::json()
-        };
+        let properties = &mut publication.properties;
+        properties.message_id = Some(message.message_id.to_string());
+        properties.persistent = true;
         for header in 0..250i64 {
             let headers = &mut publication.properties.headers;
             headers.insert(format!("h{header}"), header);

@@ -3,9 +3,7 @@
 use std::thread;
 
 use coney::message::{Reply, ServiceMessage};
-use coney::transport::{
-    ExchangeKind, HeaderValue, Link, LinkSpec, Properties, Publication, Topology,
-};
+use coney::transport::{ExchangeKind, HeaderValue, Link, LinkSpec, Publication, Topology};
 use coney::{Broker, ServiceServer};
 
 use crate::support::dead_letters::dead_letter;
@@ -43,7 +41,7 @@ struct Peer {
 impl Peer {
     fn new(broker: &Broker) -> Self {
         let replies = unique("replies");
-        let topology = Topology::default()
+        let topology = Topology::new()
             .exchange("service.exchange", ExchangeKind::Direct)
             .queue(&replies);
         let spec = LinkSpec::new(topology).consume(&replies, 100);
@@ -54,12 +52,10 @@ impl Peer {
     fn send(&self, service: &str, body: Vec<u8>, reply_to: &str) {
         let key = format!("request.{service}");
         let mut publication = Publication::new("service.exchange", key, body);
-        publication.properties = Properties {
-            message_id: Some("m-1".to_owned()),
-            correlation_id: Some("c-1".to_owned()),
-            reply_to: Some(reply_to.to_owned()),
-            ..Properties::json()
-        };
+        let properties = &mut publication.properties;
+        properties.message_id = Some("m-1".to_owned());
+        properties.correlation_id = Some("c-1".to_owned());
+        properties.reply_to = Some(reply_to.to_owned());
         self.link.publish(publication, PATIENCE).unwrap();
     }
 
@@ -161,7 +157,7 @@ fn a_flood_of_replies_holds_nothing_up(broker: &Broker) {
     let (service, silent) = (unique("echo"), unique("silent"));
     let _server = echo_server(broker, &service);
     let queue = format!("service.{silent}.request");
-    let topology = Topology::default()
+    let topology = Topology::new()
         .exchange("service.exchange", ExchangeKind::Direct)
         .queue(&queue)
         .bind(&queue, "service.exchange", format!("request.{silent}"));
@@ -205,7 +201,7 @@ fn abyss(depth: usize) -> Vec<u8> {
 fn headers_of_any_depth_do_not_end_the_process() {
     let broker = support::rabbitmq();
     let queue = unique("abyss");
-    let spec = LinkSpec::new(Topology::default().queue(&queue)).consume(&queue, 10);
+    let spec = LinkSpec::new(Topology::new().queue(&queue)).consume(&queue, 10);
     let link = Link::open(&broker, spec).unwrap();
     let mut raw = RawPublisher::connect();
     // A frame has room for this: 131,072 bytes.
@@ -229,7 +225,7 @@ fn headers_of_any_depth_do_not_end_the_process() {
 fn texts_that_are_not_utf8_lose_nothing_else() {
     let broker = support::rabbitmq();
     let (exchange, queue) = (unique("topic"), unique("bad-text"));
-    let topology = Topology::default()
+    let topology = Topology::new()
         .exchange(&exchange, ExchangeKind::Topic)
         .queue(&queue)
         .bind(&queue, &exchange, "#");

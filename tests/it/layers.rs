@@ -27,7 +27,7 @@ const SERVER: &[&str] = &[
 ];
 
 /// The parts that each part of the crate may import.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     ("error", &[]),
     ("base", &["error"]),
     ("message", &["base", "error"]),
@@ -40,6 +40,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("events", SERVER),
     ("redis", &["base", "consumer", "error", "registry"]),
     ("dead_letters", SERVER),
+    ("guide", &[]),
     ("internals", &["client", "message", "transport"]),
 ];
 

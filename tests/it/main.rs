@@ -19,6 +19,7 @@ mod drained;
 mod event_failures;
 mod event_faults;
 mod events;
+#[cfg(feature = "redis")]
 mod examples;
 mod faults;
 mod handed_back;
@@ -26,15 +27,19 @@ mod health;
 mod hostile;
 mod layers;
 mod ledger;
+#[cfg(feature = "redis")]
 mod lost_instances;
 mod outages;
 mod oversized;
+#[cfg(feature = "redis")]
 mod permissions;
 mod php;
 mod poison;
 mod queues;
 mod readme;
+#[cfg(feature = "redis")]
 mod redis_contract;
+#[cfg(feature = "redis")]
 mod redis_faults;
 mod registry;
 mod servers;

@@ -274,8 +274,7 @@ fn a_declaration_refused_after_a_reconnect_is_tried_again() {
     proxy.both(Mode::Swallow);
     proxy.cut();
     rabbit.ctl(&["delete_queue", &queue]);
-    let squatter =
-        Topology::default().queue_with(&queue, QueueOptions::new().message_ttl(PATIENCE));
+    let squatter = Topology::new().queue_with(&queue, QueueOptions::new().message_ttl(PATIENCE));
     drop(Link::open(&of_client, LinkSpec::new(squatter)).unwrap());
     proxy.both(Mode::Pass);
     proxy.cut();

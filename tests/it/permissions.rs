@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use coney::redis::{Redis, RedisReplyStore};
+use coney::redis::Redis;
 use coney::{
     Broker, DeadLetters, EventPublisher, EventSubscriber, Instance, ServiceClient, ServiceServer,
     Subscription,
@@ -127,7 +127,7 @@ fn each_part_needs_no_more_in_redis() {
         "replies",
         "~coney:reply:* +ping +eval +get +set +del +pexpire",
     );
-    let store = RedisReplyStore::new(&Redis::new(&url).unwrap());
+    let store = Redis::new(&url).unwrap().reply_store();
     let broker = Broker::memory();
     let _server = ServiceServer::builder(&broker, "work")
         .deduplicate(std::sync::Arc::new(store), PATIENCE)

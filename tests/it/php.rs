@@ -2,16 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::time::Duration;
 
-use coney::{EventPublisher, EventSubscriber, Instance, ServiceServer};
+use coney::{EventPublisher, EventSubscriber, ServiceServer};
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 
 use crate::support::process::Process;
-use crate::support::registry::{ids, registry};
-use crate::support::server::Server;
-use crate::support::{PATIENCE, amqp_url, client, eventually, rabbitmq, unique};
+use crate::support::{PATIENCE, amqp_url, client, rabbitmq, unique};
 
 fn script(name: &str) -> String {
     let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/php"));
@@ -134,11 +131,14 @@ fn events_go_both_ways() {
     php_server.wait_for(&format!(r#"event {name} {{"id":8}}"#));
 }
 
+#[cfg(feature = "redis")]
 #[test]
 fn the_registry_is_shared() {
-    let redis = Server::redis();
+    use crate::support::registry::{ids, registry};
+
+    let redis = crate::support::server::Server::redis();
     let url = redis.url();
-    let here = registry(url, Duration::from_secs(60));
+    let here = registry(url, std::time::Duration::from_secs(60));
     assert_eq!(
         php(
             "registry.php",
@@ -147,7 +147,7 @@ fn the_registry_is_shared() {
         "registered"
     );
     let ours = here
-        .register("web", Instance::new().with_id("ours"))
+        .register("web", coney::Instance::new().with_id("ours"))
         .unwrap();
     assert_eq!(
         php("registry.php", &[url, "list", "web"]),
@@ -172,7 +172,7 @@ fn the_registry_is_shared() {
         php("registry.php", &[url, "deregister", "web", "ours"]),
         "deregistered"
     );
-    eventually("it is registered again", || {
+    crate::support::eventually("it is registered again", || {
         php("registry.php", &[url, "list", "web"]) == r#"["ours"]"#
     });
     drop(ours);

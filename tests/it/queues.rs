@@ -24,7 +24,7 @@ on_both!(
 );
 
 fn consumer(broker: &Broker, queue: &str, prefetch: u16) -> Link {
-    let topology = Topology::default().queue(queue);
+    let topology = Topology::new().queue(queue);
     Link::open(broker, LinkSpec::new(topology).consume(queue, prefetch)).unwrap()
 }
 
@@ -51,7 +51,7 @@ fn prefetch_bounds_what_is_unsettled(broker: &Broker) {
         publish(&link, &queue, n);
     }
     // Messages beyond the prefetch count are in the queue, where another link finds them.
-    let other = Link::open(broker, LinkSpec::new(Topology::default())).unwrap();
+    let other = Link::open(broker, LinkSpec::new(Topology::new())).unwrap();
     let next_in_queue = || {
         let mut body = None;
         eventually("it is in the queue", || {
@@ -117,9 +117,7 @@ fn a_closed_links_deliveries_go_back(broker: &Broker) {
 fn messages_expire(broker: &Broker) {
     let (queue, expired) = (unique("q"), unique("expired"));
     let options = QueueOptions::new().dead_letter_to("", &expired);
-    let topology = Topology::default()
-        .queue(&expired)
-        .queue_with(&queue, options);
+    let topology = Topology::new().queue(&expired).queue_with(&queue, options);
     let publisher = Link::open(broker, LinkSpec::new(topology.clone())).unwrap();
     let mut soon = Publication::new("", queue.as_str(), vec![1]);
     soon.properties.expiration = Some(Duration::from_millis(30));
@@ -135,7 +133,7 @@ fn messages_expire(broker: &Broker) {
 
 fn mandatory_messages_come_back(broker: &Broker) {
     let exchange = unique("x");
-    let topology = Topology::default().exchange(&exchange, ExchangeKind::Direct);
+    let topology = Topology::new().exchange(&exchange, ExchangeKind::Direct);
     let queue = unique("q");
     let consuming = LinkSpec::new(topology.clone().queue(&queue)).consume(&queue, 1);
     for spec in [LinkSpec::new(topology), consuming] {
@@ -182,7 +180,7 @@ fn exchanges_route(broker: &Broker) {
         (ExchangeKind::Fanout, "x", vec!["a", "", "x"], vec![]),
     ] {
         let (exchange, queue) = (unique("x"), unique("q"));
-        let topology = Topology::default()
+        let topology = Topology::new()
             .exchange(&exchange, kind)
             .queue(&queue)
             .bind(&queue, &exchange, bound);
@@ -215,7 +213,7 @@ fn a_reply_queue_dies_with_its_link(broker: &Broker) {
 fn declarations_must_agree(broker: &Broker) {
     let exchange = unique("x");
     let declare = |kind| {
-        let topology = Topology::default().exchange(&exchange, kind);
+        let topology = Topology::new().exchange(&exchange, kind);
         Link::open(broker, LinkSpec::new(topology))
     };
     let link = declare(ExchangeKind::Direct).unwrap();
@@ -246,8 +244,7 @@ fn messages_accepted_before_a_close_are_sent(broker: &Broker) {
     let queue = unique("q");
     let link = consumer(broker, &queue, 100);
     for round in 0..5 {
-        let publisher =
-            Link::open(broker, LinkSpec::new(Topology::default().queue(&queue))).unwrap();
+        let publisher = Link::open(broker, LinkSpec::new(Topology::new().queue(&queue))).unwrap();
         for n in 0..20 {
             publish(&publisher, &queue, round * 20 + n);
         }
@@ -260,9 +257,9 @@ fn messages_accepted_before_a_close_are_sent(broker: &Broker) {
 fn names_and_sizes_are_checked(broker: &Broker) {
     let long = "x".repeat(300);
     for topology in [
-        Topology::default().queue(&long),
-        Topology::default().exchange(&long, ExchangeKind::Direct),
-        Topology::default().bind("q", "x", &long),
+        Topology::new().queue(&long),
+        Topology::new().exchange(&long, ExchangeKind::Direct),
+        Topology::new().bind("q", "x", &long),
     ] {
         let error = Link::open(broker, LinkSpec::new(topology)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidConfig);

@@ -1,46 +1,65 @@
-//! The README's programs: what stands there is what is built and run here.
+//! The READMEs: their program is built and run, and what they point to exists.
 
 use std::process::Command;
 
 use crate::support::process::example;
 
-/// Each program, and what it prints, in some order.
+const ENGLISH: &str = include_str!("../../README.md");
+const CHINESE: &str = include_str!("../../README.zh-CN.md");
+
+/// The READMEs' program and the small examples, each with the lines that it prints in some order.
 const PROGRAMS: [(&str, &[&str]); 5] = [
-    ("call", &["User { user_id: 7, name: \"张三\" }"]),
+    ("readme_call", &["User { id: 7, name: \"user 7\" }"]),
     ("command", &["order 4711", "order 4712"]),
     ("batch", &["42, number 7"]),
     ("event", &["thank you for 4711", "4711"]),
     ("registry", &[]),
 ];
 
-#[test]
-fn its_programs_are_those_that_are_tested() {
-    let readme = include_str!("../../README.md");
-    let blocks: Vec<&str> = readme
-        .split("```rust\n")
-        .skip(1)
+/// Returns the code blocks of a language.
+fn blocks<'r>(readme: &'r str, language: &str) -> Vec<&'r str> {
+    let fence = format!("```{language}\n");
+    let parts = readme.split(&fence).skip(1);
+    parts
         .map(|rest| rest.split("```").next().unwrap())
-        .collect();
-    assert_eq!(blocks.len(), PROGRAMS.len());
-    for (block, (name, _)) in blocks.into_iter().zip(PROGRAMS) {
-        let path = format!("{}/tests/readme/{name}.rs", env!("CARGO_MANIFEST_DIR"));
-        let program = std::fs::read_to_string(path).unwrap();
-        let program = program.split_once("\n\n").unwrap().1; // a line says what it is
-        assert_eq!(words(block), words(program), "{name}");
+        .collect::<Vec<_>>()
+}
+
+#[test]
+fn the_program_is_the_one_that_is_tested() {
+    let program = include_str!("../readme/call.rs");
+    let program = program.split_once("\n\n").unwrap().1; // after the line that says what it is
+    for readme in [ENGLISH, CHINESE] {
+        assert_eq!(blocks(readme, "rust"), [program]);
     }
 }
 
-/// The README's lines are longer than rustfmt's.
-fn words(program: &str) -> String {
-    program.replace(char::is_whitespace, "").replace(',', "")
+#[test]
+fn both_languages_have_the_same_commands_and_are_short() {
+    assert_eq!(blocks(ENGLISH, "sh"), blocks(CHINESE, "sh"));
+    assert_eq!(blocks(ENGLISH, "toml"), blocks(CHINESE, "toml"));
+    for readme in [ENGLISH, CHINESE] {
+        assert!(readme.lines().count() <= 200);
+    }
 }
 
 #[test]
-fn its_programs_print_what_they_should_every_time() {
+fn links_lead_to_files_of_the_repository() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for readme in [ENGLISH, CHINESE] {
+        let targets = readme.split("](").skip(1);
+        let targets = targets.map(|rest| rest.split([')', '#']).next().unwrap());
+        for target in targets.filter(|it| !it.is_empty() && !it.starts_with("http")) {
+            assert!(root.join(target).exists(), "{target}");
+        }
+    }
+}
+
+#[test]
+fn the_programs_print_the_same_every_time() {
     for (name, wanted) in PROGRAMS {
         for run in 0..50 {
-            let program = example(&format!("readme_{name}"));
-            let output = Command::new(program).output().unwrap();
+            let output = Command::new(example(name)).output().unwrap();
             assert!(output.status.success(), "{name}, run {run}: {output:?}");
             let text = String::from_utf8(output.stdout).unwrap();
             let mut lines: Vec<&str> = text.lines().collect();

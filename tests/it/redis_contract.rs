@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use coney::Instance;
 use coney::deduplication::{ClaimOutcome, ReplyStore};
-use coney::redis::{Redis, RedisRegistryStore, RedisReplyStore};
+use coney::redis::Redis;
 use coney::registry::{RegistrationState, RegistryStore};
 
 use crate::support::registry::{LOOKUP_TIMEOUT, ids, registry, unix_seconds};
@@ -126,7 +126,7 @@ fn the_last_registration_may_outlive_the_registry() {
 fn one_beat_is_one_round_trip_and_renews_the_expiry() {
     let redis = Server::redis();
     let handle = Redis::new(redis.url()).unwrap();
-    let store = RedisRegistryStore::new(&handle).with_expiry(100 * SECOND);
+    let store = handle.registry_store().with_key_ttl(100 * SECOND);
     let instances: Vec<Instance> = (0..250)
         .map(|n| {
             let json = format!(r#"{{"last_heartbeat":{}}}"#, unix_seconds() - 5);
@@ -162,7 +162,7 @@ fn one_beat_is_one_round_trip_and_renews_the_expiry() {
 #[test]
 fn replies_are_kept_in_redis() {
     let (url, key) = (redis_url(), unique("key"));
-    let [here, there] = [(); 2].map(|()| RedisReplyStore::new(&Redis::new(&url).unwrap()));
+    let [here, there] = [(); 2].map(|()| Redis::new(&url).unwrap().reply_store());
     let minute = 60 * SECOND;
     assert_eq!(here.claim(&key, 1, minute).unwrap(), ClaimOutcome::Granted);
     assert_eq!(
@@ -217,12 +217,11 @@ fn replies_are_kept_in_redis() {
     eventually("the reply is forgotten", || {
         here.claim(&short, 1, minute).unwrap() == ClaimOutcome::Granted
     });
-    let down = RedisReplyStore::new(
-        &Redis::builder("redis://127.0.0.1:1")
-            .timeout(1_000 * MS) // enough for one attempt on a busy machine
-            .build()
-            .unwrap(),
-    );
+    let down = Redis::builder("redis://127.0.0.1:1")
+        .timeout(1_000 * MS) // enough for one attempt on a busy machine
+        .build()
+        .unwrap()
+        .reply_store();
     let error = down.claim(&key, 1, minute).unwrap_err();
     assert!(error.to_string().contains("connection refused"), "{error}");
 }

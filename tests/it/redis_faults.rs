@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::balance::Random;
-use coney::redis::{Redis, RedisRegistryStore};
+use coney::redis::Redis;
 use coney::registry::RegistrationState;
 use coney::{Broker, ErrorKind, Instance, Registry, ServiceClient, ServiceServer};
 
@@ -76,7 +76,7 @@ fn emptied() {
         registry(redis.url(), 2 * SECOND),
     );
     let _one = here.register("web", Instance::new().with_id("1")).unwrap();
-    let slow = Registry::builder(RedisRegistryStore::new(&Redis::new(redis.url()).unwrap()));
+    let slow = Registry::builder(Redis::new(redis.url()).unwrap().registry_store());
     let slow = slow.heartbeat_interval(SECOND).build().unwrap();
     let _two = slow.register("web", Instance::new().with_id("2")).unwrap();
     assert_eq!(ids(&there.lookup("web").unwrap()), ["1", "2"]);

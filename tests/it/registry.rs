@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::balance::{LeastOutstanding, Random, RoundRobin};
-use coney::redis::{Redis, RedisRegistryStore};
 use coney::registry::{
     HeartbeatResult, Lookup, MemoryRegistryStore, RegistrationState, RegistryStore, StoredInstances,
 };
@@ -26,11 +25,12 @@ macro_rules! on_both_stores {
                 super::$name(&|heartbeat_ttl| ::std::sync::Arc::new(services.clone().with_heartbeat_ttl(heartbeat_ttl)));
             })+
         }
+        #[cfg(feature = "redis")]
         mod redis {
             $(#[test] fn $name() {
                 super::$name(&|heartbeat_ttl| {
-                    let redis = super::Redis::new(&crate::support::redis_url()).unwrap();
-                    let store = super::RedisRegistryStore::new(&redis).with_heartbeat_ttl(heartbeat_ttl);
+                    let redis = coney::redis::Redis::new(&crate::support::redis_url()).unwrap();
+                    let store = redis.registry_store().with_heartbeat_ttl(heartbeat_ttl);
                     ::std::sync::Arc::new(store)
                 });
             })+
@@ -367,7 +367,7 @@ fn picks_are_counted_until_they_are_dropped(open: Open<'_>) {
     let gone = first.id().to_owned();
     first.failed();
     for _ in 0..10 {
-        let other = registry.pick(&service, &RoundRobin::default()).unwrap();
+        let other = registry.pick(&service, &RoundRobin::new()).unwrap();
         assert_ne!(other.id(), gone);
     }
     let other = registry.pick(&service, &Random).unwrap();

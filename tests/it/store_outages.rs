@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use coney::deduplication::{ClaimOutcome, MemoryReplyStore, ReplyStore, StoreError};
-use coney::redis::{Redis, RedisReplyStore};
 use coney::server::ServiceServerBuilder;
 use coney::{
     Broker, CallOptions, ErrorKind, HandlerError, HandlerResult, SendOptions, ServiceServer,
@@ -14,7 +13,6 @@ use crossbeam_channel::{bounded, unbounded};
 use parking_lot::Mutex;
 
 use crate::support::dead_letters::{letters_of, no_dead_letter};
-use crate::support::server::Server;
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
@@ -299,16 +297,17 @@ fn the_answer_of_a_command_is_not_encoded(broker: &Broker) {
     assert!(letters_of(broker, &service).is_empty());
 }
 
+#[cfg(feature = "redis")]
 #[test]
 fn a_frozen_redis_is_a_store_outage() {
-    let redis = Server::redis();
+    let redis = crate::support::server::Server::redis();
     let (broker, service) = (Broker::memory(), unique("work"));
-    let connection = Redis::builder(redis.url())
+    let connection = coney::redis::Redis::builder(redis.url())
         .timeout(100 * MS)
         .build()
         .unwrap();
     connection.ping().unwrap();
-    let store = Arc::new(RedisReplyStore::new(&connection));
+    let store = Arc::new(connection.reply_store());
     let _server = builder(&broker, &service, store)
         .respond("work", |n: u64| n)
         .start()

@@ -16,11 +16,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::redis::{Redis, RedisRegistryStore};
-use coney::registry::Registration;
 use coney::{
     Broker, CallOptions, ConnectionState, Context, DeadLetters, ErrorKind, EventPublisher,
-    HandlerError, Instance, PublishOptions, Registry, SendOptions, ServiceClient, ServiceServer,
+    HandlerError, PublishOptions, SendOptions, ServiceClient, ServiceServer,
 };
 use parking_lot::Mutex;
 
@@ -29,6 +27,7 @@ fn main() -> coney::Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["serve", url, service] => until_it_is_killed(&serve(url, service)?),
+        #[cfg(feature = "redis")]
         ["register", url, id] => until_it_is_killed(&register(url, id)?),
         ["trace", url, service] => trace(url, service),
         ["log", url, service] => log(url, service),
@@ -68,15 +67,18 @@ fn serve(url: &str, service: &str) -> coney::Result<ServiceServer> {
 
 /// Registers with the timing of `tests/it/support/registry.rs`, and counts as dead
 /// after two seconds.
-fn register(url: &str, id: &str) -> coney::Result<Registration> {
-    let redis = Redis::builder(url)
+#[cfg(feature = "redis")]
+fn register(url: &str, id: &str) -> coney::Result<coney::registry::Registration> {
+    let redis = coney::redis::Redis::builder(url)
         .timeout(Duration::from_secs(1))
         .build()?;
-    let store = RedisRegistryStore::new(&redis).with_heartbeat_ttl(Duration::from_secs(2));
-    let registry = Registry::builder(store)
+    let store = redis
+        .registry_store()
+        .with_heartbeat_ttl(Duration::from_secs(2));
+    let registry = coney::Registry::builder(store)
         .heartbeat_interval(Duration::from_millis(100))
         .build()?;
-    registry.register("web", Instance::new().with_id(id))
+    registry.register("web", coney::Instance::new().with_id(id))
 }
 
 /// A logger that keeps every line.

@@ -24,6 +24,7 @@ use crate::transport::ConnectionState;
 /// # let _ = broker;
 /// # Ok::<(), coney::Error>(())
 /// ```
+#[must_use = "a builder does nothing until `connect`"]
 pub struct BrokerBuilder {
     config: Config,
     listener: Option<Listener>,

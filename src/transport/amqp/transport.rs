@@ -107,7 +107,7 @@ impl Transport for AmqpTransport {
         Ok(Some(Box::new(another)))
     }
 
-    fn has_sessions(&self) -> bool {
+    fn can_reconnect(&self) -> bool {
         true
     }
 

@@ -164,7 +164,7 @@ proptest! {
 
         let publisher = state.next_id();
         let publisher_sink = Arc::new(Consumer::default());
-        let topology = Topology::default()
+        let topology = Topology::new()
             .exchange("x", ExchangeKind::Direct)
             .queue(QUEUES[0]).queue(QUEUES[1])
             .bind(QUEUES[0], "x", "k0").bind(QUEUES[1], "x", "k1");

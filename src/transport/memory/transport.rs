@@ -80,7 +80,7 @@ impl Transport for MemoryTransport {
         Ok(None)
     }
 
-    fn has_sessions(&self) -> bool {
+    fn can_reconnect(&self) -> bool {
         false
     }
 

@@ -7,6 +7,7 @@ pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod raw_amqp;
+#[cfg(feature = "redis")]
 pub mod registry;
 pub mod server;
 pub mod sleepy_service;
@@ -74,6 +75,7 @@ fn patient(url: &str) -> coney::Result<Broker> {
 }
 
 /// Returns the URL of the shared Redis of this run.
+#[cfg(feature = "redis")]
 pub fn redis_url() -> String {
     std::env::var("CONEY_TEST_REDIS_URL")
         .expect("CONEY_TEST_REDIS_URL is not set: run the tests with tests/run")

@@ -2,13 +2,13 @@
 
 use coney::Broker;
 use coney::message::ServiceMessage;
-use coney::transport::{Delivery, ExchangeKind, Link, LinkSpec, Properties, Publication, Topology};
+use coney::transport::{Delivery, ExchangeKind, Link, LinkSpec, Publication, Topology};
 
 use super::PATIENCE;
 
 fn service_topology(service: &str) -> Topology {
     let queue = format!("service.{service}.request");
-    Topology::default()
+    Topology::new()
         .exchange("service.exchange", ExchangeKind::Direct)
         .queue(&queue)
         .bind(&queue, "service.exchange", format!("request.{service}"))
@@ -26,7 +26,7 @@ pub fn serve(broker: &Broker, service: &str) -> Link {
 
 /// Opens the link of a peer's client, which publishes and has a queue for its replies.
 pub fn peer(broker: &Broker, reply_queue: &str) -> Link {
-    let topology = Topology::default()
+    let topology = Topology::new()
         .exchange("service.exchange", ExchangeKind::Direct)
         .queue(reply_queue);
     Link::open(broker, LinkSpec::new(topology).consume(reply_queue, 10)).unwrap()
@@ -38,13 +38,11 @@ pub fn request(service: &str, body: &str, reply_to: &str) -> Publication {
         format!("request.{service}"),
         body.as_bytes().to_vec(),
     );
-    publication.properties = Properties {
-        message_id: Some("msg_20261123083012_862ad1d69070c888".to_owned()),
-        correlation_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
-        reply_to: Some(reply_to.to_owned()),
-        persistent: true,
-        ..Properties::json()
-    };
+    let properties = &mut publication.properties;
+    properties.message_id = Some("msg_20261123083012_862ad1d69070c888".to_owned());
+    properties.correlation_id = Some("0123456789abcdef0123456789abcdef".to_owned());
+    properties.reply_to = Some(reply_to.to_owned());
+    properties.persistent = true;
     publication
 }
 

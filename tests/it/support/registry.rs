@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use coney::Registry;
-use coney::redis::{Redis, RedisRegistryStore};
+use coney::redis::Redis;
 use coney::registry::Lookup;
 
 const MS: Duration = Duration::from_millis(1);
@@ -14,7 +14,7 @@ pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Returns a registry with frequent heartbeats, so that the tests need not wait long.
 pub fn registry(url: &str, heartbeat_ttl: Duration) -> Registry {
     let redis = Redis::builder(url).timeout(1_000 * MS).build().unwrap();
-    let store = RedisRegistryStore::new(&redis).with_heartbeat_ttl(heartbeat_ttl);
+    let store = redis.registry_store().with_heartbeat_ttl(heartbeat_ttl);
     Registry::builder(store)
         .heartbeat_interval(100 * MS)
         .cache_ttl(400 * MS)

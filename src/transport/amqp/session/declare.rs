@@ -90,7 +90,7 @@ pub(super) fn consume<'c>(channel: &'c Channel, spec: &LinkSpec) -> Result<Consu
             // A new name for each session: after a half-open loss the broker keeps the last
             // queue locked for a while.
             let unique = format!("{:08x}", fastrand::u32(..));
-            let start = &name[..name.floor_char_boundary(LONGEST_NAME - unique.len() - 1)];
+            let start = crate::base::text::prefix(name, LONGEST_NAME - unique.len() - 1);
             let name = format!("{start}.{unique}");
             channel.queue_declare(&*name, exclusive)?;
             let (exchange, key) = bind;

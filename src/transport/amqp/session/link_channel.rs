@@ -32,7 +32,7 @@ pub(super) struct LinkChannel<'c> {
     pub(super) acknowledges: bool,
     prefetch: u16,
     expects_returns: bool,
-    pub(super) ends_at_once: bool,
+    pub(super) requeues_at_once: bool,
     pub(super) confirm_state: Option<ConfirmState>,
     /// The unsettled deliveries by tag, without their messages: amiquip settles deliveries, not
     /// tags.
@@ -40,7 +40,7 @@ pub(super) struct LinkChannel<'c> {
     /// True if there are unsettled deliveries that are not in `unsettled`.
     pub(super) has_held: bool,
     /// The queue that excludes other connections.
-    pub(super) exclusively: Option<&'static str>,
+    pub(super) exclusive_queue: Option<&'static str>,
     shared: Shared,
 }
 
@@ -66,7 +66,7 @@ impl<'c> LinkChannel<'c> {
             false => None,
         };
         declare(channel, &link.spec.topology)?;
-        if let Some(queue) = link.spec.exclusively {
+        if let Some(queue) = link.spec.exclusive_queue {
             declare_exclusive(channel, queue)?;
         }
         let mut link_channel = Self {
@@ -79,13 +79,13 @@ impl<'c> LinkChannel<'c> {
             settler: Arc::clone(&link.settler),
             acknowledges: link.spec.source.prefetch().is_some(),
             prefetch: link.spec.source.prefetch().unwrap_or(1),
-            expects_returns: !link.spec.only_answers,
-            ends_at_once: link.spec.ends_at_once,
+            expects_returns: !link.spec.only_replies,
+            requeues_at_once: link.spec.requeues_at_once,
             confirm_state,
             unsettled: HashMap::new(),
             has_held: false,
             shared,
-            exclusively: link.spec.exclusively,
+            exclusive_queue: link.spec.exclusive_queue,
         };
         if !link.spec.paused {
             link_channel.resume_consuming(&link.spec)?;

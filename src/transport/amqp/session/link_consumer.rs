@@ -69,7 +69,7 @@ impl<'c> LinkChannel<'c> {
 
     /// Ends the channel with its connection.
     pub(super) fn end(mut self, session: u64) -> Result<(), Failure> {
-        if self.ends_at_once {
+        if self.requeues_at_once {
             // Dropping the consumer would cancel it: the next consumer would receive later
             // messages before the broker has requeued the unsettled ones.
             std::mem::forget(self.consumer.take());
@@ -91,7 +91,7 @@ impl<'c> LinkChannel<'c> {
             delivery.reject(self.channel, true)?;
         }
         self.delete_own_queue()?;
-        if let Some(queue) = self.exclusively {
+        if let Some(queue) = self.exclusive_queue {
             self.channel
                 .queue_delete(queue, QueueDeleteOptions::default())?;
         }

@@ -39,8 +39,10 @@ impl<'c> Session<'c> {
             return Err(Failure::Refused(error));
         }
         self.is_opening_channel = true;
-        let channel = self.connection.open_channel(None)?;
-        self.is_opening_channel = false;
+        let channel = self.connection.open_channel(None).map_err(Failure::from);
+        // After a loss it stays set, for `learn_limits`.
+        self.is_opening_channel = matches!(channel, Err(Failure::Lost(_)));
+        let channel = channel?;
         self.open_channels += 1;
         Ok(IdleChannel::new(self.channels.alloc(channel), confirms))
     }

@@ -1,4 +1,6 @@
-//! A program of the README.
+//! Many calls in few messages: a batch, and a client that coalesces calls of many threads.
+
+use std::thread;
 
 use coney::batch::BatchLimits;
 use coney::{Broker, ServiceClient, ServiceServer};
@@ -10,18 +12,21 @@ fn main() -> coney::Result<()> {
         .respond("name", |n: u64| format!("number {n}"))
         .start()?;
     let client = ServiceClient::builder(&broker, "gateway")
-        .coalesce(BatchLimits::new()) // over RabbitMQ, calls that wait at the same moment share
+        // Over RabbitMQ, calls that wait to be sent at the same moment share a message.
+        .coalesce(BatchLimits::new())
         .build()?;
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for n in 0..8 {
             let client = &client;
-            scope.spawn(move || client.call::<u64>("math", "double", &n)); // as ever
+            scope.spawn(move || client.call::<u64>("math", "double", &n));
         }
     });
-    let mut batch = client.batch("math"); // 500 calls a message, workers share them
+    // 500 calls a message, which the service's workers share.
+    let mut batch = client.batch("math");
     let double = batch.add::<u64>("double", &21);
     let name = batch.add::<String>("name", &7);
-    let mut replies = batch.call(); // blocks until all have ended, or the deadline
+    // Blocks until all have ended, or until the deadline.
+    let mut replies = batch.call();
     println!("{}, {}", replies.take(double)?, replies.take(name)?);
     Ok(())
 }

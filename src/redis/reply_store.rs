@@ -1,3 +1,5 @@
+//! The reply store in Redis.
+
 use std::time::Duration;
 
 use r2d2_redis::redis;
@@ -5,22 +7,24 @@ use r2d2_redis::redis;
 use super::Redis;
 use crate::consumer::{ClaimOutcome, ReplyStore, StoreError};
 
-/// A [`ReplyStore`] in Redis, shared by all servers of a service: keys
-/// `coney:reply:SERVICE/ACTION/SOURCE/MESSAGE_ID`.
+/// A [`ReplyStore`] in Redis, shared by all servers of a service.
 ///
-/// A worker that asks blocks until Redis has answered, at most the
-/// [timeout](crate::RedisBuilder::timeout); a request about which Redis does not
-/// answer is put off, as it may be a repeated one.
+/// Made by [`Redis::reply_store`]. Its keys are `coney:reply:SERVICE/ACTION/SOURCE/MESSAGE_ID`.
+///
+/// A worker blocks until Redis has answered, at most the
+/// [timeout](super::RedisBuilder::timeout). While Redis does not answer, requests are
+/// postponed, as they may be repeated ones.
 ///
 /// ```
 /// use std::sync::Arc;
 /// use std::time::Duration;
-/// use coney::{Broker, Redis, RedisReplyStore, ServiceServer};
+/// use coney::redis::Redis;
+/// use coney::{Broker, ServiceServer};
 ///
 /// let redis = Redis::builder("redis://localhost").connections(10).build()?;
 /// let server = ServiceServer::builder(&Broker::memory(), "payments")
 ///     .handler("charge", |cents: u64| Ok::<_, String>(cents))
-///     .deduplicate(Arc::new(RedisReplyStore::new(&redis)), Duration::from_secs(600))
+///     .deduplicate(Arc::new(redis.reply_store()), Duration::from_secs(600))
 ///     .start()?;
 /// # Ok::<(), coney::Error>(())
 /// ```
@@ -29,11 +33,13 @@ pub struct RedisReplyStore {
     redis: Redis,
 }
 
-/// What a value begins with: a claim with its owner, or a reply.
+/// The first character of a value that is a claim; the owner follows.
 const CLAIM: char = 'c';
+
+/// The first character of a value that is a reply; its body follows.
 const REPLY: char = 'r';
 
-/// Extends a claim. KEYS: the request. ARGV: claim, lease in ms.
+/// A script that extends a claim. KEYS: the request. ARGV: claim, lease in ms.
 const RENEW: &str = "
     if redis.call('GET', KEYS[1]) ~= ARGV[1] then
         return 0
@@ -41,8 +47,8 @@ const RENEW: &str = "
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
     return 1";
 
-/// Keeps a reply, unless the claim has passed to another. KEYS: the request. ARGV: claim,
-/// reply, its time in ms.
+/// A script that stores a reply, unless another owner has the claim. KEYS: the request. ARGV:
+/// claim, reply, its time to live in ms.
 const COMPLETE: &str = "
     local there = redis.call('GET', KEYS[1])
     if there and there ~= ARGV[1] then
@@ -51,7 +57,8 @@ const COMPLETE: &str = "
     redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
     return 1";
 
-/// Takes the claim if there is nothing. KEYS: the request. ARGV: claim, lease in ms.
+/// A script that takes the claim if there is neither claim nor reply. KEYS: the request.
+/// ARGV: claim, lease in ms.
 const TAKE: &str = "
     local there = redis.call('GET', KEYS[1])
     if not there then
@@ -59,17 +66,17 @@ const TAKE: &str = "
     end
     return there";
 
-/// KEYS: the request. ARGV: claim.
+/// A script that removes a claim. KEYS: the request. ARGV: claim.
 const RELEASE: &str = "
     if redis.call('GET', KEYS[1]) == ARGV[1] then
         redis.call('DEL', KEYS[1])
     end";
 
-impl RedisReplyStore {
-    /// Over a Redis.
-    pub fn new(redis: &Redis) -> Self {
-        Self {
-            redis: redis.clone(),
+impl Redis {
+    /// Returns a reply store for servers and subscribers that deduplicate requests.
+    pub fn reply_store(&self) -> RedisReplyStore {
+        RedisReplyStore {
+            redis: self.clone(),
         }
     }
 }
@@ -77,7 +84,7 @@ impl RedisReplyStore {
 impl ReplyStore for RedisReplyStore {
     fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<ClaimOutcome, StoreError> {
         let mut script = redis::cmd("EVAL");
-        script.arg(TAKE).arg(1).arg(at(key));
+        script.arg(TAKE).arg(1).arg(redis_key(key));
         script.arg(format!("{CLAIM}{owner}")).arg(millis(lease));
         let there: Option<Vec<u8>> = self.redis.ask("claim a request", &script)?;
         Ok(match there.as_deref().map(<[u8]>::split_first) {
@@ -91,7 +98,7 @@ impl ReplyStore for RedisReplyStore {
 
     fn renew(&self, key: &str, owner: u64, lease: Duration) -> Result<bool, StoreError> {
         let mut script = redis::cmd("EVAL");
-        script.arg(RENEW).arg(1).arg(at(key));
+        script.arg(RENEW).arg(1).arg(redis_key(key));
         script.arg(format!("{CLAIM}{owner}")).arg(millis(lease));
         Ok(self.redis.ask("renew a claim", &script)?)
     }
@@ -106,17 +113,17 @@ impl ReplyStore for RedisReplyStore {
         let mut value = vec![REPLY as u8];
         value.extend_from_slice(reply);
         let mut script = redis::cmd("EVAL");
-        script.arg(COMPLETE).arg(1).arg(at(key));
+        script.arg(COMPLETE).arg(1).arg(redis_key(key));
         script
             .arg(format!("{CLAIM}{owner}"))
             .arg(value)
             .arg(millis(ttl));
-        Ok(self.redis.ask("keep a reply", &script)?)
+        Ok(self.redis.ask("store a reply", &script)?)
     }
 
     fn release(&self, key: &str, owner: u64) -> Result<(), StoreError> {
         let mut script = redis::cmd("EVAL");
-        script.arg(RELEASE).arg(1).arg(at(key));
+        script.arg(RELEASE).arg(1).arg(redis_key(key));
         script.arg(format!("{CLAIM}{owner}"));
         Ok(self.redis.ask("release a request", &script)?)
     }
@@ -126,11 +133,11 @@ impl ReplyStore for RedisReplyStore {
     }
 }
 
-fn at(key: &str) -> String {
+fn redis_key(key: &str) -> String {
     format!("coney:reply:{key}")
 }
 
-/// Redis takes no less than one.
+/// Returns a time in milliseconds, at least the 1 ms that Redis accepts.
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis())
         .unwrap_or(u64::MAX)

@@ -1,4 +1,6 @@
-use std::collections::{HashMap, HashSet};
+//! The store of a registry in Redis.
+
+use std::collections::HashSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -9,137 +11,120 @@ use super::Redis;
 use super::scripts::{
     DEREGISTER, GENERATION, HEARTBEAT, KEYS, PROBE, REGISTER, REMOVE_DEAD, hash, tombstone,
 };
+use super::written::{Written, WrittenEntries};
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{HeartbeatResult, Instance, Registry, RegistryStore, StoredInstances};
 
-/// Instances in Redis, in the form that services in other languages share: a hash
-/// `service:registry:SERVICE` with a JSON object for each instance.
+/// A store of instances in Redis, in the format that services in other languages share.
 ///
-/// Beside it, `coney:left:SERVICE:ID` is there for five minutes after an instance was
-/// deregistered: a tombstone. An instance whose field is gone without one was lost (deleted,
-/// evicted, flushed), and is registered again with its next heartbeat. And
-/// `coney:registry:generation` is a number that is another after Redis was emptied.
+/// Made by [`Redis::registry_store`]. Each service has a hash `service:registry:SERVICE` with
+/// a JSON object for each instance. Besides these hashes there are:
 ///
-/// Heartbeats are written by Redis's clock, so those of the machines need not agree. An
-/// instance of another library, which writes its own, lives as long as its heartbeat
-/// changes.
+/// | key | what it is |
+/// | --- | --- |
+/// | `coney:left:SERVICE:ID` | a tombstone, kept for 300 s after the instance was deregistered |
+/// | `coney:registry:generation` | a random number, which changes when Redis loses its data |
+///
+/// An instance whose entry is missing and that has no tombstone was lost (deleted, evicted,
+/// flushed), and is registered again with its next heartbeat.
+///
+/// Heartbeats are written by Redis's clock, so the clocks of the machines need not agree. An
+/// instance of another library, which writes heartbeats by its own clock, counts as live as
+/// long as its heartbeat changes.
 ///
 /// ```
-/// use std::time::{Duration, Instant};
-/// use coney::{Redis, RedisRegistryStore, Registry};
+/// use std::time::Duration;
+/// use coney::Registry;
+/// use coney::redis::Redis;
 ///
 /// let redis = Redis::new("redis://localhost")?;
-/// let store = RedisRegistryStore::new(&redis).with_heartbeat_ttl(Duration::from_secs(10));
+/// let store = redis.registry_store().with_heartbeat_ttl(Duration::from_secs(10));
 /// let registry = Registry::builder(store).build()?;
 /// # let _ = registry;
 /// # Ok::<(), coney::Error>(())
 /// ```
+#[must_use]
 pub struct RedisRegistryStore {
     redis: Redis,
     heartbeat_ttl: Duration,
-    expiry: Duration,
-    /// What this process wrote last, by service and id.
-    written: Mutex<HashMap<(String, String), Written>>,
-    /// Values that could not be read, and were complained about.
+    key_ttl: Duration,
+    written: WrittenEntries,
+    /// Entries that cannot be read and have been logged, by service and id.
     unreadable: Mutex<HashSet<(String, String)>>,
-    /// Redis's clock in milliseconds, and when that was.
+    /// The time by Redis's clock in Unix milliseconds, and when it was read.
     clock: Mutex<Option<(Instant, u64)>>,
 }
 
-/// The time for which Redis's clock is reckoned on from here before it is asked for again.
-const CLOCK_FOR: Duration = Duration::from_secs(30);
+/// The time for which Redis's clock is extrapolated before it is read again.
+const CLOCK_TTL: Duration = Duration::from_secs(30);
 
-/// The time for which a tombstone stays.
+/// The time for which a tombstone is kept.
 const TOMBSTONE_TTL: Duration = Duration::from_secs(300);
 
-/// A field of a hash, and its value.
+/// The name of a field of a hash, and its value.
 type Field = (Vec<u8>, Vec<u8>);
 
-#[derive(Clone)]
-struct Written {
-    instance: Instance,
-    json: Vec<u8>,
-}
+/// The most instances that one script renews: Redis does nothing else meanwhile.
+const INSTANCES_PER_SCRIPT: usize = 100;
 
-impl Written {
-    fn of(instance: &Instance) -> Self {
-        Self {
-            instance: instance.clone(),
-            json: instance.to_json().into_bytes(),
-        }
-    }
+/// The most attempts at a heartbeat whose entry other programs change meanwhile.
+const MOST_ATTEMPTS: usize = 5;
 
-    /// The same with a newer heartbeat.
-    fn renewed(&self, newer: &Instance) -> Self {
-        let mut instance = self.instance.clone();
-        instance.renew_from(newer);
-        Self::of(&instance)
-    }
-}
+/// The longest time to live of a key, a year: Redis fails if it cannot add it to its clock.
+const LONGEST_KEY_TTL: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-/// How many instances a script looks after at a time: Redis does nothing else
-/// meanwhile.
-const SCRIPT_SIZE: usize = 100;
+/// The most unreadable entries that are logged.
+const MOST_UNREADABLE: usize = 1_000;
 
-/// How often a heartbeat is tried anew that somebody else got in the way of.
-const MOST_ROUNDS: usize = 5;
-
-/// More than Redis can add to its clock is no use.
-const LONGEST_EXPIRY: Duration = Duration::from_secs(60 * 60 * 24 * 365);
-
-/// How many values that cannot be read are remembered.
-const MOST_COMPLAINTS: usize = 1_000;
-
-impl Registry {
-    /// A registry in Redis with the default options. The URL is
-    /// `redis://user:password@host:port/database`. Does not connect: Redis may be down.
+impl Redis {
+    /// Returns a registry with the default options. Does not connect: Redis may be down.
     ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::InvalidConfig`] if the URL cannot be used.
+    /// For other options, see [`registry_store`](Redis::registry_store).
     ///
     /// ```
-    /// let registry = coney::Registry::connect("redis://localhost")?;
+    /// use coney::redis::Redis;
+    ///
+    /// let registry = Redis::new("redis://localhost")?.registry();
     /// # let _ = registry;
     /// # Ok::<(), coney::Error>(())
     /// ```
-    pub fn connect(url: &str) -> Result<Self> {
-        Self::builder(RedisRegistryStore::new(&Redis::new(url)?)).build()
+    pub fn registry(&self) -> Registry {
+        Registry::with_defaults(self.registry_store())
     }
-}
 
-impl RedisRegistryStore {
-    /// Over a Redis, with the times of the wire contract.
-    pub fn new(redis: &Redis) -> Self {
-        Self {
-            redis: redis.clone(),
+    /// Returns a store for [`Registry::builder`], with the times of the wire contract.
+    pub fn registry_store(&self) -> RedisRegistryStore {
+        RedisRegistryStore {
+            redis: self.clone(),
             heartbeat_ttl: Duration::from_secs(60),
-            expiry: Duration::from_secs(300),
-            written: Mutex::default(),
+            key_ttl: Duration::from_secs(300),
+            written: WrittenEntries::default(),
             unreadable: Mutex::default(),
             clock: Mutex::new(None),
         }
     }
+}
 
-    /// How old the last heartbeat of a living instance may be. Heartbeats are in
-    /// whole seconds, so less than two make no sense. Default: 60 s.
-    pub fn with_heartbeat_ttl(mut self, time: Duration) -> Self {
-        self.heartbeat_ttl = time;
+impl RedisRegistryStore {
+    /// Sets the greatest age of the last heartbeat of a live instance. Defaults to 60 s.
+    /// Heartbeats are in whole seconds, so less than 2 s is too little.
+    pub fn with_heartbeat_ttl(mut self, ttl: Duration) -> Self {
+        self.heartbeat_ttl = ttl;
         self
     }
 
-    /// When a service that nobody beats for is forgotten altogether; not before its
-    /// instances count as dead. Default: 300 s.
-    pub fn with_expiry(mut self, time: Duration) -> Self {
-        self.expiry = time;
+    /// Sets the time after which the hash of a service without heartbeats expires. Defaults to
+    /// 300 s. A hash does not expire before its instances count as dead.
+    pub fn with_key_ttl(mut self, ttl: Duration) -> Self {
+        self.key_ttl = ttl;
         self
     }
 
-    /// The time by Redis's clock, in whole Unix seconds.
+    /// Returns the time by Redis's clock, in whole Unix seconds.
     fn unix_seconds(&self) -> Result<u64> {
         let known = *self.clock.lock();
         if let Some((at, millis)) = known
-            && at.elapsed() < CLOCK_FOR
+            && at.elapsed() < CLOCK_TTL
         {
             return Ok((millis + at.elapsed().as_millis() as u64) / 1_000);
         }
@@ -148,10 +133,13 @@ impl RedisRegistryStore {
         Ok(millis / 1_000)
     }
 
-    /// Takes the answer to `TIME`: seconds and microseconds.
+    /// Records the reply to `TIME`, seconds and microseconds, and returns it in milliseconds.
     fn set_clock(&self, time: &Value) -> Result<u64> {
-        let odd = |error| Error::new(ErrorKind::Registry, format!("Redis's TIME is odd: {error}"));
-        let (seconds, micros): (u64, u64) = redis::from_redis_value(time).map_err(odd)?;
+        let invalid = |error| {
+            let text = format!("Redis's reply to TIME is invalid: {error}");
+            Error::new(ErrorKind::Registry, text)
+        };
+        let (seconds, micros): (u64, u64) = redis::from_redis_value(time).map_err(invalid)?;
         let millis = seconds.saturating_mul(1_000) + micros / 1_000;
         *self.clock.lock() = Some((Instant::now(), millis));
         Ok(millis)
@@ -163,23 +151,24 @@ impl RedisRegistryStore {
         script
     }
 
-    fn expiry_millis(&self) -> u64 {
-        let expiry = self.expiry.max(self.heartbeat_ttl).min(LONGEST_EXPIRY);
-        u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX).max(1)
+    fn key_ttl_millis(&self) -> u64 {
+        let ttl = self.key_ttl.max(self.heartbeat_ttl).min(LONGEST_KEY_TTL);
+        u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// Tries to renew each, in one round trip.
-    fn beat(&self, beats: &[(Written, Written)]) -> Result<Vec<Vec<u8>>> {
+    /// Replaces each old entry with the new one if Redis still has the old one, in one round
+    /// trip. Returns the script's outcomes.
+    fn renew(&self, renewals: &[(Written, Written)]) -> Result<Vec<Vec<u8>>> {
         let mut scripts = Vec::new();
-        for chunk in beats.chunks(SCRIPT_SIZE) {
+        for renewals in renewals.chunks(INSTANCES_PER_SCRIPT) {
             let mut script = self.script(HEARTBEAT);
-            script.arg(2 * chunk.len());
-            for (_, new) in chunk {
+            script.arg(2 * renewals.len());
+            for (_, new) in renewals {
                 let (service, id) = (new.instance.service(), new.instance.id());
                 script.arg(hash(service)).arg(tombstone(service, id));
             }
-            script.arg(self.expiry_millis());
-            for (old, new) in chunk {
+            script.arg(self.key_ttl_millis());
+            for (old, new) in renewals {
                 script
                     .arg(new.instance.id())
                     .arg(&*old.json)
@@ -187,20 +176,23 @@ impl RedisRegistryStore {
             }
             scripts.push(script);
         }
-        let answers = self.redis.ask_all("renew heartbeats", &scripts)?;
-        let outcomes = answers.iter().map(Vec::<Vec<u8>>::from_redis_value);
+        let replies = self.redis.ask_all("renew heartbeats", &scripts)?;
+        let outcomes = replies.iter().map(Vec::<Vec<u8>>::from_redis_value);
         let outcomes: Result<Vec<_>, _> = outcomes.collect();
-        let outcomes = outcomes
-            .map_err(|error| Error::new(ErrorKind::Registry, format!("odd heartbeats: {error}")))?;
+        let outcomes = outcomes.map_err(|error| {
+            let text = format!("Redis's reply to heartbeats is invalid: {error}");
+            Error::new(ErrorKind::Registry, text)
+        })?;
         Ok(outcomes.into_iter().flatten().collect())
     }
 
-    fn complain(&self, service: &str, id: &str, fault: &dyn fmt::Display) {
+    /// Logs an entry that cannot be read, once.
+    fn log_unreadable(&self, service: &str, id: &str, fault: &dyn fmt::Display) {
         let mut unreadable = self.unreadable.lock();
-        if unreadable.len() < MOST_COMPLAINTS
+        if unreadable.len() < MOST_UNREADABLE
             && unreadable.insert((service.to_owned(), id.to_owned()))
         {
-            log::warn!(target: "coney::registry", "passed over, from now on in silence: {fault}");
+            log::warn!(target: "coney::registry", "ignored, and not logged again: {fault}");
         }
     }
 }
@@ -211,18 +203,16 @@ impl RegistryStore for RedisRegistryStore {
         let written = Written::of(&instance.clone().by_clock(self.unix_seconds()?));
         let mut script = self.script(REGISTER);
         script.arg(3).arg(hash(service)).arg(tombstone(service, id));
-        script.arg(GENERATION).arg(self.expiry_millis());
+        script.arg(GENERATION).arg(self.key_ttl_millis());
         script.arg(id).arg(&*written.json).arg(fastrand::u32(1..));
         let what = format!("register an instance of {service}");
         self.redis.ask::<()>(&what, &script)?;
-        let key = (service.to_owned(), id.to_owned());
-        self.written.lock().insert(key, written);
+        self.written.insert(written);
         Ok(())
     }
 
     fn deregister(&self, service: &str, id: &str) -> Result<()> {
-        let key = (service.to_owned(), id.to_owned());
-        self.written.lock().remove(&key);
+        self.written.remove(service, id);
         let mut script = self.script(DEREGISTER);
         script.arg(2).arg(hash(service)).arg(tombstone(service, id));
         script.arg(TOMBSTONE_TTL.as_millis() as u64).arg(id);
@@ -231,72 +221,57 @@ impl RegistryStore for RedisRegistryStore {
     }
 
     fn heartbeat(&self, instances: &[Instance]) -> Result<Vec<HeartbeatResult>> {
-        let mut beats = vec![HeartbeatResult::Lost; instances.len()];
+        let mut results = vec![HeartbeatResult::Lost; instances.len()];
         let now = self.unix_seconds()?;
         let instances: Vec<Instance> = instances
             .iter()
-            .map(|instance| instance.clone().beaten_at_time(now))
+            .map(|instance| instance.clone().with_heartbeat_at(now))
             .collect();
-        // Which instance, what is there, and what shall be.
+        // The index of each instance that has no result yet, and its renewal.
         let mut open: Vec<(usize, (Written, Written))> = {
-            let written = self.written.lock();
-            let pair = |newer: &Instance| {
-                let key = (newer.service().to_owned(), newer.id().to_owned());
-                match written.get(&key) {
-                    Some(old) => (old.clone(), old.renewed(newer)),
-                    // An empty value is never written: what is there comes back.
-                    None => {
-                        let json = Vec::new();
-                        let instance = newer.clone();
-                        (Written { instance, json }, Written::of(newer))
-                    }
-                }
-            };
-            instances.iter().map(pair).enumerate().collect()
+            let renewals = instances.iter().map(|newer| self.written.renewal(newer));
+            renewals.enumerate().collect()
         };
-        for _ in 0..MOST_ROUNDS {
-            let pairs: Vec<_> = open.iter().map(|(_, pair)| pair.clone()).collect();
-            let outcomes = self.beat(&pairs)?;
-            let mut again = Vec::new();
-            let mut written = self.written.lock();
+        for _ in 0..MOST_ATTEMPTS {
+            let renewals: Vec<_> = open.iter().map(|(_, renewal)| renewal.clone()).collect();
+            let outcomes = self.renew(&renewals)?;
+            let mut changed = Vec::new();
             for ((at, (_, new)), outcome) in open.into_iter().zip(outcomes) {
-                let (service, id) = (
-                    new.instance.service().to_owned(),
-                    new.instance.id().to_owned(),
-                );
+                let (service, id) = (new.instance.service(), new.instance.id());
                 match outcome.strip_prefix(b"=") {
                     Some(there) => {
-                        // Another program wrote it: only the beat changes. What cannot be
-                        // read is of no use, and gives way.
+                        // Another program wrote the entry: only the heartbeat changes. An
+                        // unreadable entry is of no use, and is replaced.
                         let theirs = std::str::from_utf8(there).ok();
                         let theirs =
-                            theirs.and_then(|json| Instance::from_json(&service, &id, json).ok());
+                            theirs.and_then(|json| Instance::from_json(service, id, json).ok());
                         let instance = theirs.unwrap_or_else(|| instances[at].clone());
                         let json = there.to_vec();
                         let old = Written { instance, json };
                         let new = old.renewed(&instances[at]);
-                        again.push((at, (old, new)));
+                        changed.push((at, (old, new)));
                     }
                     None if outcome == b"renewed" => {
-                        beats[at] = HeartbeatResult::Renewed;
-                        written.insert((service, id), new);
+                        results[at] = HeartbeatResult::Renewed;
+                        self.written.insert(new);
                     }
                     None if outcome == b"left" => {
-                        beats[at] = HeartbeatResult::Deregistered;
-                        written.remove(&(service, id));
+                        results[at] = HeartbeatResult::Deregistered;
+                        self.written.remove(service, id);
                     }
                     None => {}
                 }
             }
-            open = again;
+            open = changed;
             if open.is_empty() {
-                return Ok(beats);
+                return Ok(results);
             }
         }
         Err(Error::new(
             ErrorKind::Registry,
             format!(
-                "cannot renew heartbeats: another program changes {} instances all the time",
+                "cannot renew heartbeats: another program keeps changing the entries of {} \
+                 instances",
                 open.len()
             ),
         ))
@@ -307,30 +282,28 @@ impl RegistryStore for RedisRegistryStore {
         let (mut get, mut generation) = (redis::cmd("HGETALL"), redis::cmd("GET"));
         get.arg(hash(service));
         generation.arg(GENERATION);
-        let mut answers = self
+        let mut replies = self
             .redis
             .ask_all(&what, &[get, generation, redis::cmd("TIME")])?;
-        let now = answers
+        let now_millis = replies
             .pop()
             .map(|time| self.set_clock(&time))
             .transpose()?;
-        let odd = |error| Error::new(ErrorKind::Registry, format!("cannot {what}: {error}"));
+        let invalid = |error| Error::new(ErrorKind::Registry, format!("cannot {what}: {error}"));
         let (all, generation): (Vec<Field>, Option<Vec<u8>>) =
-            redis::from_redis_value(&Value::Bulk(answers)).map_err(odd)?;
+            redis::from_redis_value(&Value::Bulk(replies)).map_err(invalid)?;
         let mut instances = Vec::with_capacity(all.len());
         for (id, json) in &all {
             let (id, json) = (String::from_utf8_lossy(id), String::from_utf8_lossy(json));
             match Instance::from_json(service, &id, &json) {
                 Ok(instance) => instances.push(instance),
-                Err(fault) => self.complain(service, &id, &fault),
+                Err(fault) => self.log_unreadable(service, &id, &fault),
             }
         }
         let generation = generation.and_then(|text| String::from_utf8(text).ok()?.parse().ok());
-        Ok(StoredInstances {
-            instances,
-            generation: generation.unwrap_or(0),
-            now_millis: now,
-        })
+        let mut found = StoredInstances::new(instances).with_generation(generation.unwrap_or(0));
+        found.now_millis = now_millis;
+        Ok(found)
     }
 
     fn remove_dead(&self, instance: &Instance) -> Result<bool> {
@@ -386,9 +359,9 @@ impl RegistryStore for RedisRegistryStore {
 
 impl fmt::Debug for RedisRegistryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisRegistry")
+        f.debug_struct("RedisRegistryStore")
             .field("redis", &self.redis)
-            .field("dead_after", &self.heartbeat_ttl)
+            .field("heartbeat_ttl", &self.heartbeat_ttl)
             .finish_non_exhaustive()
     }
 }

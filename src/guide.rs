@@ -1,0 +1,295 @@
+//! The guide: calls, commands, events, batches, discovery, failure, testing, operations.
+//!
+//! # Hello, service
+//!
+//! A [`Broker`](crate::Broker) is the one thing that clients and servers need.
+//! [`Broker::memory`](crate::Broker::memory) has RabbitMQ's semantics inside the process;
+//! [`Broker::connect`](crate::Broker::connect) is RabbitMQ. Nothing else in a program changes.
+//!
+//! ```
+//! use coney::{Broker, ServiceClient, ServiceServer};
+//!
+//! # fn main() -> coney::Result<()> {
+//! let broker = Broker::memory();
+//! let _server = ServiceServer::builder(&broker, "math")
+//!     .respond("double", |n: u64| n * 2)
+//!     .start()?;
+//! let client = ServiceClient::new(&broker, "order-service")?;
+//! assert_eq!(client.call::<u64>("math", "double", &21)?, 42);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Requests and responses are any types with serde's traits. The name given to the client is the
+//! service that calls. A server runs as long as it is kept: a `main` that has nothing else to do
+//! ends with [`server.wait()?`](crate::ServiceServer::wait).
+//!
+//! # Calls
+//!
+//! A handler that can fail returns a `Result`, with any error type that displays. The caller gets
+//! an [`Error`](crate::Error) with the text, and the code if there is one:
+//!
+//! ```
+//! use coney::{Broker, ErrorKind, HandlerError, HandlerResult, ServiceClient, ServiceServer};
+//!
+//! fn charge(cents: u64) -> HandlerResult<String> {
+//!     if cents > 10_000 {
+//!         return Err(HandlerError::new("over the limit").with_code("card_declined"));
+//!     }
+//!     Ok(format!("receipt for {cents}"))
+//! }
+//!
+//! # fn main() -> coney::Result<()> {
+//! let broker = Broker::memory();
+//! let _server = ServiceServer::builder(&broker, "pay-service")
+//!     .handler("charge", charge)
+//!     .start()?;
+//! let client = ServiceClient::new(&broker, "shop")?;
+//! let error = client.call::<String>("pay-service", "charge", &20_000).unwrap_err();
+//! assert_eq!(error.kind(), ErrorKind::Remote);
+//! assert_eq!(error.remote_code(), Some("card_declined"));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A handler with a [`Context`](crate::Context) knows the caller, its headers and the remaining
+//! time, and has a client whose nested calls end before the caller stops waiting:
+//!
+//! ```
+//! use coney::{Broker, Context, HandlerResult, ServiceClient, ServiceServer};
+//!
+//! # fn main() -> coney::Result<()> {
+//! # let broker = Broker::memory();
+//! # let _prices = ServiceServer::builder(&broker, "price-service")
+//! #     .respond("price", |article: u64| article * 100).start()?;
+//! let _server = ServiceServer::builder(&broker, "order-service")
+//!     .handler_with_context("total", |context: &Context<'_>, articles: Vec<u64>| -> HandlerResult<u64> {
+//!         let client = context.client()?;
+//!         let mut total = 0;
+//!         for article in articles {
+//!             total += client.call::<u64>("price-service", "price", &article)?;
+//!         }
+//!         Ok(total)
+//!     })
+//!     .start()?;
+//! # let client = ServiceClient::new(&broker, "shop")?;
+//! # assert_eq!(client.call::<u64>("order-service", "total", &[1, 2])?, 300);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`CallOptions`](crate::CallOptions) set the timeout, headers and more of one call.
+//! [`call_async`](crate::ServiceClient::call_async) returns a [`PendingReply`](crate::PendingReply)
+//! to wait for later, or to give to a [callback](crate::PendingReply::then);
+//! [`wait_any`](crate::client::wait_any) waits for the first of several.
+//!
+//! # Commands
+//!
+//! A *command* is a one-way request that must not be lost. [`send`](crate::ServiceClient::send)
+//! returns when the broker has it on disk; the service carries it out at least once, however late.
+//!
+//! ```
+//! use std::time::Duration;
+//! use coney::{Broker, ServiceClient, ServiceServer};
+//!
+//! # fn main() -> coney::Result<()> {
+//! let broker = Broker::memory();
+//! let server = ServiceServer::builder(&broker, "mailer")
+//!     .handler("mail", |text: String| match text.is_empty() {
+//!         true => Err("nothing to send"), // retried after 1, 5, 25 and 125 s
+//!         false => Ok(println!("sent: {text}")),
+//!     })
+//!     .start()?;
+//! ServiceClient::new(&broker, "shop")?.send("mailer", "mail", "thank you")?;
+//! server.drain(Duration::from_secs(10))?; // handles the queue, then stops
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An error is retried after growing [delays](crate::server::ServiceServerBuilder::retry_delays);
+//! after the last attempt, or at once with
+//! [`do_not_retry`](crate::HandlerError::do_not_retry), the command is kept among the
+//! [`DeadLetters`](crate::DeadLetters), from which it can be replayed. A handler can run twice
+//! for one command: after its process died, for example.
+//! [`is_redelivered`](crate::Context::is_redelivered) shows it, and
+//! [`deduplicate`](crate::server::ServiceServerBuilder::deduplicate) prevents it.
+//!
+//! | | call | command |
+//! | --- | --- | --- |
+//! | returns | with the reply | when the broker has it on disk |
+//! | no server takes it before its deadline | it expires | it waits |
+//! | the handler fails | the caller gets the error | it is retried, then dead-lettered |
+//! | it cannot be read, or has no handler | the caller gets the error, and it is dead-lettered | it is dead-lettered |
+//! | the connection is lost before it is sent | it waits for the next connection | the same |
+//! | the connection is lost after that | [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost), or it is sent again if it is [idempotent](crate::CallOptions::idempotent) | the same |
+//! | the worker process dies | another worker gets it; after the fifth redelivery it is dead-lettered | the same |
+//!
+//! # Events
+//!
+//! An *event* notifies every subscription that matches its name. Publishing is confirmed as
+//! sending a command is; each [`Subscription`](crate::Subscription) has a queue, a handler, and
+//! attempts and dead letters of its own.
+//!
+//! ```
+//! use std::time::Duration;
+//! use coney::{Broker, EventPublisher, EventSubscriber, Subscription};
+//!
+//! # fn main() -> coney::Result<()> {
+//! let broker = Broker::memory();
+//! let billing = EventSubscriber::builder(&broker, "billing")
+//!     .listen("order.created", |order: u64| println!("a bill for {order}"))
+//!     .subscribe(
+//!         Subscription::listen("order.*", |order: u64| println!("{order}"))
+//!             .named("history")
+//!             .ordered_by(|order: &u64| *order), // one order's events stay in order
+//!     )
+//!     .start()?;
+//! EventPublisher::new(&broker, "order-service")?.publish("order.created", &4711)?;
+//! billing.drain(Duration::from_secs(10))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The instances of a service are a group: one of them gets each event, and while all are offline
+//! the event waits. A [broadcast](crate::Subscription::broadcast) reaches every instance, a
+//! [singleton](crate::Subscription::singleton) one subscriber in the whole system.
+//!
+//! # Batches
+//!
+//! A message costs far more than its contents. A [`Batch`](crate::Batch) holds any number of calls
+//! to one service, each with its own type of reply and its own error; 500 go into a message, and
+//! the service's workers share them. Where many threads make single calls,
+//! [`coalesce`](crate::client::ServiceClientBuilder::coalesce) lets calls share messages that wait
+//! to be sent at the same moment, without a delay. Services that do not know batches get the calls
+//! one by one.
+//!
+//! ```
+//! # use coney::{Broker, ServiceClient, ServiceServer};
+//! # fn main() -> coney::Result<()> {
+//! # let broker = Broker::memory();
+//! # let _server = ServiceServer::builder(&broker, "math")
+//! #     .respond("double", |n: u64| n * 2).start()?;
+//! # let client = ServiceClient::new(&broker, "front")?;
+//! let mut batch = client.batch("math");
+//! for n in 0..1_000 {
+//!     batch.add::<u64>("double", &n);
+//! }
+//! for (n, double) in batch.call().into_results::<u64>().into_iter().enumerate() {
+//!     assert_eq!(double?, 2 * n as u64);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Discovery
+//!
+//! A call needs no registry: it goes into the service's queue, and a free instance takes it. A
+//! [`Registry`](crate::Registry) adds the instances: servers register with a description, and
+//! renew a heartbeat every 15 s; an instance without one for 60 s is dead. Clients with the
+//! registry fail at once if a service has no live and healthy instance, and may address
+//! [one instance](crate::CallOptions::instance) or let a
+//! [balancer](crate::client::ServiceClientBuilder::balancer) pick.
+//!
+//! ```
+//! use coney::balance::LowestLatency;
+//! use coney::{Broker, Instance, Registry, ServiceClient, ServiceServer};
+//!
+//! # fn main() -> coney::Result<()> {
+//! let (broker, registry) = (Broker::memory(), Registry::memory());
+//! let _server = ServiceServer::builder(&broker, "user-service")
+//!     .respond("get_user", |id: u64| format!("user {id}"))
+//!     .registry(&registry)
+//!     .instance(Instance::new().with_version("1.4.2"))
+//!     .start()?;
+//! let client = ServiceClient::builder(&broker, "shop")
+//!     .registry(&registry)
+//!     .balancer(LowestLatency)
+//!     .build()?;
+//! assert_eq!(client.call::<String>("user-service", "get_user", &7)?, "user 7");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! In Redis the registry is `coney::redis::Redis::new(url)?.registry()`. Look-ups are answered
+//! from a cache, in under a microsecond. A store that does not answer stops no call: look-ups
+//! return the last known instances, [marked as stale](crate::registry::Lookup::stale_reason).
+//!
+//! # Failure
+//!
+//! Every operation ends by its deadline. [`Error::kind`](crate::Error::kind) classifies the
+//! failure and [`Error::is_safe_to_retry`](crate::Error::is_safe_to_retry) says whether the request
+//! certainly did not run:
+//!
+//! ```
+//! use std::time::Duration;
+//! use coney::{Broker, CallOptions, ErrorKind, Phase, ServiceClient, ServiceServer};
+//!
+//! # fn main() -> coney::Result<()> {
+//! # let broker = Broker::memory();
+//! # let _server = ServiceServer::builder(&broker, "slow")
+//! #     .respond("nap", |()| std::thread::sleep(Duration::from_millis(200))).start()?;
+//! # let client = ServiceClient::new(&broker, "shop")?;
+//! let options = CallOptions::new().timeout(Duration::from_millis(50));
+//! let error = client.call_with::<()>("slow", "nap", &(), &options).unwrap_err();
+//! assert_eq!((error.kind(), error.phase()), (ErrorKind::TimedOut, Some(Phase::Reply)));
+//! assert!(!error.is_safe_to_retry()); // the handler may have run
+//!
+//! let error = client.call::<()>("no-such-service", "nap", &()).unwrap_err();
+//! assert_eq!(error.kind(), ErrorKind::NoRoute);
+//! assert!(error.is_safe_to_retry()); // nothing ran
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A lost connection is repaired in the background. The errors and panics of a handler become
+//! error replies, and an [`Error`](crate::Error) of a nested call keeps its kind and code
+//! ([`HandlerError`](crate::HandlerError)).
+//!
+//! # Testing
+//!
+//! [`Broker::memory`](crate::Broker::memory) and
+//! [`Registry::memory`](crate::Registry::memory) start in microseconds and need nothing: each test
+//! makes its own. Write services as functions over a `&Broker`; the program gives them RabbitMQ:
+//!
+//! ```
+//! use coney::{Broker, ServiceClient, ServiceServer};
+//!
+//! fn start(broker: &Broker) -> coney::Result<ServiceServer> {
+//!     ServiceServer::builder(broker, "math")
+//!         .respond("double", |n: u64| n * 2)
+//!         .start()
+//! }
+//!
+//! # fn main() -> coney::Result<()> {
+//! // In a test:
+//! let broker = Broker::memory();
+//! let _server = start(&broker)?;
+//! let client = ServiceClient::new(&broker, "test")?;
+//! assert_eq!(client.call::<u64>("math", "double", &2)?, 4);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Operations
+//!
+//! **Readiness.** [`Broker::is_connected`](crate::Broker::is_connected),
+//! [`ServiceServer::state`](crate::ServiceServer::state) and
+//! [`EventSubscriber::state`](crate::EventSubscriber::state) do not block. A
+//! [health check](crate::server::ServiceServerBuilder::health_check) that fails three times in a
+//! row makes the server stop consuming until it passes.
+//!
+//! **Dead letters.** [`DeadLetters`](crate::DeadLetters) lists, replays and purges; the example
+//! `dead_letters` does so from the command line.
+//!
+//! **Logs** go through the [`log`](https://docs.rs/log) facade, with the targets
+//! `coney::amqp`, `coney::client`, `coney::server`, `coney::events`, `coney::worker`,
+//! `coney::registry`, `coney::transport` and `coney::dead_letters`. No line of any level contains
+//! a password, and no line of these targets a payload or the value of a header. At `trace` amiquip
+//! logs whole frames, on the thread that sends: filter it (`RUST_LOG=debug,amiquip=info`). A logger
+//! may itself use coney; only on lines of the target `amiquip` such a call fails at once with
+//! [`ErrorKind::Misuse`](crate::ErrorKind::Misuse), because it would wait for itself.
+//!
+//! **A fork.** A child process has none of its parent's threads. Its copies of a
+//! [`Broker`](crate::Broker) fail at once with [`ErrorKind::Misuse`](crate::ErrorKind::Misuse), also
+//! for calls that the parent made. Dropping them leaves the parent's connection alone. Connect
+//! after the fork.
