@@ -290,7 +290,7 @@ fn a_slow_instance_gets_fewer_calls(broker: &Broker) {
         .collect();
     let slow = answers.iter().filter(|answer| *answer == "slow").count();
     assert!(slow <= 3, "{slow} of 60 calls went to the slow one");
-    // And one that does not answer at all is as slow as the timeout of its callers.
+    // One that does not answer at all is as slow as the timeout of its callers.
     let hung = late("hung", PATIENCE);
     let hurry = CallOptions::new().timeout(2_000 * MS);
     let failed = (0..40)

@@ -357,7 +357,7 @@ fn picks_are_counted_until_they_are_dropped(open: Open<'_>) {
         .register(&service, Instance::new().with_id("2"))
         .unwrap();
     let first = registry.pick(&service, &LeastOutstanding).unwrap();
-    // What is under way is known after a refresh too.
+    // A refresh keeps the number of calls under way.
     registry.refresh(&service).unwrap();
     for _ in 0..10 {
         let other = registry.pick(&service, &LeastOutstanding).unwrap();
