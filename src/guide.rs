@@ -188,7 +188,8 @@
 //! renew a heartbeat every 15 s; an instance without one for 60 s is dead. Clients with the
 //! registry fail at once if a service has no live and healthy instance, and may address
 //! [one instance](crate::CallOptions::instance) or let a
-//! [balancer](crate::client::ServiceClientBuilder::balancer) pick.
+//! [balancer](crate::client::ServiceClientBuilder::balancer) pick: one of
+//! [`balance`](crate::balance), or a closure of your own.
 //!
 //! ```
 //! use coney::balance::LowestLatency;

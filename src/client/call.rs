@@ -188,6 +188,8 @@ impl ServiceClient {
         limit: CallDeadline,
     ) -> Result<SentCall> {
         target.check()?;
+        let checked = self.inner.broker.check_not_forked();
+        checked.map_err(|error| target.not_sent(error))?;
         let route = self.inner.route(target, options, limit.deadline)?;
         let mut request = self.request_with_room(target, request, options, kind, limit)?;
         request.publication.coalesce = self.inner.coalesce;

@@ -84,6 +84,10 @@ impl ClientCore {
 
     /// Drops a call whose outcome is not wanted any more.
     pub(super) fn forget(&self, sent: &SentCall) {
+        if self.broker.is_forked() {
+            std::mem::forget(sent.clone());
+            return;
+        }
         sent.send_state.abandon();
         self.router.forget(sent.id);
     }
@@ -124,6 +128,10 @@ impl ClientCore {
 
 impl Drop for ClientCore {
     fn drop(&mut self) {
+        if self.broker.is_forked() {
+            std::mem::forget((Arc::clone(&self.router), Arc::clone(&self.handle)));
+            return;
+        }
         self.close();
     }
 }

@@ -30,7 +30,8 @@ const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// A message whose copy has been published and is not confirmed yet.
 pub(crate) struct PendingRepublish {
     pub(super) delivery: Tracked,
-    /// The queue that the copy goes to.
+    /// The routing key of the copy: the queue that it goes to, or, of a dead letter, the queue
+    /// in which it failed.
     pub(super) to: String,
     /// The reply, to be sent when the original is acknowledged.
     pub(super) reply: Option<Publication>,
@@ -177,7 +178,7 @@ impl RepublishSetup {
             if self.dead_letter_fault.set(&fault) {
                 log::error!(
                     target: "coney::worker",
-                    "{}: a message cannot be dead-lettered to {to:?} and waits in a retry queue, \
+                    "{}: a message of {to:?} cannot be dead-lettered and waits in a retry queue, \
                      as the next ones will: {fault}",
                     self.service
                 );

@@ -254,6 +254,7 @@ impl Republisher {
             self.queue.owner
         );
         thread::sleep(OVERSIZED_FAILURE_PAUSE);
+        drop(delivery); // requeues it
     }
 
     fn log_dead_letter(&self, delivery: &Tracked, failure: &MessageFailure) {

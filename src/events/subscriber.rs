@@ -292,6 +292,11 @@ impl SubscriberState {
 
 impl Drop for EventSubscriber {
     fn drop(&mut self) {
+        if self.broker.is_forked() {
+            let subscriptions = std::mem::take(&mut self.subscriptions);
+            std::mem::forget((Arc::clone(&self.shared_threads), subscriptions));
+            return;
+        }
         let SharedThreads {
             workers,
             delay_queue,

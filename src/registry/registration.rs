@@ -45,7 +45,7 @@ pub struct Registration {
     service: String,
     id: String,
     status: Arc<RegistrationStatus>,
-    home: OwnerProcess,
+    owner: OwnerProcess,
 }
 
 impl Registry {
@@ -95,7 +95,7 @@ impl Registration {
             service: instance.service().to_owned(),
             id: instance.id().to_owned(),
             status: Arc::default(),
-            home: OwnerProcess::current(),
+            owner: OwnerProcess::current(),
         };
         let (done, written) = bounded(1);
         let _ = registration.commands.send(HeartbeatCommand::Register {
@@ -166,7 +166,7 @@ impl Registration {
     /// not answer in time. Deregistering is retried, and the instance counts as dead once its
     /// last heartbeat is too old.
     pub fn deregister(&self, timeout: Duration) -> Result<()> {
-        if self.home.is_another() || self.state() == RegistrationState::Deregistered {
+        if self.owner.is_another() || self.state() == RegistrationState::Deregistered {
             return Ok(());
         }
         let (done, deregistered) = bounded(1);

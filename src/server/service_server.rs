@@ -46,7 +46,7 @@ pub struct ServiceServer {
     pub(super) shutdown_timeout: Duration,
     pub(super) stopped: AtomicBool,
     /// Keeps the connection open as long as the server runs.
-    pub(super) _broker: Broker,
+    pub(super) broker: Broker,
 }
 
 impl ServiceServer {
@@ -262,6 +262,10 @@ impl ServerState {
 
 impl Drop for ServiceServer {
     fn drop(&mut self) {
+        if self.broker.is_forked() {
+            std::mem::forget(Arc::clone(&self.consumers));
+            return;
+        }
         if self.consumers.requests.workers.is_worker_thread() {
             drop(self.consumers.requests.workers.stop());
             return self.consumers.close();

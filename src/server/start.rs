@@ -104,7 +104,7 @@ impl ServiceServerBuilder {
             registration: None,
             health: Mutex::new(None),
             shutdown_timeout: self.options.shutdown_timeout,
-            _broker: self.broker,
+            broker: self.broker,
         };
         if let Some(registry) = &self.registry {
             let instance = describe(self.instance, &actions, &verdict);

@@ -238,6 +238,25 @@ impl Broker {
         Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(false))
     }
 
+    /// Returns true in a forked child, where no lock may be taken and nothing shared dropped.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.inner.owner.is_another()
+    }
+
+    /// Returns an error in a forked child, before any lock is taken.
+    pub(crate) fn check_not_forked(&self) -> Result<()> {
+        if !self.is_forked() {
+            return Ok(());
+        }
+        let fault = format!(
+            "the connection to {} belongs to the process {}, from which this one was forked; \
+             connect after the fork",
+            self.address(),
+            self.inner.owner.id()
+        );
+        Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(true))
+    }
+
     /// Watches a result on the connection's callback thread, which starts with the first.
     pub(crate) fn watch(&self, watched: Box<dyn Watched>) -> Result<()> {
         let mut callbacks = self.inner.callbacks.lock();
@@ -275,6 +294,16 @@ impl Broker {
                 scan_lock: Mutex::default(),
                 callbacks: Mutex::default(),
             }),
+        }
+    }
+}
+
+/// In a forked child, keeps what all clones share for ever: threads that do not exist there may
+/// have held its locks at the fork.
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if self.is_forked() {
+            std::mem::forget(Arc::clone(&self.inner));
         }
     }
 }

@@ -142,6 +142,24 @@ fn a_refused_permission_is_the_operations_error() {
     drop(server);
 }
 
+/// Calls leave over the channel that consumes the replies: the broker's refusal closes it, and the
+/// connection is made anew.
+#[test]
+fn a_client_that_may_not_call_gets_the_reason() {
+    let rabbit = Server::rabbitmq();
+    let url = rabbit.add_user("clerk");
+    rabbit.ctl(&["set_permissions", "clerk", ".*", "^amq\\..*$", ".*"]);
+    let (broker, states) = watched(&url);
+    let error = client(&broker).call::<u64>("work", "work", &1).unwrap_err();
+    assert!(error.to_string().contains("ACCESS_REFUSED"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+    let mut lost = 0;
+    eventually("it is connected again", || {
+        lost += losses(&states).len();
+        lost == 1 && broker.is_connected()
+    });
+}
+
 #[test]
 fn a_limit_on_queues_is_named_in_the_error() {
     let rabbit = Server::rabbitmq();

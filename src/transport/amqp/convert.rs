@@ -159,7 +159,8 @@ pub(super) fn queue_arguments(options: &QueueOptions) -> FieldTable {
 pub(super) enum ChannelFailure {
     /// The broker refused the operation and closed the channel; the connection is up.
     Refused(Error),
-    /// The connection was lost; holds the cause.
+    /// The connection was lost, or the channel was closed before the operation; holds the cause.
+    /// `Observed::channel_close` has the reason of the latter.
     Lost(String),
 }
 

@@ -21,7 +21,7 @@ pub(super) struct AmqpLinkHandle {
     pub(super) peer: Arc<str>,
     pub(super) limits: Arc<Limits>,
     pub(super) coalesce_buffer: Arc<CoalesceBuffer>,
-    pub(super) home: OwnerProcess,
+    pub(super) owner: OwnerProcess,
 }
 
 /// The name prefixes of the threads on which amiquip runs, and so the program's logger may.
@@ -47,12 +47,12 @@ impl AmqpLinkHandle {
     /// child, for threads that do not exist there.
     pub(super) fn check_thread(&self) -> Result<()> {
         let misuse = |fault: String| Err(Error::new(ErrorKind::Misuse, fault));
-        if self.home.is_another() {
+        if self.owner.is_another() {
             return misuse(format!(
                 "the connection to {} belongs to the process {}, from which this one was forked; \
                  connect after the fork",
                 self.peer,
-                self.home.id()
+                self.owner.id()
             ));
         }
         let thread = std::thread::current();
@@ -241,6 +241,9 @@ impl LinkHandle for AmqpLinkHandle {
     }
 
     fn close(&self) {
+        if self.owner.is_another() {
+            return;
+        }
         let _ = self.command(Command::CloseLink { link: self.link });
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct LinkTable {
     pub(super) resend: VecDeque<Outgoing>,
     /// The link whose channel the broker closed in the last session. A message that it had
     /// sent may be the cause, and sent again would close the next channel.
-    pub(super) suspect_link: Option<LinkId>,
+    pub(super) closed_link: Option<LinkId>,
     /// The number of channels that the user may open, the broker's reason, and the time at
     /// which it was learnt.
     channel_limit: Option<(usize, String, Instant)>,
@@ -142,9 +142,9 @@ impl LinkTable {
     /// Notifies every link that the connection was lost and the outcome of what was sent is
     /// unknown, and keeps what they resend.
     pub(super) fn lost(&mut self, cause: &str) {
-        let suspect_link = self.suspect_link.take();
+        let closed_link = self.closed_link.take();
         for (&link, registered) in &self.links {
-            for publication in registered.sink.lost(cause, suspect_link != Some(link)) {
+            for publication in registered.sink.lost(cause, closed_link != Some(link)) {
                 self.resend
                     .push_back(Outgoing::new(link, publication, None));
             }

@@ -28,7 +28,7 @@ pub(crate) struct AmqpTransport {
     config: Config,
     /// The process that made the connection. A forked child has none of the threads that
     /// serve the connection, and the socket is the parent's.
-    home: OwnerProcess,
+    owner: OwnerProcess,
 }
 
 impl AmqpTransport {
@@ -49,7 +49,7 @@ impl AmqpTransport {
             peer,
             limits,
             config,
-            home: OwnerProcess::current(),
+            owner: OwnerProcess::current(),
         })
     }
 }
@@ -67,7 +67,7 @@ impl Transport for AmqpTransport {
             peer: Arc::clone(&self.peer),
             limits: Arc::clone(&self.limits),
             coalesce_buffer: Arc::new(CoalesceBuffer::new(self.config.max_body)),
-            home: self.home,
+            owner: self.owner,
         });
         handle.check_thread()?;
         let (done, opened) = bounded(1);
@@ -121,7 +121,7 @@ impl Transport for AmqpTransport {
 
     /// Closes the connection. Does nothing in a forked child, as the connection is the parent's.
     fn close(&self, deadline: Instant) -> Result<()> {
-        if self.home.is_another() {
+        if self.owner.is_another() {
             return Ok(());
         }
         let _ = self.sender.commands.send(Command::Close);

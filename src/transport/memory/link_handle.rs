@@ -104,6 +104,9 @@ impl LinkHandle for MemoryLinkHandle {
     }
 
     fn close(&self) {
+        if self.shared.owner.is_another() {
+            return;
+        }
         let sink = self
             .shared
             .with(|state| state.close(self.link, Instant::now()));

@@ -13,18 +13,18 @@ impl Session<'_> {
     /// session, or their outcome is settled as lost.
     pub(super) fn drain_after_loss(&mut self, cause: &str) {
         let reason = Arc::from(cause);
-        let suspect_link = self.suspect_link();
+        let closed_link = self.closed_link();
         for (&link, link_channel) in &mut self.link_channels {
             let fallbacks = link_channel.drain_after_loss(self.number);
             self.io.link_table.send_first(link, fallbacks);
-            for (publication, confirm) in link_channel.lost(&reason, suspect_link != Some(link)) {
+            for (publication, confirm) in link_channel.lost(&reason, closed_link != Some(link)) {
                 let resend = Outgoing::new(link, publication, Some(confirm));
                 self.io.link_table.resend.push_back(resend);
             }
         }
         let _ = self.large_confirms(); // the confirms that arrived before the loss
         self.io.link_table.resend.extend(self.large.lost(&reason));
-        self.io.link_table.suspect_link = suspect_link;
+        self.io.link_table.closed_link = closed_link;
     }
 
     /// Records a limit on channels if exceeding it has cost the connection. The broker closes
@@ -41,7 +41,7 @@ impl Session<'_> {
     }
 
     /// Returns the link whose channel the broker closed.
-    pub(super) fn suspect_link(&self) -> Option<LinkId> {
+    pub(super) fn closed_link(&self) -> Option<LinkId> {
         let (channel, _) = self.io.observed.any_channel_close()?;
         let mut link_channels = self.link_channels.iter();
         link_channels.find_map(|(&link, link_channel)| {
