@@ -98,7 +98,8 @@ pub enum ErrorKind {
     /// The program used the library in a way that cannot work: a call that would wait for
     /// itself (from a logger on the AMQP library's thread, or a handler that shuts down its
     /// own server), a connection of the process from which this one was forked, a reply that
-    /// was taken already or belongs to another batch. Nothing was tried.
+    /// was taken already or belongs to another batch. [`Error::is_safe_to_retry`] is true only
+    /// where nothing was sent.
     Misuse,
 }
 
@@ -202,8 +203,7 @@ impl Error {
             | ErrorKind::PayloadTooLarge
             | ErrorKind::UnknownAction
             | ErrorKind::InvalidConfig
-            | ErrorKind::Io
-            | ErrorKind::Misuse => true,
+            | ErrorKind::Io => true,
             ErrorKind::TimedOut => self.0.phase == Some(Phase::Send),
             _ => false,
         })

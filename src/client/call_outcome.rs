@@ -12,6 +12,8 @@ use crate::transport::Publication;
 pub(crate) enum CallOutcome {
     Reply {
         body: ReplyBody,
+        /// True if the request was sent again after a loss: the first sending may have run.
+        was_resent: bool,
         /// The time from sending to the reply, if a balancer picked the instance.
         after: Option<Duration>,
         /// The copy of the request, if there is one: freed fastest by the thread that made it.

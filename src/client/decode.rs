@@ -9,7 +9,9 @@ use super::call_outcome::{CallOutcome, TooLarge};
 use crate::base::name::{check_action, check_service};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::batch::BATCH_ACTION;
-use crate::message::{CODE_BUSY, CODE_RATE_LIMITED, CODE_TOO_LARGE, CODE_UNKNOWN_ACTION, Reply};
+use crate::message::{
+    CODE_BUSY, CODE_RATE_LIMITED, CODE_TOO_LARGE, CODE_UNKNOWN_ACTION, Reply, claims_nothing_ran,
+};
 use crate::registry::Lookup;
 use crate::topology;
 use crate::transport::SendState;
@@ -31,7 +33,9 @@ impl CallTarget<'_> {
     pub(super) fn result<T: DeserializeOwned>(self, outcome: CallOutcome, peer: &str) -> Result<T> {
         let Self { service, action } = self;
         match outcome {
-            CallOutcome::Reply { body, .. } => self.decode(&body),
+            CallOutcome::Reply {
+                body, was_resent, ..
+            } => self.decode_resent(&body, was_resent),
             CallOutcome::NoRoute {
                 reason,
                 queue: None,
@@ -75,7 +79,20 @@ impl CallTarget<'_> {
         }
     }
 
-    pub(super) fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T> {
+    /// Decodes a reply. If the request was sent again after a loss, its error says nothing about
+    /// the first sending, which may have run.
+    pub(super) fn decode_resent<T: DeserializeOwned>(
+        self,
+        body: &[u8],
+        was_resent: bool,
+    ) -> Result<T> {
+        self.decode(body).map_err(|error| match was_resent {
+            true => error.with_nothing_ran(false),
+            false => error,
+        })
+    }
+
+    fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T> {
         let Self { service, action } = self;
         let reply = Reply::decode(body).map_err(|error| {
             Error::new(
@@ -120,7 +137,7 @@ impl CallTarget<'_> {
         let mut error = Error::new(kind, message)
             .with_retry_after(reply.retry_after)
             .with_text(reply.error.as_ref());
-        if code.is_some_and(nothing_ran) {
+        if code.is_some_and(claims_nothing_ran) {
             error = error.with_nothing_ran(true);
         }
         Err(error.with_code(reply.error_code.map(Into::into)))
@@ -212,14 +229,6 @@ pub(super) fn no_route(what: &dyn fmt::Display, service: &str, reason: &str, pee
     )
 }
 
-/// Returns true for the error codes of replies to requests whose handlers did not begin.
-fn nothing_ran(code: &str) -> bool {
-    matches!(
-        code,
-        "expired" | "deduplication_failed" | "bad_request" | "bad_envelope" | "in_progress"
-    )
-}
-
 fn closed_after(what: &dyn fmt::Display, cause: &str) -> Error {
     Error::new(
         ErrorKind::Closed,
@@ -260,6 +269,7 @@ mod tests {
         };
         let outcome = CallOutcome::Reply {
             body: ReplyBody::Own(reply.as_bytes().to_vec()),
+            was_resent: false,
             after: None,
             _request: None,
         };
@@ -285,11 +295,19 @@ mod tests {
             let reply = format!(r#"{{"success":false,"error":"x","error_code":"{code}"{more}}}"#);
             result::<()>(&reply).unwrap_err()
         };
-        for code in ["expired", "deduplication_failed", "bad_request"] {
+        for code in ["expired", "bad_envelope", "bad_request"] {
             assert!(failed(code, "").is_safe_to_retry(), "{code}");
             assert_eq!(failed(code, "").kind(), ErrorKind::Remote, "{code}");
         }
-        for code in ["panic", "poison", "reply_too_large", "card_declined"] {
+        for code in [
+            "panic",
+            "poison",
+            "reply_too_large",
+            "card_declined",
+            // The request was handled before, or is being handled.
+            "deduplication_failed",
+            "in_progress",
+        ] {
             assert!(!failed(code, "").is_safe_to_retry(), "{code}");
         }
         let busy = failed("busy", r#","retry_after_ms":1500"#);
@@ -299,6 +317,20 @@ mod tests {
         let large = failed("too_large", "");
         assert_eq!(large.kind(), ErrorKind::PayloadTooLarge);
         assert!(large.is_safe_to_retry());
+    }
+
+    #[test]
+    fn a_refusal_of_the_second_copy_says_nothing_about_the_first() {
+        let target = CallTarget {
+            service: "user-service",
+            action: "get_user",
+        };
+        let body = br#"{"success":false,"error":"x","error_code":"busy"}"#;
+        let error = |was_resent| {
+            let result = target.decode_resent::<()>(body, was_resent);
+            result.unwrap_err().is_safe_to_retry()
+        };
+        assert!(error(false) && !error(true));
     }
 
     #[test]

@@ -175,6 +175,7 @@ fn wake(call: PendingCall, outcome: CallOutcome) {
 fn reply_outcome(call: &mut PendingCall, body: ReplyBody) -> CallOutcome {
     CallOutcome::Reply {
         after: call.balanced.as_ref().map(|balanced| balanced.at.elapsed()),
+        was_resent: call.send_state.was_resent(),
         _request: call.resend_copy.take(),
         body,
     }
@@ -218,7 +219,10 @@ impl Sink for Router {
     fn refused(&self, refused: Refused<'_>) -> Vec<Publication> {
         let id = refused.correlation_id.and_then(CorrelationId::parse);
         let (bytes, limit) = (refused.bytes, refused.limit);
-        self.finish(id, |_| match refused.reason {
+        self.finish(id, |call| match refused.reason {
+            _ if call.send_state.was_resent() => {
+                CallOutcome::Lost("sent again, it was refused by the broker".into())
+            }
             Some(reason) => CallOutcome::Refused(reason.to_owned()),
             None => CallOutcome::TooLarge(TooLarge::Request { bytes, limit }),
         });

@@ -217,6 +217,7 @@ impl BatchJob {
             reply_to: Some(&self.envelope.reply_to),
             correlation_id: item.correlation_id.as_ref().map(|id| id.get(body)),
             message_id: item.message_id.get(body),
+            may_have_run: self.info.redelivered,
         }
     }
 
@@ -284,6 +285,7 @@ impl BatchJob {
             reply_to: Some(&self.envelope.reply_to),
             correlation_id: self.envelope.correlation_id.as_deref(),
             message_id: self.envelope.message_id.get(&self.message.body),
+            may_have_run: self.info.redelivered,
         };
         let data = self.data(&target, executor);
         let body = Reply::success_with_json(target.instance_id, &data, target.message_id);

@@ -100,6 +100,7 @@ impl Dispatcher {
             arrived: delivery.delivery().arrived(),
             is_copy: message.properties.headers.get(COPIES).is_some(),
         };
+        target.may_have_run = info.redelivered;
         if !executor.handlers.send_replies() {
             target = target.without_reply();
         } else if envelope.action == BATCH_ACTION {

@@ -110,7 +110,10 @@ impl RequestExecutor {
                 "{} was not started by {}: its caller's deadline had passed",
                 request.action, self.owner
             );
-            return self.failed(request, HandlerError::new(fault).with_code("expired"));
+            return self.failed(
+                request,
+                HandlerError::new(fault).with_reserved_code("expired"),
+            );
         }
         let claim = match &self.deduplication {
             None => None,
@@ -125,7 +128,7 @@ impl RequestExecutor {
                 }
                 Admission::Repeated(_) => {
                     let fault = "the request was handled before, and its reply is unreadable";
-                    let error = HandlerError::new(fault).with_code("deduplication_failed");
+                    let error = HandlerError::new(fault).with_reserved_code("deduplication_failed");
                     return self.failed(request, error);
                 }
                 Admission::InProgress => return HandlerOutcome::InProgress,
@@ -192,5 +195,5 @@ pub(super) fn unknown_action(action: &str) -> String {
 }
 
 pub(super) fn panicked(action: &str) -> HandlerError {
-    HandlerError::new(format!("the handler of {action} panicked")).with_code("panic")
+    HandlerError::new(format!("the handler of {action} panicked")).with_reserved_code("panic")
 }

@@ -39,7 +39,7 @@ pub type HandlerResult<T = ()> = Result<T, HandlerError>;
 /// | [`kind`](Error::kind) | [`nested_kind`](HandlerError::nested_kind) |
 /// | the code of the other service's handler | [`code`](HandlerError::code), and so the reply's |
 /// | [`ErrorKind::Busy`] | the code `busy_downstream` |
-/// | a request that cannot be encoded, is too large or is misused | the command is [not retried](HandlerError::do_not_retry) |
+/// | a request that cannot be encoded, is too large, or has invalid names or options; a misuse | the command is [not retried](HandlerError::do_not_retry) |
 ///
 /// coney's own codes, such as `expired`, say something about the nested request and nothing
 /// about the handler's, so they are not passed on.
@@ -80,8 +80,9 @@ impl HandlerError {
     }
 
     /// Marks the error as final: another attempt would fail too. A command that fails with it
-    /// is dead-lettered at once. For a call it makes no difference: the caller gets
-    /// the error and decides.
+    /// is dead-lettered at once. The caller of a call gets the error and decides; a server that
+    /// [deduplicates](crate::server::ServiceServerBuilder::deduplicate) keeps the error as the
+    /// reply to repeated requests.
     ///
     /// ```
     /// # use coney::{HandlerError, HandlerResult};
@@ -99,9 +100,17 @@ impl HandlerError {
     }
 
     /// Sets the code, sent as `error_code`; coney's clients read it by
-    /// [`Error::remote_code`](crate::Error::remote_code).
+    /// [`Error::remote_code`](crate::Error::remote_code). Its table has the codes that servers
+    /// set themselves: with one of those the error has no code, since callers would take a
+    /// handler that has begun for one that has not.
     pub fn with_code(mut self, code: impl Into<String>) -> Self {
-        self.code = Some(code.into());
+        self.code = Some(code.into()).filter(|code| !is_reserved_code(code));
+        self
+    }
+
+    /// Sets a code that only the server itself may set.
+    pub(super) fn with_reserved_code(mut self, code: &str) -> Self {
+        self.code = Some(code.to_owned());
         self
     }
 
@@ -227,7 +236,7 @@ where
             HandlerError::new(format!(
                 "{action} answered something that is not JSON: {fault}"
             ))
-            .with_code("bad_reply")
+            .with_reserved_code("bad_reply")
             .do_not_retry()
         })?;
         reply(&json, context)
@@ -264,7 +273,7 @@ fn decode<T: DeserializeOwned>(context: &Context<'_>, payload: &str) -> HandlerR
     message::decode(payload).map_err(|fault| {
         let action = context.action();
         HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
-            .with_code("bad_request")
+            .with_reserved_code("bad_request")
             .undecodable()
     })
 }
@@ -278,7 +287,7 @@ fn reply<T: Serialize>(response: &T, context: &Context<'_>) -> HandlerResult<Vec
     let encoded = Reply::success_by(context.instance_id(), response, context.message_id());
     encoded.map_err(|error| {
         HandlerError::new(error.to_string())
-            .with_code("bad_reply")
+            .with_reserved_code("bad_reply")
             .do_not_retry()
     })
 }
@@ -290,6 +299,15 @@ mod tests {
     fn remote(code: &str) -> HandlerError {
         let error = Error::new(ErrorKind::Remote, "pay-service.charge failed");
         HandlerError::from(error.with_code(Some(code.to_owned())))
+    }
+
+    #[test]
+    fn the_servers_own_codes_cannot_be_set_by_a_handler() {
+        let error = |code: &str| HandlerError::new("half done").with_code(code);
+        for code in ["expired", "busy", "too_large", "unknown_action"] {
+            assert_eq!(error(code).code(), None, "{code}");
+        }
+        assert_eq!(error("card_declined").code(), Some("card_declined"));
     }
 
     #[test]

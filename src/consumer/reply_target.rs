@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::message::{CODE_BUSY, Reply, ServiceMessage};
+use crate::message::{CODE_BUSY, Reply, ServiceMessage, claims_nothing_ran};
 use crate::topology;
 use crate::transport::x_death::REPLAYED;
 use crate::transport::{Message, PartialReply, Properties, Publication, Replier, is_large};
@@ -15,6 +15,9 @@ pub(super) struct ReplyTarget<'a> {
     pub(super) reply_to: Option<&'a str>,
     pub(super) correlation_id: Option<&'a str>,
     pub(super) message_id: &'a str,
+    /// True if the request was delivered before: a handler whose worker has died may have begun,
+    /// whatever becomes of this delivery.
+    pub(super) may_have_run: bool,
 }
 
 impl<'a> ReplyTarget<'a> {
@@ -36,6 +39,7 @@ impl<'a> ReplyTarget<'a> {
             reply_to: reply_to.filter(|queue| !queue.is_empty()),
             correlation_id: correlation_id.or(Some(&request.correlation_id)),
             message_id: &request.message_id,
+            may_have_run: false,
         }
     }
 
@@ -74,6 +78,7 @@ impl<'a> ReplyTarget<'a> {
             reply_to: reply_to.filter(|queue| !queue.is_empty()).filter(may_be),
             correlation_id: properties.correlation_id.as_deref(),
             message_id: properties.message_id.as_deref().unwrap_or_default(),
+            may_have_run: false,
         }
     }
 
@@ -89,13 +94,21 @@ impl<'a> ReplyTarget<'a> {
         self.reply_to.is_some()
     }
 
-    /// Returns the body of an error reply.
+    /// Returns the body of an error reply. If the request may have run before, it has no code that
+    /// claims the opposite.
     pub(super) fn failure(&self, error: &str, code: Option<&str>) -> Vec<u8> {
+        if self.may_have_run && code.is_some_and(claims_nothing_ran) {
+            let error = format!("{error} (redelivered: a worker that has died may have begun it)");
+            return Reply::failure_by(self.instance_id, &error, None, None, self.message_id);
+        }
         Reply::failure_by(self.instance_id, error, code, None, self.message_id)
     }
 
     /// Returns the body of a `busy` reply: nothing ran, and another attempt may succeed later.
     pub(super) fn busy(&self, error: &str, retry_after: Duration) -> Vec<u8> {
+        if self.may_have_run {
+            return self.failure(error, Some(CODE_BUSY));
+        }
         let (code, after) = (Some(CODE_BUSY), Some(retry_after));
         Reply::failure_by(self.instance_id, error, code, after, self.message_id)
     }
@@ -155,4 +168,35 @@ pub(super) const TOO_LARGE: &str = "reply_too_large";
 
 pub(super) fn too_large(bytes: usize, max: usize) -> String {
     format!("the reply is {bytes} bytes long; at most {max} are allowed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redelivered_request_gets_no_code_that_claims_that_it_did_not_run() {
+        let target = |may_have_run| ReplyTarget {
+            instance_id: None,
+            reply_to: Some("q"),
+            correlation_id: None,
+            message_id: "m",
+            may_have_run,
+        };
+        let code = |body: Vec<u8>| {
+            let reply = Reply::decode(&body).unwrap();
+            (reply.error_code.map(String::from), reply.retry_after)
+        };
+        let second = Duration::from_secs(1);
+        let busy = code(target(false).busy("x", second));
+        assert_eq!(busy, (Some("busy".to_owned()), Some(second)));
+        assert_eq!(code(target(true).busy("x", second)), (None, None));
+        for name in ["expired", "unknown_action", "bad_request"] {
+            let first = code(target(false).failure("x", Some(name)));
+            assert_eq!(first.0.as_deref(), Some(name));
+            assert_eq!(code(target(true).failure("x", Some(name))).0, None);
+        }
+        let own = code(target(true).failure("x", Some("card_declined")));
+        assert_eq!(own.0.as_deref(), Some("card_declined"));
+    }
 }

@@ -38,3 +38,17 @@ pub(crate) fn is_reserved_code(code: &str) -> bool {
             | "reply_too_large"
     )
 }
+
+/// Returns true for the codes by which a server says that the handler did not begin.
+pub(crate) fn claims_nothing_ran(code: &str) -> bool {
+    matches!(
+        code,
+        CODE_BUSY
+            | CODE_RATE_LIMITED
+            | CODE_TOO_LARGE
+            | CODE_UNKNOWN_ACTION
+            | "bad_envelope"
+            | "bad_request"
+            | "expired"
+    )
+}

@@ -129,10 +129,10 @@ impl ServiceServerBuilder {
     /// action and source service are. Repeated requests are redelivered ones, those that a
     /// client sent again because they are [idempotent](crate::CallOptions::idempotent), and
     /// those that got the same [`message_id`](crate::CallOptions::message_id). A failed request
-    /// may be repeated; only [final](HandlerError::do_not_retry) errors are remembered.
+    /// may be repeated; only [final](crate::HandlerError::do_not_retry) errors are remembered.
     ///
     /// While the store does not answer, no request is run: calls are answered with
-    /// [`ErrorKind::Busy`], commands wait in the longest retry queue, and no attempt is used
+    /// [`ErrorKind::Busy`](crate::ErrorKind::Busy), commands wait in the longest retry queue, and no attempt is used
     /// up; after [a while](ServiceServerBuilder::reply_store_outage_limit) the server
     /// stops consuming until the store answers again. Defaults to no deduplication.
     pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
@@ -185,7 +185,7 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// Sets the client that [`Context::client`] returns. Defaults to one with the
+    /// Sets the client that [`Context::client`](crate::Context::client) returns. Defaults to one with the
     /// default options on the server's broker, created when it is first needed.
     pub fn client(mut self, client: ServiceClient) -> Self {
         self.options.client = Some(client);

@@ -165,7 +165,9 @@ impl PendingBatch {
                 support.mark_unsupported(&self.context.routing_key());
                 return self.context.send_one_by_one(message, self.limit);
             }
-            CallOutcome::Reply { body, .. } => self.replied(message, body),
+            CallOutcome::Reply {
+                body, was_resent, ..
+            } => self.replied(message, body, was_resent),
             outcome => self.set_all(&calls, || BatchedResult::Outcome(outcome.clone())),
         }
         Vec::new()
@@ -187,7 +189,7 @@ impl PendingBatch {
     }
 
     /// Records the replies in the reply to a message.
-    fn replied(&mut self, message: &BatchMessage, body: ReplyBody) {
+    fn replied(&mut self, message: &BatchMessage, body: ReplyBody, was_resent: bool) {
         let calls = &message.calls;
         let in_body = self.bodies.len();
         let replies = batch_support::replies(&body);
@@ -198,6 +200,7 @@ impl PendingBatch {
                 self.results[call.at] = Some(match is_success {
                     false => BatchedResult::Outcome(CallOutcome::Reply {
                         body: body.clone(),
+                        was_resent,
                         after: None,
                         _request: None,
                     }),
@@ -211,7 +214,11 @@ impl PendingBatch {
         };
         for (call, reply) in calls.iter().zip(&replies) {
             let range = range_in(&body, reply.get());
-            self.results[call.at] = Some(BatchedResult::Reply { in_body, range });
+            self.results[call.at] = Some(BatchedResult::Reply {
+                in_body,
+                range,
+                was_resent,
+            });
         }
         self.bodies.push(body);
     }

@@ -49,6 +49,7 @@ pub(super) enum BatchedResult {
     Reply {
         in_body: usize,
         range: Range<usize>,
+        was_resent: bool,
     },
     /// The outcome of a call that was sent alone.
     Outcome(CallOutcome),
@@ -97,9 +98,11 @@ impl BatchReplies {
             action: &self.actions[at],
         };
         match self.results[at].take() {
-            Some(BatchedResult::Reply { in_body, range }) => {
-                target.decode(&self.bodies[in_body][range])
-            }
+            Some(BatchedResult::Reply {
+                in_body,
+                range,
+                was_resent,
+            }) => target.decode_resent(&self.bodies[in_body][range], was_resent),
             Some(BatchedResult::Outcome(outcome)) => self.client.inner.result(target, outcome),
             Some(BatchedResult::Failed(error)) => Err(error),
             None => Err(Error::new(

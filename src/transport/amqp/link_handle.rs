@@ -46,7 +46,8 @@ impl AmqpLinkHandle {
     /// Returns an error where an operation would wait for its own thread, or, in a forked
     /// child, for threads that do not exist there.
     pub(super) fn check_thread(&self) -> Result<()> {
-        let misuse = |fault: String| Err(Error::new(ErrorKind::Misuse, fault));
+        let misuse =
+            |fault: String| Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(true));
         if self.owner.is_another() {
             return misuse(format!(
                 "the connection to {} belongs to the process {}, from which this one was forked; \

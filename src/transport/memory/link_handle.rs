@@ -29,7 +29,7 @@ impl LinkHandle for MemoryLinkHandle {
         if self.shared.owner.is_another() {
             let fault = "the memory broker is in the process from which this one was forked, and \
                          cannot be used here";
-            return Err(Error::new(ErrorKind::Misuse, fault));
+            return Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(true));
         }
         let mut guard = self.shared.state.lock();
         let state = guard.as_mut().ok_or_else(closed)?;
