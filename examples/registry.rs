@@ -22,10 +22,12 @@ fn main() -> coney::Result<()> {
         // Or Weighted, ConsistentHash and others; without one, a free instance takes the call.
         .balancer(LowestLatency)
         .build()?;
-    let _: String = client.call("user-service", "get_user", &7)?;
+    let user: String = client.call("user-service", "get_user", &7)?;
+    println!("{user}");
     for instance in registry.lookup("user-service")?.iter() {
         let one = CallOptions::new().instance(instance.id());
-        let _: String = client.call_with("user-service", "get_user", &7, &one)?;
+        let user: String = client.call_with("user-service", "get_user", &8, &one)?;
+        println!("{user} from version {}", instance.version().unwrap_or("?"));
     }
     Ok(())
 }

@@ -20,9 +20,12 @@
 //! # }
 //! ```
 //!
-//! Requests and responses are any types with serde's traits. The name given to the client is the
-//! service that calls. A server runs as long as it is kept: a `main` that has nothing else to do
-//! ends with [`server.wait()?`](crate::ServiceServer::wait).
+//! Requests and responses are any types with serde's traits; an action without a request takes `()`,
+//! `|()| …`, and is called with `&()`. The type of the response is named at the call,
+//! `call::<u64>(…)`, or follows from where it goes. The name given to the client is the service
+//! that calls. A server runs as long as it is kept: a `main` that has nothing else to do
+//! ends with [`server.wait()?`](crate::ServiceServer::wait); another thread ends it by
+//! [`shutdown`](crate::ServiceServer::shutdown), as the example `user_service` does at SIGTERM.
 //!
 //! # Calls
 //!
@@ -83,6 +86,9 @@
 //! to wait for later, or to give to a [callback](crate::PendingReply::then);
 //! [`wait_any`](crate::client::wait_any) waits for the first of several.
 //!
+//! Handlers run on several threads. What they share goes into an `Arc`, one clone for each handler;
+//! a closure with `?` in it names its result, `|id: u64| -> HandlerResult<User> { … }`.
+//!
 //! # Commands
 //!
 //! A *command* is a one-way request that must not be lost. [`send`](crate::ServiceClient::send)
@@ -112,7 +118,9 @@
 //! [`DeadLetters`](crate::DeadLetters), from which it can be replayed. A handler can run twice
 //! for one command: after its process died, for example.
 //! [`is_redelivered`](crate::Context::is_redelivered) shows it, and
-//! [`deduplicate`](crate::server::ServiceServerBuilder::deduplicate) prevents it.
+//! [`deduplicate`](crate::server::ServiceServerBuilder::deduplicate) prevents it, for calls too:
+//! give every attempt the same [`message_id`](crate::CallOptions::message_id), and a repeated
+//! request gets the first one's reply.
 //!
 //! | | call | command |
 //! | --- | --- | --- |
@@ -273,7 +281,8 @@
 //!
 //! # Operations
 //!
-//! **Readiness.** [`Broker::is_connected`](crate::Broker::is_connected),
+//! **Readiness** is one line, `broker.is_connected() && server.state().is_healthy()`:
+//! [`Broker::is_connected`](crate::Broker::is_connected),
 //! [`ServiceServer::state`](crate::ServiceServer::state) and
 //! [`EventSubscriber::state`](crate::EventSubscriber::state) do not block. A
 //! [health check](crate::server::ServiceServerBuilder::health_check) that fails three times in a

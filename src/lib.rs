@@ -96,6 +96,7 @@ pub mod client;
 mod consumer;
 pub mod dead_letters;
 mod error;
+mod error_kind;
 pub mod events;
 pub mod guide;
 #[cfg(feature = "_bench")]
@@ -118,7 +119,8 @@ pub use client::service_client::ServiceClient;
 pub use consumer::context::Context;
 pub use consumer::handler::{HandlerError, HandlerResult};
 pub use dead_letters::queue::DeadLetters;
-pub use error::{Error, ErrorKind, Phase, Result};
+pub use error::{Error, Result};
+pub use error_kind::{ErrorKind, Phase};
 pub use events::options::PublishOptions;
 pub use events::publisher::EventPublisher;
 pub use events::subscriber::EventSubscriber;
@@ -156,10 +158,10 @@ pub mod deduplication {
 /// ```
 pub mod balance {
     pub use crate::registry::balance::{
-        Balancer, Choice, ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin,
-        Weighted,
+        Balancer, ConsistentHash, LeastOutstanding, LowestLatency, Random, RoundRobin, Weighted,
     };
     pub use crate::registry::candidate::Candidate;
+    pub use crate::registry::choice::Choice;
 }
 
 /// Runs the README's program as a test.

@@ -35,9 +35,28 @@ pub(crate) enum ReadyOn<'a> {
     Nothing,
 }
 
+impl<P: Progress + ?Sized> Progress for &mut P {
+    fn is_ready(&mut self) -> bool {
+        (**self).is_ready()
+    }
+
+    fn deadline(&self) -> Instant {
+        (**self).deadline()
+    }
+
+    fn ready_on(&self) -> ReadyOn<'_> {
+        (**self).ready_on()
+    }
+}
+
+impl<P: Pending + ?Sized> Pending for &mut P {}
+
 /// Blocks until one of `pending` is ready, at most `timeout`, and returns its index: its
 /// `try_wait` returns `Some` then. `None` if none is ready in time, or there are none. A result
-/// whose deadline has passed is ready.
+/// whose deadline has passed is ready, and so is one that was taken already: remove it before the
+/// next round.
+///
+/// Results of one type can stay in their `Vec`; of several types, pass `&mut dyn Pending`s.
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,9 +73,17 @@ pub(crate) enum ReadyOn<'a> {
 /// let mut both: [&mut dyn Pending; 2] = [&mut slow, &mut fast];
 /// assert_eq!(wait_any(&mut both, Duration::from_secs(5)), Some(1));
 /// assert_eq!(fast.wait()?, 4);
+///
+/// let calls = (0..3).map(|n| client.call_async::<u64>("math", "double", &n));
+/// let mut calls = calls.collect::<coney::Result<Vec<_>>>()?;
+/// let mut sum = 0;
+/// while let Some(first) = wait_any(&mut calls, Duration::from_secs(5)) {
+///     sum += calls.swap_remove(first).wait()?;
+/// }
+/// assert_eq!(sum, 6);
 /// # Ok::<(), coney::Error>(())
 /// ```
-pub fn wait_any(pending: &mut [&mut dyn Pending], timeout: Duration) -> Option<usize> {
+pub fn wait_any<P: Pending>(pending: &mut [P], timeout: Duration) -> Option<usize> {
     let end = deadline::after(timeout);
     let (ready, confirmed) = unbounded();
     loop {
@@ -67,7 +94,7 @@ pub fn wait_any(pending: &mut [&mut dyn Pending], timeout: Duration) -> Option<u
             }
         }
         let now = Instant::now();
-        let is_ready = |one: &mut &mut dyn Pending| one.is_ready() || one.deadline() <= now;
+        let is_ready = |one: &mut P| one.is_ready() || one.deadline() <= now;
         if let Some(at) = pending.iter_mut().position(is_ready) {
             return Some(at);
         }

@@ -28,7 +28,36 @@ pub type HandlerResult<T = ()> = Result<T, HandlerError>;
 ///
 /// Handlers return any error type that implements `Display` and holds no borrowed data; it is
 /// converted by `?` or `into()`. Print a `HandlerError` by its
-/// [`message`](HandlerError::message).
+/// [`message`](HandlerError::message). The code of an error type of your own is set where the
+/// error is converted:
+///
+/// ```
+/// use std::fmt;
+/// use coney::{HandlerError, HandlerResult};
+///
+/// #[derive(Debug)]
+/// struct SoldOut(u64);
+///
+/// impl fmt::Display for SoldOut {
+///     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+///         write!(f, "article {} is sold out", self.0)
+///     }
+/// }
+///
+/// fn coded(error: SoldOut) -> HandlerError {
+///     HandlerError::from(error).with_code("sold_out")
+/// }
+///
+/// fn take(article: u64) -> Result<(), SoldOut> {
+///     Err(SoldOut(article))
+/// }
+///
+/// fn reserve(article: u64) -> HandlerResult {
+///     take(article).map_err(coded)?;
+///     Ok(())
+/// }
+/// assert_eq!(reserve(7).unwrap_err().code(), Some("sold_out"));
+/// ```
 ///
 /// # Errors of nested calls
 ///
@@ -218,6 +247,12 @@ where
         let request = decode(context, payload)?;
         reply(&handler(context, request), context)
     })
+}
+
+/// Returns true for `Result`, which serde serializes, so that its error would be sent as data.
+/// Best effort: the compiler does not promise the names of types.
+pub(crate) fn is_result<T>() -> bool {
+    std::any::type_name::<T>().starts_with("core::result::Result<")
 }
 
 /// Wraps a handler that takes and returns JSON text.

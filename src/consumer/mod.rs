@@ -35,7 +35,9 @@ pub(crate) use self::deduplication::Deduplication;
 pub(crate) use self::dispatcher::{AfterDelivery, Dispatcher};
 pub(crate) use self::drain::{Left, drain};
 pub(crate) use self::executor::{Handlers, RequestExecutor};
-pub(crate) use self::handler::{Handler, infallible, of_event, of_raw_event, raw, typed};
+pub(crate) use self::handler::{
+    Handler, infallible, is_result, of_event, of_raw_event, raw, typed,
+};
 pub(crate) use self::handler::{HandlerError, HandlerResult};
 pub(crate) use self::lifetime::Lifetime;
 pub(crate) use self::local_retry::LocalAttempts;

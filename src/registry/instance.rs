@@ -264,8 +264,9 @@ impl Instance {
     }
 
     /// Takes over the heartbeat and the health of `newer`, and leaves the rest, which another
-    /// program may have written.
-    pub(crate) fn renew_from(&mut self, newer: &Self) {
+    /// program may have written. For [`RegistryStore::heartbeat`](super::RegistryStore::heartbeat)
+    /// of a store of one's own.
+    pub fn renew_from(&mut self, newer: &Self) {
         self.last_heartbeat = newer.last_heartbeat;
         let reason = |one: &Self| one.unhealthy_reason().map(str::to_owned);
         if (self.healthy, reason(self)) != (newer.healthy, reason(newer)) {

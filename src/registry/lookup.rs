@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::balance::{Balancer, Choice};
+use super::balance::Balancer;
+use super::choice::Choice;
 use super::snapshot::Snapshot;
 use super::{Candidate, Instance, PickedInstance};
 use crate::error::{Error, ErrorKind, Result};

@@ -11,7 +11,8 @@ use crate::error::Result;
 /// other processes share.
 ///
 /// Implement it to keep a registry elsewhere than in memory or in Redis. Methods return their
-/// results in types that are made by constructors and may get more fields and variants.
+/// results in types that are made by constructors and may get more fields and variants; errors are
+/// made by [`Error::registry`](crate::Error::registry).
 ///
 /// A registry calls its store on two threads of its own, so that no caller waits for it
 /// longer than [`lookup_timeout`](super::RegistryBuilder::lookup_timeout): `coney-heartbeat-N` for
@@ -56,7 +57,8 @@ pub trait RegistryStore: Send + Sync {
     /// returns a result for each, in the same order.
     ///
     /// Changes their [`last_heartbeat`](Instance::last_heartbeat) and their health and nothing
-    /// else, as another program may have written the rest. Does not create instances.
+    /// else, as another program may have written the rest
+    /// ([`Instance::renew_from`]). Does not create instances.
     ///
     /// Called by the heartbeat thread, once per
     /// [`heartbeat_interval`](super::RegistryBuilder::heartbeat_interval), and sooner after a

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::builder::ServiceServerBuilder;
 use crate::base::name::check_action;
-use crate::consumer::{Context, Handler, HandlerError, infallible, raw, typed};
+use crate::consumer::{Context, Handler, HandlerError, infallible, is_result, raw, typed};
 use crate::error::{Error, ErrorKind};
 use crate::message::batch::BATCH_ACTION;
 
@@ -38,7 +38,11 @@ impl ServiceServerBuilder {
         self.add(action, typed(move |_, request| handler(request)))
     }
 
-    /// Adds a handler that cannot fail: a function from the decoded payload to the response.
+    /// Adds a handler that cannot fail: a function from the decoded payload to the response. One
+    /// that returns a `Result` is refused by `start`, since its error would be sent as data: add it
+    /// by [`handler`](ServiceServerBuilder::handler).
+    ///
+    /// An action without a payload takes `()`: `|()| …`, called with `&()`.
     ///
     /// ```
     /// use coney::{Broker, ServiceServer};
@@ -54,7 +58,8 @@ impl ServiceServerBuilder {
         Req: DeserializeOwned,
         Resp: Serialize,
     {
-        self.add(action, infallible(move |_, request| handler(request)))
+        self.check_infallible::<Resp>(action)
+            .add(action, infallible(move |_, request| handler(request)))
     }
 
     /// Adds a handler as [`handler`](ServiceServerBuilder::handler) does, which also takes the
@@ -88,7 +93,8 @@ impl ServiceServerBuilder {
         Req: DeserializeOwned,
         Resp: Serialize,
     {
-        self.add(action, infallible(handler))
+        self.check_infallible::<Resp>(action)
+            .add(action, infallible(handler))
     }
 
     /// Adds a handler that takes the payload as JSON text and returns JSON
@@ -112,6 +118,17 @@ impl ServiceServerBuilder {
         E: Into<HandlerError>,
     {
         self.add(action, raw(handler))
+    }
+
+    fn check_infallible<Resp>(mut self, action: &str) -> Self {
+        if is_result::<Resp>() && self.fault.is_none() {
+            let fault = format!(
+                "{}.{action} returns a Result: add it by `handler`, or its errors are sent as data",
+                self.service
+            );
+            self.fault = Some(Error::new(ErrorKind::InvalidConfig, fault));
+        }
+        self
     }
 
     fn add(mut self, action: &str, handler: Handler) -> Self {

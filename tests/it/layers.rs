@@ -27,8 +27,9 @@ const SERVER: &[&str] = &[
 ];
 
 /// The parts that each part of the crate may import.
-const LAYERS: [(&str, &[&str]); 14] = [
-    ("error", &[]),
+const LAYERS: [(&str, &[&str]); 15] = [
+    ("error_kind", &[]),
+    ("error", &["error_kind"]),
     ("base", &["error"]),
     ("message", &["base", "error"]),
     ("topology", &[]),

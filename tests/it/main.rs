@@ -49,4 +49,5 @@ mod servers;
 mod store_outages;
 mod support;
 mod tidy;
+mod wait_any;
 mod whole_process;

@@ -13,7 +13,7 @@ const PROGRAMS: [(&str, &[&str]); 5] = [
     ("command", &["order 4711", "order 4712"]),
     ("batch", &["42, number 7"]),
     ("event", &["thank you for 4711", "4711"]),
-    ("registry", &[]),
+    ("registry", &["user 7", "user 8 from version 1.4.2"]),
 ];
 
 /// Returns the code blocks of a language.

@@ -24,6 +24,7 @@ on_both!(
     shutdown_requeues_unstarted_requests,
     shutdown_names_handlers_that_do_not_end,
     dropping_a_server_joins_its_threads,
+    respond_refuses_a_handler_that_can_fail,
     the_same_action_twice_is_refused,
     a_handler_cannot_shut_its_own_server_down,
 );
@@ -265,6 +266,18 @@ fn dropping_a_server_joins_its_threads(broker: &Broker) {
         Arc::strong_count(&finished) == 1
     });
     pending.wait().unwrap();
+}
+
+/// serde serializes `Result`: the error would be sent as data.
+fn respond_refuses_a_handler_that_can_fail(broker: &Broker) {
+    let service = unique("twice");
+    let divide = |(a, b): (u64, u64)| a.checked_div(b).ok_or("division by zero");
+    let builder = ServiceServer::builder(broker, &service);
+    let error = builder.respond("divide", divide).start().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    assert!(error.to_string().contains("`handler`"), "{error}");
+    let builder = ServiceServer::builder(broker, &service);
+    drop(builder.handler("divide", divide).start().unwrap());
 }
 
 fn the_same_action_twice_is_refused(broker: &Broker) {
