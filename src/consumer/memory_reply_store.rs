@@ -14,12 +14,11 @@ use crate::base::deadline;
 /// oldest are removed.
 ///
 /// ```
-/// use std::sync::Arc;
 /// use std::time::Duration;
 /// use coney::deduplication::MemoryReplyStore;
 /// use coney::{Broker, ServiceServer};
 ///
-/// let store = Arc::new(MemoryReplyStore::new(100_000));
+/// let store = MemoryReplyStore::new(100_000); // in an `Arc` to share it
 /// let server = ServiceServer::builder(&Broker::memory(), "payments")
 ///     .respond("charge", |cents: u64| cents)
 ///     .deduplicate(store, Duration::from_secs(600))

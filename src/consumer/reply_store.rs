@@ -1,6 +1,7 @@
 //! The interface to stores of handled requests and their replies.
 
 use std::error::Error as StdError;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The error of a [`ReplyStore`]: any error.
@@ -66,6 +67,34 @@ pub trait ReplyStore: Send + Sync {
     /// Fails with any error as long as the store does not answer.
     fn ping(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+}
+
+impl<S: ReplyStore + ?Sized> ReplyStore for Arc<S> {
+    fn claim(&self, key: &str, owner: u64, lease: Duration) -> Result<ClaimOutcome, StoreError> {
+        (**self).claim(key, owner, lease)
+    }
+
+    fn renew(&self, key: &str, owner: u64, lease: Duration) -> Result<bool, StoreError> {
+        (**self).renew(key, owner, lease)
+    }
+
+    fn complete(
+        &self,
+        key: &str,
+        owner: u64,
+        reply: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        (**self).complete(key, owner, reply, ttl)
+    }
+
+    fn release(&self, key: &str, owner: u64) -> Result<(), StoreError> {
+        (**self).release(key, owner)
+    }
+
+    fn ping(&self) -> Result<(), StoreError> {
+        (**self).ping()
     }
 }
 

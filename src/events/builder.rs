@@ -104,6 +104,16 @@ impl EventSubscriberBuilder {
         self.subscribe(Subscription::to_with_context(pattern, handler))
     }
 
+    /// Subscribes as [`listen`](EventSubscriberBuilder::listen), with a handler that also takes the
+    /// event's [`Context`].
+    pub fn listen_with_context<T, F>(self, pattern: &str, handler: F) -> Self
+    where
+        F: Fn(&Context<'_>, T) + Send + Sync + 'static,
+        T: DeserializeOwned,
+    {
+        self.subscribe(Subscription::listen_with_context(pattern, handler))
+    }
+
     /// Subscribes as [`on`](EventSubscriberBuilder::on), with a handler that takes the payload
     /// as JSON text.
     pub fn on_raw<E, F>(self, pattern: &str, handler: F) -> Self
@@ -169,8 +179,8 @@ impl EventSubscriberBuilder {
     /// Skips an event that the subscription has handled in the last `ttl`. While the store does
     /// not answer, no event is handled: events wait in the longest retry queue, ordered and
     /// broadcast ones in this process, and no attempt is used up. Defaults to no deduplication.
-    pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
-        self.options.deduplication = Some((store, ttl));
+    pub fn deduplicate(mut self, store: impl ReplyStore + 'static, ttl: Duration) -> Self {
+        self.options.deduplication = Some((Arc::new(store), ttl));
         self
     }
 

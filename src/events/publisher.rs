@@ -70,7 +70,7 @@ impl EventPublisher {
     /// [`ErrorKind::NoRoute`](crate::ErrorKind::NoRoute). Defaults to false: the event is
     /// dropped.
     #[must_use]
-    pub fn mandatory(mut self, mandatory: bool) -> Self {
+    pub fn with_mandatory(mut self, mandatory: bool) -> Self {
         self.mandatory = mandatory;
         self
     }

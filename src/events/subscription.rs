@@ -81,11 +81,7 @@ impl<T: DeserializeOwned> Subscription<T> {
     where
         F: Fn(T) + Send + Sync + 'static,
     {
-        let handler = move |_: &Context<'_>, event| -> HandlerResult {
-            handler(event);
-            Ok(())
-        };
-        Self::new(pattern, of_event(handler))
+        Self::listen_with_context(pattern, move |_, event| handler(event))
     }
 
     /// Subscribes as [`to`](Subscription::to), with a handler that also takes the [`Context`]:
@@ -95,6 +91,19 @@ impl<T: DeserializeOwned> Subscription<T> {
         F: Fn(&Context<'_>, T) -> Result<(), E> + Send + Sync + 'static,
         E: Into<HandlerError>,
     {
+        Self::new(pattern, of_event(handler))
+    }
+
+    /// Subscribes as [`listen`](Subscription::listen), with a handler that also takes the
+    /// [`Context`].
+    pub fn listen_with_context<F>(pattern: &str, handler: F) -> Self
+    where
+        F: Fn(&Context<'_>, T) + Send + Sync + 'static,
+    {
+        let handler = move |context: &Context<'_>, event| -> HandlerResult {
+            handler(context, event);
+            Ok(())
+        };
         Self::new(pattern, of_event(handler))
     }
 

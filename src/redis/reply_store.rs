@@ -16,7 +16,6 @@ use crate::consumer::{ClaimOutcome, ReplyStore, StoreError};
 /// postponed, as they may be repeated ones.
 ///
 /// ```
-/// use std::sync::Arc;
 /// use std::time::Duration;
 /// use coney::redis::Redis;
 /// use coney::{Broker, ServiceServer};
@@ -24,7 +23,7 @@ use crate::consumer::{ClaimOutcome, ReplyStore, StoreError};
 /// let redis = Redis::builder("redis://localhost").connections(10).build()?;
 /// let server = ServiceServer::builder(&Broker::memory(), "payments")
 ///     .respond("charge", |cents: u64| cents)
-///     .deduplicate(Arc::new(redis.reply_store()), Duration::from_secs(600))
+///     .deduplicate(redis.reply_store(), Duration::from_secs(600))
 ///     .start()?;
 /// # Ok::<(), coney::Error>(())
 /// ```

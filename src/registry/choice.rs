@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Candidate;
 
-/// The input of a [`Balancer`]: the service, its candidates, and the caller's key.
+/// The input of a [`Balancer`](super::Balancer): the service, its candidates, and the caller's key.
 ///
 /// To test a balancer of your own, give it to [`Registry::pick`](crate::Registry::pick) of a
 /// [memory registry](crate::Registry::memory).

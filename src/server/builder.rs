@@ -135,8 +135,8 @@ impl ServiceServerBuilder {
     /// [`ErrorKind::Busy`](crate::ErrorKind::Busy), commands wait in the longest retry queue, and no attempt is used
     /// up; after [a while](ServiceServerBuilder::reply_store_outage_limit) the server
     /// stops consuming until the store answers again. Defaults to no deduplication.
-    pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
-        self.options.deduplication = Some((store, ttl));
+    pub fn deduplicate(mut self, store: impl ReplyStore + 'static, ttl: Duration) -> Self {
+        self.options.deduplication = Some((Arc::new(store), ttl));
         self
     }
 

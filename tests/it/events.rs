@@ -195,7 +195,7 @@ fn a_subscriber_is_required_only_if_asked_for(broker: &Broker) {
     let name = unique_event();
     let publisher = publisher(broker);
     publisher.publish(&name, &1).unwrap();
-    let strict = publisher.mandatory(true);
+    let strict = publisher.with_mandatory(true);
     let error = strict.publish(&name, &1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute);
     assert!(
@@ -293,7 +293,7 @@ fn what_a_subscriber_holds_is_bounded(broker: &Broker) {
     let slow = EventSubscriber::builder(broker, &service)
         .workers(2)
         .prefetch(3)
-        .listen(&name, move |n: u64| {
+        .listen_with_context(&name, move |_, n: u64| {
             sent.send(n).unwrap();
             let _ = gate.recv();
         })

@@ -130,7 +130,7 @@ fn each_part_needs_no_more_in_redis() {
     let store = Redis::new(&url).unwrap().reply_store();
     let broker = Broker::memory();
     let _server = ServiceServer::builder(&broker, "work")
-        .deduplicate(std::sync::Arc::new(store), PATIENCE)
+        .deduplicate(store, PATIENCE)
         .respond("double", |n: u64| 2 * n)
         .start()
         .unwrap();
