@@ -50,7 +50,8 @@ pub enum ErrorKind {
     Decode,
     /// A name, URL or option is not valid. Nothing was tried.
     InvalidConfig,
-    /// The operating system refused a resource, such as a thread. Nothing was tried.
+    /// The operating system refused a resource, such as a thread. Nothing was tried; only a
+    /// request whose callback could not be watched is on its way.
     Io,
     /// No connection could be made: host, port, credentials or virtual host.
     Connect,

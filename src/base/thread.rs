@@ -69,10 +69,22 @@ impl NamedThread {
         })
     }
 
+    /// Returns a channel that disconnects when the thread ends; `None` on the thread itself, and in
+    /// a forked child.
+    pub(crate) fn end(&self) -> Option<Receiver<()>> {
+        let is_own = self.thread.thread().id() == thread::current().id();
+        (!is_own && !self.owner.is_another()).then(|| self.ended.clone())
+    }
+
     /// Joins the thread; returns it if it has not ended by `deadline`. Returns `Ok` at once on the
     /// thread itself, and in a forked child.
     pub(crate) fn join_deadline(self, deadline: Instant) -> Result<(), Self> {
-        if self.owner.is_another() || self.thread.thread().id() == thread::current().id() {
+        if self.owner.is_another() {
+            // Dropping it would detach the thread of the child that has this id now.
+            std::mem::forget(self);
+            return Ok(());
+        }
+        if self.thread.thread().id() == thread::current().id() {
             return Ok(());
         }
         if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {

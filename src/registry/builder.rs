@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::cache::Cache;
 use super::cached_service::LONGEST;
+use super::caught_store::caught;
 use super::handle::Inner;
 use super::heartbeat::HeartbeatThread;
 use super::memory::MemoryRegistryStore;
@@ -27,7 +28,7 @@ impl RegistryBuilder {
     pub(super) fn new(store: impl RegistryStore + 'static) -> Self {
         let heartbeat_ttl = store.heartbeat_ttl().min(LONGEST);
         Self {
-            store: Arc::new(store),
+            store: caught(store),
             heartbeat_interval: heartbeat_ttl / 4,
             cache_ttl: heartbeat_ttl,
             lookup_timeout: Duration::from_secs(1),

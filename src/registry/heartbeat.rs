@@ -170,7 +170,7 @@ impl HeartbeatLoop {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            // The store may be the user's code.
+            // The logger may panic; the store's panics are errors already.
             let act = || match command {
                 Some(command) => self.carry_out(command),
                 None if self.next <= Instant::now() => self.beat(),
@@ -178,7 +178,7 @@ impl HeartbeatLoop {
             };
             if catch(act).is_err() {
                 log::error!(
-                    target: "coney::registry", "the registry's store panicked; heartbeats go on"
+                    target: "coney::registry", "the heartbeat thread panicked and goes on"
                 );
                 self.next = self.soon();
             }

@@ -212,6 +212,12 @@ impl Instance {
                 format!("an instance id has 1 to {LONGEST_ID} bytes: {:?}", self.id),
             ));
         }
+        if self.id.contains(char::is_control) {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("an instance id has no control characters: {:?}", self.id),
+            ));
+        }
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod builder;
 mod cache;
 mod cached_service;
 pub(crate) mod candidate;
+mod caught_store;
 pub(crate) mod choice;
 mod clock;
 mod fields;

@@ -26,8 +26,8 @@ use crate::error::Result;
 /// | any thread | `heartbeat_ttl` |
 ///
 /// The methods may block, but not for long: a call that blocks delays the heartbeats, or the
-/// look-ups, of all services. Give every request to a server a timeout. A panic on the
-/// heartbeat or look-up thread is caught and counts as a failure.
+/// look-ups, of all services. Give every request to a server a timeout. A panic is
+/// caught and counts as the failure of that operation.
 #[doc(alias = "ServiceRegistry")]
 pub trait RegistryStore: Send + Sync {
     /// Writes an instance, replacing one with the same id, and forgets that this id was

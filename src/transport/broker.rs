@@ -111,6 +111,10 @@ impl Broker {
     /// assert_eq!(broker.state(), ConnectionState::Connected);
     /// ```
     pub fn state(&self) -> ConnectionState {
+        if self.is_forked() {
+            let cause = "the connection belongs to the process from which this one was forked";
+            return ConnectionState::Closed(cause.to_owned());
+        }
         self.inner.transport.state()
     }
 

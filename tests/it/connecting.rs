@@ -206,3 +206,24 @@ fn a_listener_that_blocks_or_panics_holds_nothing_up() {
     assert!(start.elapsed() < PATIENCE / 2);
     drop(release);
 }
+
+/// Both close: neither waits for the lock of the other.
+#[test]
+fn a_state_listener_may_close_the_connection_too() {
+    let own: Arc<OnceLock<Broker>> = Arc::default();
+    let (sent, closed) = unbounded();
+    let broker = Broker::builder(&amqp_url())
+        .on_state_change({
+            let own = Arc::clone(&own);
+            move |state| {
+                if let (ConnectionState::Closed(_), Some(broker)) = (state, own.get()) {
+                    sent.send(broker.close(PATIENCE)).unwrap();
+                }
+            }
+        })
+        .connect()
+        .unwrap();
+    own.set(broker.clone()).unwrap();
+    broker.close(PATIENCE).unwrap();
+    closed.recv_timeout(PATIENCE).unwrap().unwrap();
+}

@@ -34,6 +34,7 @@ mod ledger;
 mod lost_instances;
 mod outages;
 mod oversized;
+mod own_stores;
 #[cfg(feature = "redis")]
 mod permissions;
 mod php;

@@ -117,15 +117,21 @@ impl IoHandle {
     /// Blocks until the threads have ended. Returns false if they have not by `deadline`: the
     /// socket is then shut down, and they end by themselves.
     pub(super) fn join(&self, deadline: Instant) -> bool {
-        let Some(mut threads) = self.threads.try_lock_until(deadline) else {
-            return false; // another thread is joining them
-        };
-        while let Some(thread) = threads.pop() {
-            if let Err(running) = thread.join_deadline(deadline) {
+        // Without the lock: the listener may close the connection while another thread does.
+        let ends: Vec<_> = self
+            .threads
+            .lock()
+            .iter()
+            .filter_map(NamedThread::end)
+            .collect();
+        for end in ends {
+            if end.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
                 (self.kill)();
-                threads.push(running);
                 return false;
             }
+        }
+        for thread in self.threads.lock().drain(..) {
+            let _ = thread.join_deadline(deadline);
         }
         true
     }

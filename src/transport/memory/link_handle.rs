@@ -129,5 +129,5 @@ impl Settler for MemoryLinkHandle {
 }
 
 pub(super) fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the memory broker has been closed")
+    Error::new(ErrorKind::Closed, "the memory broker has been closed").with_nothing_ran(true)
 }

@@ -35,10 +35,11 @@ impl Timer {
 impl Drop for Timer {
     fn drop(&mut self) {
         self.1.tick.notify_one();
-        if let Some(thread) = self.0.take()
-            && !self.2.is_another()
-        {
-            let _ = thread.join();
+        match self.0.take() {
+            // Dropping it would detach the thread of the child that has this id now.
+            Some(thread) if self.2.is_another() => std::mem::forget(thread),
+            Some(thread) => drop(thread.join()),
+            None => {}
         }
     }
 }
