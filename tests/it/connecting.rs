@@ -2,10 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::{Broker, ConnectionState, ErrorKind};
+use crossbeam_channel::unbounded;
 
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::timing::in_time;
