@@ -212,7 +212,8 @@ impl EventSubscriber {
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`] with the numbers of events that are left and that wait for another
-    /// attempt, and those of [`shutdown`](EventSubscriber::shutdown).
+    /// attempt, or with the reason why they cannot be counted; and the errors of
+    /// [`shutdown`](EventSubscriber::shutdown).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -234,7 +235,7 @@ impl EventSubscriber {
                 .iter()
                 .filter(|it| !it.subscription.is_broadcast)
         };
-        let drained = drain(timeout / 2, || {
+        let drained = drain(&self.service, timeout, |end| {
             if self.lifetime.is_closing() {
                 return Ok(Left::NOTHING); // another thread shuts it down
             }
@@ -248,7 +249,7 @@ impl EventSubscriber {
                 waiting: 0,
             };
             for running in shared() {
-                left.queued += running.handle.backlog(&running.queue, deadline)?;
+                left.queued += running.handle.backlog(&running.queue, end)?;
                 left.running += running.subscription.dispatcher.unsettled();
             }
             if left.queued + left.running == 0 {
@@ -258,7 +259,7 @@ impl EventSubscriber {
                     ..
                 } in shared()
                 {
-                    left.waiting += subscription.dispatcher.count_waiting(&**handle, deadline)?;
+                    left.waiting += subscription.dispatcher.count_waiting(&**handle, end)?;
                 }
             }
             Ok(left)

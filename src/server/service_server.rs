@@ -143,7 +143,8 @@ impl ServiceServer {
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) with the numbers of requests that are
-    /// left in the queue and that wait for another attempt, and those of
+    /// left in the queue and that wait for another attempt, or with the reason why they cannot be
+    /// counted, a memory alarm for example; and the errors of
     /// [`shutdown`](ServiceServer::shutdown).
     ///
     /// ```
@@ -165,14 +166,14 @@ impl ServiceServer {
         let Consumers {
             shared, dispatcher, ..
         } = &*self.consumers;
-        let drained = drain(timeout / 2, || {
+        let drained = drain(&self.service, timeout, |end| {
             if self.consumers.closed.load(Ordering::SeqCst) {
                 return Ok(Left::NOTHING); // another thread shuts it down
             }
-            let queued = shared.backlog(&queue, deadline)?;
+            let queued = shared.backlog(&queue, end)?;
             let running = workers.busy() + dispatcher.unsettled();
             let waiting = match queued + running {
-                0 => dispatcher.count_waiting(&**shared, deadline)?,
+                0 => dispatcher.count_waiting(&**shared, end)?,
                 _ => 0,
             };
             Ok(Left {

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::transport::{Link, LinkSpec, Publication, QueueOptions, Topology};
-use coney::{ConnectionState, ErrorKind, Phase};
+use coney::{ConnectionState, ErrorKind, EventSubscriber, Phase};
 
 use crate::support::outage::{rabbit, sent_within, wait_for, watched, within};
 use crate::support::sleepy_service::sleepy_server;
@@ -120,4 +120,35 @@ fn an_alarm_outlasts_no_connection() {
         .try_iter()
         .filter(|state| matches!(state, ConnectionState::Lost(_)));
     assert_eq!(lost.collect::<Vec<_>>(), []);
+}
+
+#[test]
+fn a_drain_in_an_alarm_leaves_the_shutdown_its_half() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("nap");
+    let (server, _starts) = sleepy_server(&broker, &service);
+    let subscriber = EventSubscriber::builder(&broker, &service)
+        .listen("nap.*", |_: u64| ())
+        .start()
+        .unwrap();
+    let client = client(&broker);
+    client.send(&service, "nap", &0).unwrap();
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    let waiting = client.send_async(&service, "nap", &1).unwrap();
+    wait_for(&states, |state| {
+        matches!(state, ConnectionState::Blocked(_))
+    });
+    let timeout = 2_000 * MS;
+    let drains: [&dyn Fn() -> coney::Result<()>; 2] =
+        [&|| server.drain(timeout), &|| subscriber.drain(timeout)];
+    for drain in drains {
+        let error = in_time(timeout, "a drain in an alarm", drain).unwrap_err();
+        assert_eq!(error.phase(), Some(Phase::Shutdown), "{error}");
+        let uncounted = "is not drained after 2s: the messages that are left cannot be counted";
+        assert!(error.to_string().contains(uncounted), "{error}");
+    }
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    drop(waiting);
 }
