@@ -54,7 +54,7 @@ impl Session<'_> {
 
     /// Sends the messages that were accepted before, so that closing loses none.
     pub(super) fn flush(&mut self) -> Result<(), SessionEnd> {
-        let waiting = self.io.link_table.resend.len() + self.io.receiver.outgoing.len();
+        let waiting = self.io.link_table.waiting() + self.io.receiver.outgoing.len();
         if self.blocked || waiting == 0 {
             return Ok(());
         }
@@ -91,8 +91,8 @@ impl Session<'_> {
 
     fn send_all(&mut self, count: usize) -> Result<(), SessionEnd> {
         for _ in 0..count {
-            let resend = self.io.link_table.resend.pop_front();
-            let Some(next) = resend.or_else(|| self.io.receiver.outgoing.try_recv().ok()) else {
+            let first = self.io.link_table.next();
+            let Some(next) = first.or_else(|| self.io.receiver.outgoing.try_recv().ok()) else {
                 return Ok(());
             };
             self.publish(next)?;
