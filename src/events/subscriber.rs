@@ -86,7 +86,9 @@ impl EventSubscriber {
     pub fn state(&self) -> SubscriberState {
         SubscriberState {
             dead_letters_refused: self.shared_threads.workers.dead_letter_fault(),
+            refused: self.subscriptions.iter().find_map(|it| it.handle.refusal()),
             disconnected: self.lifetime.disconnect_reason(),
+            shut_down: self.lifetime.is_closing(),
         }
     }
 
@@ -280,8 +282,13 @@ pub struct SubscriberState {
     /// The reason why the broker refused the last dead letter, until it accepts one
     /// again. Meanwhile such events wait, and hold nothing up.
     pub dead_letters_refused: Option<String>,
+    /// The reason why the broker refused, after a reconnect, to let the subscriber consume a
+    /// queue. It is tried again every 10 s.
+    pub refused: Option<String>,
     /// The reason why the broker connection was closed for good, if it was.
     pub disconnected: Option<String>,
+    /// True once a shutdown has begun: the subscriber takes no more events.
+    pub shut_down: bool,
 }
 
 impl SubscriberState {

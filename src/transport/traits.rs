@@ -93,6 +93,12 @@ pub(crate) trait LinkHandle: Send + Sync {
     /// until `deadline`.
     fn delete_own_queue(&self, deadline: Instant) -> Result<()>;
 
+    /// Returns the reason why the broker refused to reopen the link after a reconnect, until it is
+    /// open again. Does not block.
+    fn refusal(&self) -> Option<String> {
+        None
+    }
+
     /// Closes the link; the broker requeues its unsettled deliveries. Never blocks.
     fn close(&self);
 }

@@ -5,7 +5,9 @@ use super::state::lost;
 use super::{Session, SessionEnd};
 use crate::base::log_relay;
 use crate::transport::amqp::command::{LinkId, Outgoing};
-use crate::transport::{Disposition, is_large};
+use crate::transport::{
+    ConfirmOutcome, ConfirmSender, Disposition, Publication, Refused, is_large,
+};
 
 impl Session<'_> {
     /// Settles a delivery. A large reply is published first; the acknowledgement waits for its
@@ -120,7 +122,7 @@ impl Session<'_> {
             return self.send_large();
         }
         let Some(link_channel) = self.link_channels.get_mut(&link) else {
-            self.log_dropped(link);
+            self.refuse_unopened(link, publication, confirm);
             return Ok(());
         };
         if publication.start_sending() {
@@ -131,14 +133,38 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Logs that a message for a link without a channel is dropped.
-    pub(super) fn log_dropped(&mut self, link: LinkId) {
-        if self.io.link_table.get_mut(link).is_some() {
-            log_relay::log(
-                log::Level::Warn,
-                "coney::amqp",
-                format_args!("a message is dropped: the broker refuses to open its link"),
-            );
+    /// Drops a message for a link that the broker refuses to open, and reports the reason to its
+    /// sender.
+    pub(super) fn refuse_unopened(
+        &mut self,
+        link: LinkId,
+        publication: Publication,
+        confirm: Option<ConfirmSender>,
+    ) {
+        let Some(registered) = self.io.link_table.get_mut(link) else {
+            return; // closed by its owner
+        };
+        let refusal = registered.refusal.lock().clone().unwrap_or_default();
+        let reason = format!("the broker refuses to open its link: {refusal}");
+        log_relay::log(
+            log::Level::Warn,
+            "coney::amqp",
+            format_args!("a message is dropped: {reason}"),
+        );
+        if let Some(confirm) = confirm {
+            return confirm.settle(ConfirmOutcome::Refused(reason));
         }
+        // The outcome of a message that was sent before is unknown: its call ends at its deadline.
+        let send_state = publication.send_state.as_ref();
+        if send_state.is_some_and(|it| it.was_resent()) {
+            return;
+        }
+        let refused = Refused {
+            correlation_id: publication.properties.correlation_id.as_deref(),
+            bytes: publication.body.len(),
+            limit: None,
+            reason: Some(&reason),
+        };
+        self.io.link_table.refused(link, refused);
     }
 }
