@@ -131,7 +131,9 @@ impl EventSubscriber {
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`] if handlers still run: their events go back to the queue,
-    /// and their threads end when they do. [`ErrorKind::Misuse`] if a handler of
+    /// and their threads end when they do; or if the broker has not confirmed by then that it has
+    /// the last acknowledgements, during a memory alarm for example: unacknowledged events are then
+    /// redelivered. [`ErrorKind::Misuse`] if a handler of
     /// this subscriber calls it, or a forked child.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         let SharedThreads {

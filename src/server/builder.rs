@@ -24,8 +24,9 @@ use crate::transport::Broker;
 /// | method | the handler |
 /// | --- | --- |
 /// | [`respond`](ServiceServerBuilder::respond) | cannot fail: returns the response |
+/// | [`respond_with_context`](ServiceServerBuilder::respond_with_context) | cannot fail, and also takes the [`Context`](crate::Context) |
 /// | [`handler`](ServiceServerBuilder::handler) | returns a `Result` with any error type that displays |
-/// | [`handler_with_context`](ServiceServerBuilder::handler_with_context) | also takes the [`Context`](crate::Context) |
+/// | [`handler_with_context`](ServiceServerBuilder::handler_with_context) | returns a `Result`, and also takes the [`Context`](crate::Context) |
 /// | [`handler_raw`](ServiceServerBuilder::handler_raw) | takes and returns JSON text |
 #[must_use = "a server does nothing until it is started"]
 pub struct ServiceServerBuilder {
@@ -129,10 +130,10 @@ impl ServiceServerBuilder {
     /// action and source service are. Repeated requests are redelivered ones, those that a
     /// client sent again because they are [idempotent](crate::CallOptions::idempotent), and
     /// those that got the same [`message_id`](crate::CallOptions::message_id). A failed request
-    /// may be repeated; only [final](HandlerError::do_not_retry) errors are remembered.
+    /// may be repeated; only [final](crate::HandlerError::do_not_retry) errors are remembered.
     ///
     /// While the store does not answer, no request is run: calls are answered with
-    /// [`ErrorKind::Busy`], commands wait in the longest retry queue, and no attempt is used
+    /// [`ErrorKind::Busy`](crate::ErrorKind::Busy), commands wait in the longest retry queue, and no attempt is used
     /// up; after [a while](ServiceServerBuilder::reply_store_outage_limit) the server
     /// stops consuming until the store answers again. Defaults to no deduplication.
     pub fn deduplicate(mut self, store: Arc<dyn ReplyStore>, ttl: Duration) -> Self {
@@ -185,7 +186,7 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// Sets the client that [`Context::client`] returns. Defaults to one with the
+    /// Sets the client that [`Context::client`](crate::Context::client) returns. Defaults to one with the
     /// default options on the server's broker, created when it is first needed.
     pub fn client(mut self, client: ServiceClient) -> Self {
         self.options.client = Some(client);
@@ -260,14 +261,15 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// Sets the pause between two rounds of checks. Defaults to 5 s.
+    /// Sets the pause between two rounds of checks, at least 1 ms. Defaults to 5 s.
     pub fn health_interval(mut self, interval: Duration) -> Self {
         self.health_interval = interval;
         self
     }
 
     /// Sets the number of failures of a check in a row after which the server stops consuming.
-    /// At the start one failure is enough, and afterwards one success resumes. Defaults to 3.
+    /// At the start one failure is enough, and afterwards one success resumes. 0 counts as 1.
+    /// Defaults to 3.
     pub fn health_failures(mut self, failures: u32) -> Self {
         self.health_failures = failures;
         self
