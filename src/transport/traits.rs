@@ -116,7 +116,8 @@ pub(crate) trait Sink: Send + Sync {
     /// same way.
     fn returned(&self, returned: Returned) -> Vec<Publication>;
 
-    /// Accepts the refusal of a message with a large body. The publications that this returns are
+    /// Accepts the refusal of a message with a large body, or of any message without a confirm while
+    /// the broker refuses to reopen the link. The publications that this returns are
     /// sent in its place.
     fn refused(&self, _refused: Refused<'_>) -> Vec<Publication> {
         Vec::new()

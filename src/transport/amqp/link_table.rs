@@ -82,7 +82,7 @@ impl LinkTable {
         self.send_first(link, fallback.into_iter().flatten());
     }
 
-    /// Passes the refusal of a message with a large body to its link.
+    /// Passes the refusal of a message to its link.
     pub(super) fn refused(&mut self, link: LinkId, refused: Refused<'_>) {
         let fallback = self.links.get(&link).map(|it| it.sink.refused(refused));
         self.send_first(link, fallback.into_iter().flatten());

@@ -5,9 +5,7 @@ use super::state::lost;
 use super::{Session, SessionEnd};
 use crate::base::log_relay;
 use crate::transport::amqp::command::{LinkId, Outgoing};
-use crate::transport::{
-    ConfirmOutcome, ConfirmSender, Disposition, Publication, Refused, is_large,
-};
+use crate::transport::{ConfirmSender, Disposition, Publication, Refused, is_large};
 
 impl Session<'_> {
     /// Settles a delivery. A large reply is published first; the acknowledgement waits for its
@@ -133,8 +131,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Drops a message for a link that the broker refuses to open, and reports the reason to its
-    /// sender.
+    /// Drops a message for a link that the broker refuses to open. The reason is logged, and is the
+    /// error of a call.
     pub(super) fn refuse_unopened(
         &mut self,
         link: LinkId,
@@ -151,8 +149,9 @@ impl Session<'_> {
             "coney::amqp",
             format_args!("a message is dropped: {reason}"),
         );
-        if let Some(confirm) = confirm {
-            return confirm.settle(ConfirmOutcome::Refused(reason));
+        // Settled as dropped: it was not sent, while a refused message was.
+        if confirm.is_some() {
+            return;
         }
         // The outcome of a message that was sent before is unknown: its call ends at its deadline.
         let send_state = publication.send_state.as_ref();
