@@ -284,7 +284,8 @@
 //! **Readiness** is one line, `broker.is_connected() && server.state().is_healthy()`:
 //! [`Broker::is_connected`](crate::Broker::is_connected),
 //! [`ServiceServer::state`](crate::ServiceServer::state) and
-//! [`EventSubscriber::state`](crate::EventSubscriber::state) do not block. A
+//! [`EventSubscriber::state`](crate::EventSubscriber::state) do not block. A server or subscriber is
+//! not healthy once its shutdown has begun, nor while the broker refuses one of its consumers. A
 //! [health check](crate::server::ServiceServerBuilder::health_check) that fails three times in a
 //! row makes the server stop consuming until it passes.
 //!
@@ -293,7 +294,8 @@
 //!
 //! **Logs** go through the [`log`](https://docs.rs/log) facade, with the targets
 //! `coney::amqp`, `coney::client`, `coney::server`, `coney::events`, `coney::worker`,
-//! `coney::registry`, `coney::transport` and `coney::dead_letters`. No line of any level contains
+//! `coney::registry`, `coney::transport`, `coney::dead_letters` and, for lines that were dropped
+//! because the logger is too slow, `coney::log`. No line of any level contains
 //! a password, and no line of these targets a payload or the value of a header. At `trace` amiquip
 //! logs whole frames, on the thread that sends: filter it (`RUST_LOG=debug,amiquip=info`). A logger
 //! may itself use coney; only on lines of the target `amiquip` such a call fails at once with

@@ -157,8 +157,8 @@ impl EventSubscriberBuilder {
     ///
     /// Events of a group, or of a singleton, wait in queues of the broker,
     /// `QUEUE.retry.MILLISECONDS`. Those that are [ordered](Subscription::ordered_by) or
-    /// [broadcast](Subscription::broadcast) wait in this process, in their place, at most 25
-    /// minutes; their attempts are counted anew after another instance has taken over.
+    /// [broadcast](Subscription::broadcast) wait in this process, in their place, and no delay
+    /// may be longer than 25 minutes then; their attempts are counted anew after another instance has taken over.
     pub fn retry_delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
         self.options.retry_delays = delays.into_iter().collect();
         self
@@ -207,8 +207,10 @@ impl EventSubscriberBuilder {
     }
 
     /// Starts the workers, declares the queues of the subscriptions, and consumes. Blocks until
-    /// the broker has answered, at most 10 s for each subscription; when it returns, events are
-    /// being handled. If a subscription is ordered, it makes another connection.
+    /// the broker has answered, at most 20 s for each subscription, 10 s for its queue and 10 s for
+    /// the suspect queue beside it; when it returns, events are being handled. If a subscription is
+    /// ordered, it makes another connection, which may take as long as the first one. A suspect
+    /// queue that cannot be consumed is logged; it is an error only for an ordered subscription.
     ///
     /// Keep the returned subscriber: dropping it shuts it down.
     ///
@@ -241,7 +243,10 @@ impl EventSubscriberBuilder {
             .iter()
             .any(|delay| *delay > LONGEST_HELD);
         if too_long && self.subscriptions.iter().any(is_held) {
-            return invalid("ordered and broadcast events wait unacknowledged, at most 25 minutes");
+            return invalid(
+                "ordered and broadcast events wait unacknowledged: no delay of retry_delays may \
+                 be longer than 25 minutes",
+            );
         }
         self.options.check(&self.service)?;
         let mut queues = HashSet::new();

@@ -86,7 +86,9 @@ impl EventSubscriber {
     pub fn state(&self) -> SubscriberState {
         SubscriberState {
             dead_letters_refused: self.shared_threads.workers.dead_letter_fault(),
+            refused: self.subscriptions.iter().find_map(|it| it.handle.refusal()),
             disconnected: self.lifetime.disconnect_reason(),
+            shut_down: self.lifetime.is_closing(),
         }
     }
 
@@ -129,7 +131,9 @@ impl EventSubscriber {
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`] if handlers still run: their events go back to the queue,
-    /// and their threads end when they do. [`ErrorKind::Misuse`] if a handler of
+    /// and their threads end when they do; or if the broker has not confirmed by then that it has
+    /// the last acknowledgements, during a memory alarm for example: unacknowledged events are then
+    /// redelivered. [`ErrorKind::Misuse`] if a handler of
     /// this subscriber calls it, or a forked child.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         let SharedThreads {
@@ -212,7 +216,8 @@ impl EventSubscriber {
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`] with the numbers of events that are left and that wait for another
-    /// attempt, and those of [`shutdown`](EventSubscriber::shutdown).
+    /// attempt, or with the reason why they cannot be counted; and the errors of
+    /// [`shutdown`](EventSubscriber::shutdown).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -234,7 +239,7 @@ impl EventSubscriber {
                 .iter()
                 .filter(|it| !it.subscription.is_broadcast)
         };
-        let drained = drain(timeout / 2, || {
+        let drained = drain(&self.service, timeout, |end| {
             if self.lifetime.is_closing() {
                 return Ok(Left::NOTHING); // another thread shuts it down
             }
@@ -248,7 +253,7 @@ impl EventSubscriber {
                 waiting: 0,
             };
             for running in shared() {
-                left.queued += running.handle.backlog(&running.queue, deadline)?;
+                left.queued += running.handle.backlog(&running.queue, end)?;
                 left.running += running.subscription.dispatcher.unsettled();
             }
             if left.queued + left.running == 0 {
@@ -258,7 +263,7 @@ impl EventSubscriber {
                     ..
                 } in shared()
                 {
-                    left.waiting += subscription.dispatcher.count_waiting(&**handle, deadline)?;
+                    left.waiting += subscription.dispatcher.count_waiting(&**handle, end)?;
                 }
             }
             Ok(left)
@@ -279,8 +284,13 @@ pub struct SubscriberState {
     /// The reason why the broker refused the last dead letter, until it accepts one
     /// again. Meanwhile such events wait, and hold nothing up.
     pub dead_letters_refused: Option<String>,
+    /// The reason why the broker refused, after a reconnect, to let the subscriber consume a
+    /// queue. It is tried again every 10 s.
+    pub refused: Option<String>,
     /// The reason why the broker connection was closed for good, if it was.
     pub disconnected: Option<String>,
+    /// True once a shutdown has begun: the subscriber takes no more events.
+    pub shut_down: bool,
 }
 
 impl SubscriberState {

@@ -117,9 +117,9 @@ impl<T: DeserializeOwned> Subscription<T> {
     /// [prefetch](crate::events::EventSubscriberBuilder::prefetch) count can wait: raise it
     /// where keys fail for long. After the last attempt an event is dead-lettered, and the next
     /// with its key begins. (One exception: an event that the dead-letter queue refuses returns
-    /// behind its successors.) Events that do not decode share one key. The subscription has a
-    /// connection of its own, whose changes
-    /// [`on_state_change`](crate::BrokerBuilder::on_state_change) does not report. Its queue is
+    /// behind its successors.) Events that do not decode share one key. The ordered
+    /// subscriptions of a subscriber share a second connection, whose changes
+    /// [`on_state_change`](crate::BrokerBuilder::on_state_change) does not report. The queue is
     /// a quorum queue; a classic queue of the same name must be deleted first.
     ///
     /// The function takes what the handler takes; another type does not compile:

@@ -57,8 +57,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// Returns [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the name of the
-    /// service or the id is invalid, or if the heartbeat thread cannot be started.
+    /// Returns [`ErrorKind::InvalidConfig`] if the name of the service or the id is invalid, and
+    /// [`ErrorKind::Io`] if the heartbeat thread cannot be started.
     ///
     /// ```
     /// use coney::{Instance, Registry};

@@ -24,8 +24,9 @@ use crate::transport::Broker;
 /// | method | the handler |
 /// | --- | --- |
 /// | [`respond`](ServiceServerBuilder::respond) | cannot fail: returns the response |
+/// | [`respond_with_context`](ServiceServerBuilder::respond_with_context) | cannot fail, and also takes the [`Context`](crate::Context) |
 /// | [`handler`](ServiceServerBuilder::handler) | returns a `Result` with any error type that displays |
-/// | [`handler_with_context`](ServiceServerBuilder::handler_with_context) | also takes the [`Context`](crate::Context) |
+/// | [`handler_with_context`](ServiceServerBuilder::handler_with_context) | returns a `Result`, and also takes the [`Context`](crate::Context) |
 /// | [`handler_raw`](ServiceServerBuilder::handler_raw) | takes and returns JSON text |
 #[must_use = "a server does nothing until it is started"]
 pub struct ServiceServerBuilder {
@@ -260,14 +261,15 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// Sets the pause between two rounds of checks. Defaults to 5 s.
+    /// Sets the pause between two rounds of checks, at least 1 ms. Defaults to 5 s.
     pub fn health_interval(mut self, interval: Duration) -> Self {
         self.health_interval = interval;
         self
     }
 
     /// Sets the number of failures of a check in a row after which the server stops consuming.
-    /// At the start one failure is enough, and afterwards one success resumes. Defaults to 3.
+    /// At the start one failure is enough, and afterwards one success resumes. 0 counts as 1.
+    /// Defaults to 3.
     pub fn health_failures(mut self, failures: u32) -> Self {
         self.health_failures = failures;
         self

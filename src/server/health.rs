@@ -118,6 +118,9 @@ impl Checking {
         // This differs from `now` if the first checks took too long.
         let mut verdict = server.verdict.clone();
         loop {
+            if now != verdict {
+                server.consumers.unhealthy.lock().clone_from(&now);
+            }
             if now.is_some() != verdict.is_some() {
                 self.change(&server, &now);
             } else if let (Some(registration), true) = (&server.registration, now != verdict) {
@@ -164,7 +167,6 @@ impl Checking {
     /// Pauses or resumes consuming, and notes the verdict in the registry.
     fn change(&self, watched: &CheckedServer, verdict: &HealthVerdict) {
         let service = &self.service;
-        watched.consumers.unhealthy.lock().clone_from(verdict);
         let update_registration = || {
             if let Some(registration) = &watched.registration {
                 registration.set_unhealthy(verdict.as_deref());

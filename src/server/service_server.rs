@@ -80,10 +80,13 @@ impl ServiceServer {
     /// ```
     pub fn state(&self) -> ServerState {
         let consumers = &self.consumers;
+        let lifetime = &consumers.requests.lifetime;
         ServerState {
             unhealthy: consumers.unhealthy.lock().clone(),
             dead_letters_refused: consumers.requests.workers.dead_letter_fault(),
-            disconnected: consumers.requests.lifetime.disconnect_reason(),
+            refused: consumers.refusal(),
+            disconnected: lifetime.disconnect_reason(),
+            shut_down: lifetime.is_closing(),
         }
     }
 
@@ -143,7 +146,8 @@ impl ServiceServer {
     /// # Errors
     ///
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) with the numbers of requests that are
-    /// left in the queue and that wait for another attempt, and those of
+    /// left in the queue and that wait for another attempt, or with the reason why they cannot be
+    /// counted, a memory alarm for example; and the errors of
     /// [`shutdown`](ServiceServer::shutdown).
     ///
     /// ```
@@ -165,14 +169,14 @@ impl ServiceServer {
         let Consumers {
             shared, dispatcher, ..
         } = &*self.consumers;
-        let drained = drain(timeout / 2, || {
+        let drained = drain(&self.service, timeout, |end| {
             if self.consumers.closed.load(Ordering::SeqCst) {
                 return Ok(Left::NOTHING); // another thread shuts it down
             }
-            let queued = shared.backlog(&queue, deadline)?;
+            let queued = shared.backlog(&queue, end)?;
             let running = workers.busy() + dispatcher.unsettled();
             let waiting = match queued + running {
-                0 => dispatcher.count_waiting(&**shared, deadline)?,
+                0 => dispatcher.count_waiting(&**shared, end)?,
                 _ => 0,
             };
             Ok(Left {
@@ -210,6 +214,7 @@ impl ServiceServer {
         let workers = &self.consumers.requests.workers;
         workers.check_not_worker_thread()?;
         let deadline = deadline::after(timeout);
+        self.consumers.requests.lifetime.closing();
         // A registry or a broker that does not answer must not use up the handlers' time.
         if let Some(registration) = &self.registration
             && let Err(error) = registration.deregister(timeout / 4)
@@ -217,7 +222,6 @@ impl ServiceServer {
             log::warn!(target: "coney::server", "{}: {error}", self.service);
         }
         self.consumers.closed.store(true, Ordering::SeqCst);
-        self.consumers.requests.lifetime.closing();
         if let Some(health) = self.health.lock().take() {
             health.stop(deadline::after(timeout / 8));
         }
@@ -249,8 +253,13 @@ pub struct ServerState {
     /// The reason why the broker refused the last dead letter, until it accepts one
     /// again. Meanwhile such messages wait in a retry queue, and hold nothing up.
     pub dead_letters_refused: Option<String>,
+    /// The reason why the broker refused, after a reconnect, to let the server consume its queue or
+    /// the instance's own. It is tried again every 10 s.
+    pub refused: Option<String>,
     /// The reason why the broker connection was closed for good, if it was.
     pub disconnected: Option<String>,
+    /// True once a shutdown has begun: the server takes no more requests.
+    pub shut_down: bool,
 }
 
 impl ServerState {

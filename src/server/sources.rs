@@ -229,6 +229,14 @@ impl Consumers {
         self.suspects.iter().chain(own).chain([&self.shared])
     }
 
+    /// Returns the reason why the broker refuses a consumer after a reconnect, if it does. The
+    /// suspect queue is left out: other servers handle its messages.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let own = self.own.as_ref().map(|own| &own.handle);
+        let mut handles = [&self.shared].into_iter().chain(own);
+        handles.find_map(|handle| handle.refusal())
+    }
+
     pub(super) fn close(&self) {
         for handle in self.handles() {
             handle.close();

@@ -27,8 +27,10 @@ impl ServiceServerBuilder {
     /// Keep the returned server: dropping it shuts the server down.
     ///
     /// Blocks until the checks have run, at most 10 s, the broker has opened the consumers, at most
-    /// 10 s, and the registry has answered, at most 3 s. A registry that does not answer is not
-    /// an error.
+    /// 10 s for each of them, and the registry has answered, at most 3 s. There are two consumers,
+    /// of the service's queue and of its suspect queue, and with a registry a third, of the
+    /// instance's own. A suspect queue that cannot be consumed, and a registry that does not answer,
+    /// are logged and no errors.
     ///
     /// # Errors
     ///
@@ -36,7 +38,8 @@ impl ServiceServerBuilder {
     /// that names must not have, an action has two handlers, the number of workers or the prefetch
     /// is 0, or the retry delays are too many or out of range; with [`ErrorKind::Broker`] if the
     /// broker refuses a queue or a consumer; with [`ErrorKind::TimedOut`] if the broker does not
-    /// answer in time; and with [`ErrorKind::Closed`] if the broker was closed before.
+    /// answer in time; with [`ErrorKind::Io`] if a thread cannot be started; and with
+    /// [`ErrorKind::Closed`] if the broker was closed before.
     pub fn start(mut self) -> Result<ServiceServer> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);

@@ -103,6 +103,8 @@ impl Broker {
 
     /// Returns the state of the connection, for a readiness probe. Does not block.
     ///
+    /// Never [`Unblocked`](ConnectionState::Unblocked): the state after
+    /// [`Blocked`](ConnectionState::Blocked) is [`Connected`](ConnectionState::Connected) again.
     /// The memory broker is connected until it is closed.
     ///
     /// ```
@@ -216,8 +218,8 @@ impl Broker {
     }
 
     /// Opens a second connection to the same broker, for links that cannot use the first; the
-    /// memory broker has none and returns itself. Blocks until it is open, at most the connect
-    /// timeout.
+    /// memory broker has none and returns itself. Blocks until it is open, as long as the first
+    /// connection may take.
     pub(crate) fn second_connection(&self) -> Result<Self> {
         let Some(another) = self.inner.transport.second_connection(None)? else {
             return Ok(self.clone());
@@ -318,6 +320,7 @@ impl Drop for Inner {
         log_relay::flush(Instant::now() + FLUSH_ON_DROP);
         if let Err(error) = closed {
             log::warn!(
+                target: "coney::transport",
                 "the connection to {} did not close: {error}",
                 self.transport.address()
             );

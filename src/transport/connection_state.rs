@@ -12,7 +12,8 @@ pub enum ConnectionState {
     /// The broker is short of memory or disk and accepts no messages; holds its reason.
     /// Messages wait to be sent, at most until their deadlines.
     Blocked(String),
-    /// The broker accepts messages again.
+    /// The broker accepts messages again. Passed to the listener only:
+    /// [`Broker::state`](crate::Broker::state) is then `Connected`.
     Unblocked,
     /// The connection was lost, or an attempt to connect failed; holds the cause. The next
     /// attempt follows, unless the next state is `Closed`.

@@ -93,6 +93,12 @@ pub(crate) trait LinkHandle: Send + Sync {
     /// until `deadline`.
     fn delete_own_queue(&self, deadline: Instant) -> Result<()>;
 
+    /// Returns the reason why the broker refused to reopen the link after a reconnect, until it is
+    /// open again. Does not block.
+    fn refusal(&self) -> Option<String> {
+        None
+    }
+
     /// Closes the link; the broker requeues its unsettled deliveries. Never blocks.
     fn close(&self);
 }
@@ -110,7 +116,8 @@ pub(crate) trait Sink: Send + Sync {
     /// same way.
     fn returned(&self, returned: Returned) -> Vec<Publication>;
 
-    /// Accepts the refusal of a message with a large body. The publications that this returns are
+    /// Accepts the refusal of a message with a large body, or of any message without a confirm while
+    /// the broker refuses to reopen the link. The publications that this returns are
     /// sent in its place.
     fn refused(&self, _refused: Refused<'_>) -> Vec<Publication> {
         Vec::new()

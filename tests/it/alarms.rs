@@ -1,10 +1,11 @@
 //! A broker with a memory alarm: it blocks publishers, and nothing else.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::transport::{Link, LinkSpec, Publication, QueueOptions, Topology};
-use coney::{ConnectionState, ErrorKind, Phase};
+use coney::{Broker, ConnectionState, ErrorKind, EventSubscriber, Phase};
 
 use crate::support::outage::{rabbit, sent_within, wait_for, watched, within};
 use crate::support::sleepy_service::sleepy_server;
@@ -120,4 +121,76 @@ fn an_alarm_outlasts_no_connection() {
         .try_iter()
         .filter(|state| matches!(state, ConnectionState::Lost(_)));
     assert_eq!(lost.collect::<Vec<_>>(), []);
+}
+
+#[test]
+fn a_drain_in_an_alarm_leaves_the_shutdown_its_half() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (broker, states) = watched(rabbit.url());
+    let service = unique("nap");
+    let (server, _starts) = sleepy_server(&broker, &service);
+    let subscriber = EventSubscriber::builder(&broker, &service)
+        .listen("nap.*", |_: u64| ())
+        .start()
+        .unwrap();
+    let client = client(&broker);
+    client.send(&service, "nap", &0).unwrap();
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    let waiting = client.send_async(&service, "nap", &1).unwrap();
+    wait_for(&states, |state| {
+        matches!(state, ConnectionState::Blocked(_))
+    });
+    let timeout = 2_000 * MS;
+    let drains: [&dyn Fn() -> coney::Result<()>; 2] =
+        [&|| server.drain(timeout), &|| subscriber.drain(timeout)];
+    for drain in drains {
+        let error = in_time(timeout, "a drain in an alarm", drain).unwrap_err();
+        assert_eq!(error.phase(), Some(Phase::Shutdown), "{error}");
+        let uncounted = "is not drained after 2s: the messages that are left cannot be counted";
+        assert!(error.to_string().contains(uncounted), "{error}");
+    }
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    drop(waiting);
+}
+
+/// Commands to the I/O thread, of which there may be many in an alarm, do not put that off.
+#[test]
+fn expired_messages_are_dropped_in_an_alarm() {
+    let rabbit = rabbit();
+    let rabbit = rabbit.as_ref().unwrap();
+    let (sent, states) = crossbeam_channel::unbounded();
+    let broker = Broker::builder(rabbit.url())
+        .outgoing_bytes(1_000_000)
+        .on_state_change(move |state| drop(sent.send(state.clone())))
+        .connect()
+        .unwrap();
+    let (service, client) = (unique("nap"), client(&broker));
+    let queue = unique("empty");
+    let link = LinkSpec::new(Topology::new().queue(&queue));
+    let link = Link::open(&broker, link).unwrap();
+    let call = |bytes, timeout| {
+        let body = "x".repeat(bytes);
+        client.call_async_with::<u64>(&service, "nap", &body, &within(timeout))
+    };
+    call(1, PATIENCE).unwrap().wait().unwrap_err(); // no such service
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    let _waiting = call(1, PATIENCE).unwrap(); // the broker blocks connections that publish
+    wait_for(&states, |state| {
+        matches!(state, ConnectionState::Blocked(_))
+    });
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                let _ = link.get(&queue, 5 * MS);
+            }
+        });
+        let expired = call(900_000, 200 * MS).unwrap().wait();
+        assert_eq!(expired.unwrap_err().kind(), ErrorKind::TimedOut);
+        let next = call(900_000, PATIENCE / 6);
+        ended.store(true, Ordering::Relaxed);
+        assert!(next.is_ok(), "the room of the expired call is free");
+    });
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
 }

@@ -4,7 +4,9 @@
 use std::time::{Duration, Instant};
 
 use coney::transport::{ExchangeKind, Link, LinkSpec, Publication, Topology};
-use coney::{Broker, CallOptions, ConnectionState, Context, ErrorKind, ServiceServer};
+use coney::{
+    Broker, CallOptions, ConnectionState, Context, ErrorKind, EventSubscriber, ServiceServer,
+};
 use crossbeam_channel::{Receiver, unbounded};
 
 use crate::support::dead_letters::{dead_letter, letters_of};
@@ -217,4 +219,44 @@ fn full_dead_letters_hold_nothing_up() {
     });
     eventually("and that shows", || server.state().is_healthy());
     assert_eq!(losses(&states), [] as [String; 0]);
+}
+
+/// A consumer that the broker refuses after a reconnect is a fault until it is there again, and
+/// so is the reply queue of a client.
+#[test]
+fn a_refused_reopening_shows() {
+    let rabbit = Server::rabbitmq();
+    let url = rabbit.add_user("clerk");
+    let (broker, _states) = watched(&url);
+    let service = unique("work");
+    let server = ServiceServer::builder(&broker, &service)
+        .respond("work", |n: u64| n)
+        .start()
+        .unwrap();
+    let subscriber = EventSubscriber::builder(&broker, &service)
+        .listen("work.*", |_: u64| ())
+        .start()
+        .unwrap();
+    let caller = client(&broker);
+    assert_eq!(caller.call::<u64>(&service, "work", &1).unwrap(), 1);
+    assert!(server.state().is_healthy() && subscriber.state().is_healthy());
+    rabbit.ctl(&["set_permissions", "clerk", ".*", ".*", "^nothing$"]);
+    rabbit.ctl(&["close_all_connections", "for the tests"]);
+    let is_refused =
+        |reason: Option<String>| reason.is_some_and(|it| it.contains("ACCESS_REFUSED"));
+    eventually("the server shows it", || is_refused(server.state().refused));
+    eventually("the subscriber shows it", || {
+        is_refused(subscriber.state().refused)
+    });
+    assert!(!server.state().is_healthy() && !subscriber.state().is_healthy());
+    let error = caller.call::<u64>(&service, "work", &1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Broker, "{error}");
+    assert!(error.to_string().contains("ACCESS_REFUSED"), "{error}");
+    rabbit.ctl(&["set_permissions", "clerk", ".*", ".*", ".*"]);
+    eventually("both consume again", || {
+        server.state().is_healthy() && subscriber.state().is_healthy()
+    });
+    eventually("calls are answered again", || {
+        caller.call::<u64>(&service, "work", &1).is_ok()
+    });
 }

@@ -280,3 +280,36 @@ fn a_server_without_a_broker_is_unhealthy() {
         registry.refresh(&service).unwrap().is_empty()
     });
 }
+
+/// Without an alarm, too, the room of expired messages is free again.
+#[test]
+fn expired_messages_leave_a_stalled_connection() {
+    let proxy = Proxy::start(&amqp_url());
+    let broker = Broker::builder(&proxy.url)
+        .outgoing_bytes(4 << 20)
+        .operation_timeout(PATIENCE)
+        .heartbeat(PATIENCE)
+        .connect()
+        .unwrap();
+    let (service, client) = (unique("nap"), client(&broker));
+    let body = "x".repeat(500_000);
+    let call = |timeout| {
+        let options = CallOptions::new().timeout(timeout);
+        client.call_async_with::<u64>(&service, "nap", &body, &options)
+    };
+    call(PATIENCE).unwrap().wait().unwrap_err(); // the link is open
+    proxy.forth(Mode::Stall);
+    let mut calls = Vec::new();
+    loop {
+        let start = Instant::now();
+        calls.push(call(Duration::from_secs(1)));
+        if start.elapsed() > Duration::from_millis(200) {
+            break; // it waited for room
+        }
+    }
+    calls.push(call(PATIENCE / 6));
+    assert!(
+        calls.pop().unwrap().is_ok(),
+        "the expired calls are dropped"
+    );
+}

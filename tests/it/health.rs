@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use coney::{Broker, CallOptions, ErrorKind, Instance, Registry};
+use coney::{Broker, CallOptions, ErrorKind, EventSubscriber, Instance, Registry, ServiceServer};
 
 use crate::support::instance_echo::{answering_instance, finder, server};
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
@@ -13,6 +13,8 @@ on_both!(
     an_unhealthy_server_takes_no_requests,
     a_server_that_starts_unhealthy_waits,
     a_check_that_panics_is_a_failure_and_one_that_hangs_holds_up_no_shutdown,
+    the_state_shows_the_check_that_fails_now,
+    nothing_is_healthy_after_its_shutdown,
 );
 
 const MS: Duration = Duration::from_millis(1);
@@ -129,4 +131,47 @@ fn a_check_that_panics_is_a_failure_and_one_that_hangs_holds_up_no_shutdown(brok
     });
     server.shutdown(PATIENCE).unwrap(); // an error if it waited for the check
     drop(release);
+}
+
+fn the_state_shows_the_check_that_fails_now(broker: &Broker) {
+    let failing = Arc::new(AtomicUsize::new(0));
+    let check = |number| {
+        let failing = Arc::clone(&failing);
+        move || match failing.load(Ordering::SeqCst) == number {
+            true => Err("no answer"),
+            false => Ok(()),
+        }
+    };
+    let server = ServiceServer::builder(broker, &unique("who"))
+        .health_interval(10 * MS)
+        .health_failures(1)
+        .health_check("database", check(1))
+        .health_check("disk", check(2))
+        .start()
+        .unwrap();
+    for (number, shown) in [
+        (1, Some("database: no answer")),
+        (2, Some("disk: no answer")),
+        (0, None),
+    ] {
+        failing.store(number, Ordering::SeqCst);
+        eventually("it shows", || server.state().unhealthy.as_deref() == shown);
+    }
+}
+
+fn nothing_is_healthy_after_its_shutdown(broker: &Broker) {
+    let service = unique("who");
+    let server = ServiceServer::builder(broker, &service)
+        .respond("who", |n: u64| n)
+        .start()
+        .unwrap();
+    let subscriber = EventSubscriber::builder(broker, &service)
+        .listen("who.*", |_: u64| ())
+        .start()
+        .unwrap();
+    assert!(server.state().is_healthy() && subscriber.state().is_healthy());
+    server.shutdown(PATIENCE).unwrap();
+    subscriber.shutdown(PATIENCE).unwrap();
+    assert!(server.state().shut_down && !server.state().is_healthy());
+    assert!(subscriber.state().shut_down && !subscriber.state().is_healthy());
 }

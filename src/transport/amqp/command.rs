@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
 
 use super::coalesce_buffer::CoalesceBuffer;
 use crate::error::Result;
@@ -72,12 +73,17 @@ pub(super) enum Command {
 /// The first message of a queue, and the number of messages behind it.
 pub(super) type GetResult = Result<Option<(Delivery, usize)>>;
 
+/// The reason why the broker refused to reopen a link, until it is open again; shared with its
+/// handle.
+pub(super) type Refusal = Arc<Mutex<Option<String>>>;
+
 /// A registered link, which outlives the sessions that open it.
 pub(super) struct RegisteredLink {
     pub(super) spec: LinkSpec,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) settler: Arc<dyn Settler>,
     pub(super) coalesce_buffer: Arc<CoalesceBuffer>,
+    pub(super) refusal: Refusal,
     /// The result channel of the thread that waits for the link to be opened for the first time.
     pub(super) opening: Option<Sender<Result<()>>>,
 }

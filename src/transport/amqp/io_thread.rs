@@ -301,22 +301,26 @@ impl IoThread {
     /// Executes commands without a session until `until`; returns true if the broker handle
     /// is closed meanwhile.
     fn closed_while_waiting(&mut self, until: Instant) -> bool {
+        let mut next_sweep = Instant::now();
         loop {
-            let tick = until.min(Instant::now() + SWEEP_INTERVAL);
-            match self.receiver.commands.recv_deadline(tick) {
+            match self.receiver.commands.recv_deadline(until.min(next_sweep)) {
                 Ok(command) => {
                     if self.link_table.apply(command) {
                         return true;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.link_table
-                        .keep_unsent(self.receiver.outgoing.try_iter());
-                    if Instant::now() >= until {
-                        return false;
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return true,
+            }
+            // Checked after commands too: many of them delay neither.
+            let now = Instant::now();
+            if now >= next_sweep {
+                let new = self.receiver.outgoing.try_iter();
+                self.link_table.keep_unsent(new);
+                next_sweep = now + SWEEP_INTERVAL;
+            }
+            if now >= until {
+                return false;
             }
         }
     }

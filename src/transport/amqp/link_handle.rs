@@ -6,7 +6,7 @@ use std::time::Instant;
 use crossbeam_channel::{Sender, bounded};
 
 use super::coalesce_buffer::{Added, CoalesceBuffer};
-use super::command::{Command, CommandSender, GetResult, LinkId, Outgoing};
+use super::command::{Command, CommandSender, GetResult, LinkId, Outgoing, Refusal};
 use crate::base::log_relay;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -21,6 +21,7 @@ pub(super) struct AmqpLinkHandle {
     pub(super) peer: Arc<str>,
     pub(super) limits: Arc<Limits>,
     pub(super) coalesce_buffer: Arc<CoalesceBuffer>,
+    pub(super) refusal: Refusal,
     pub(super) owner: OwnerProcess,
 }
 
@@ -239,6 +240,13 @@ impl LinkHandle for AmqpLinkHandle {
         self.execute("delete a queue", deadline, |link, done| {
             Command::DeleteOwnQueue { link, done }
         })
+    }
+
+    fn refusal(&self) -> Option<String> {
+        match self.owner.is_another() {
+            true => None,
+            false => self.refusal.lock().clone(),
+        }
     }
 
     fn close(&self) {

@@ -15,6 +15,9 @@ pub(super) struct LinkTable {
     /// Messages that were sent and may be sent again, or elsewhere. They go before all others.
     /// There are no more than were in flight.
     pub(super) resend: VecDeque<Outgoing>,
+    /// Messages that were never sent: those that were queued before expired ones were last dropped.
+    /// They go after `resend`, so that the order stays, and before later ones.
+    unsent: VecDeque<Outgoing>,
     /// The link whose channel the broker closed in the last session. A message that it had
     /// sent may be the cause, and sent again would close the next channel.
     pub(super) closed_link: Option<LinkId>,
@@ -54,11 +57,23 @@ impl LinkTable {
     /// Keeps the unexpired of the messages to be sent, and drops the others. `new` are those that
     /// were queued meanwhile. Called while nothing can be sent.
     pub(super) fn keep_unsent(&mut self, new: impl Iterator<Item = Outgoing>) {
-        self.resend.extend(new);
-        self.resend.retain(|outgoing| !outgoing.is_expired());
+        self.unsent.extend(new);
+        for waiting in [&mut self.resend, &mut self.unsent] {
+            waiting.retain(|outgoing| !outgoing.is_expired());
+        }
         for registered in self.links.values() {
             registered.coalesce_buffer.drop_expired();
         }
+    }
+
+    /// Takes the next message that is sent before those that are still queued.
+    pub(super) fn next(&mut self) -> Option<Outgoing> {
+        self.resend.pop_front().or_else(|| self.unsent.pop_front())
+    }
+
+    /// Returns the number of messages that are sent before those that are still queued.
+    pub(super) fn waiting(&self) -> usize {
+        self.resend.len() + self.unsent.len()
     }
 
     /// Passes a returned message with a large body to its link.
@@ -67,7 +82,7 @@ impl LinkTable {
         self.send_first(link, fallback.into_iter().flatten());
     }
 
-    /// Passes the refusal of a message with a large body to its link.
+    /// Passes the refusal of a message to its link.
     pub(super) fn refused(&mut self, link: LinkId, refused: Refused<'_>) {
         let fallback = self.links.get(&link).map(|it| it.sink.refused(refused));
         self.send_first(link, fallback.into_iter().flatten());
@@ -154,6 +169,7 @@ impl LinkTable {
     /// Notifies every link that the connection is closed, and drops all messages.
     pub(super) fn closed(&mut self, cause: &str) {
         self.resend.clear();
+        self.unsent.clear();
         for (_, registered) in std::mem::take(&mut self.links) {
             registered.coalesce_buffer.close();
             registered.sink.closed(cause);
@@ -166,4 +182,33 @@ fn is_down(what: &str) -> Error {
         ErrorKind::ConnectionLost,
         format!("cannot {what}: the connection is down"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::SendState;
+
+    fn message(key: &str, deadline: Instant) -> Outgoing {
+        let mut publication = Publication::new("", key, Vec::new());
+        publication.send_state = Some(SendState::until(deadline).into());
+        Outgoing::new(1, publication, None)
+    }
+
+    /// Messages that a lost connection had sent go before those that were never sent.
+    #[test]
+    fn messages_that_wait_keep_their_order_and_expire() {
+        let far = Instant::now() + Duration::from_secs(60);
+        let mut table = LinkTable::default();
+        let expired = message("expired", Instant::now());
+        let queued = [message("3", far), expired, message("4", far)];
+        table.keep_unsent(queued.into_iter());
+        table.send_first(1, ["1", "2"].map(|key| message(key, far).publication));
+        table.keep_unsent([message("5", far)].into_iter());
+        assert_eq!(table.waiting(), 5);
+        let sent: Vec<_> = std::iter::from_fn(|| table.next())
+            .map(|next| next.publication.routing_key)
+            .collect();
+        assert_eq!(sent, ["1", "2", "3", "4", "5"]);
+    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::coalesce_buffer::CoalesceBuffer;
-use super::command::{self, Command, CommandSender, RegisteredLink};
+use super::command::{self, Command, CommandSender, Refusal, RegisteredLink};
 use super::config::Config;
 use super::io_thread::IoHandle;
 use super::link_handle::{AmqpLinkHandle, closed, no_room};
@@ -67,6 +67,7 @@ impl Transport for AmqpTransport {
             peer: Arc::clone(&self.peer),
             limits: Arc::clone(&self.limits),
             coalesce_buffer: Arc::new(CoalesceBuffer::new(self.config.max_body)),
+            refusal: Refusal::default(),
             owner: self.owner,
         });
         handle.check_thread()?;
@@ -79,6 +80,7 @@ impl Transport for AmqpTransport {
                 sink,
                 settler,
                 coalesce_buffer: Arc::clone(&handle.coalesce_buffer),
+                refusal: Arc::clone(&handle.refusal),
                 opening: Some(done),
             },
         })?;

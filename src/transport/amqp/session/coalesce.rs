@@ -18,7 +18,9 @@ impl Session<'_> {
         };
         let Messages { requests, replies } = registered.coalesce_buffer.take();
         if !self.link_channels.contains_key(&link) && !requests.is_empty() {
-            self.log_dropped(link);
+            for request in requests {
+                self.refuse_unopened(link, *request, None);
+            }
             return Ok(());
         }
         for reply_batch in replies.reply_batches() {

@@ -1,10 +1,12 @@
 //! The event loop of a session: the work of the I/O thread while it is connected.
 
 use std::convert::Infallible;
+use std::time::Instant;
 
 use amiquip::ConnectionBlockedNotification;
 use crossbeam_channel::TryRecvError;
 
+use super::SWEEP_INTERVAL;
 use super::loop_event::LoopEvent;
 use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
 use crate::base::log_relay;
@@ -71,7 +73,7 @@ impl Session<'_> {
         }
         // Messages to be resent go first, as far as they can be sent at once; the loop sends
         // the rest.
-        self.outgoing(self.io.link_table.resend.len())?;
+        self.outgoing(self.io.link_table.waiting())?;
         for link in self.io.link_table.ids() {
             self.send_coalesced(link)?;
         }
@@ -97,8 +99,12 @@ impl Session<'_> {
                 }
                 LoopEvent::RetryRefused => self.retry_refused()?,
                 LoopEvent::Sweep => {
-                    let new = self.io.receiver.outgoing.try_iter();
-                    self.io.link_table.keep_unsent(new);
+                    self.next_sweep = Instant::now() + SWEEP_INTERVAL;
+                    self.large.drop_expired();
+                    if !self.may_publish() {
+                        let new = self.io.receiver.outgoing.try_iter();
+                        self.io.link_table.keep_unsent(new);
+                    }
                 }
             }
         }

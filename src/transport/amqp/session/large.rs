@@ -67,6 +67,13 @@ impl<'c> LargeMessages<'c> {
         self.waiting.push_back(message);
     }
 
+    /// Drops the messages that wait and have expired. Replies stay: the settlements of their requests
+    /// wait for them.
+    pub(super) fn drop_expired(&mut self) {
+        self.waiting
+            .retain(|it| it.replies_to.is_some() || !it.publication.is_expired());
+    }
+
     /// Returns true if the broker does not have all large messages and replies of the link yet.
     pub(super) fn has_unconfirmed(&self, link: LinkId) -> bool {
         let in_flight = self.in_flight.as_ref().map(|it| it.link);

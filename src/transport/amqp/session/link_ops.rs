@@ -61,7 +61,8 @@ impl<'c> Session<'c> {
     }
 
     /// Opens a link on a channel. If the broker refuses, the first opening fails with an error;
-    /// after a reconnect the refusal is logged and the link tried again later.
+    /// after a reconnect the refusal is logged, kept for the handle, and the link tried
+    /// again later.
     pub(super) fn open_link(&mut self, link: LinkId) -> Result<(), SessionEnd> {
         let Some(registered) = self.io.link_table.get_mut(link) else {
             return Ok(());
@@ -85,6 +86,7 @@ impl<'c> Session<'c> {
         match channel.and_then(|channel| LinkChannel::open(channel, registered, shared)) {
             Ok(link_channel) => {
                 self.link_channels.insert(link, link_channel);
+                *registered.refusal.lock() = None;
                 if let Some(opening) = registered.opening.take() {
                     let _ = opening.try_send(Ok(()));
                 }
@@ -92,6 +94,7 @@ impl<'c> Session<'c> {
             }
             Err(ChannelFailure::Refused(error)) => {
                 let opening = registered.opening.take();
+                *registered.refusal.lock() = opening.is_none().then(|| error.to_string());
                 number.into_iter().for_each(|it| self.forget_channel(it));
                 if let Some(opening) = opening {
                     let _ = opening.try_send(Err(error));
@@ -190,11 +193,15 @@ impl<'c> Session<'c> {
         query: impl FnOnce(&mut LinkChannel<'c>) -> Result<T, ChannelFailure>,
     ) -> Result<(), SessionEnd> {
         let Some(link_channel) = self.link_channels.get_mut(&link) else {
-            let refused = Error::new(
+            let registered = self.io.link_table.get_mut(link);
+            let reason = registered.and_then(|it| it.refusal.lock().clone());
+            let _ = done.try_send(Err(Error::new(
                 ErrorKind::Broker,
-                "the broker refuses to open this link; the log has its reason",
-            );
-            let _ = done.try_send(Err(refused));
+                format!(
+                    "the broker refuses to open this link: {}",
+                    reason.unwrap_or_default()
+                ),
+            )));
             return Ok(());
         };
         match query(link_channel) {

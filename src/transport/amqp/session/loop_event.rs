@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crossbeam_channel::Select;
 
-use super::{SWEEP_INTERVAL, Session};
+use super::Session;
 use crate::transport::amqp::command::LinkId;
 
 /// An event that wakes the event loop.
@@ -20,7 +20,7 @@ pub(super) enum LoopEvent {
     /// amiquip has written frames, so there may be room for more.
     Room,
     RetryRefused,
-    /// The interval for dropping expired messages has passed while nothing can be sent.
+    /// Messages have to wait, and it is time to drop the expired ones.
     Sweep,
 }
 
@@ -28,9 +28,16 @@ impl Session<'_> {
     /// Blocks until there is an event to handle.
     pub(super) fn wait(&self) -> LoopEvent {
         let retry_at = self.retry_refused_at.filter(|_| !self.blocked);
-        // Checked first, so that a busy loop does not delay the retry.
-        if retry_at.is_some_and(|at| at <= Instant::now()) {
+        let may_publish = self.may_publish();
+        let may_expire = !may_publish || !self.large.waiting.is_empty();
+        let sweep_at = may_expire.then_some(self.next_sweep);
+        // Checked first, so that a busy loop delays neither.
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+        if is_due(retry_at) {
             return LoopEvent::RetryRefused;
+        }
+        if is_due(sweep_at) {
+            return LoopEvent::Sweep;
         }
         let mut select = Select::new();
         let mut wakes = Vec::with_capacity(4 + 3 * self.link_channels.len());
@@ -38,7 +45,6 @@ impl Session<'_> {
         wakes.push(LoopEvent::Command);
         select.recv(&self.notices);
         wakes.push(LoopEvent::Notice);
-        let may_publish = self.may_publish();
         if may_publish && (!self.deferred.is_empty() || self.large.is_ready()) {
             return LoopEvent::Room;
         }
@@ -71,14 +77,13 @@ impl Session<'_> {
                 wakes.push(LoopEvent::Confirms(link));
             }
         }
-        // Messages to be resent go first, but after each budget of them the other events
+        // These messages go first, but after each budget of them the other events
         // have a turn.
-        if may_publish && !self.io.link_table.resend.is_empty() {
+        if may_publish && self.io.link_table.waiting() > 0 {
             let turn = self.yield_turn.replace(!self.yield_turn.get());
             let other = turn.then(|| select.try_ready().ok()).flatten();
             return other.map_or(LoopEvent::Outgoing, |index| wakes.swap_remove(index));
         }
-        let sweep_at = self.blocked.then(|| Instant::now() + SWEEP_INTERVAL);
         let until = [retry_at, sweep_at].into_iter().flatten().min();
         let ready = match until {
             None => Some(select.ready()),
@@ -86,8 +91,8 @@ impl Session<'_> {
         };
         match ready {
             Some(index) => wakes.swap_remove(index),
-            None if self.blocked => LoopEvent::Sweep,
-            None => LoopEvent::RetryRefused,
+            None if is_due(retry_at) => LoopEvent::RetryRefused,
+            None => LoopEvent::Sweep,
         }
     }
 }

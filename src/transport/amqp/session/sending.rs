@@ -5,7 +5,7 @@ use super::state::lost;
 use super::{Session, SessionEnd};
 use crate::base::log_relay;
 use crate::transport::amqp::command::{LinkId, Outgoing};
-use crate::transport::{Disposition, is_large};
+use crate::transport::{ConfirmSender, Disposition, Publication, Refused, is_large};
 
 impl Session<'_> {
     /// Settles a delivery. A large reply is published first; the acknowledgement waits for its
@@ -54,7 +54,7 @@ impl Session<'_> {
 
     /// Sends the messages that were accepted before, so that closing loses none.
     pub(super) fn flush(&mut self) -> Result<(), SessionEnd> {
-        let waiting = self.io.link_table.resend.len() + self.io.receiver.outgoing.len();
+        let waiting = self.io.link_table.waiting() + self.io.receiver.outgoing.len();
         if self.blocked || waiting == 0 {
             return Ok(());
         }
@@ -91,8 +91,8 @@ impl Session<'_> {
 
     fn send_all(&mut self, count: usize) -> Result<(), SessionEnd> {
         for _ in 0..count {
-            let resend = self.io.link_table.resend.pop_front();
-            let Some(next) = resend.or_else(|| self.io.receiver.outgoing.try_recv().ok()) else {
+            let first = self.io.link_table.next();
+            let Some(next) = first.or_else(|| self.io.receiver.outgoing.try_recv().ok()) else {
                 return Ok(());
             };
             self.publish(next)?;
@@ -120,7 +120,7 @@ impl Session<'_> {
             return self.send_large();
         }
         let Some(link_channel) = self.link_channels.get_mut(&link) else {
-            self.log_dropped(link);
+            self.refuse_unopened(link, publication, confirm);
             return Ok(());
         };
         if publication.start_sending() {
@@ -131,14 +131,39 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Logs that a message for a link without a channel is dropped.
-    pub(super) fn log_dropped(&mut self, link: LinkId) {
-        if self.io.link_table.get_mut(link).is_some() {
-            log_relay::log(
-                log::Level::Warn,
-                "coney::amqp",
-                format_args!("a message is dropped: the broker refuses to open its link"),
-            );
+    /// Drops a message for a link that the broker refuses to open. The reason is logged, and is the
+    /// error of a call.
+    pub(super) fn refuse_unopened(
+        &mut self,
+        link: LinkId,
+        publication: Publication,
+        confirm: Option<ConfirmSender>,
+    ) {
+        let Some(registered) = self.io.link_table.get_mut(link) else {
+            return; // closed by its owner
+        };
+        let refusal = registered.refusal.lock().clone().unwrap_or_default();
+        let reason = format!("the broker refuses to open its link: {refusal}");
+        log_relay::log(
+            log::Level::Warn,
+            "coney::amqp",
+            format_args!("a message is dropped: {reason}"),
+        );
+        // Settled as dropped: it was not sent, while a refused message was.
+        if confirm.is_some() {
+            return;
         }
+        // The outcome of a message that was sent before is unknown: its call ends at its deadline.
+        let send_state = publication.send_state.as_ref();
+        if send_state.is_some_and(|it| it.was_resent()) {
+            return;
+        }
+        let refused = Refused {
+            correlation_id: publication.properties.correlation_id.as_deref(),
+            bytes: publication.body.len(),
+            limit: None,
+            reason: Some(&reason),
+        };
+        self.io.link_table.refused(link, refused);
     }
 }

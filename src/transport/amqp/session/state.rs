@@ -41,6 +41,8 @@ pub(in crate::transport::amqp) struct Session<'c> {
     pub(super) deferred: VecDeque<Command>,
     /// The time at which the links that the broker refused to open are tried again.
     pub(super) retry_refused_at: Option<Instant>,
+    /// The time from which expired messages are dropped again, if any have to wait.
+    pub(super) next_sweep: Instant,
     /// Messages with large bodies.
     pub(super) large: LargeMessages<'c>,
     pub(super) open_channels: usize,
@@ -62,7 +64,7 @@ pub(in crate::transport::amqp) struct SessionContext<'c> {
     pub(in crate::transport::amqp) operation_timeout: Duration,
 }
 
-/// The interval at which expired messages are dropped while nothing can be sent.
+/// The interval at which expired messages are dropped while messages have to wait.
 pub(in crate::transport::amqp) const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The reason why a session ended.
@@ -92,6 +94,7 @@ impl<'c> Session<'c> {
             blocked: false,
             deferred: VecDeque::new(),
             retry_refused_at: None,
+            next_sweep: Instant::now() + SWEEP_INTERVAL,
             large: LargeMessages::default(),
             open_channels: 0,
             is_opening_channel: false,
