@@ -10,15 +10,18 @@
 //!     test_service flood AMQP_URL SERVICE
 //!     test_service fork AMQP_URL SERVICE
 
+mod unbatched;
+
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coney::batch::BatchLimits;
 use coney::{
     Broker, CallOptions, ConnectionState, Context, DeadLetters, ErrorKind, EventPublisher,
-    HandlerError, PublishOptions, SendOptions, ServiceClient, ServiceServer,
+    EventSubscriber, HandlerError, PublishOptions, SendOptions, ServiceClient, ServiceServer,
 };
 use parking_lot::Mutex;
 
@@ -157,7 +160,8 @@ fn trace(url: &str, service: &str) -> coney::Result<()> {
     until_it_is_killed(&())
 }
 
-/// A logger that makes a call for each line.
+/// A logger that makes a call for each line, and ends the process if coney calls it on an I/O
+/// thread.
 struct Publisher;
 
 static CLIENT: OnceLock<(ServiceClient, String)> = OnceLock::new();
@@ -172,6 +176,12 @@ impl log::Log for Publisher {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        let current = thread::current();
+        let is_io = current.name().is_some_and(|it| it.starts_with("coney-io-"));
+        if is_io && record.target().starts_with("coney") {
+            println!("an I/O thread logs: {}", record.args());
+            std::process::exit(1);
+        }
         let Some((client, service)) = CLIENT.get() else {
             return;
         };
@@ -196,10 +206,11 @@ impl log::Log for Publisher {
 }
 
 fn log(url: &str, service: &str) -> coney::Result<()> {
-    let broker = match url {
-        "memory" => Broker::memory(),
-        url => Broker::connect(url)?,
+    let connect = || match url {
+        "memory" => Ok(Broker::memory()),
+        url => Broker::connect(url),
     };
+    let broker = connect()?;
     println!("ready");
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
@@ -209,7 +220,10 @@ fn log(url: &str, service: &str) -> coney::Result<()> {
             line.len()
         })
         .start()?;
-    let client = ServiceClient::new(&broker, "log")?;
+    let client = ServiceClient::builder(&broker, "log")
+        .coalesce(BatchLimits::new())
+        .timeout(Duration::from_secs(60))
+        .build()?;
     let _ = CLIENT.set((client.clone(), service.to_owned()));
     log::set_logger(&Publisher).expect("there is no other");
     // At `trace` amiquip logs each frame, on its own thread: there a call fails at once.
@@ -221,6 +235,14 @@ fn log(url: &str, service: &str) -> coney::Result<()> {
         // A reply that is not waited for any more is logged where it arrives.
         drop(client.call_async::<usize>(service, "log", "late")?);
     }
+    let coalesced = unbatched::call_services(&broker, &client, service)?;
+    assert!(coalesced > 0 || url == "memory", "nothing was coalesced");
+    let another = connect()?;
+    let subscriber = EventSubscriber::builder(&another, service)
+        .listen("log.test", |(): ()| ())
+        .start()?;
+    another.close(Duration::from_secs(10))?;
+    drop(subscriber);
     // The drained server answers no call, and none of the logger.
     log::set_max_level(log::LevelFilter::Off);
     server.drain(Duration::from_secs(60))?;
