@@ -10,6 +10,7 @@
 //!     test_service flood AMQP_URL SERVICE
 //!     test_service fork AMQP_URL SERVICE
 
+mod sent;
 mod unbatched;
 
 use std::cell::Cell;
@@ -310,6 +311,7 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
         // Their replies arrive while the process forks: some thread holds a lock then.
         let before = (0..20u64).map(|n| client.call_async::<u64>(service, "work", &n));
         let before = before.collect::<coney::Result<Vec<_>>>()?;
+        let sent = sent::Sent::start(&client, service)?;
         let child = match fork::fork().expect("a child") {
             fork::Fork::Parent(child) => child,
             fork::Fork::Child => {
@@ -317,8 +319,8 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
                 let error = client.call::<u64>(service, "work", &1);
                 let error = error.expect_err("it has no threads");
                 assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
-                for pending in before {
-                    let error = pending.wait().expect_err("it is the parent's");
+                let errors = before.into_iter().map(|it| it.wait().expect_err("is lost"));
+                for error in errors.chain(sent.errors_in_child()) {
                     assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
                     assert!(!error.is_safe_to_retry(), "the parent has sent it");
                 }
@@ -332,6 +334,7 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
         for (n, pending) in (0..).zip(before) {
             assert_eq!(pending.wait()?, n);
         }
+        sent.wait()?;
     }
     for n in 0..10 {
         assert_eq!(client.call::<u64>(service, "work", &n)?, n);

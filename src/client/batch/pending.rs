@@ -29,6 +29,8 @@ pub struct PendingBatch {
     results: Vec<Option<BatchedResult>>,
     /// The bodies of messages that hold replies.
     bodies: Vec<ReplyBody>,
+    /// True once the replies were taken.
+    taken: bool,
 }
 
 impl PendingBatch {
@@ -44,6 +46,7 @@ impl PendingBatch {
             waiting: sent.into_iter().collect(),
             results,
             bodies: Vec::new(),
+            taken: false,
         }
     }
 
@@ -78,8 +81,9 @@ impl PendingBatch {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] if the callback thread cannot be started; the callback does not run
-    /// then.
+    /// [`ErrorKind::Misuse`] if the replies have been taken, or in a forked child;
+    /// [`ErrorKind::Io`] if the callback thread cannot be started or has ended. The callback does
+    /// not run then.
     ///
     /// ```
     /// # use coney::{Broker, ServiceClient, ServiceServer};
@@ -101,6 +105,15 @@ impl PendingBatch {
     where
         F: FnOnce(BatchReplies) + Send + 'static,
     {
+        if self.taken {
+            return Err(Error::new(
+                ErrorKind::Misuse,
+                format!(
+                    "the replies to a batch of {} have been taken already",
+                    self.context.service
+                ),
+            ));
+        }
         let core = Arc::clone(&self.context.client.inner);
         core.watch(Box::new(BatchCallback {
             pending: self,
@@ -112,6 +125,11 @@ impl PendingBatch {
     /// Takes outcomes in the order of the messages, and waits for each at most until `until`.
     /// Returns true if the last has been taken.
     fn advance(&mut self, until: Instant) -> bool {
+        let broker = &self.context.client.inner.broker;
+        if let Err(error) = broker.check_owner_process(&self.context.target(BATCH_ACTION)) {
+            self.fail_in_child(&error);
+            return true;
+        }
         while let Some(message) = self.waiting.pop_front() {
             let Some(outcome) = self.outcome(&message, until) else {
                 self.waiting.push_front(message);
@@ -171,6 +189,14 @@ impl PendingBatch {
         Vec::new()
     }
 
+    /// Fails the calls that wait, in a forked child: their replies go to the parent.
+    fn fail_in_child(&mut self, error: &Error) {
+        for message in std::mem::take(&mut self.waiting) {
+            self.set_all(&message.calls, || BatchedResult::Failed(error.duplicate()));
+            std::mem::forget(message);
+        }
+    }
+
     fn timed_out(&mut self, calls: &SentCalls, sent: &SentCall) {
         let count = calls.count();
         for at in calls.indices() {
@@ -223,6 +249,7 @@ impl PendingBatch {
     }
 
     fn take_replies(&mut self) -> BatchReplies {
+        self.taken = true;
         let taken = self.results.iter().map(|_| None).collect();
         BatchReplies {
             client: self.context.client.clone(),
