@@ -17,7 +17,7 @@ pub trait Pending: Progress {}
 
 /// The part of [`Pending`] that programs do not see.
 pub(crate) trait Progress {
-    /// Returns true if waiting would return at once. Never blocks.
+    /// Returns true if waiting would return at once. Blocks only to send calls of a batch again.
     fn is_ready(&mut self) -> bool;
 
     /// Returns the moment after which waiting returns at once in any case.
@@ -37,7 +37,8 @@ pub(crate) enum ReadyOn<'a> {
 
 /// Blocks until one of `pending` is ready, at most `timeout`, and returns its index: its
 /// `try_wait` returns `Some` then. `None` if none is ready in time, or there are none. A result
-/// whose deadline has passed is ready.
+/// whose deadline has passed is ready. A [`PendingBatch`](crate::batch::PendingBatch) may make it
+/// block for longer, to send calls again.
 ///
 /// ```
 /// use std::time::Duration;

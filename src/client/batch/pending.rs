@@ -21,6 +21,10 @@ use crate::message::range_in;
 
 /// The replies to a [`Batch`](crate::Batch), still to come. Dropping it abandons the calls:
 /// requests that have not been sent are not sent, and others may run.
+///
+/// If the service does not know batches, waiting sends the calls again, one by one. That may block
+/// for look-ups and while the outgoing queue is full: then a wait that is not to block, or not for
+/// so long, lasts until it is done, at most until the batch's deadline.
 #[must_use = "dropping a PendingBatch abandons its calls"]
 pub struct PendingBatch {
     context: BatchContext,
@@ -59,19 +63,21 @@ impl PendingBatch {
         self.take_replies()
     }
 
-    /// Blocks until the last call has ended, at most `timeout`; `None` means not yet. After the
-    /// replies have been taken, every result is [`ErrorKind::Misuse`].
+    /// Blocks until the last call has ended, at most `timeout`, or until calls have been sent
+    /// again (see [`PendingBatch`]); `None` means not yet. After the replies have been taken,
+    /// every result is [`ErrorKind::Misuse`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<BatchReplies> {
         self.wait_deadline(deadline::after(timeout))
     }
 
-    /// Blocks until the last call has ended, at most until `deadline`; `None` means not yet.
+    /// Blocks until the last call has ended, at most until `deadline`, or until calls have been
+    /// sent again (see [`PendingBatch`]); `None` means not yet.
     pub fn wait_deadline(&mut self, deadline: Instant) -> Option<BatchReplies> {
         self.advance(deadline).then(|| self.take_replies())
     }
 
-    /// Returns the replies if the last call has ended; blocks only to send calls again, one by
-    /// one, to a service that does not know batches.
+    /// Returns the replies if the last call has ended; blocks only to send calls again (see
+    /// [`PendingBatch`]).
     pub fn try_wait(&mut self) -> Option<BatchReplies> {
         self.wait_timeout(Duration::ZERO)
     }
