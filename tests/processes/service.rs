@@ -7,9 +7,11 @@
 //!
 //!     test_service trace AMQP_URL SERVICE
 //!     test_service log AMQP_URL|memory SERVICE
+//!     test_service panic SERVICE
 //!     test_service flood AMQP_URL SERVICE
 //!     test_service fork AMQP_URL SERVICE
 
+mod panicking_logger;
 mod sent;
 mod unbatched;
 
@@ -35,6 +37,12 @@ fn main() -> coney::Result<()> {
         ["register", url, id] => until_it_is_killed(&register(url, id)?),
         ["trace", url, service] => trace(url, service),
         ["log", url, service] => log(url, service),
+        ["panic", service] => {
+            println!("ready");
+            panicking_logger::outlive(&Broker::memory(), service)?;
+            println!("outlived");
+            until_it_is_killed(&())
+        }
         ["flood", url, service] => flood(url, service),
         ["fork", url, service] => forked(url, service),
         _ => panic!("unknown arguments {arguments:?}; the top of this file lists them"),
