@@ -152,7 +152,12 @@ impl ActiveSubscription {
             PendingEvent::Retry(tracked, attempt) => self.attempt(tracked, attempt),
         };
         catch(process).unwrap_or_else(|_| {
-            log::error!(target: "coney::worker", "a worker panicked while processing an event");
+            // Not here: a logger may panic too.
+            log_relay::log(
+                log::Level::Error,
+                "coney::worker",
+                format_args!("a worker panicked while processing an event"),
+            );
             None
         })
     }
