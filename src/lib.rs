@@ -80,7 +80,7 @@
 //! | `coney-state-N` | one per connection with an [`on_state_change`](BrokerBuilder::on_state_change) listener | the listener |
 //! | `coney-callback-NAME` | one per client, and one per connection for confirms, from the first callback on | callbacks and their timeouts |
 //! | `coney-memory-timer` | one per memory broker, from the first server on | moves on messages whose TTL has passed |
-//! | `coney-log` | one per process, from the first line on | hands the log lines of the I/O threads and of the memory broker to the logger |
+//! | `coney-log` | one per process, from the first line on | hands to the logger the log lines of the I/O threads, of the memory broker, and of threads that a panic in the logger must not end |
 //! | `coney-zone`, `coney-resolve` | one for a moment | reads the time zone; resolves a host name with a deadline |
 //!
 //! In the memory broker the publishing thread delivers.

@@ -6,13 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
+use parking_lot::Mutex;
 
 use super::catch::catch;
 use super::deadline;
+use super::log_relay;
 use super::thread::NamedThread;
+use crate::error::{Error, ErrorKind, Result};
 
 /// A result that a callback waits for. Its methods are called by the callback thread, one
-/// after the other.
+/// after the other. If `start` or `is_ready` panics, `finish` is called next.
 pub(crate) trait Watched: Send {
     /// Registers `ready` to be notified whenever the result may be there.
     fn start(&mut self, ready: &Notifier);
@@ -50,9 +53,42 @@ enum Command {
     Stop,
 }
 
+/// The callback thread of a client or a connection, once there was a callback.
+#[derive(Default)]
+pub(crate) struct LazyCallbackThread(Mutex<Option<CallbackThread>>);
+
+impl LazyCallbackThread {
+    /// Watches a result on the thread, which starts with the first, named after `owner`. Does not
+    /// block.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the thread cannot be started, or has ended; the message whose result
+    /// this is has been sent all the same.
+    pub(crate) fn watch(&self, owner: &str, watched: Box<dyn Watched>) -> Result<()> {
+        let fault = |what| {
+            let fault = format!("{owner}: {what}");
+            Error::new(ErrorKind::Io, fault).with_nothing_ran(false)
+        };
+        let mut thread = self.0.lock();
+        if thread.is_none() {
+            let started = CallbackThread::start(owner);
+            let no_thread = |error| fault("cannot start the callback thread").with_source(error);
+            *thread = Some(started.map_err(no_thread)?);
+        }
+        let not_watched = thread.as_ref().and_then(|thread| thread.watch(watched));
+        // A callback that is dropped may add another one.
+        drop(thread);
+        match not_watched {
+            None => Ok(()),
+            Some(_) => Err(fault("the callback thread has ended")),
+        }
+    }
+}
+
 /// A thread that runs callbacks, one after the other, and watches their deadlines. User code
 /// runs here and never on an I/O thread.
-pub(crate) struct CallbackThread {
+struct CallbackThread {
     /// Bounded by the number of results that its owner may have under way.
     commands: Sender<Command>,
     thread: Option<NamedThread>,
@@ -66,7 +102,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl CallbackThread {
     /// Starts the thread `coney-callback-OWNER`.
-    pub(crate) fn start(owner: &str) -> io::Result<Self> {
+    fn start(owner: &str) -> io::Result<Self> {
         let (commands, queue) = unbounded();
         let name = format!("coney-callback-{owner}");
         let thread = NamedThread::spawn(name, move || Callbacks::new().run(&queue))?;
@@ -78,10 +114,11 @@ impl CallbackThread {
         })
     }
 
-    /// Watches a result. Does not block.
-    pub(crate) fn watch(&self, watched: Box<dyn Watched>) {
+    /// Watches a result; returns it if the thread has ended. Does not block.
+    fn watch(&self, watched: Box<dyn Watched>) -> Option<Command> {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let _ = self.commands.send(Command::Watch(id, watched));
+        let sent = self.commands.send(Command::Watch(id, watched));
+        sent.err().map(|error| error.0)
     }
 }
 
@@ -155,18 +192,30 @@ impl Callbacks {
     }
 
     fn watch(&mut self, id: u64, mut watched: Box<dyn Watched>) {
-        watched.start(&self.notifier(id));
+        let ready = self.notifier(id);
+        let started = catch(|| watched.start(&ready));
         self.deadlines.insert((watched.deadline(), id));
         self.watched.insert(id, watched);
-        self.check(id);
+        match started {
+            Ok(()) => self.check(id),
+            Err(_) => {
+                log_panic();
+                self.finish(id);
+            }
+        }
     }
 
     fn check(&mut self, id: u64) {
         let ready = self.notifier(id);
         // None if its callback has run.
-        if let Some(watched) = self.watched.get_mut(&id)
-            && watched.is_ready(&ready)
-        {
+        let Some(watched) = self.watched.get_mut(&id) else {
+            return;
+        };
+        let is_ready = catch(|| watched.is_ready(&ready)).unwrap_or_else(|_| {
+            log_panic();
+            true
+        });
+        if is_ready {
             self.finish(id);
         }
     }
@@ -177,16 +226,25 @@ impl Callbacks {
         };
         self.deadlines.remove(&(watched.deadline(), id));
         if catch(|| watched.finish()).is_err() {
-            log::error!(target: "coney::client", "a callback panicked");
+            log_panic();
         }
     }
+}
+
+/// Logs a panic, though not its text, which may be a payload. Logs on another thread: a logger
+/// that panics must not end this one.
+fn log_panic() {
+    log_relay::log(
+        log::Level::Error,
+        "coney::client",
+        format_args!("a callback panicked"),
+    );
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crossbeam_channel::bounded;
-    use parking_lot::Mutex;
     use std::sync::Arc;
 
     struct Watch {
@@ -249,5 +307,60 @@ mod tests {
         assert_eq!(results.recv(), Ok(Some(7)));
         let _late = watch(&[], Instant::now());
         assert_eq!(results.recv(), Ok(None));
+    }
+
+    struct Panicking {
+        in_start: bool,
+        seen: Sender<()>,
+    }
+
+    impl Watched for Panicking {
+        fn start(&mut self, _ready: &Notifier) {
+            assert!(!self.in_start, "a panic that the test wants");
+        }
+
+        fn is_ready(&mut self, _ready: &Notifier) -> bool {
+            panic!("a panic that the test wants");
+        }
+
+        fn deadline(&self) -> Instant {
+            Instant::now() + Duration::from_secs(60)
+        }
+
+        fn finish(self: Box<Self>) {
+            self.seen.send(()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_result_ends_its_own_callback_only() {
+        let (seen, finished) = unbounded();
+        let thread = CallbackThread::start("test").unwrap();
+        for in_start in [true, false, true] {
+            let seen = seen.clone();
+            let refused = thread.watch(Box::new(Panicking { in_start, seen }));
+            assert!(refused.is_none());
+            assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_watches_nothing() {
+        let (seen, finished) = unbounded();
+        let lazy = LazyCallbackThread::default();
+        let watch = || {
+            let (in_start, seen) = (true, seen.clone());
+            lazy.watch("test", Box::new(Panicking { in_start, seen }))
+        };
+        watch().unwrap();
+        assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(()));
+        let stop = |thread: &CallbackThread| thread.commands.send(Command::Stop);
+        lazy.0.lock().as_ref().map(stop).unwrap().unwrap();
+        let error = loop {
+            if let Err(error) = watch() {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     }
 }

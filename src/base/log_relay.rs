@@ -1,8 +1,9 @@
 //! A relay for log lines from threads that must not run user code.
 //!
-//! A logger is the program's own code: it may block, or call coney. So the lines of the I/O threads
-//! and the memory broker are written by a thread of their own, `coney-log`, which starts with the
-//! first line and lasts as long as the process.
+//! A logger is the program's own code: it may block, panic, or call coney. So the lines of the I/O
+//! threads and the memory broker, and of threads that a panic in it would end, are written by a
+//! thread of their own, `coney-log`, which starts with the first line and lasts as long as the
+//! process.
 
 use std::fmt;
 use std::sync::LazyLock;

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::base::log_relay;
 use crate::message::batch::{BATCH_ACTION, MOST_ITEMS};
 use crate::message::{BoundedSeq, Reply};
 
@@ -46,14 +47,19 @@ impl BatchSupport {
         let mut unsupported = self.unsupported.lock();
         let now = Instant::now();
         unsupported.retain(|_, until| now < *until);
-        if !unsupported.contains_key(routing_key) {
-            log::info!(
-                target: "coney::client",
-                "{routing_key} does not know batches: its requests are sent one by one"
+        let before = unsupported.insert(routing_key.to_owned(), now + UNSUPPORTED_FOR);
+        self.any_unsupported.store(true, Ordering::Relaxed);
+        drop(unsupported);
+        if before.is_none() {
+            // This may be an I/O thread, which runs no logger.
+            log_relay::log(
+                log::Level::Info,
+                "coney::client",
+                format_args!(
+                    "{routing_key} does not know batches: its requests are sent one by one"
+                ),
             );
         }
-        unsupported.insert(routing_key.to_owned(), now + UNSUPPORTED_FOR);
-        self.any_unsupported.store(true, Ordering::Relaxed);
     }
 }
 

@@ -4,13 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::ServiceClient;
 use super::batch::BatchLimits;
 use super::core::ClientCore;
 use super::discovery::Discovery;
 use super::router::Router;
+use crate::base::callbacks::LazyCallbackThread;
 use crate::base::name::check_service;
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{Balancer, Registry};
@@ -213,7 +212,7 @@ impl ServiceClientBuilder {
                 router,
                 discovery,
                 coalesce,
-                callbacks: Mutex::new(None),
+                callbacks: LazyCallbackThread::default(),
             }),
         })
     }

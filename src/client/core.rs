@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use super::call_outcome::CallOutcome;
@@ -12,8 +11,8 @@ use super::discovery::{Discovery, Route};
 use super::options::RequestOptions;
 use super::router::Router;
 use super::sent_call::SentCall;
-use crate::base::callbacks::{CallbackThread, Watched};
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::callbacks::{LazyCallbackThread, Watched};
+use crate::error::{Error, Result};
 use crate::topology;
 use crate::transport::{Broker, CoalesceLimits, LinkHandle, Sink};
 
@@ -27,7 +26,7 @@ pub(super) struct ClientCore {
     pub(super) discovery: Option<Discovery>,
     /// The limits of a message that several calls share, if they may.
     pub(super) coalesce: Option<CoalesceLimits>,
-    pub(super) callbacks: Mutex<Option<CallbackThread>>,
+    pub(super) callbacks: LazyCallbackThread,
 }
 
 const CLIENT_CLOSED: &str = "the client has been closed";
@@ -103,21 +102,9 @@ impl ClientCore {
 
     /// Watches a result on the callback thread, which starts with the first.
     pub(super) fn watch(&self, watched: Box<dyn Watched>) -> Result<()> {
-        let mut callbacks = self.callbacks.lock();
-        if callbacks.is_none() {
-            let started = CallbackThread::start(&self.name).map_err(|error| {
-                let fault = format!("{}: cannot start the callback thread", self.name);
-                // The request is on its way.
-                Error::new(ErrorKind::Io, fault)
-                    .with_source(error)
-                    .with_nothing_ran(false)
-            })?;
-            *callbacks = Some(started);
-        }
-        if let Some(thread) = &*callbacks {
-            thread.watch(watched);
-        }
-        Ok(())
+        let begun = format_args!("a request of {}", self.name);
+        self.broker.check_owner_process(&begun)?;
+        self.callbacks.watch(&self.name, watched)
     }
 
     pub(super) fn close(&self) {

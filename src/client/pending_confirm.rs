@@ -115,8 +115,8 @@ impl PendingConfirm {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] if the callback thread cannot be started; the callback does not run
-    /// then.
+    /// [`ErrorKind::Misuse`] in a forked child, [`ErrorKind::Io`] if the callback thread cannot be
+    /// started or has ended. The callback does not run then.
     ///
     /// ```
     /// # use coney::{Broker, EventPublisher};

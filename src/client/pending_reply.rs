@@ -101,8 +101,9 @@ impl<T: DeserializeOwned> PendingReply<T> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Misuse`] if the outcome has been taken, [`ErrorKind::Io`] if the callback
-    /// thread cannot be started; the callback does not run then.
+    /// [`ErrorKind::Misuse`] if the outcome has been taken, or in a forked child;
+    /// [`ErrorKind::Io`] if the callback thread cannot be started or has ended. The callback does
+    /// not run then.
     ///
     /// ```
     /// # use coney::{Broker, ServiceClient, ServiceServer};

@@ -173,6 +173,7 @@ impl ServiceClient {
     /// # assert_eq!(error.kind(), ErrorKind::TimedOut);
     /// # Ok::<(), coney::Error>(())
     /// ```
+    #[must_use = "this client itself is unchanged"]
     pub fn with_deadline(&self, deadline: Instant) -> Self {
         Self {
             inner: Arc::clone(&self.inner),

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::ReplyStore;
+use crate::base::catch::catch;
 use crate::base::deadline;
+use crate::base::log_relay;
 use crate::base::thread::NamedThread;
 
 /// The time for which dropping waits for the thread, which may be waiting for the store.
@@ -97,7 +99,18 @@ impl Shared {
                 continue;
             }
             drop(state);
-            let is_held = self.renew(&key, owner);
+            // The store and the logger are user code.
+            let is_held = catch(|| self.renew(&key, owner)).unwrap_or_else(|_| {
+                log_relay::log(
+                    log::Level::Error,
+                    "coney::worker",
+                    format_args!(
+                        "{}: renewing the lease of {key:?} panicked; renewals go on",
+                        self.scope
+                    ),
+                );
+                true
+            });
             state = self.state.lock();
             match state.claims.get_mut(&owner) {
                 Some((_, at)) if is_held => *at = Instant::now() + self.interval(),

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::settled::Settled;
 use super::tracked::Tracked;
+use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::base::thread::NamedThread;
 use crate::error::Result;
@@ -113,16 +114,16 @@ impl RepublishSetup {
         loop {
             let now = Instant::now();
             if now >= next_check {
-                self.warn_of_long_handlers();
+                let _ = catch(|| self.warn_of_long_handlers());
                 next_check = now + check_interval;
             }
             if let Some(next) = parked.pop_front() {
-                parked.extend(self.settle(next));
+                parked.extend(self.try_settle(next));
                 continue;
             }
             crossbeam_channel::select! {
                 recv(queue) -> next => match next {
-                    Ok(next) => parked.extend(self.settle(next)),
+                    Ok(next) => parked.extend(self.try_settle(next)),
                     Err(_) => return,
                 },
                 recv(self.stopping) -> _ => break,
@@ -131,8 +132,13 @@ impl RepublishSetup {
         }
         parked.extend(queue.try_iter());
         while let Some(next) = parked.pop_front() {
-            parked.extend(self.settle(next));
+            parked.extend(self.try_settle(next));
         }
+    }
+
+    /// Settles, or requeues the original if the logger, which is user code, panics.
+    fn try_settle(&self, pending: PendingRepublish) -> Option<PendingRepublish> {
+        catch(|| self.settle(pending)).unwrap_or_default()
     }
 
     /// Replies and acknowledges the original once the copy is confirmed. If that fails, requeues

@@ -12,6 +12,7 @@ use super::republish_confirms::{
 };
 use super::settled::Settled;
 use crate::base::catch::catch;
+use crate::base::log_relay;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::topology::Topology;
@@ -86,9 +87,11 @@ impl<J: Job> Workers<J> {
             // A reply store is user code too and may panic. The delivery is then requeued, and goes
             // to the suspect queue.
             catch(|| run(job)).unwrap_or_else(|_| {
-                log::error!(
-                    target: "coney::worker",
-                    "{owner_for_log}: a worker panicked while processing a message"
+                // Not here: a logger that panics must not end the worker.
+                log_relay::log(
+                    log::Level::Error,
+                    "coney::worker",
+                    format_args!("{owner_for_log}: a worker panicked while processing a message"),
                 );
                 None
             })

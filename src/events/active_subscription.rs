@@ -10,6 +10,7 @@ use super::delay_queue::DelayQueue;
 use super::key_queues::KeyQueues;
 use super::subscription::KeyOf;
 use crate::base::catch::catch;
+use crate::base::log_relay;
 use crate::consumer::{self, AfterDelivery, Dispatcher, Lifetime, LocalAttempts, Tracked, Workers};
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
@@ -151,7 +152,12 @@ impl ActiveSubscription {
             PendingEvent::Retry(tracked, attempt) => self.attempt(tracked, attempt),
         };
         catch(process).unwrap_or_else(|_| {
-            log::error!(target: "coney::worker", "a worker panicked while processing an event");
+            // Not here: a logger may panic too.
+            log_relay::log(
+                log::Level::Error,
+                "coney::worker",
+                format_args!("a worker panicked while processing an event"),
+            );
             None
         })
     }
@@ -363,6 +369,10 @@ impl Sink for EventSink {
 
     fn closed(&self, cause: &str) {
         self.lifetime.disconnected(cause);
-        log::info!(target: "coney::events", "a subscription gets no more events: {cause}");
+        log_relay::log(
+            log::Level::Info,
+            "coney::events",
+            format_args!("a subscription gets no more events: {cause}"),
+        );
     }
 }

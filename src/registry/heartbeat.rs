@@ -12,6 +12,7 @@ use super::registration_state::RegistrationStatus;
 use super::{HeartbeatResult, Instance, RegistrationState, RegistryStore};
 use crate::base::catch::catch;
 use crate::base::deadline;
+use crate::base::log_relay;
 use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -177,8 +178,11 @@ impl HeartbeatLoop {
                 None => self.write_missing(),
             };
             if catch(act).is_err() {
-                log::error!(
-                    target: "coney::registry", "the heartbeat thread panicked and goes on"
+                // Not here: a logger that panics must not end this thread.
+                log_relay::log(
+                    log::Level::Error,
+                    "coney::registry",
+                    format_args!("the heartbeat thread panicked and goes on"),
                 );
                 self.next = self.soon();
             }

@@ -1,6 +1,7 @@
 //! The thread of a registry that reads the instances of services from the store.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::snapshot::Snapshot;
 use super::{Candidate, Instance, RegistryStore, StoredInstances};
 use crate::base::catch::catch;
 use crate::base::deadline;
+use crate::base::log_relay;
 use crate::base::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -102,6 +104,11 @@ struct RefreshLoop {
     times: Times,
 }
 
+/// Logs on another thread: a logger that panics must not end this one.
+fn log(level: log::Level, line: fmt::Arguments<'_>) {
+    log_relay::log(level, "coney::registry", line);
+}
+
 /// The instances of a service, by their liveness.
 #[derive(Default)]
 struct Judged {
@@ -147,12 +154,14 @@ impl RefreshLoop {
         // One line for an outage, not for each round.
         let was_stale = before.is_some_and(|before| before.stale.is_some());
         match now.as_ref().map(|now| &now.stale) {
-            Some(Some(reason)) if !was_stale => log::warn!(
-                target: "coney::registry", "look-ups of {service} are stale: {reason}"
+            Some(Some(reason)) if !was_stale => log(
+                log::Level::Warn,
+                format_args!("look-ups of {service} are stale: {reason}"),
             ),
-            Some(None) if was_stale => {
-                log::info!(target: "coney::registry", "look-ups of {service} are fresh again");
-            }
+            Some(None) if was_stale => log(
+                log::Level::Info,
+                format_args!("look-ups of {service} are fresh again"),
+            ),
             _ => {}
         }
         entry.end(number, now, failed);
@@ -258,17 +267,19 @@ impl RefreshLoop {
             let (service, id) = (instance.service(), instance.id());
             let remove = || self.store.remove_dead(instance);
             match catch(remove) {
-                Ok(Ok(true)) => log::info!(
-                    target: "coney::registry",
-                    "the instance {id:?} of {service} is dead and was removed"
+                Ok(Ok(true)) => log(
+                    log::Level::Info,
+                    format_args!("the instance {id:?} of {service} is dead and was removed"),
                 ),
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => {
-                    log::warn!(
-                        target: "coney::registry",
-                        "the instance {id:?} of {service} is dead and cannot be removed: {error}"
+                    return log(
+                        log::Level::Warn,
+                        format_args!(
+                            "the instance {id:?} of {service} is dead and cannot be removed: \
+                             {error}"
+                        ),
                     );
-                    return;
                 }
                 Err(_) => return,
             }

@@ -13,7 +13,7 @@ use super::{
     ConfirmOutcome, ConfirmReceiver, LinkHandle, LinkSpec, Publication, Room, SendState, Sink,
     Transport,
 };
-use crate::base::callbacks::{CallbackThread, Watched};
+use crate::base::callbacks::{LazyCallbackThread, Watched};
 use crate::base::deadline;
 use crate::base::log_relay;
 use crate::base::thread::OwnerProcess;
@@ -62,8 +62,8 @@ struct Inner {
     second_connections: Mutex<Vec<Weak<Inner>>>,
     /// The lock held by the one scan of the dead letters that may run.
     scan_lock: Mutex<()>,
-    /// The thread that runs the callbacks of confirms, once there was one.
-    callbacks: Mutex<Option<CallbackThread>>,
+    /// The thread that runs the callbacks of confirms.
+    callbacks: LazyCallbackThread,
 }
 
 impl Broker {
@@ -265,21 +265,8 @@ impl Broker {
 
     /// Watches a result on the connection's callback thread, which starts with the first.
     pub(crate) fn watch(&self, watched: Box<dyn Watched>) -> Result<()> {
-        let mut callbacks = self.inner.callbacks.lock();
-        if callbacks.is_none() {
-            let started = CallbackThread::start(self.address()).map_err(|error| {
-                let fault = format!("{}: cannot start the callback thread", self.address());
-                // The message is on its way.
-                Error::new(ErrorKind::Io, fault)
-                    .with_source(error)
-                    .with_nothing_ran(false)
-            })?;
-            *callbacks = Some(started);
-        }
-        if let Some(thread) = &*callbacks {
-            thread.watch(watched);
-        }
-        Ok(())
+        self.check_owner_process(&"a message")?;
+        self.inner.callbacks.watch(self.address(), watched)
     }
 
     pub(crate) fn is_another(&self, than: &Self) -> bool {
@@ -298,7 +285,7 @@ impl Broker {
                 confirmed: ConfirmLinks::new(),
                 second_connections: Mutex::default(),
                 scan_lock: Mutex::default(),
-                callbacks: Mutex::default(),
+                callbacks: LazyCallbackThread::default(),
             }),
         }
     }

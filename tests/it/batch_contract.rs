@@ -1,12 +1,15 @@
 //! The wire format of batches, ours and a peer's.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use coney::balance::Choice;
+use coney::batch::BatchReplies;
 use coney::deduplication::MemoryReplyStore;
 use coney::message::{Reply, ServiceMessage};
-use coney::{Broker, DeadLetters, ErrorKind, ServiceServer};
+use coney::{Broker, DeadLetters, ErrorKind, Instance, Registry, ServiceClient, ServiceServer};
 use serde_json::{Value, json};
 
 use crate::support::math::math;
@@ -20,6 +23,7 @@ on_both!(
     a_peers_batch_is_answered,
     malformed_batches_are_refused,
     repeated_requests_run_once,
+    a_balancer_that_panics_ends_no_callback_thread,
 );
 
 fn the_wire_format_of_a_batch(broker: &Broker) {
@@ -260,4 +264,47 @@ fn repeated_requests_run_once(broker: &Broker) {
     }
     assert_eq!(runs.load(std::sync::atomic::Ordering::SeqCst), 1);
     delivery.ack();
+}
+
+/// The calls are sent again, one by one, on the callback thread: the balancer runs there.
+fn a_balancer_that_panics_ends_no_callback_thread(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("php-service"));
+    let link = serve(broker, &service);
+    let _instance = registry.register(&service, Instance::new()).unwrap();
+    let picks = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&picks);
+    let client = ServiceClient::builder(broker, "gateway")
+        .timeout(PATIENCE)
+        .registry(&registry)
+        .balancer(move |_: &Choice<'_>| {
+            let before = counted.fetch_add(1, Ordering::SeqCst);
+            assert!(!(1..3).contains(&before), "a panic that the test wants");
+            0
+        })
+        .build()
+        .unwrap();
+    let (sent, replies) = crossbeam_channel::unbounded();
+    let call = |calls: u64| {
+        let (mut batch, sent) = (client.batch(&service), sent.clone());
+        for n in 1..=calls {
+            batch.add::<u64>("double", &n);
+        }
+        let pending = batch.call_async();
+        let send = move |replies: BatchReplies| sent.send(replies.into_results::<u64>()).unwrap();
+        pending.then(send).unwrap();
+    };
+    call(3);
+    assert_eq!(double_as_php(&link, 2), ["$batch", "double"]);
+    let results = replies.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(*results[2].as_ref().unwrap(), 6);
+    for result in &results[..2] {
+        let error = result.as_ref().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
+        assert!(error.is_safe_to_retry(), "{error}");
+    }
+    eventually("no call in flight", || client.in_flight() == 0);
+    call(1);
+    assert_eq!(double_as_php(&link, 1), ["double"]);
+    let results = replies.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(*results[0].as_ref().unwrap(), 2);
 }

@@ -25,6 +25,7 @@ on_both!(
     a_dropped_batch_is_not_in_flight,
     shutting_down_ends_a_batch_that_has_begun,
     commands_in_batches,
+    replies_are_taken_once,
 );
 
 fn each_call_has_a_type_and_an_error_of_its_own(broker: &Broker) {
@@ -223,6 +224,20 @@ fn a_dropped_batch_is_not_in_flight(broker: &Broker) {
     assert_eq!(client.in_flight(), 3, "messages");
     drop(pending);
     assert_eq!(client.in_flight(), 0);
+}
+
+fn replies_are_taken_once(broker: &Broker) {
+    let service = unique("math");
+    let _server = math(broker, &service);
+    let mut batch = client(broker).batch(&service);
+    let key = batch.add::<u64>("double", &1);
+    let mut pending = batch.call_async();
+    let mut replies = pending.wait_timeout(PATIENCE).unwrap();
+    assert_eq!(replies.take(key).unwrap(), 2);
+    let again = pending.try_wait().unwrap().into_results::<u64>();
+    assert_eq!(again[0].as_ref().unwrap_err().kind(), ErrorKind::Misuse);
+    let error = pending.then(|_| panic!("no callback may run"));
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Misuse);
 }
 
 fn shutting_down_ends_a_batch_that_has_begun(broker: &Broker) {

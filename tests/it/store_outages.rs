@@ -81,7 +81,7 @@ impl ReplyStore for Flaky {
 }
 
 /// A store whose leases last a minute longer than asked for, so that none ends on a busy
-/// machine, and which records the times of their renewals.
+/// machine, and which records the times of their renewals. The second renewal panics.
 struct LongLeases {
     store: MemoryReplyStore,
     renewals: Mutex<Vec<Instant>>,
@@ -103,6 +103,8 @@ impl ReplyStore for LongLeases {
 
     fn renew(&self, key: &str, owner: u64, lease: Duration) -> Result<bool, StoreError> {
         self.renewals.lock().push(Instant::now());
+        let count = self.renewals.lock().len();
+        assert_ne!(count, 2, "a panic that the test wants");
         self.store.renew(key, owner, lease + PATIENCE)
     }
 

@@ -25,6 +25,11 @@ fn a_logger_may_publish() {
     }
 }
 
+#[test]
+fn a_logger_may_panic() {
+    Process::start(&["panic", &unique("work")]).wait_for("outlived");
+}
+
 /// Parent and child have the connection's socket, and the parent alone has its threads.
 #[test]
 fn a_forked_child_leaves_its_parents_connection_alone() {

@@ -7,8 +7,13 @@
 //!
 //!     test_service trace AMQP_URL SERVICE
 //!     test_service log AMQP_URL|memory SERVICE
+//!     test_service panic SERVICE
 //!     test_service flood AMQP_URL SERVICE
 //!     test_service fork AMQP_URL SERVICE
+
+mod panicking_logger;
+mod sent;
+mod unbatched;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,9 +21,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coney::batch::BatchLimits;
 use coney::{
     Broker, CallOptions, ConnectionState, Context, DeadLetters, ErrorKind, EventPublisher,
-    HandlerError, PublishOptions, SendOptions, ServiceClient, ServiceServer,
+    EventSubscriber, HandlerError, PublishOptions, SendOptions, ServiceClient, ServiceServer,
 };
 use parking_lot::Mutex;
 
@@ -31,6 +37,12 @@ fn main() -> coney::Result<()> {
         ["register", url, id] => until_it_is_killed(&register(url, id)?),
         ["trace", url, service] => trace(url, service),
         ["log", url, service] => log(url, service),
+        ["panic", service] => {
+            println!("ready");
+            panicking_logger::outlive(&Broker::memory(), service)?;
+            println!("outlived");
+            until_it_is_killed(&())
+        }
         ["flood", url, service] => flood(url, service),
         ["fork", url, service] => forked(url, service),
         _ => panic!("unknown arguments {arguments:?}; the top of this file lists them"),
@@ -157,7 +169,8 @@ fn trace(url: &str, service: &str) -> coney::Result<()> {
     until_it_is_killed(&())
 }
 
-/// A logger that makes a call for each line.
+/// A logger that makes a call for each line, and ends the process if coney calls it on an I/O
+/// thread.
 struct Publisher;
 
 static CLIENT: OnceLock<(ServiceClient, String)> = OnceLock::new();
@@ -172,6 +185,12 @@ impl log::Log for Publisher {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        let current = thread::current();
+        let is_io = current.name().is_some_and(|it| it.starts_with("coney-io-"));
+        if is_io && record.target().starts_with("coney") {
+            println!("an I/O thread logs: {}", record.args());
+            std::process::exit(1);
+        }
         let Some((client, service)) = CLIENT.get() else {
             return;
         };
@@ -196,10 +215,11 @@ impl log::Log for Publisher {
 }
 
 fn log(url: &str, service: &str) -> coney::Result<()> {
-    let broker = match url {
-        "memory" => Broker::memory(),
-        url => Broker::connect(url)?,
+    let connect = || match url {
+        "memory" => Ok(Broker::memory()),
+        url => Broker::connect(url),
     };
+    let broker = connect()?;
     println!("ready");
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
@@ -209,7 +229,10 @@ fn log(url: &str, service: &str) -> coney::Result<()> {
             line.len()
         })
         .start()?;
-    let client = ServiceClient::new(&broker, "log")?;
+    let client = ServiceClient::builder(&broker, "log")
+        .coalesce(BatchLimits::new())
+        .timeout(Duration::from_secs(60))
+        .build()?;
     let _ = CLIENT.set((client.clone(), service.to_owned()));
     log::set_logger(&Publisher).expect("there is no other");
     // At `trace` amiquip logs each frame, on its own thread: there a call fails at once.
@@ -221,6 +244,14 @@ fn log(url: &str, service: &str) -> coney::Result<()> {
         // A reply that is not waited for any more is logged where it arrives.
         drop(client.call_async::<usize>(service, "log", "late")?);
     }
+    let coalesced = unbatched::call_services(&broker, &client, service)?;
+    assert!(coalesced > 0 || url == "memory", "nothing was coalesced");
+    let another = connect()?;
+    let subscriber = EventSubscriber::builder(&another, service)
+        .listen("log.test", |(): ()| ())
+        .start()?;
+    another.close(Duration::from_secs(10))?;
+    drop(subscriber);
     // The drained server answers no call, and none of the logger.
     log::set_max_level(log::LevelFilter::Off);
     server.drain(Duration::from_secs(60))?;
@@ -288,6 +319,7 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
         // Their replies arrive while the process forks: some thread holds a lock then.
         let before = (0..20u64).map(|n| client.call_async::<u64>(service, "work", &n));
         let before = before.collect::<coney::Result<Vec<_>>>()?;
+        let sent = sent::Sent::start(&client, service)?;
         let child = match fork::fork().expect("a child") {
             fork::Fork::Parent(child) => child,
             fork::Fork::Child => {
@@ -295,8 +327,8 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
                 let error = client.call::<u64>(service, "work", &1);
                 let error = error.expect_err("it has no threads");
                 assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
-                for pending in before {
-                    let error = pending.wait().expect_err("it is the parent's");
+                let errors = before.into_iter().map(|it| it.wait().expect_err("is lost"));
+                for error in errors.chain(sent.errors_in_child()) {
                     assert_eq!(error.kind(), ErrorKind::Misuse, "{error}");
                     assert!(!error.is_safe_to_retry(), "the parent has sent it");
                 }
@@ -310,6 +342,7 @@ fn forked(url: &str, service: &str) -> coney::Result<()> {
         for (n, pending) in (0..).zip(before) {
             assert_eq!(pending.wait()?, n);
         }
+        sent.wait()?;
     }
     for n in 0..10 {
         assert_eq!(client.call::<u64>(service, "work", &n)?, n);

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::base::catch::catch;
 use crate::client::ServiceClient;
 use crate::client::call::CallDeadline;
 use crate::client::decode::CallTarget;
 use crate::client::options::{RequestKind, RequestOptions};
 use crate::client::sent_call::SentCall;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::message::batch::{BATCH_ACTION, BatchItems};
 use crate::message::{ServiceMessage, new_message_id};
 use crate::topology;
@@ -98,7 +99,7 @@ impl BatchContext {
             return self.send_one_by_one(&message, limit);
         }
         vec![SentMessage {
-            sent: self.send_as_batch(&message, limit),
+            sent: self.catch_panic(BATCH_ACTION, || self.send_as_batch(&message, limit)),
             calls: SentCalls::Batch(message),
         }]
     }
@@ -123,15 +124,29 @@ impl BatchContext {
         let send = |call: &BatchedCall| {
             let target = self.target_of(call.at);
             let payload = message.items.payload(call.payload.clone());
-            let sent =
+            let sent = self.catch_panic(target.action, || {
                 self.client
-                    .start_call_until(target, &payload, &self.options, self.kind, limit);
+                    .start_call_until(target, &payload, &self.options, self.kind, limit)
+            });
             SentMessage {
                 sent,
                 calls: SentCalls::Single(call.at),
             }
         };
         message.calls.iter().map(send).collect()
+    }
+
+    /// Converts a panic of the balancer into an error: the other calls of the batch go on.
+    fn catch_panic(
+        &self,
+        action: &str,
+        send: impl FnOnce() -> Result<SentCall>,
+    ) -> Result<SentCall> {
+        catch(send).unwrap_or_else(|panic| {
+            let target = self.target(action);
+            let fault = format!("{target} was not sent: picking an instance panicked: {panic}");
+            Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(true))
+        })
     }
 
     /// Returns the routing key of the batch's messages, unless a balancer picks an instance.

@@ -21,6 +21,10 @@ use crate::message::range_in;
 
 /// The replies to a [`Batch`](crate::Batch), still to come. Dropping it abandons the calls:
 /// requests that have not been sent are not sent, and others may run.
+///
+/// If the service does not know batches, waiting sends the calls again, one by one. That may block
+/// for look-ups and while the outgoing queue is full: then a wait that is not to block, or not for
+/// so long, lasts until it is done, at most until the batch's deadline.
 #[must_use = "dropping a PendingBatch abandons its calls"]
 pub struct PendingBatch {
     context: BatchContext,
@@ -29,6 +33,8 @@ pub struct PendingBatch {
     results: Vec<Option<BatchedResult>>,
     /// The bodies of messages that hold replies.
     bodies: Vec<ReplyBody>,
+    /// True once the replies were taken.
+    taken: bool,
 }
 
 impl PendingBatch {
@@ -44,6 +50,7 @@ impl PendingBatch {
             waiting: sent.into_iter().collect(),
             results,
             bodies: Vec::new(),
+            taken: false,
         }
     }
 
@@ -56,19 +63,21 @@ impl PendingBatch {
         self.take_replies()
     }
 
-    /// Blocks until the last call has ended, at most `timeout`; `None` means not yet. After the
-    /// replies have been taken, every result is [`ErrorKind::Misuse`].
+    /// Blocks until the last call has ended, at most `timeout`, or until calls have been sent
+    /// again (see [`PendingBatch`]); `None` means not yet. After the replies have been taken,
+    /// every result is [`ErrorKind::Misuse`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<BatchReplies> {
         self.wait_deadline(deadline::after(timeout))
     }
 
-    /// Blocks until the last call has ended, at most until `deadline`; `None` means not yet.
+    /// Blocks until the last call has ended, at most until `deadline`, or until calls have been
+    /// sent again (see [`PendingBatch`]); `None` means not yet.
     pub fn wait_deadline(&mut self, deadline: Instant) -> Option<BatchReplies> {
         self.advance(deadline).then(|| self.take_replies())
     }
 
-    /// Returns the replies if the last call has ended; blocks only to send calls again, one by
-    /// one, to a service that does not know batches.
+    /// Returns the replies if the last call has ended; blocks only to send calls again (see
+    /// [`PendingBatch`]).
     pub fn try_wait(&mut self) -> Option<BatchReplies> {
         self.wait_timeout(Duration::ZERO)
     }
@@ -78,8 +87,9 @@ impl PendingBatch {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] if the callback thread cannot be started; the callback does not run
-    /// then.
+    /// [`ErrorKind::Misuse`] if the replies have been taken, or in a forked child;
+    /// [`ErrorKind::Io`] if the callback thread cannot be started or has ended. The callback does
+    /// not run then.
     ///
     /// ```
     /// # use coney::{Broker, ServiceClient, ServiceServer};
@@ -101,6 +111,15 @@ impl PendingBatch {
     where
         F: FnOnce(BatchReplies) + Send + 'static,
     {
+        if self.taken {
+            return Err(Error::new(
+                ErrorKind::Misuse,
+                format!(
+                    "the replies to a batch of {} have been taken already",
+                    self.context.service
+                ),
+            ));
+        }
         let core = Arc::clone(&self.context.client.inner);
         core.watch(Box::new(BatchCallback {
             pending: self,
@@ -112,6 +131,11 @@ impl PendingBatch {
     /// Takes outcomes in the order of the messages, and waits for each at most until `until`.
     /// Returns true if the last has been taken.
     fn advance(&mut self, until: Instant) -> bool {
+        let broker = &self.context.client.inner.broker;
+        if let Err(error) = broker.check_owner_process(&self.context.target(BATCH_ACTION)) {
+            self.fail_in_child(&error);
+            return true;
+        }
         while let Some(message) = self.waiting.pop_front() {
             let Some(outcome) = self.outcome(&message, until) else {
                 self.waiting.push_front(message);
@@ -173,6 +197,14 @@ impl PendingBatch {
         Vec::new()
     }
 
+    /// Fails the calls that wait, in a forked child: their replies go to the parent.
+    fn fail_in_child(&mut self, error: &Error) {
+        for message in std::mem::take(&mut self.waiting) {
+            self.set_all(&message.calls, || BatchedResult::Failed(error.duplicate()));
+            std::mem::forget(message);
+        }
+    }
+
     fn timed_out(&mut self, calls: &SentCalls, sent: &SentCall) {
         let count = calls.count();
         for at in calls.indices() {
@@ -230,6 +262,7 @@ impl PendingBatch {
     }
 
     fn take_replies(&mut self) -> BatchReplies {
+        self.taken = true;
         let taken = self.results.iter().map(|_| None).collect();
         BatchReplies {
             client: self.context.client.clone(),

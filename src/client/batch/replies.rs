@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The results of a [`Batch`](crate::Batch)'s calls, in their order: each has a reply, or an
 /// error of its own.
+#[must_use = "the replies hold the errors of the calls"]
 pub struct BatchReplies {
     pub(super) client: ServiceClient,
     pub(super) service: String,
@@ -26,7 +27,6 @@ pub struct BatchReplies {
 }
 
 /// The key of one call of a batch, by which its reply is taken.
-#[derive(Debug)]
 pub struct CallKey<T> {
     at: usize,
     batch: u64,
@@ -40,6 +40,15 @@ impl<T> CallKey<T> {
             batch,
             reply: PhantomData,
         }
+    }
+}
+
+/// Needs no `Debug` of the reply's type, which the key does not hold.
+impl<T> fmt::Debug for CallKey<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallKey")
+            .field("at", &self.at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -121,3 +130,41 @@ impl fmt::Debug for BatchReplies {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_can_be_shown_whatever_its_reply_is() {
+        struct NoDebug;
+        let key = CallKey::<NoDebug>::new(7, 1);
+        assert_eq!(format!("{key:?}"), "CallKey { at: 7, .. }");
+    }
+}
+
+/// Asserts that results which are dropped are warned of.
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// fn call(batch: coney::Batch) {
+///     batch.call();
+/// }
+/// ```
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// fn hurry(client: &coney::ServiceClient) {
+///     client.with_deadline(std::time::Instant::now());
+/// }
+/// ```
+///
+/// ```
+/// #![deny(unused_must_use)]
+/// fn call(batch: coney::Batch, client: &coney::ServiceClient) {
+///     let _ = batch.call();
+///     let _ = client.with_deadline(std::time::Instant::now());
+/// }
+/// ```
+#[cfg(doctest)]
+struct MustUse;

@@ -79,7 +79,11 @@ impl StateNotifier {
 fn listen(received: &Receiver<ConnectionState>, listener: &Listener) {
     for state in received {
         if catch(|| listener(&state)).is_err() {
-            log::error!(target: "coney::amqp", "the connection state listener panicked");
+            log_relay::log(
+                log::Level::Error,
+                "coney::amqp",
+                format_args!("the connection state listener panicked"),
+            );
         }
     }
 }
