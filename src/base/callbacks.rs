@@ -15,9 +15,11 @@ use super::thread::NamedThread;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A result that a callback waits for. Its methods are called by the callback thread, one
-/// after the other. If `start` or `is_ready` panics, `finish` is called next.
+/// after the other, except `start`. If `is_ready` panics, `finish` is called next.
 pub(crate) trait Watched: Send {
-    /// Registers `ready` to be notified whenever the result may be there.
+    /// Registers `ready` to be notified whenever the result may be there. Called by the thread
+    /// that adds the callback: were it the callback thread, the results that arrive while a
+    /// callback blocks would not count as in flight.
     fn start(&mut self, ready: &Notifier);
 
     /// Returns true if the result is there. Does not wait for it.
@@ -65,7 +67,7 @@ impl LazyCallbackThread {
     ///
     /// [`ErrorKind::Io`] if the thread cannot be started, or has ended; the message whose result
     /// this is has been sent all the same.
-    pub(crate) fn watch(&self, owner: &str, watched: Box<dyn Watched>) -> Result<()> {
+    pub(crate) fn watch(&self, owner: &str, mut watched: Box<dyn Watched>) -> Result<()> {
         let fault = |what| {
             let fault = format!("{owner}: {what}");
             Error::new(ErrorKind::Io, fault).with_nothing_ran(false)
@@ -76,21 +78,23 @@ impl LazyCallbackThread {
             let no_thread = |error| fault("cannot start the callback thread").with_source(error);
             *thread = Some(started.map_err(no_thread)?);
         }
-        let not_watched = thread.as_ref().and_then(|thread| thread.watch(watched));
-        // A callback that is dropped may add another one.
+        let Some((commands, ready)) = thread.as_ref().map(CallbackThread::next) else {
+            return Err(fault("the callback thread has ended"));
+        };
+        // Starting may run a balancer, and a callback that is dropped may add another one.
         drop(thread);
-        match not_watched {
-            None => Ok(()),
-            Some(_) => Err(fault("the callback thread has ended")),
-        }
+        watched.start(&ready);
+        let sent = commands.send(Command::Watch(ready.id, watched));
+        sent.map_err(|_| fault("the callback thread has ended"))
     }
 }
 
 /// A thread that runs callbacks, one after the other, and watches their deadlines. User code
 /// runs here and never on an I/O thread.
 struct CallbackThread {
-    /// Bounded by the number of results that its owner may have under way.
     commands: Sender<Command>,
+    /// The ids of the results that may be there.
+    ready: Sender<u64>,
     thread: Option<NamedThread>,
     last_id: AtomicU64,
     /// The owner, for logs.
@@ -105,20 +109,23 @@ impl CallbackThread {
     fn start(owner: &str) -> io::Result<Self> {
         let (commands, queue) = unbounded();
         let name = format!("coney-callback-{owner}");
-        let thread = NamedThread::spawn(name, move || Callbacks::new().run(&queue))?;
+        let (ready, notified) = unbounded();
+        let callbacks = Callbacks::new(ready.clone());
+        let thread = NamedThread::spawn(name, move || callbacks.run(&queue, &notified))?;
         Ok(Self {
             commands,
+            ready,
             thread: Some(thread),
             last_id: AtomicU64::new(0),
             owner: owner.to_owned(),
         })
     }
 
-    /// Watches a result; returns it if the thread has ended. Does not block.
-    fn watch(&self, watched: Box<dyn Watched>) -> Option<Command> {
+    /// Returns the channel for the next result to watch, and its notifier.
+    fn next(&self) -> (Sender<Command>, Notifier) {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let sent = self.commands.send(Command::Watch(id, watched));
-        sent.err().map(|error| error.0)
+        let ready = Notifier::new(self.ready.clone(), id);
+        (self.commands.clone(), ready)
     }
 }
 
@@ -144,25 +151,21 @@ struct Callbacks {
     watched: HashMap<u64, Box<dyn Watched>>,
     deadlines: BTreeSet<(Instant, u64)>,
     ready: Sender<u64>,
-    notified: Receiver<u64>,
 }
 
 /// The longest sleep where no deadline is nearer.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3_600);
 
 impl Callbacks {
-    fn new() -> Self {
-        let (ready, notified) = unbounded();
+    fn new(ready: Sender<u64>) -> Self {
         Self {
             watched: HashMap::new(),
             deadlines: BTreeSet::new(),
             ready,
-            notified,
         }
     }
 
-    fn run(mut self, commands: &Receiver<Command>) {
-        let notified = self.notified.clone();
+    fn run(mut self, commands: &Receiver<Command>, notified: &Receiver<u64>) {
         loop {
             // A steady stream of results must not delay the deadlines.
             let now = Instant::now();
@@ -191,18 +194,10 @@ impl Callbacks {
         Notifier::new(self.ready.clone(), id)
     }
 
-    fn watch(&mut self, id: u64, mut watched: Box<dyn Watched>) {
-        let ready = self.notifier(id);
-        let started = catch(|| watched.start(&ready));
+    fn watch(&mut self, id: u64, watched: Box<dyn Watched>) {
         self.deadlines.insert((watched.deadline(), id));
         self.watched.insert(id, watched);
-        match started {
-            Ok(()) => self.check(id),
-            Err(_) => {
-                log_panic();
-                self.finish(id);
-            }
-        }
+        self.check(id); // its notification may have come before it
     }
 
     fn check(&mut self, id: u64) {
@@ -277,18 +272,19 @@ mod tests {
     #[test]
     fn callbacks_run_when_they_are_ready_or_late() {
         let (seen, results) = unbounded();
-        let thread = CallbackThread::start("test").unwrap();
+        let thread = LazyCallbackThread::default();
         let in_time = Instant::now() + Duration::from_secs(60);
         let watch = |values: &[u8], deadline| {
             let (sender, result) = bounded(1);
             let notifier = Arc::new(Mutex::new(None));
             values.iter().for_each(|value| sender.send(*value).unwrap());
-            thread.watch(Box::new(Watch {
+            let watched = Box::new(Watch {
                 notifier: Arc::clone(&notifier),
                 result,
                 deadline,
                 seen: seen.clone(),
-            }));
+            });
+            thread.watch("test", watched).unwrap();
             (sender, notifier)
         };
         let _ready = watch(&[9], in_time);
@@ -309,15 +305,10 @@ mod tests {
         assert_eq!(results.recv(), Ok(None));
     }
 
-    struct Panicking {
-        in_start: bool,
-        seen: Sender<()>,
-    }
+    struct Panicking(Sender<()>);
 
     impl Watched for Panicking {
-        fn start(&mut self, _ready: &Notifier) {
-            assert!(!self.in_start, "a panic that the test wants");
-        }
+        fn start(&mut self, _ready: &Notifier) {}
 
         fn is_ready(&mut self, _ready: &Notifier) -> bool {
             panic!("a panic that the test wants");
@@ -328,18 +319,17 @@ mod tests {
         }
 
         fn finish(self: Box<Self>) {
-            self.seen.send(()).unwrap();
+            self.0.send(()).unwrap();
         }
     }
 
     #[test]
     fn a_panic_in_a_result_ends_its_own_callback_only() {
         let (seen, finished) = unbounded();
-        let thread = CallbackThread::start("test").unwrap();
-        for in_start in [true, false, true] {
-            let seen = seen.clone();
-            let refused = thread.watch(Box::new(Panicking { in_start, seen }));
-            assert!(refused.is_none());
+        let thread = LazyCallbackThread::default();
+        for _ in 0..3 {
+            let watched = Box::new(Panicking(seen.clone()));
+            thread.watch("test", watched).unwrap();
             assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(()));
         }
     }
@@ -348,10 +338,7 @@ mod tests {
     fn a_thread_that_has_ended_watches_nothing() {
         let (seen, finished) = unbounded();
         let lazy = LazyCallbackThread::default();
-        let watch = || {
-            let (in_start, seen) = (true, seen.clone());
-            lazy.watch("test", Box::new(Panicking { in_start, seen }))
-        };
+        let watch = || lazy.watch("test", Box::new(Panicking(seen.clone())));
         watch().unwrap();
         assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(()));
         let stop = |thread: &CallbackThread| thread.commands.send(Command::Stop);

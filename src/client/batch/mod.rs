@@ -1,6 +1,7 @@
 //! Many calls to one service in few messages.
 
 pub(crate) mod builder;
+mod callback;
 mod limits;
 mod message;
 mod pending;

@@ -2,20 +2,17 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::message::{BatchContext, BatchMessage, SentCalls, SentMessage};
 use super::replies::{BatchReplies, BatchedResult};
-use crate::base::callbacks::{Notifier, Watched};
 use crate::base::deadline;
 use crate::client::batch_support;
 use crate::client::call::CallDeadline;
 use crate::client::call_outcome::{CallOutcome, ReplyBody};
 use crate::client::pending::{Pending, Progress, ReadyOn};
-use crate::client::pending_reply::CallbackDone;
 use crate::client::sent_call::SentCall;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 use crate::message::batch::BATCH_ACTION;
 use crate::message::range_in;
 
@@ -27,14 +24,14 @@ use crate::message::range_in;
 /// so long, lasts until it is done, at most until the batch's deadline.
 #[must_use = "dropping a PendingBatch abandons its calls"]
 pub struct PendingBatch {
-    context: BatchContext,
-    limit: CallDeadline,
-    waiting: VecDeque<SentMessage>,
+    pub(super) context: BatchContext,
+    pub(super) limit: CallDeadline,
+    pub(super) waiting: VecDeque<SentMessage>,
     results: Vec<Option<BatchedResult>>,
     /// The bodies of messages that hold replies.
     bodies: Vec<ReplyBody>,
     /// True once the replies were taken.
-    taken: bool,
+    pub(super) taken: bool,
 }
 
 impl PendingBatch {
@@ -82,55 +79,9 @@ impl PendingBatch {
         self.wait_timeout(Duration::ZERO)
     }
 
-    /// Runs `callback` with the replies when the last call has ended. Returns at once. The
-    /// callback runs as that of [`PendingReply::then`](crate::PendingReply::then).
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Misuse`] if the replies have been taken, or in a forked child;
-    /// [`ErrorKind::Io`] if the callback thread cannot be started or has ended. The callback does
-    /// not run then.
-    ///
-    /// ```
-    /// # use coney::{Broker, ServiceClient, ServiceServer};
-    /// # let broker = Broker::memory();
-    /// # let server = ServiceServer::builder(&broker, "math")
-    /// #     .respond("double", |n: u64| n * 2).start()?;
-    /// # let client = ServiceClient::new(&broker, "order-service")?;
-    /// # let (sender, receiver) = std::sync::mpsc::channel();
-    /// let mut batch = client.batch("math");
-    /// batch.add::<u64>("double", &1);
-    /// batch.add::<u64>("double", &2);
-    /// batch.call_async().then(move |replies| {
-    ///     sender.send(replies.into_results::<u64>()).unwrap();
-    /// })?;
-    /// assert_eq!(receiver.recv().unwrap().len(), 2);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn then<F>(self, callback: F) -> Result<()>
-    where
-        F: FnOnce(BatchReplies) + Send + 'static,
-    {
-        if self.taken {
-            return Err(Error::new(
-                ErrorKind::Misuse,
-                format!(
-                    "the replies to a batch of {} have been taken already",
-                    self.context.service
-                ),
-            ));
-        }
-        let core = Arc::clone(&self.context.client.inner);
-        core.watch(Box::new(BatchCallback {
-            pending: self,
-            callback,
-            watched: 0,
-        }))
-    }
-
     /// Takes outcomes in the order of the messages, and waits for each at most until `until`.
     /// Returns true if the last has been taken.
-    fn advance(&mut self, until: Instant) -> bool {
+    pub(super) fn advance(&mut self, until: Instant) -> bool {
         let broker = &self.context.client.inner.broker;
         if let Err(error) = broker.check_owner_process(&self.context.target(BATCH_ACTION)) {
             self.fail_in_child(&error);
@@ -149,7 +100,11 @@ impl PendingBatch {
 
     /// Waits for the outcome of a message, at most until `until`; the inner `None` means that
     /// it has none by its deadline, or was not sent.
-    fn outcome(&self, message: &SentMessage, until: Instant) -> Option<Option<CallOutcome>> {
+    pub(super) fn outcome(
+        &self,
+        message: &SentMessage,
+        until: Instant,
+    ) -> Option<Option<CallOutcome>> {
         let Ok(sent) = &message.sent else {
             return Some(None);
         };
@@ -164,7 +119,11 @@ impl PendingBatch {
 
     /// Records the results of a message's calls. Returns the messages that were sent in its
     /// place, if the service does not know batches.
-    fn settle(&mut self, message: SentMessage, outcome: Option<CallOutcome>) -> Vec<SentMessage> {
+    pub(super) fn settle(
+        &mut self,
+        message: SentMessage,
+        outcome: Option<CallOutcome>,
+    ) -> Vec<SentMessage> {
         let SentMessage { sent, calls } = message;
         let outcome = match (outcome, &sent) {
             (Some(outcome), _) => outcome,
@@ -261,7 +220,7 @@ impl PendingBatch {
         }
     }
 
-    fn take_replies(&mut self) -> BatchReplies {
+    pub(super) fn take_replies(&mut self) -> BatchReplies {
         self.taken = true;
         let taken = self.results.iter().map(|_| None).collect();
         BatchReplies {
@@ -289,78 +248,6 @@ impl SentCalls {
             Self::Single(at) => (&[][..], Some(*at)),
         };
         batch.iter().map(|call| call.at).chain(single)
-    }
-}
-
-/// A callback that waits for the replies to a batch.
-struct BatchCallback<F> {
-    pending: PendingBatch,
-    callback: F,
-    /// The number of messages that are in flight until the callback has run.
-    watched: usize,
-}
-
-impl<F> BatchCallback<F> {
-    /// Registers the callback thread for the outcomes of these messages.
-    fn watch(&mut self, ready: &Notifier, messages: Vec<SentMessage>) {
-        let mut messages = VecDeque::from(messages);
-        while let Some(message) = messages.pop_front() {
-            let router = &self.pending.context.client.inner.router;
-            let Ok(sent) = &message.sent else {
-                self.pending.waiting.push_back(message);
-                continue;
-            };
-            self.watched += 1;
-            if router.set_callback(sent.id, ready.clone()) {
-                self.pending.waiting.push_back(message);
-                continue;
-            }
-            // It has ended, and is not notified any more.
-            let outcome = sent.expire(router);
-            messages.extend(self.pending.settle(message, outcome));
-        }
-    }
-}
-
-impl<F> Watched for BatchCallback<F>
-where
-    F: FnOnce(BatchReplies) + Send + 'static,
-{
-    fn start(&mut self, ready: &Notifier) {
-        let waiting = std::mem::take(&mut self.pending.waiting);
-        self.watch(ready, waiting.into());
-    }
-
-    fn is_ready(&mut self, ready: &Notifier) -> bool {
-        let now = Instant::now();
-        while let Some(message) = self.pending.waiting.pop_front() {
-            let Some(outcome) = self.pending.outcome(&message, now) else {
-                self.pending.waiting.push_front(message);
-                return false;
-            };
-            let again = self.pending.settle(message, outcome);
-            self.watch(ready, again);
-        }
-        true
-    }
-
-    fn deadline(&self) -> Instant {
-        self.pending.limit.deadline
-    }
-
-    fn finish(self: Box<Self>) {
-        let Self {
-            mut pending,
-            callback,
-            watched,
-        } = *self;
-        // Before the callback runs: it may panic.
-        let done = CallbackDone(Arc::clone(&pending.context.client.inner), watched);
-        pending.advance(pending.limit.deadline);
-        let replies = pending.take_replies();
-        drop(pending);
-        callback(replies);
-        drop(done);
     }
 }
 
