@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::sources::Consumers;
 use crate::base::catch::catch;
 use crate::base::deadline;
+use crate::base::log_relay;
 use crate::base::thread::NamedThread;
 use crate::registry::Registration;
 
@@ -16,6 +17,9 @@ const FIRST_VERDICT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The shortest interval between two rounds of checks: a shorter one would use up a core.
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The log target. Lines go through the log thread: a logger that panics must not end this one.
+const TARGET: &str = "coney::server";
 
 /// The longest time that pausing or resuming the consumers may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -153,10 +157,13 @@ impl Checking {
             };
             *failed = failed.saturating_add(1);
             if *failed < failures && !check.fails_at_once {
-                log::info!(
-                    target: "coney::server",
-                    "{}: the health check {} failed, {failed} of {failures} times: {fault}",
-                    self.service, check.name
+                log_relay::log(
+                    log::Level::Info,
+                    TARGET,
+                    format_args!(
+                        "{}: the health check {} failed, {failed} of {failures} times: {fault}",
+                        self.service, check.name
+                    ),
                 );
                 return None;
             }
@@ -175,15 +182,20 @@ impl Checking {
         let deadline = deadline::after(CHANGE_TIMEOUT);
         match verdict {
             Some(fault) => {
-                log::warn!(
-                    target: "coney::server",
-                    "{service} is unhealthy and stopped consuming: {fault}"
+                log_relay::log(
+                    log::Level::Warn,
+                    TARGET,
+                    format_args!("{service} is unhealthy and stopped consuming: {fault}"),
                 );
                 update_registration();
                 watched.consumers.pause(deadline);
             }
             None => {
-                log::info!(target: "coney::server", "{service} is healthy and consumes again");
+                log_relay::log(
+                    log::Level::Info,
+                    TARGET,
+                    format_args!("{service} is healthy and consumes again"),
+                );
                 watched.consumers.resume(deadline);
                 update_registration();
             }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Broker, CallOptions, ErrorKind, ServiceServer};
+use coney::{Broker, CallOptions, ErrorKind, ServiceClient, ServiceServer};
 
 use crate::support::sleepy_service::GatedServer;
 use crate::support::{PATIENCE, client, eventually, on_both, unique};
@@ -16,6 +16,7 @@ on_both!(
     callbacks_never_run_on_the_io_thread,
     a_panicking_callback_does_not_stop_the_others,
     a_callback_may_hold_the_last_client,
+    calls_count_as_in_flight_while_a_callback_blocks,
     a_dropped_call_is_abandoned,
     ten_thousand_in_flight,
 );
@@ -213,4 +214,27 @@ fn a_reply_is_waited_for_by_one_thread_after_another(broker: &Broker) {
     let pending = client.call_async::<u64>(&service, "wait", &50).unwrap();
     let reply = std::thread::spawn(move || pending.wait());
     assert_eq!(reply.join().unwrap().unwrap(), 50);
+}
+
+fn calls_count_as_in_flight_while_a_callback_blocks(broker: &Broker) {
+    let service = unique("echo");
+    let _server = echo_server(broker, &service);
+    let client = ServiceClient::builder(broker, "test")
+        .max_in_flight(20)
+        .build()
+        .unwrap();
+    let (release, gate) = crossbeam_channel::bounded::<()>(0);
+    let call = || client.call_async::<u64>(&service, "echo", &1);
+    let blocking = call().unwrap();
+    let block = move |_| assert!(gate.recv().is_err());
+    blocking.then(block).unwrap();
+    // Their replies arrive, and their callbacks wait for the one that blocks.
+    for _ in 1..20 {
+        call().unwrap().then(|_| {}).unwrap();
+    }
+    let other = crate::support::client(broker);
+    other.call::<u64>(&service, "echo", &1).unwrap(); // after their replies
+    assert_eq!(call().unwrap_err().kind(), ErrorKind::Rejected);
+    drop(release);
+    eventually("all callbacks have run", || client.in_flight() == 0);
 }
