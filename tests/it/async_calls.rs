@@ -225,9 +225,13 @@ fn calls_count_as_in_flight_while_a_callback_blocks(broker: &Broker) {
         .unwrap();
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
     let call = || client.call_async::<u64>(&service, "echo", &1);
-    let blocking = call().unwrap();
-    let block = move |_| assert!(gate.recv().is_err());
-    blocking.then(block).unwrap();
+    let (sent, begun) = crossbeam_channel::bounded(1);
+    let block = move |_| {
+        sent.send(()).unwrap();
+        assert!(gate.recv().is_err());
+    };
+    call().unwrap().then(block).unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
     // Their replies arrive, and their callbacks wait for the one that blocks.
     for _ in 1..20 {
         call().unwrap().then(|_| {}).unwrap();
