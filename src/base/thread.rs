@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
+use crate::error::{Error, ErrorKind};
+
 /// The process that created a value. A forked child has a copy of its memory but none of its
 /// threads: waiting for one there would block forever.
 #[derive(Clone, Copy)]
@@ -21,9 +23,17 @@ impl OwnerProcess {
         process_id(Instant::now()) != self.0
     }
 
-    /// Returns the process id.
-    pub(crate) fn id(self) -> u32 {
-        self.0
+    /// Returns an error in a forked child, for a connection to `peer`. Takes no lock.
+    pub(crate) fn check(self, peer: &str) -> Result<(), Error> {
+        if !self.is_another() {
+            return Ok(());
+        }
+        let fault = format!(
+            "the connection to {peer} belongs to the process {}, from which this one was forked; \
+             connect after the fork",
+            self.0
+        );
+        Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(true))
     }
 }
 

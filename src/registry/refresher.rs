@@ -14,11 +14,10 @@ use super::clock::Clock;
 use super::liveness::{self, DeadInstance, Liveness, Previous};
 use super::snapshot::Snapshot;
 use super::{Candidate, Instance, RegistryStore, StoredInstances};
-use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::base::log_relay;
 use crate::base::thread::NamedThread;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// The most dead instances that are removed after one round.
 const MOST_REMOVED: usize = 100;
@@ -138,12 +137,7 @@ impl RefreshLoop {
         before: Option<&Snapshot>,
     ) -> Vec<Instance> {
         let service = &entry.service;
-        let loaded = || self.load(service, before);
-        let loaded = catch(loaded).unwrap_or_else(|_| {
-            let fault = format!("the registry's store panicked in a look-up of {service}");
-            Err(Error::new(ErrorKind::Registry, fault))
-        });
-        let (now, dead, failed) = match loaded {
+        let (now, dead, failed) = match self.load(service, before) {
             Ok((now, dead)) => (Some(now), dead, None),
             Err(error) => {
                 let reason: Arc<str> = error.to_string().into();
@@ -265,14 +259,13 @@ impl RefreshLoop {
     fn remove(&self, dead: &[Instance]) {
         for instance in dead.iter().take(MOST_REMOVED) {
             let (service, id) = (instance.service(), instance.id());
-            let remove = || self.store.remove_dead(instance);
-            match catch(remove) {
-                Ok(Ok(true)) => log(
+            match self.store.remove_dead(instance) {
+                Ok(true) => log(
                     log::Level::Info,
                     format_args!("the instance {id:?} of {service} is dead and was removed"),
                 ),
-                Ok(Ok(false)) => {}
-                Ok(Err(error)) => {
+                Ok(false) => {}
+                Err(error) => {
                     return log(
                         log::Level::Warn,
                         format_args!(
@@ -281,7 +274,6 @@ impl RefreshLoop {
                         ),
                     );
                 }
-                Err(_) => return,
             }
         }
     }

@@ -234,7 +234,7 @@ impl Broker {
     /// Returns an error in a forked child, for a message that its parent sent: only the parent
     /// receives the outcome.
     pub(crate) fn check_owner_process(&self, begun: &dyn fmt::Display) -> Result<()> {
-        if !self.inner.owner.is_another() {
+        if !self.is_forked() {
             return Ok(());
         }
         let fault = format!(
@@ -251,16 +251,7 @@ impl Broker {
 
     /// Returns an error in a forked child, before any lock is taken.
     pub(crate) fn check_not_forked(&self) -> Result<()> {
-        if !self.is_forked() {
-            return Ok(());
-        }
-        let fault = format!(
-            "the connection to {} belongs to the process {}, from which this one was forked; \
-             connect after the fork",
-            self.address(),
-            self.inner.owner.id()
-        );
-        Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(true))
+        self.inner.owner.check(self.address())
     }
 
     /// Watches a result on the connection's callback thread, which starts with the first.

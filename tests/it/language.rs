@@ -2,7 +2,9 @@
 //! the beginnings of summaries, and a first line in every file that says what is in it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::tidy::rust_files;
 
 const FOLDERS: [&str; 4] = ["src", "tests", "examples", "benches"];
 
@@ -57,31 +59,17 @@ const NO_VERBS: [&str; 9] = [
     "this", "its", "as", "unless", "less", "always", "perhaps", "besides", "others",
 ];
 
-/// Every Rust file but this one, with its path.
-fn rust_files() -> Vec<(String, String)> {
-    fn walk(dir: &Path, out: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, out);
-            } else if path.extension().is_some_and(|ending| ending == "rs") {
-                out.push(path);
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut paths = Vec::new();
-    for folder in FOLDERS {
-        walk(&root.join(folder), &mut paths);
-    }
-    let files = paths.into_iter().map(|path| {
-        let name = path.strip_prefix(root).unwrap().to_str().unwrap();
-        (name.to_owned(), fs::read_to_string(&path).unwrap())
-    });
-    files.filter(|(name, _)| name != file!()).collect()
+/// Returns every Rust file but this one, with its path.
+fn files() -> Vec<(String, String)> {
+    let named = |folder: &'static str| {
+        let files = rust_files(folder).into_iter();
+        files.map(move |(name, text)| (format!("{folder}/{name}"), text))
+    };
+    let all = FOLDERS.into_iter().flat_map(named);
+    all.filter(|(name, _)| name != file!()).collect()
 }
 
-/// The words of a line in lower case; those of `snake_case` and `CamelCase` names count too.
+/// Returns the words of a line in lower case; those of `snake_case` and `CamelCase` names count too.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut was_lower = false;
@@ -107,7 +95,7 @@ fn the_words_of_the_list_are_not_used() {
         )
     });
     let mut used = Vec::new();
-    for (file, text) in rust_files().into_iter().chain(documents) {
+    for (file, text) in files().into_iter().chain(documents) {
         for (number, line) in text.lines().enumerate() {
             // Scripts read what the examples print: it stays as it is.
             if file.starts_with("examples/") && !line.trim_start().starts_with("//") {
@@ -123,7 +111,7 @@ fn the_words_of_the_list_are_not_used() {
     assert!(used.is_empty(), "see WORDS:\n{}", used.join("\n"));
 }
 
-/// The first line of each documentation comment, its line number, and the line of code below it.
+/// Returns the first line of each documentation comment, its line number, and the line of code below it.
 fn summaries(text: &str) -> Vec<(usize, &str, &str)> {
     let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
     let doc = |line: &str| line.starts_with("///") || line.starts_with("//!");
@@ -147,7 +135,7 @@ fn is_function(item: &str) -> bool {
     item.split(' ').any(|word| word == "fn")
 }
 
-/// The fault of a summary, if it has one.
+/// Returns the fault of a summary, if it has one.
 fn fault(summary: &str, item: &str) -> Option<&'static str> {
     let first = words(summary).into_iter().find(|word| !word.is_empty());
     let first = first.unwrap_or_default();
@@ -161,11 +149,11 @@ fn fault(summary: &str, item: &str) -> Option<&'static str> {
     (is_function(item) && !is_verb).then_some("a function's begins with a third-person verb")
 }
 
-/// At most 3 % of the summaries may break the rule, where a clause is the clearest beginning.
+/// Allows 3 % of the summaries to break the rule, where a clause is the clearest beginning.
 #[test]
 fn summaries_begin_with_a_noun_or_a_verb() {
     let (mut all, mut broken) = (0, Vec::new());
-    for (file, text) in rust_files() {
+    for (file, text) in files() {
         // A test's name says what it shows; its comment adds what it needs.
         if file.starts_with("tests/") {
             continue;
@@ -188,7 +176,7 @@ fn summaries_begin_with_a_noun_or_a_verb() {
 
 #[test]
 fn every_file_begins_with_its_purpose() {
-    let without = rust_files().into_iter();
+    let without = files().into_iter();
     let without = without.filter(|(_, text)| !text.starts_with("//! "));
     let without: Vec<String> = without.map(|(file, _)| file).collect();
     assert!(without.is_empty(), "no `//!`: {without:?}");

@@ -128,7 +128,7 @@ fn imports_of(folder: &str, sources: &BTreeMap<String, String>) -> Folder {
     imports
 }
 
-/// The names that an index re-exports, and from which file.
+/// Returns the names that an index re-exports, and from which file.
 fn exports(index: &str) -> BTreeMap<String, String> {
     let paths = paths(index).into_iter();
     paths
@@ -154,7 +154,7 @@ fn reaches(imports: &Folder, from: &str, to: &str) -> bool {
     false
 }
 
-/// Every path in the text that begins with `crate`, `self` or `super`, the ones in braces
+/// Returns every path in the text that begins with `crate`, `self` or `super`, the ones in braces
 /// one by one.
 fn paths(text: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();

@@ -268,7 +268,7 @@ fn dropping_a_server_joins_its_threads(broker: &Broker) {
     pending.wait().unwrap();
 }
 
-/// serde serializes `Result`: the error would be sent as data.
+/// Shows the refusal of a `Result`, which serde serializes: its error would be sent as data.
 fn respond_refuses_a_handler_that_can_fail(broker: &Broker) {
     let service = unique("twice");
     let divide = |(a, b): (u64, u64)| a.checked_div(b).ok_or("division by zero");

@@ -1,31 +1,36 @@
 //! The house rules that a compiler does not know, read off the source.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Every source file below `src`, with its path relative to it.
-pub fn sources() -> Vec<(String, String)> {
+/// Returns every Rust file below a folder, with its path relative to it.
+pub fn rust_files(folder: &str) -> Vec<(String, String)> {
     fn walk(dir: &Path, root: &Path, out: &mut Vec<(String, String)>) {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 walk(&path, root, out);
-            } else if path.extension().is_some_and(|ending| ending == "rs")
-                && !path.ends_with("tests.rs")
-            {
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
                 let name = path.strip_prefix(root).unwrap().to_str().unwrap();
                 out.push((name.to_owned(), fs::read_to_string(&path).unwrap()));
             }
         }
     }
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut out = Vec::new();
     walk(&root, &root, &mut out);
+    out
+}
+
+/// Returns every source file below `src` but unit tests, with its path relative to it.
+pub fn sources() -> Vec<(String, String)> {
+    let mut out = rust_files("src");
+    out.retain(|(name, _)| !name.ends_with("tests.rs"));
     assert!(out.len() > 30, "the source was not found");
     out
 }
 
-/// The lines of code: without comments, and without the tests at the end.
+/// Returns the lines of code: without comments, and without the tests at the end.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
     text[..end]
@@ -34,7 +39,7 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
         .filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
-/// The code of a file as one text.
+/// Returns the code of a file as one text.
 pub fn code_of(text: &str) -> String {
     let lines: Vec<&str> = code(text).map(|(_, line)| line).collect();
     lines.join("\n")

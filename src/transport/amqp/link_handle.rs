@@ -47,16 +47,9 @@ impl AmqpLinkHandle {
     /// Returns an error where an operation would wait for its own thread, or, in a forked
     /// child, for threads that do not exist there.
     pub(super) fn check_thread(&self) -> Result<()> {
+        self.owner.check(&self.peer)?;
         let misuse =
             |fault: String| Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(true));
-        if self.owner.is_another() {
-            return misuse(format!(
-                "the connection to {} belongs to the process {}, from which this one was forked; \
-                 connect after the fork",
-                self.peer,
-                self.owner.id()
-            ));
-        }
         let thread = std::thread::current();
         let name = thread.name().unwrap_or_default();
         if AMIQUIP_THREADS.iter().any(|it| name.starts_with(it)) {
