@@ -6,83 +6,22 @@ use std::thread;
 use std::time::Duration;
 
 use coney::batch::BatchLimits;
-use coney::message::ServiceMessage;
-use coney::transport::{Link, Publication};
-use coney::{
-    Broker, CallOptions, ConnectionState, ErrorKind, HandlerError, Phase, ServiceClient,
-    ServiceServer,
-};
-use crossbeam_channel::{Receiver, unbounded};
+use coney::{Broker, CallOptions, ErrorKind, HandlerError, Phase, ServiceServer};
 use serde_json::{Value, json};
 
+use crate::support::coalescing_client::{
+    Held, call_all, coalescing, items, join_all, reply_to, sizes,
+};
 use crate::support::peer::{answer_one, recv, serve, text};
-use crate::support::proxy::{Mode, Proxy};
 use crate::support::sleepy_service::GatedServer;
 use crate::support::timing::in_time;
-use crate::support::{PATIENCE, amqp_url, eventually, on_both, rabbitmq, unique};
+use crate::support::{PATIENCE, eventually, on_both, rabbitmq, unique};
 
 on_both!(
     every_caller_gets_its_own_reply,
     a_single_call_is_not_coalesced,
     a_peer_may_answer_each_or_all,
 );
-
-/// A client that coalesces, over a connection that can be taken away.
-struct Held {
-    proxy: Proxy,
-    lost: Receiver<()>,
-    client: ServiceClient,
-}
-
-impl Held {
-    fn new(limits: BatchLimits) -> Self {
-        let proxy = Proxy::start(&amqp_url());
-        let (sent, lost) = unbounded();
-        let broker = Broker::builder(&proxy.url)
-            .connect_timeout(PATIENCE)
-            .reconnect_delays(Duration::from_millis(20), Duration::from_millis(20))
-            .on_state_change(move |state| {
-                if matches!(state, ConnectionState::Lost(_)) {
-                    sent.send(()).unwrap();
-                }
-            })
-            .connect()
-            .unwrap();
-        let client = coalescing(&broker, limits);
-        Self {
-            proxy,
-            lost,
-            client,
-        }
-    }
-
-    /// Takes the connection away: calls wait for one from now on.
-    fn hold(&self) {
-        self.proxy.both(Mode::Stall);
-        self.proxy.cut();
-        self.lost.recv_timeout(PATIENCE).unwrap();
-    }
-
-    /// Lets the client reconnect once this number of calls waits for a connection.
-    fn release(&self, calls: usize) {
-        eventually("they wait", || self.client.in_flight() == calls);
-        self.proxy.both(Mode::Pass);
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.proxy.both(Mode::Pass); // or closing would wait for the connection
-    }
-}
-
-fn coalescing(broker: &Broker, limits: BatchLimits) -> ServiceClient {
-    ServiceClient::builder(broker, "gateway")
-        .coalesce(limits)
-        .timeout(PATIENCE)
-        .build()
-        .unwrap()
-}
 
 fn every_caller_gets_its_own_reply(broker: &Broker) {
     let service = unique("math");
@@ -130,50 +69,6 @@ fn a_single_call_is_not_coalesced(broker: &Broker) {
     }
     let error = client.call::<()>(&unique("absent"), "x", &()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRoute);
-}
-
-/// Returns the items of a batch that a peer has received.
-fn items(body: &str) -> Vec<Value> {
-    let message = ServiceMessage::decode(body.as_bytes()).unwrap();
-    match &*message.action {
-        "$batch" => message.payload.decode().unwrap(),
-        action => vec![json!({
-            "action": action,
-            "payload": message.payload.decode::<Value>().unwrap(),
-            "correlation_id": message.correlation_id,
-        })],
-    }
-}
-
-fn reply_to(body: &str, reply: &Value, correlation_id: Option<&str>) -> Publication {
-    let message = ServiceMessage::decode(body.as_bytes()).unwrap();
-    let mut publication = Publication::new(
-        "",
-        message.reply_to.unwrap().into_owned(),
-        reply.to_string().into_bytes(),
-    );
-    publication.properties.correlation_id = correlation_id.map(str::to_owned);
-    publication
-}
-
-/// Starts this number of calls of `double` with 0, 1, and so on, each on a thread of its own.
-fn call_all(
-    client: &ServiceClient,
-    service: &str,
-    calls: u64,
-) -> Vec<thread::JoinHandle<coney::Result<u64>>> {
-    (0..calls)
-        .map(|n| {
-            let (client, service) = (client.clone(), service.to_owned());
-            thread::spawn(move || client.call(&service, "double", &n))
-        })
-        .collect()
-}
-
-fn join_all(calls: Vec<thread::JoinHandle<coney::Result<u64>>>) {
-    for (n, call) in calls.into_iter().enumerate() {
-        assert_eq!(call.join().unwrap().unwrap(), 2 * n as u64);
-    }
 }
 
 /// Answers in all ways that a peer may use. On RabbitMQ the calls come in few messages, in
@@ -227,24 +122,6 @@ fn a_peer_may_answer_each_or_all(broker: &Broker) {
     }
     join_all(calls);
     assert_eq!(client.unclaimed_replies(), 0);
-}
-
-/// Answers the messages of a peer's queue; returns the number of calls that each of them held.
-fn sizes(link: &Link, calls: usize) -> Vec<usize> {
-    let mut sizes = Vec::new();
-    while sizes.iter().sum::<usize>() < calls {
-        let delivery = recv(link);
-        let body = text(&delivery);
-        let items = items(&body);
-        for item in &items {
-            let reply = json!({"success": true, "data": item["payload"].as_u64().unwrap() * 2});
-            let id = item["correlation_id"].as_str();
-            link.publish(reply_to(&body, &reply, id), PATIENCE).unwrap();
-        }
-        sizes.push(items.len());
-        delivery.ack();
-    }
-    sizes
 }
 
 #[test]

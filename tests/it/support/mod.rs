@@ -1,5 +1,6 @@
 //! Brokers, clients and waiting for events, shared by the tests.
 
+pub mod coalescing_client;
 pub mod dead_letters;
 pub mod events;
 pub mod instance_echo;
