@@ -4,7 +4,9 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
+use crate::error_kind::Refusal;
 pub(crate) use crate::error_kind::{ErrorKind, Phase};
+use crate::verdict::{Ran, Verdict};
 
 /// The result of every operation of this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -35,8 +37,10 @@ struct Repr {
     code: Option<String>,
     text: Option<String>,
     retry_after: Option<Duration>,
-    /// True if certainly nothing ran, where the kind alone does not decide it.
+    /// True if certainly nothing ran, where the verdict alone does not decide it.
     nothing_ran: Option<bool>,
+    refused_by: Option<Refusal>,
+    attempts: u32,
 }
 
 impl Error {
@@ -73,26 +77,63 @@ impl Error {
     /// # Ok::<(), coney::Error>(())
     /// ```
     pub fn is_safe_to_retry(&self) -> bool {
-        self.0.nothing_ran.unwrap_or(match self.0.kind {
-            ErrorKind::NoRoute
-            | ErrorKind::NoInstance
-            | ErrorKind::NotSent
-            | ErrorKind::Rejected
-            | ErrorKind::Busy
-            | ErrorKind::Encode
-            | ErrorKind::PayloadTooLarge
-            | ErrorKind::UnknownAction
-            | ErrorKind::InvalidConfig
-            | ErrorKind::Io => true,
-            ErrorKind::TimedOut => self.0.phase == Some(Phase::Send),
-            _ => false,
-        })
+        let nothing_ran = self.0.nothing_ran;
+        nothing_ran.unwrap_or_else(|| self.verdict().ran() == Ran::No)
+    }
+
+    /// Returns true if the caller got no answer because the service could not give one in time: it
+    /// is gone, slow, overloaded or failing, or a policy of this client has refused the call.
+    /// False if the service answered, if only with its handler's own error, or if the request
+    /// itself is at fault. A [fallback](crate::client::ServiceClientBuilder::fallback) stands in for
+    /// errors of which this is true.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceClient};
+    /// let client = ServiceClient::new(&Broker::memory(), "shop")?;
+    /// let stock = match client.call::<u64>("stock", "count", &7) {
+    ///     Err(error) if error.is_unavailable() => None, // show the article without its stock
+    ///     result => Some(result?),
+    /// };
+    /// assert_eq!(stock, None);
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn is_unavailable(&self) -> bool {
+        match self.verdict() {
+            Verdict::Busy
+            | Verdict::Expired
+            | Verdict::Failed
+            | Verdict::TimedOut
+            | Verdict::Lost
+            | Verdict::NotSent
+            | Verdict::NoRoute
+            | Verdict::NoInstance => true,
+            Verdict::Local => self.0.kind == ErrorKind::Rejected,
+            Verdict::Closed => self.0.kind != ErrorKind::Misuse,
+            Verdict::Ok | Verdict::Business | Verdict::Invalid => false,
+        }
     }
 
     /// Returns the time to wait before another attempt, if the service gave one with
-    /// [`ErrorKind::Busy`].
+    /// [`ErrorKind::Busy`], or a policy of this client with [`ErrorKind::Rejected`].
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
+    }
+
+    /// Returns the limit or policy of this client that refused the call, for
+    /// [`ErrorKind::Rejected`].
+    pub fn refused_by(&self) -> Option<Refusal> {
+        self.0.refused_by
+    }
+
+    /// Returns the number of attempts that were made at the call: 1 without a
+    /// [retry](crate::resilience::Retry).
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// Returns the classification of the error.
+    pub(crate) fn verdict(&self) -> Verdict {
+        Verdict::of(self.0.kind, self.0.phase, self.0.code.as_deref())
     }
 
     /// Returns the operation that ran out of time, for [`ErrorKind::TimedOut`].
@@ -171,6 +212,8 @@ impl Error {
             text: None,
             retry_after: None,
             nothing_ran: None,
+            refused_by: None,
+            attempts: 1,
         }))
     }
 
@@ -187,6 +230,7 @@ impl Error {
         error.0.phase = self.phase();
         error.0.nothing_ran = self.0.nothing_ran;
         error.0.retry_after = self.0.retry_after;
+        error.0.refused_by = self.0.refused_by;
         error.with_source(self)
     }
 
@@ -201,6 +245,8 @@ impl Error {
             text,
             retry_after,
             nothing_ran,
+            refused_by,
+            attempts,
         } = &*self.0;
         Self(Box::new(Repr {
             kind: *kind,
@@ -211,6 +257,8 @@ impl Error {
             text: text.clone(),
             retry_after: *retry_after,
             nothing_ran: *nothing_ran,
+            refused_by: *refused_by,
+            attempts: *attempts,
         }))
     }
 
@@ -227,7 +275,20 @@ impl Error {
         self
     }
 
-    /// Sets whether certainly nothing ran, where the kind alone does not decide it.
+    /// Creates the error of a call that a limit or policy of this client refused.
+    pub(crate) fn refused(by: Refusal, message: impl Into<String>) -> Self {
+        let mut error = Self::new(ErrorKind::Rejected, message);
+        error.0.refused_by = Some(by);
+        error
+    }
+
+    /// Sets the number of attempts that were made.
+    pub(crate) fn with_attempts(mut self, attempts: u32) -> Self {
+        self.0.attempts = attempts;
+        self
+    }
+
+    /// Sets whether certainly nothing ran, where the verdict alone does not decide it.
     pub(crate) fn with_nothing_ran(mut self, nothing_ran: bool) -> Self {
         self.0.nothing_ran = Some(nothing_ran);
         self

@@ -31,8 +31,8 @@ pub enum ErrorKind {
     Remote,
     /// The service runs but has no handler for the action. Nothing ran.
     UnknownAction,
-    /// A limit of this client refused the call before anything was sent: too many calls are
-    /// in flight.
+    /// A limit or policy of this client refused the call before anything was sent:
+    /// [`Error::refused_by`](crate::Error::refused_by) says which.
     Rejected,
     /// The service refused the request before its handler began: the service is overloaded,
     /// or something that it needs is unavailable. Nothing ran; retry after
@@ -103,6 +103,41 @@ impl ErrorKind {
 
 impl fmt::Display for ErrorKind {
     /// Writes the name of the kind in snake case.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The limit or policy of a client that refused a call.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// Too many calls are in flight: of the
+    /// [client](crate::client::ServiceClientBuilder::max_in_flight), or to
+    /// [one service](crate::resilience::Resilience::max_in_flight).
+    InFlight,
+    /// The [`RateLimit`](crate::resilience::RateLimit) has no token before the deadline.
+    RateLimit,
+    /// The circuit [`Breaker`](crate::resilience::Breaker) is open.
+    Breaker,
+    /// The [`Throttle`](crate::resilience::Throttle) holds calls back from a busy service.
+    Throttle,
+}
+
+impl Refusal {
+    /// Returns the name in snake case, for labels of metrics and fields of logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InFlight => "in_flight",
+            Self::RateLimit => "rate_limit",
+            Self::Breaker => "breaker",
+            Self::Throttle => "throttle",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    /// Writes the name in snake case.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }

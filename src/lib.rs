@@ -96,6 +96,7 @@ pub mod client;
 mod consumer;
 pub mod dead_letters;
 mod error;
+mod error_code;
 mod error_kind;
 pub mod events;
 pub mod guide;
@@ -109,6 +110,7 @@ pub mod registry;
 pub mod server;
 mod topology;
 pub mod transport;
+mod verdict;
 
 pub use client::batch::builder::Batch;
 pub use client::options::{CallOptions, SendOptions};

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::ServiceClient;
 use super::decode::CallTarget;
-use super::discovery::Route;
+use super::discovery::{AnyInstance, InstanceFilter, Route};
 use super::options::{RequestKind, RequestOptions};
 use super::pending_table::{PendingCall, Refusal, Waiter, Wake};
 use super::reply_slot::ReplySlot;
@@ -16,7 +16,7 @@ use super::sent_call::SentCall;
 use crate::base::deadline;
 use crate::base::name::check_short_string;
 use crate::error::Result;
-use crate::message::{Body, CorrelationId, ServiceMessage};
+use crate::message::{Body, CorrelationId, ServiceMessage, new_message_id};
 use crate::topology::{self, SERVICE_EXCHANGE};
 use crate::transport::{Properties, Publication, SendState};
 
@@ -34,13 +34,46 @@ pub(super) struct CallDeadline {
     pub(super) deadline: Instant,
 }
 
+/// A request to be made: its target, its options, and its place among the attempts at a call.
+#[derive(Clone, Copy)]
+pub(super) struct RequestSpec<'a> {
+    pub(super) target: CallTarget<'a>,
+    pub(super) options: &'a RequestOptions,
+    pub(super) kind: RequestKind,
+    pub(super) limit: CallDeadline,
+    /// The number of this attempt, from 1 on.
+    pub(super) attempt: u32,
+    /// The message id of all attempts, if there may be several.
+    pub(super) message_id: Option<&'a str>,
+}
+
 /// The size in bytes from which encoding twice costs less than holding a body that cannot be
 /// sent yet.
 const ENCODED_TWICE: usize = 16 << 10;
 
 impl CallDeadline {
-    fn left(self) -> Duration {
+    /// Returns the time that is left.
+    pub(super) fn left(self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
+impl<'a> RequestSpec<'a> {
+    /// Creates the specification of a request that is sent once.
+    pub(super) fn only(
+        target: CallTarget<'a>,
+        options: &'a RequestOptions,
+        kind: RequestKind,
+        limit: CallDeadline,
+    ) -> Self {
+        Self {
+            target,
+            options,
+            kind,
+            limit,
+            attempt: 1,
+            message_id: None,
+        }
     }
 }
 
@@ -60,36 +93,23 @@ impl ServiceClient {
     /// Encodes a request.
     pub(super) fn request<Req: Serialize + ?Sized>(
         &self,
-        target: CallTarget<'_>,
+        spec: RequestSpec<'_>,
         request: &Req,
-        options: &RequestOptions,
-        kind: RequestKind,
-        limit: CallDeadline,
     ) -> Result<PreparedCall> {
-        self.request_of(
-            target,
-            request,
-            options,
-            kind,
-            limit,
-            |message| match kind {
-                RequestKind::Command => message.encode().map(Into::into),
-                RequestKind::Call | RequestKind::AsyncCall => message.encode_awaiting_reply_queue(),
-            },
-        )
+        self.request_of(spec, request, |message| match spec.kind {
+            RequestKind::Command => message.encode().map(Into::into),
+            RequestKind::Call | RequestKind::AsyncCall => message.encode_awaiting_reply_queue(),
+        })
     }
 
     /// Encodes a request, and reserves room for it in the outgoing queue. While there is
     /// none, a large body is not held in memory: it is encoded again when there is.
     pub(super) fn request_with_room<Req: Serialize + ?Sized>(
         &self,
-        target: CallTarget<'_>,
+        spec: RequestSpec<'_>,
         request: &Req,
-        options: &RequestOptions,
-        kind: RequestKind,
-        limit: CallDeadline,
     ) -> Result<PreparedCall> {
-        let encode = || self.request(target, request, options, kind, limit);
+        let encode = || self.request(spec, request);
         let mut encoded = encode()?;
         let bytes = encoded.publication.body.len();
         if bytes < ENCODED_TWICE {
@@ -101,8 +121,8 @@ impl ServiceClient {
             return Ok(encoded);
         }
         drop(encoded);
-        let room = broker.reserve(bytes, Some(limit.deadline));
-        let room = room.map_err(|error| target.not_sent(error))?;
+        let room = broker.reserve(bytes, Some(spec.limit.deadline));
+        let room = room.map_err(|error| spec.target.not_sent(error))?;
         let mut encoded = encode()?;
         encoded.publication.room = room;
         Ok(encoded)
@@ -111,18 +131,30 @@ impl ServiceClient {
     /// Prepares a request whose body `encode` writes.
     pub(super) fn request_of<P>(
         &self,
-        target: CallTarget<'_>,
+        spec: RequestSpec<'_>,
         payload: P,
-        options: &RequestOptions,
-        kind: RequestKind,
-        limit: CallDeadline,
         encode: impl FnOnce(&ServiceMessage<'_, P>) -> Result<Body>,
     ) -> Result<PreparedCall> {
+        let RequestSpec {
+            target,
+            options,
+            kind,
+            limit,
+            ..
+        } = spec;
         let id = CorrelationId::random();
         let correlation_id = id.to_text();
-        let mut message = ServiceMessage {
-            headers: options.wire_headers(limit.left(), kind),
-            ..ServiceMessage::with_correlation_id(
+        let message_id = match options.message_id.as_deref().or(spec.message_id) {
+            Some(id) => {
+                check_short_string("message id", id)?;
+                id.to_owned()
+            }
+            None => new_message_id(),
+        };
+        let message = ServiceMessage {
+            headers: options.wire_headers(limit.left(), kind, spec.attempt),
+            ..ServiceMessage::with_ids(
+                message_id,
                 correlation_id.as_str(),
                 &self.inner.name,
                 target.service,
@@ -130,10 +162,6 @@ impl ServiceClient {
                 payload,
             )
         };
-        if let Some(id) = &options.message_id {
-            check_short_string("message id", id)?;
-            message.message_id = id.as_str().into();
-        }
         let body = encode(&message).map_err(|error| match kind {
             RequestKind::Command => error.about(format_args!("cannot send {target}")),
             RequestKind::Call | RequestKind::AsyncCall => target.not_sent(error),
@@ -175,36 +203,41 @@ impl ServiceClient {
         options: &RequestOptions,
         kind: RequestKind,
     ) -> Result<SentCall> {
-        self.start_call_until(target, request, options, kind, self.deadline_for(options))
+        let spec = RequestSpec::only(target, options, kind, self.deadline_for(options));
+        self.start_call_to(spec, request, &mut AnyInstance)
     }
 
-    /// Starts a call that ends by a given deadline.
-    pub(super) fn start_call_until<Req: Serialize + ?Sized>(
+    /// Starts one attempt at a call, to an instance that `filter` allows.
+    pub(super) fn start_call_to<Req: Serialize + ?Sized>(
         &self,
-        target: CallTarget<'_>,
+        spec: RequestSpec<'_>,
         request: &Req,
-        options: &RequestOptions,
-        kind: RequestKind,
-        limit: CallDeadline,
+        filter: &mut dyn InstanceFilter,
     ) -> Result<SentCall> {
+        let target = spec.target;
         target.check()?;
         let checked = self.inner.broker.check_not_forked();
         checked.map_err(|error| target.not_sent(error))?;
-        let route = self.inner.route(target, options, limit.deadline)?;
-        let mut request = self.request_with_room(target, request, options, kind, limit)?;
+        let deadline = spec.limit.deadline;
+        let route = self.inner.route(target, spec.options, deadline, filter)?;
+        let mut request = self.request_with_room(spec, request)?;
         request.publication.coalesce = self.inner.coalesce;
-        self.enqueue(target, request, route, kind, limit)
+        self.enqueue(spec, request, route)
     }
 
     /// Adds a call to the pending table and gives its request to the transport.
     pub(super) fn enqueue(
         &self,
-        target: CallTarget<'_>,
+        spec: RequestSpec<'_>,
         request: PreparedCall,
         route: Route,
-        kind: RequestKind,
-        limit: CallDeadline,
     ) -> Result<SentCall> {
+        let RequestSpec {
+            target,
+            kind,
+            limit,
+            ..
+        } = spec;
         let PreparedCall {
             id,
             send_state,

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::call_outcome::CallOutcome;
 use super::decode::CallTarget;
-use super::discovery::{Discovery, Route};
+use super::discovery::{Discovery, InstanceFilter, Route};
 use super::options::RequestOptions;
 use super::router::Router;
 use super::sent_call::SentCall;
@@ -39,13 +39,16 @@ impl ClientCore {
         target: CallTarget<'_>,
         options: &RequestOptions,
         deadline: Instant,
+        filter: &mut dyn InstanceFilter,
     ) -> Result<Route> {
         if let Some(id) = &options.instance {
             let queue = topology::instance_queue(target.service, id);
             return Ok(Route::Named(queue));
         }
         match &self.discovery {
-            Some(discovery) => discovery.route(target, options.balance_key.as_deref(), deadline),
+            Some(discovery) => {
+                discovery.route(target, options.balance_key.as_deref(), deadline, filter)
+            }
             None => Ok(Route::Shared),
         }
     }

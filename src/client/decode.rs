@@ -8,10 +8,10 @@ use serde::de::DeserializeOwned;
 use super::call_outcome::{CallOutcome, TooLarge};
 use crate::base::name::{check_action, check_service};
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::error_code;
+use crate::error_kind::Refusal;
+use crate::message::Reply;
 use crate::message::batch::BATCH_ACTION;
-use crate::message::{
-    CODE_BUSY, CODE_RATE_LIMITED, CODE_TOO_LARGE, CODE_UNKNOWN_ACTION, Reply, claims_nothing_ran,
-};
 use crate::registry::Lookup;
 use crate::topology;
 use crate::transport::SendState;
@@ -113,7 +113,7 @@ impl CallTarget<'_> {
                 .with_text(reply.data.as_str())
             });
         }
-        let unknown_action = reply.error_code.as_deref() == Some(CODE_UNKNOWN_ACTION)
+        let unknown_action = reply.error_code.as_deref() == Some(error_code::UNKNOWN_ACTION)
             || reply.error.strip_prefix("Unknown action: ") == Some(action);
         let code = reply.error_code.as_deref();
         let (kind, message) = match code {
@@ -121,11 +121,11 @@ impl CallTarget<'_> {
                 let text = format!("{service} has no action {action:?}");
                 (ErrorKind::UnknownAction, text)
             }
-            Some(CODE_BUSY | CODE_RATE_LIMITED) => {
+            Some(error_code::BUSY | error_code::RATE_LIMITED) => {
                 let text = format!("{service} refused {action}: {}", reply.error);
                 (ErrorKind::Busy, text)
             }
-            Some(CODE_TOO_LARGE) => {
+            Some(error_code::TOO_LARGE) => {
                 let text = format!("{service} did not take {action}: {}", reply.error);
                 (ErrorKind::PayloadTooLarge, text)
             }
@@ -134,13 +134,10 @@ impl CallTarget<'_> {
                 (ErrorKind::Remote, text)
             }
         };
-        let mut error = Error::new(kind, message)
+        Err(Error::new(kind, message)
             .with_retry_after(reply.retry_after)
-            .with_text(reply.error.as_ref());
-        if code.is_some_and(claims_nothing_ran) {
-            error = error.with_nothing_ran(true);
-        }
-        Err(error.with_code(reply.error_code.map(Into::into)))
+            .with_text(reply.error.as_ref())
+            .with_code(reply.error_code.map(Into::into)))
     }
 
     /// Creates the error of a call whose deadline has passed. Abandons the request first, so
@@ -184,8 +181,8 @@ impl CallTarget<'_> {
     }
 
     pub(super) fn too_many_in_flight(self, max: usize) -> Error {
-        Error::new(
-            ErrorKind::Rejected,
+        Error::refused(
+            Refusal::InFlight,
             format!("{self} was not sent: {max} calls are in flight already (max_in_flight)"),
         )
     }

@@ -10,6 +10,7 @@ use crate::message::Reply;
 use crate::registry::{Balancer, PickedInstance, Registry};
 use crate::topology;
 use crate::transport::Publication;
+use crate::verdict::Verdict;
 
 /// The registry and the balancer of a client.
 pub(super) struct Discovery {
@@ -28,6 +29,33 @@ pub(super) enum Route {
     Picked(String, PickedInstance),
 }
 
+/// A choice of the instances that an attempt may go to. Where it allows none, the attempt goes to any.
+pub(super) trait InstanceFilter {
+    /// Returns true if every instance is allowed.
+    fn is_open(&self) -> bool;
+
+    /// Returns true if the instance is allowed.
+    fn allows(&mut self, id: &str) -> bool;
+
+    /// Records the instance that was picked, one of `known`.
+    fn picked(&mut self, id: &str, known: usize);
+}
+
+/// The filter of calls that may go to any instance.
+pub(super) struct AnyInstance;
+
+impl InstanceFilter for AnyInstance {
+    fn is_open(&self) -> bool {
+        true
+    }
+
+    fn allows(&mut self, _id: &str) -> bool {
+        true
+    }
+
+    fn picked(&mut self, _id: &str, _known: usize) {}
+}
+
 /// The share of a call's time that a look-up may take: one part in so many.
 const LOOKUP_SHARE: u32 = 4;
 
@@ -42,6 +70,7 @@ impl Discovery {
         target: CallTarget<'_>,
         balance_key: Option<&str>,
         deadline: Instant,
+        filter: &mut dyn InstanceFilter,
     ) -> Result<Route> {
         let service = target.service;
         let left = deadline.saturating_duration_since(Instant::now());
@@ -65,7 +94,11 @@ impl Discovery {
         let Some(balancer) = self.balancer.as_ref().filter(|_| !lookup.is_empty()) else {
             return Ok(Route::Shared);
         };
-        let pick = lookup.pick(&**balancer, balance_key)?;
+        let pick = match filter.is_open() {
+            true => lookup.pick(&**balancer, balance_key)?,
+            false => lookup.pick_if(&**balancer, balance_key, &mut |id| filter.allows(id))?,
+        };
+        filter.picked(pick.id(), lookup.iter().len());
         Ok(match pick.has_own_queue() {
             true => Route::Picked(topology::instance_queue(service, pick.id()), pick),
             false => Route::Shared,
@@ -92,19 +125,10 @@ impl Discovery {
                 ..
             }) = Reply::decode(body)
         {
-            let failed = error_code.as_deref().is_some_and(is_of_the_instance);
+            let failed = Verdict::of_code(error_code.as_deref()).counts_against_instance();
             known.answered(&id, *after, failed);
         }
     }
-}
-
-/// Returns true for error codes that are caused by the instance. A handler's own error says nothing
-/// about the instance it ran on.
-fn is_of_the_instance(code: &str) -> bool {
-    matches!(
-        code,
-        "panic" | "bad_reply" | "poison" | "deduplication_failed"
-    )
 }
 
 impl Route {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::base::deadline;
-use crate::message::{DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
+use crate::message::{ATTEMPT_HEADER, DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
 
 /// The header that marks an asynchronous call.
 const ASYNC_HEADER: &str = "async_callback";
@@ -48,8 +48,16 @@ impl RequestOptions {
     }
 
     /// Returns the envelope's headers: the program's first, so that coney's prevail.
-    pub(super) fn wire_headers(&self, timeout: Duration, kind: RequestKind) -> Headers<'static> {
+    pub(super) fn wire_headers(
+        &self,
+        timeout: Duration,
+        kind: RequestKind,
+        attempt: u32,
+    ) -> Headers<'static> {
         let mut headers = self.own_headers();
+        if attempt > 1 {
+            headers.insert(ATTEMPT_HEADER, &attempt);
+        }
         if kind == RequestKind::AsyncCall {
             headers.insert(ASYNC_HEADER, &true);
         }
@@ -251,13 +259,15 @@ mod tests {
             .header("a", "1")
             .header("deadline_ms", "0")
             .request;
-        let headers = options.wire_headers(Duration::from_secs(5), RequestKind::AsyncCall);
+        let headers = options.wire_headers(Duration::from_secs(5), RequestKind::AsyncCall, 1);
         assert_eq!(headers.get::<String>("a").as_deref(), Some("1"));
         assert_eq!(headers.get::<bool>(ASYNC_HEADER), Some(true));
         assert!(headers.get::<u64>(DEADLINE_HEADER) > Some(1_700_000_000_000));
-        let plain = RequestOptions::default().wire_headers(Duration::ZERO, RequestKind::Call);
+        let plain = RequestOptions::default().wire_headers(Duration::ZERO, RequestKind::Call, 2);
+        assert_eq!(plain.get::<u32>(ATTEMPT_HEADER), Some(2));
         assert_eq!(plain.get::<bool>(ASYNC_HEADER), None);
-        let command = RequestOptions::default().wire_headers(Duration::ZERO, RequestKind::Command);
+        let command =
+            RequestOptions::default().wire_headers(Duration::ZERO, RequestKind::Command, 1);
         assert_eq!(command, Headers::new());
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::call::PreparedCall;
+use super::call::{PreparedCall, RequestSpec};
 use super::decode::CallTarget;
 use super::options::RequestKind;
 use super::pending_confirm::{PendingConfirm, SendTarget};
@@ -150,8 +150,8 @@ impl ServiceClient {
         target.check()?;
         let options = &options.request;
         let limit = self.deadline_for(options);
-        let request =
-            self.request_with_room(target, request, options, RequestKind::Command, limit)?;
+        let spec = RequestSpec::only(target, options, RequestKind::Command, limit);
+        let request = self.request_with_room(spec, request)?;
         let broker = &self.inner.broker;
         let bytes = request.publication.body.len();
         let confirmation = broker

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::executor::{HandlerOutcome, RequestExecutor, panicked, unknown_action};
-use super::reply_target::{ReplyTarget, TOO_LARGE};
+use super::reply_target::ReplyTarget;
 use super::request::{DeliveryInfo, Request};
 use super::tracked::Tracked;
 use crate::base::catch::catch;
 use crate::base::name::{check_action, check_short_string, shown};
+use crate::error_code;
 use crate::message::batch::{self, Item};
-use crate::message::{CODE_UNKNOWN_ACTION, Headers, Reply, ServiceMessage, Span};
+use crate::message::{Headers, Reply, ServiceMessage, Span};
 use crate::transport::{Delivery, Message, Replier};
 
 /// The interval at which an item checks again whether another worker has finished its request.
@@ -240,11 +241,11 @@ impl BatchJob {
         let checked = check_action(request.action)
             .and_then(|()| check_short_string("message id", request.message_id));
         if let Err(fault) = checked {
-            return target.failure(&fault.to_string(), Some("bad_envelope"));
+            return target.failure(&fault.to_string(), Some(error_code::BAD_ENVELOPE));
         }
         let Some(handler) = executor.handlers.get(request.action) else {
             let fault = unknown_action(request.action);
-            return target.failure(&fault, Some(CODE_UNKNOWN_ACTION));
+            return target.failure(&fault, Some(error_code::UNKNOWN_ACTION));
         };
         let begin = Instant::now();
         let deadline = executor.deadline(&request.headers, self.info, target);
@@ -265,7 +266,7 @@ impl BatchJob {
                 }
                 HandlerOutcome::InProgress => {
                     let fault = "another worker is still handling the same request";
-                    return target.failure(fault, Some("in_progress"));
+                    return target.failure(fault, Some(error_code::IN_PROGRESS));
                 }
             }
         }
@@ -349,7 +350,7 @@ const USUAL_FAILURE: usize = 256;
 fn does_not_fit(target: &ReplyTarget<'_>, bytes: usize) -> Vec<u8> {
     let fault =
         format!("the reply is {bytes} bytes long, too large next to the others of its batch");
-    target.failure(&fault, Some(TOO_LARGE))
+    target.failure(&fault, Some(error_code::REPLY_TOO_LARGE))
 }
 
 /// Returns the size of a reply in bytes; a missing one is sent as `null`.

@@ -16,8 +16,9 @@ use super::settled::Settled;
 use super::tracked::Tracked;
 use crate::base::name::{check_action, check_short_string, shown};
 use crate::error::Result;
+use crate::error_code;
+use crate::message::ServiceMessage;
 use crate::message::batch::BATCH_ACTION;
-use crate::message::{CODE_TOO_LARGE, CODE_UNKNOWN_ACTION, ServiceMessage};
 use crate::topology;
 use crate::transport::x_death::COPIES;
 use crate::transport::{Delivery, LinkHandle, Message, Oversized, Publication};
@@ -113,7 +114,7 @@ impl Dispatcher {
         let handler = executor.handlers.get(&envelope.action);
         let Some(handler) = handler else {
             let fault = unknown_action(&envelope.action);
-            let body = target.failure(&fault, Some(CODE_UNKNOWN_ACTION));
+            let body = target.failure(&fault, Some(error_code::UNKNOWN_ACTION));
             let reply = target.publication(body, executor.max_body());
             let failure = MessageFailure::new(Reason::NoHandler, fault);
             self.republisher
@@ -220,7 +221,7 @@ impl Dispatcher {
              connections, or took longer than the broker's consumer_timeout"
         );
         let failure = MessageFailure::new(Reason::DeliveryLimit, error);
-        self.refuse(delivery, &failure, "poison");
+        self.refuse(delivery, &failure, error_code::POISON);
     }
 
     /// Refuses a message whose body is larger than `max_body`: dead-letters it with the body, if
@@ -234,7 +235,7 @@ impl Dispatcher {
         let whole = bytes <= self.republisher.broker.max_dead_letter();
         match oversized.body() {
             Some(body) => {
-                let reply = self.refusal(&delivery, &failure, CODE_TOO_LARGE);
+                let reply = self.refusal(&delivery, &failure, error_code::TOO_LARGE);
                 let body = Arc::clone(&body.bytes);
                 self.republisher
                     .dead_letter_oversized(delivery, &failure, body, reply);
@@ -244,14 +245,14 @@ impl Dispatcher {
                 thread::sleep(OVERSIZED_RETRY_DELAY);
                 drop(delivery);
             }
-            None => self.refuse(delivery, &failure, CODE_TOO_LARGE),
+            None => self.refuse(delivery, &failure, error_code::TOO_LARGE),
         }
         AfterDelivery::Done
     }
 
     fn refuse_envelope(&self, delivery: Tracked, fault: String) -> AfterDelivery {
         let failure = MessageFailure::new(Reason::Undecodable, fault);
-        self.refuse(delivery, &failure, "bad_envelope");
+        self.refuse(delivery, &failure, error_code::BAD_ENVELOPE);
         AfterDelivery::Done
     }
 

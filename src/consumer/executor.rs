@@ -13,6 +13,7 @@ use super::reply_target::ReplyTarget;
 use super::request::{DeliveryInfo, Request};
 use crate::base::catch::catch;
 use crate::base::name::shown;
+use crate::error_code;
 use crate::message::{Headers, Reply};
 
 /// The handlers of a server or a subscription, and the settings that apply to all of them.
@@ -112,7 +113,7 @@ impl RequestExecutor {
             );
             return self.failed(
                 request,
-                HandlerError::new(fault).with_reserved_code("expired"),
+                HandlerError::new(fault).with_reserved_code(error_code::EXPIRED),
             );
         }
         let claim = match &self.deduplication {
@@ -128,7 +129,8 @@ impl RequestExecutor {
                 }
                 Admission::Repeated(_) => {
                     let fault = "the request was handled before, and its reply is unreadable";
-                    let error = HandlerError::new(fault).with_reserved_code("deduplication_failed");
+                    let error = HandlerError::new(fault)
+                        .with_reserved_code(error_code::DEDUPLICATION_FAILED);
                     return self.failed(request, error);
                 }
                 Admission::InProgress => return HandlerOutcome::InProgress,
@@ -177,7 +179,9 @@ impl RequestExecutor {
         // Errors that a handler returns are part of normal operation. These codes point to a fault
         // in one of the two programs.
         let level = match error.code() {
-            Some("bad_request" | "bad_reply" | "expired") => log::Level::Warn,
+            Some(error_code::BAD_REQUEST | error_code::BAD_REPLY | error_code::EXPIRED) => {
+                log::Level::Warn
+            }
             _ => log::Level::Debug,
         };
         log::log!(
@@ -195,5 +199,6 @@ pub(super) fn unknown_action(action: &str) -> String {
 }
 
 pub(super) fn panicked(action: &str) -> HandlerError {
-    HandlerError::new(format!("the handler of {action} panicked")).with_reserved_code("panic")
+    HandlerError::new(format!("the handler of {action} panicked"))
+        .with_reserved_code(error_code::PANIC)
 }

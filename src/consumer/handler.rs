@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 
 use super::Context;
 use crate::error::{Error, ErrorKind};
-use crate::message::{self, CODE_BUSY_DOWNSTREAM, Json, Reply, is_reserved_code};
+use crate::error_code;
+use crate::message::{self, Json, Reply};
 
 /// The result of a handler.
 ///
@@ -133,7 +134,7 @@ impl HandlerError {
     /// set themselves: with one of those the error has no code, since callers would take a
     /// handler that has begun for one that has not.
     pub fn with_code(mut self, code: impl Into<String>) -> Self {
-        self.code = Some(code.into()).filter(|code| !is_reserved_code(code));
+        self.code = Some(code.into()).filter(|code| !error_code::is_reserved(code));
         self
     }
 
@@ -176,8 +177,10 @@ impl HandlerError {
     fn of_nested(error: &Error) -> Self {
         let kind = error.kind();
         let code = match kind {
-            ErrorKind::Busy => Some(CODE_BUSY_DOWNSTREAM),
-            ErrorKind::Remote => error.remote_code().filter(|code| !is_reserved_code(code)),
+            ErrorKind::Busy => Some(error_code::BUSY_DOWNSTREAM),
+            ErrorKind::Remote => error
+                .remote_code()
+                .filter(|code| !error_code::is_reserved(code)),
             _ => None,
         };
         // The same request fails in the same way again.
@@ -271,7 +274,7 @@ where
             HandlerError::new(format!(
                 "{action} answered something that is not JSON: {fault}"
             ))
-            .with_reserved_code("bad_reply")
+            .with_reserved_code(error_code::BAD_REPLY)
             .do_not_retry()
         })?;
         reply(&json, context)
@@ -308,7 +311,7 @@ fn decode<T: DeserializeOwned>(context: &Context<'_>, payload: &str) -> HandlerR
     message::decode(payload).map_err(|fault| {
         let action = context.action();
         HandlerError::new(format!("cannot decode the payload of {action}: {fault}"))
-            .with_reserved_code("bad_request")
+            .with_reserved_code(error_code::BAD_REQUEST)
             .undecodable()
     })
 }
@@ -322,7 +325,7 @@ fn reply<T: Serialize>(response: &T, context: &Context<'_>) -> HandlerResult<Vec
     let encoded = Reply::success_by(context.instance_id(), response, context.message_id());
     encoded.map_err(|error| {
         HandlerError::new(error.to_string())
-            .with_reserved_code("bad_reply")
+            .with_reserved_code(error_code::BAD_REPLY)
             .do_not_retry()
     })
 }

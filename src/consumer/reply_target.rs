@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::message::{CODE_BUSY, Reply, ServiceMessage, claims_nothing_ran};
+use crate::error_code;
+use crate::message::{Reply, ServiceMessage};
 use crate::topology;
 use crate::transport::x_death::REPLAYED;
 use crate::transport::{Message, PartialReply, Properties, Publication, Replier, is_large};
+use crate::verdict::{Ran, Verdict};
 
 /// The target of the reply to a request, if one is wanted.
 pub(super) struct ReplyTarget<'a> {
@@ -97,7 +99,7 @@ impl<'a> ReplyTarget<'a> {
     /// Returns the body of an error reply. If the request may have run before, it has no code that
     /// claims the opposite.
     pub(super) fn failure(&self, error: &str, code: Option<&str>) -> Vec<u8> {
-        if self.may_have_run && code.is_some_and(claims_nothing_ran) {
+        if self.may_have_run && Verdict::of_code(code).ran() == Ran::No {
             let error = format!("{error} (redelivered: a worker that has died may have begun it)");
             return Reply::failure_by(self.instance_id, &error, None, None, self.message_id);
         }
@@ -107,9 +109,9 @@ impl<'a> ReplyTarget<'a> {
     /// Returns the body of a `busy` reply: nothing ran, and another attempt may succeed later.
     pub(super) fn busy(&self, error: &str, retry_after: Duration) -> Vec<u8> {
         if self.may_have_run {
-            return self.failure(error, Some(CODE_BUSY));
+            return self.failure(error, Some(error_code::BUSY));
         }
-        let (code, after) = (Some(CODE_BUSY), Some(retry_after));
+        let (code, after) = (Some(error_code::BUSY), Some(retry_after));
         Reply::failure_by(self.instance_id, error, code, after, self.message_id)
     }
 
@@ -130,7 +132,9 @@ impl<'a> ReplyTarget<'a> {
                 "the reply is {} bytes long, more than the broker accepts",
                 body.len()
             );
-            Box::new(reply(self.failure(&fault, Some(TOO_LARGE))))
+            Box::new(reply(
+                self.failure(&fault, Some(error_code::REPLY_TOO_LARGE)),
+            ))
         });
         Some(Publication {
             if_too_large,
@@ -159,12 +163,11 @@ impl<'a> ReplyTarget<'a> {
         }
         let fault = too_large(body.len(), max_body);
         log::warn!(target: "coney::worker", "{fault}");
-        self.failure(&fault, Some(TOO_LARGE))
+        self.failure(&fault, Some(error_code::REPLY_TOO_LARGE))
     }
 }
 
 /// The error code of a reply that is too large.
-pub(super) const TOO_LARGE: &str = "reply_too_large";
 
 pub(super) fn too_large(bytes: usize, max: usize) -> String {
     format!("the reply is {bytes} bytes long; at most {max} are allowed")

@@ -11,7 +11,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::request::write_json;
-use super::{Body, BoundedSeq, CorrelationId, Headers, Json, ServiceMessage};
+use super::{Body, BoundedSeq, CorrelationId, Headers, Json, ServiceMessage, new_message_id};
 use crate::base::catch::catch;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -159,7 +159,8 @@ pub(crate) fn write_coalesced<'a>(
     let services = Services::read(services.map_or(&[], |fields| fields.services));
     let envelope = ServiceMessage {
         reply_to: Some(reply_queue.into()),
-        ..ServiceMessage::with_correlation_id(
+        ..ServiceMessage::with_ids(
+            new_message_id(),
             id.to_text(),
             services.source_service,
             services.target_service,
@@ -241,7 +242,7 @@ mod tests {
         let ids = [CorrelationId::random(), CorrelationId::random()];
         let bodies = ids.map(|id| {
             let mut message =
-                ServiceMessage::with_correlation_id(id.to_text(), "fr\"om", "to", "act", [1, 2]);
+                ServiceMessage::with_ids("msg_1", id.to_text(), "fr\"om", "to", "act", [1, 2]);
             message.headers.insert("n", &id.to_text());
             message.message_id = new_message_id().into();
             message.encode_awaiting_reply_queue().unwrap()

@@ -4,7 +4,7 @@
 pub(crate) mod batch;
 mod body;
 mod bounded_seq;
-mod codes;
+mod header_names;
 mod headers;
 mod id;
 mod json;
@@ -16,10 +16,7 @@ mod span;
 
 pub use self::body::Body;
 pub(crate) use self::bounded_seq::BoundedSeq;
-pub(crate) use self::codes::{
-    CODE_BUSY, CODE_BUSY_DOWNSTREAM, CODE_RATE_LIMITED, CODE_TOO_LARGE, CODE_UNKNOWN_ACTION,
-    DEADLINE_HEADER, TIMEOUT_HEADER, claims_nothing_ran, is_reserved_code,
-};
+pub(crate) use self::header_names::{ATTEMPT_HEADER, DEADLINE_HEADER, TIMEOUT_HEADER};
 pub use self::headers::Headers;
 pub(crate) use self::id::CorrelationId;
 pub use self::id::{new_correlation_id, new_message_id};

@@ -62,10 +62,12 @@ impl<'a, P> ServiceMessage<'a, P> {
         action: impl Into<Cow<'a, str>>,
         payload: P,
     ) -> Self {
-        Self::with_correlation_id(new_correlation_id(), source, target, action, payload)
+        let ids = (new_message_id(), new_correlation_id());
+        Self::with_ids(ids.0, ids.1, source, target, action, payload)
     }
 
-    pub(crate) fn with_correlation_id(
+    pub(crate) fn with_ids(
+        message_id: impl Into<Cow<'a, str>>,
         correlation_id: impl Into<Cow<'a, str>>,
         source: impl Into<Cow<'a, str>>,
         target: impl Into<Cow<'a, str>>,
@@ -73,7 +75,7 @@ impl<'a, P> ServiceMessage<'a, P> {
         payload: P,
     ) -> Self {
         Self {
-            message_id: new_message_id().into(),
+            message_id: message_id.into(),
             source_service: source.into(),
             target_service: target.into(),
             action: action.into(),

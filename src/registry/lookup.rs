@@ -77,15 +77,40 @@ impl Lookup {
     ///
     /// [`ErrorKind::NoInstance`] if there is none.
     pub fn pick(&self, balancer: &dyn Balancer, key: Option<&str>) -> Result<PickedInstance> {
-        let pick_from = |candidates: &[Arc<Candidate>]| {
+        self.pick_from(&self.snapshot.ready, balancer, key)
+    }
+
+    /// Picks one of the live and healthy instances that `allows` returns true for, or, if there is
+    /// none, one of all.
+    pub(crate) fn pick_if(
+        &self,
+        balancer: &dyn Balancer,
+        key: Option<&str>,
+        allows: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<PickedInstance> {
+        let ready = self.snapshot.ready.iter();
+        let allowed = ready.filter(|one| allows(one.instance().id()));
+        let allowed: Vec<Arc<Candidate>> = allowed.cloned().collect();
+        match allowed.is_empty() {
+            true => self.pick(balancer, key),
+            false => self.pick_from(&allowed, balancer, key),
+        }
+    }
+
+    fn pick_from(
+        &self,
+        ready: &[Arc<Candidate>],
+        balancer: &dyn Balancer,
+        key: Option<&str>,
+    ) -> Result<PickedInstance> {
+        let pick = |candidates: &[Arc<Candidate>]| {
             let choice = Choice::new(&self.service, candidates, key);
             balancer.pick(&choice) % candidates.len()
         };
-        let ready = &self.snapshot.ready;
         if ready.is_empty() {
             return Err(self.no_instance());
         }
-        let first = &ready[pick_from(ready)];
+        let first = &ready[pick(ready)];
         if !first.is_avoided() {
             return Ok(PickedInstance::new(first));
         }
@@ -94,7 +119,7 @@ impl Lookup {
         let reachable: Vec<Arc<Candidate>> = reachable.cloned().collect();
         Ok(match reachable.is_empty() {
             true => PickedInstance::new(first),
-            false => PickedInstance::new(&reachable[pick_from(&reachable)]),
+            false => PickedInstance::new(&reachable[pick(&reachable)]),
         })
     }
 

@@ -8,10 +8,13 @@ use super::tidy::{code_of, sources};
 const CLIENT: &[&str] = &[
     "base",
     "error",
+    "error_code",
+    "error_kind",
     "message",
     "registry",
     "topology",
     "transport",
+    "verdict",
 ];
 
 /// A server gives its handlers a client.
@@ -20,16 +23,21 @@ const SERVER: &[&str] = &[
     "client",
     "consumer",
     "error",
+    "error_code",
+    "error_kind",
     "message",
     "registry",
     "topology",
     "transport",
+    "verdict",
 ];
 
 /// The parts that each part of the crate may import.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("error_kind", &[]),
-    ("error", &["error_kind"]),
+    ("error_code", &[]),
+    ("verdict", &["error_code", "error_kind"]),
+    ("error", &["error_kind", "verdict"]),
     ("base", &["error"]),
     ("message", &["base", "error"]),
     ("topology", &[]),

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use crate::base::catch::catch;
 use crate::client::ServiceClient;
-use crate::client::call::CallDeadline;
+use crate::client::call::{CallDeadline, RequestSpec};
 use crate::client::decode::CallTarget;
+use crate::client::discovery::AnyInstance;
 use crate::client::options::{RequestKind, RequestOptions};
 use crate::client::sent_call::SentCall;
 use crate::error::{Error, ErrorKind, Result};
@@ -108,11 +109,14 @@ impl BatchContext {
         let target = self.target(BATCH_ACTION);
         target.check()?;
         let (client, options) = (&self.client, &self.options);
-        let route = client.inner.route(target, options, limit.deadline)?;
+        let route = client
+            .inner
+            .route(target, options, limit.deadline, &mut AnyInstance)?;
         let items = &message.items;
         let encode = |envelope: &ServiceMessage<'_, ()>| items.encode(envelope);
-        let request = client.request_of(target, (), options, self.kind, limit, encode)?;
-        client.enqueue(target, request, route, self.kind, limit)
+        let spec = RequestSpec::only(target, options, self.kind, limit);
+        let request = client.request_of(spec, (), encode)?;
+        client.enqueue(spec, request, route)
     }
 
     /// Sends the calls of a message one by one.
@@ -125,8 +129,8 @@ impl BatchContext {
             let target = self.target_of(call.at);
             let payload = message.items.payload(call.payload.clone());
             let sent = self.catch_panic(target.action, || {
-                self.client
-                    .start_call_until(target, &payload, &self.options, self.kind, limit)
+                let spec = RequestSpec::only(target, &self.options, self.kind, limit);
+                self.client.start_call_to(spec, &payload, &mut AnyInstance)
             });
             SentMessage {
                 sent,
