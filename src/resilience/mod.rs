@@ -7,7 +7,12 @@
 // The client does not call the policies yet.
 #![allow(dead_code)]
 
+pub(crate) mod budget;
 pub(crate) mod gcra;
 pub(crate) mod rate_limit;
+mod recent;
+pub(crate) mod retry;
 
+pub use self::budget::RetryBudget;
 pub use self::rate_limit::RateLimit;
+pub use self::retry::Retry;
