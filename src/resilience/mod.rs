@@ -8,11 +8,20 @@
 #![allow(dead_code)]
 
 pub(crate) mod budget;
+pub(crate) mod ejection;
 pub(crate) mod gcra;
+mod instance_record;
+mod latencies;
+pub(crate) mod outliers;
+#[cfg(test)]
+mod outliers_model_tests;
+#[cfg(test)]
+mod outliers_tests;
 pub(crate) mod rate_limit;
 mod recent;
 pub(crate) mod retry;
 
 pub use self::budget::RetryBudget;
+pub use self::ejection::Ejection;
 pub use self::rate_limit::RateLimit;
 pub use self::retry::Retry;
