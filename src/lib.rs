@@ -107,6 +107,7 @@ pub mod message;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod registry;
+pub mod resilience;
 pub mod server;
 mod topology;
 pub mod transport;

@@ -33,7 +33,7 @@ const SERVER: &[&str] = &[
 ];
 
 /// The parts that each part of the crate may import.
-const LAYERS: [(&str, &[&str]); 17] = [
+const LAYERS: [(&str, &[&str]); 18] = [
     ("error_kind", &[]),
     ("error_code", &[]),
     ("verdict", &["error_code", "error_kind"]),
@@ -43,6 +43,7 @@ const LAYERS: [(&str, &[&str]); 17] = [
     ("topology", &[]),
     ("transport", &["base", "error", "message", "topology"]),
     ("registry", &["base", "error"]),
+    ("resilience", &["base", "error", "error_kind", "verdict"]),
     ("client", CLIENT),
     ("consumer", SERVER),
     ("server", SERVER),
