@@ -121,7 +121,7 @@ impl ServiceClient {
         let id = CorrelationId::random();
         let correlation_id = id.to_text();
         let mut message = ServiceMessage {
-            headers: options.wire_headers(limit.left(), kind),
+            headers: options.wire_headers(limit.left(), kind, self.passed_on.as_deref()),
             ..ServiceMessage::with_correlation_id(
                 correlation_id.as_str(),
                 &self.inner.name,

@@ -17,8 +17,9 @@ mod span;
 pub use self::body::Body;
 pub(crate) use self::bounded_seq::BoundedSeq;
 pub(crate) use self::codes::{
-    CODE_BUSY, CODE_BUSY_DOWNSTREAM, CODE_RATE_LIMITED, CODE_TOO_LARGE, CODE_UNKNOWN_ACTION,
-    DEADLINE_HEADER, TIMEOUT_HEADER, claims_nothing_ran, is_reserved_code,
+    ASYNC_HEADER, ATTEMPT_HEADER, CODE_BUSY, CODE_BUSY_DOWNSTREAM, CODE_RATE_LIMITED,
+    CODE_TOO_LARGE, CODE_UNKNOWN_ACTION, DEADLINE_HEADER, TIMEOUT_HEADER, claims_nothing_ran,
+    is_reserved_code, is_reserved_header,
 };
 pub use self::headers::Headers;
 pub(crate) use self::id::CorrelationId;
