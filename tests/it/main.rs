@@ -41,6 +41,7 @@ mod own_stores;
 mod permissions;
 mod php;
 mod poison;
+mod propagated_headers;
 mod queues;
 mod readme;
 #[cfg(feature = "redis")]
