@@ -34,8 +34,9 @@ pub enum ErrorKind {
     /// A limit or policy of this client refused the call before anything was sent:
     /// [`Error::refused_by`](crate::Error::refused_by) says which.
     Rejected,
-    /// The service refused the request before its handler began: the service is overloaded,
-    /// or something that it needs is unavailable. Nothing ran; retry after
+    /// The service refused the request before its handler began, or its handler refused it by
+    /// [`HandlerError::busy`](crate::HandlerError::busy) before it did anything: the service is
+    /// overloaded, or something that it needs is unavailable. Nothing ran; retry after
     /// [`Error::retry_after`](crate::Error::retry_after).
     Busy,
     /// The payload could not be encoded. Nothing was sent.

@@ -86,6 +86,27 @@
 //! to wait for later, or to give to a [callback](crate::PendingReply::then);
 //! [`wait_any`](crate::client::wait_any) waits for the first of several.
 //!
+//! A *layer* is code around all handlers of a server: it logs, measures, or refuses. Headers named by
+//! [`propagate`](crate::server::ServiceServerBuilder::propagate) go on to nested calls, so one id
+//! marks a request in the logs of every service that it passes (the example `request_id`):
+//!
+//! ```
+//! use coney::{Broker, HandlerError, ServiceServer};
+//!
+//! # fn main() -> coney::Result<()> {
+//! # let broker = Broker::memory();
+//! let _server = ServiceServer::builder(&broker, "order-service")
+//!     .respond("total", |articles: Vec<u64>| articles.len())
+//!     .layer(|context, next| match context.header::<String>("tenant") {
+//!         Some(_) => next.run(),
+//!         None => Err(HandlerError::new("no tenant").with_code("no_tenant")),
+//!     })
+//!     .propagate(["tenant", "request-id"])
+//!     .start()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Handlers run on several threads. What they share goes into an `Arc`, one clone for each handler;
 //! a closure with `?` in it names its result, `|id: u64| -> HandlerResult<User> { … }`.
 //!
@@ -249,6 +270,11 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! A handler that has too much to do, and has not begun, returns
+//! [`HandlerError::busy`](crate::HandlerError::busy): the caller gets
+//! [`ErrorKind::Busy`](crate::ErrorKind::Busy), and a command comes back later without having used up
+//! an attempt.
 //!
 //! A lost connection is repaired in the background. The errors and panics of a handler become
 //! error replies, and an [`Error`](crate::Error) of a nested call keeps its kind and code

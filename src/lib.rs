@@ -120,7 +120,7 @@ pub use client::pending_reply::PendingReply;
 pub use client::proxy::ServiceProxy;
 pub use client::service_client::ServiceClient;
 pub use consumer::context::Context;
-pub use consumer::handler::{HandlerError, HandlerResult};
+pub use consumer::handler_error::{HandlerError, HandlerResult};
 pub use dead_letters::queue::DeadLetters;
 pub use error::{Error, Result};
 pub use error_kind::{ErrorKind, Phase};

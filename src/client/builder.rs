@@ -204,6 +204,7 @@ impl ServiceClientBuilder {
             .map(|limits| limits.within(max_body).coalesce());
         Ok(ServiceClient {
             until: None,
+            passed_on: None,
             inner: Arc::new(ClientCore {
                 name: self.name,
                 timeout: self.timeout,

@@ -152,7 +152,12 @@ impl ServiceClient {
             None => new_message_id(),
         };
         let message = ServiceMessage {
-            headers: options.wire_headers(limit.left(), kind, spec.attempt),
+            headers: options.wire_headers(
+                limit.left(),
+                kind,
+                spec.attempt,
+                self.passed_on.as_deref(),
+            ),
             ..ServiceMessage::with_ids(
                 message_id,
                 correlation_id.as_str(),

@@ -105,7 +105,7 @@ impl ClientCore {
 
     /// Watches a result on the callback thread, which starts with the first.
     pub(super) fn watch(&self, watched: Box<dyn Watched>) -> Result<()> {
-        let begun = format_args!("a request of {}", self.name);
+        let begun = format!("a request of {}", self.name);
         self.broker.check_owner_process(&begun)?;
         self.callbacks.watch(&self.name, watched)
     }

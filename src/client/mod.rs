@@ -14,6 +14,7 @@ mod core;
 mod decode;
 mod discovery;
 pub(crate) mod options;
+mod passed_on;
 mod pending;
 pub(crate) mod pending_confirm;
 pub(crate) mod pending_reply;
@@ -27,6 +28,7 @@ pub(crate) mod service_client;
 
 pub use self::builder::ServiceClientBuilder;
 pub(crate) use self::options::{CallOptions, RequestOptions, SendOptions};
+pub(crate) use self::passed_on::PassedOn;
 pub use self::pending::{Pending, wait_any};
 pub(crate) use self::pending_confirm::{PendingConfirm, SendTarget};
 pub(crate) use self::pending_reply::PendingReply;

@@ -3,11 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::passed_on::PassedOn;
 use crate::base::deadline;
-use crate::message::{ATTEMPT_HEADER, DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
-
-/// The header that marks an asynchronous call.
-const ASYNC_HEADER: &str = "async_callback";
+use crate::message::{ASYNC_HEADER, ATTEMPT_HEADER, DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
 
 /// The kinds of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +45,25 @@ impl RequestOptions {
         headers
     }
 
-    /// Returns the envelope's headers: the program's first, so that coney's prevail.
+    fn has_header(&self, name: &str) -> bool {
+        self.headers.iter().any(|(own, _)| own == name)
+    }
+
+    /// Returns the envelope's headers: the program's first, so that coney's prevail. Those of
+    /// `passed_on` are added unless the program sets them itself.
     pub(super) fn wire_headers(
         &self,
         timeout: Duration,
         kind: RequestKind,
         attempt: u32,
+        passed_on: Option<&PassedOn>,
     ) -> Headers<'static> {
         let mut headers = self.own_headers();
+        for (name, value) in passed_on.into_iter().flat_map(PassedOn::iter) {
+            if !self.has_header(name) {
+                headers.insert(name, value);
+            }
+        }
         if attempt > 1 {
             headers.insert(ATTEMPT_HEADER, &attempt);
         }
@@ -259,15 +268,30 @@ mod tests {
             .header("a", "1")
             .header("deadline_ms", "0")
             .request;
-        let headers = options.wire_headers(Duration::from_secs(5), RequestKind::AsyncCall, 1);
+        let headers = options.wire_headers(Duration::from_secs(5), RequestKind::AsyncCall, 1, None);
         assert_eq!(headers.get::<String>("a").as_deref(), Some("1"));
         assert_eq!(headers.get::<bool>(ASYNC_HEADER), Some(true));
         assert!(headers.get::<u64>(DEADLINE_HEADER) > Some(1_700_000_000_000));
-        let plain = RequestOptions::default().wire_headers(Duration::ZERO, RequestKind::Call, 2);
+        let default = RequestOptions::default();
+        let plain = default.wire_headers(Duration::ZERO, RequestKind::Call, 2, None);
         assert_eq!(plain.get::<u32>(ATTEMPT_HEADER), Some(2));
         assert_eq!(plain.get::<bool>(ASYNC_HEADER), None);
-        let command =
-            RequestOptions::default().wire_headers(Duration::ZERO, RequestKind::Command, 1);
+        let command = default.wire_headers(Duration::ZERO, RequestKind::Command, 1, None);
         assert_eq!(command, Headers::new());
+    }
+
+    #[test]
+    fn headers_are_passed_on_unchanged_unless_the_call_sets_them() {
+        let mut request = Headers::new();
+        request.insert("a", &"1");
+        request.insert("b", &vec![1.50, 2.0]);
+        request.insert("secret", &"s");
+        let names = ["a", "b", "missing"].map(str::to_owned);
+        let passed_on = PassedOn::from_request(&names, &request);
+        let options = CallOptions::new().header("a", "own").request;
+        let sent =
+            options.wire_headers(Duration::ZERO, RequestKind::Command, 1, passed_on.as_ref());
+        assert_eq!(sent.as_str(), r#"{"a":"own","b":[1.5,2.0]}"#);
+        assert!(PassedOn::from_request(&names[2..], &request).is_none());
     }
 }

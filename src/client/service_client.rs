@@ -11,7 +11,7 @@ use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::decode::CallTarget;
 use super::options::RequestKind;
-use super::{CallOptions, PendingReply};
+use super::{CallOptions, PassedOn, PendingReply};
 use crate::error::Result;
 
 /// A client of other services.
@@ -37,6 +37,8 @@ pub struct ServiceClient {
     pub(super) inner: Arc<ClientCore>,
     /// The deadline of everything that this handle sends, if it has one.
     pub(super) until: Option<Instant>,
+    /// The headers that this handle adds to everything that it sends.
+    pub(super) passed_on: Option<Arc<PassedOn>>,
 }
 
 impl ServiceClient {
@@ -178,6 +180,16 @@ impl ServiceClient {
         Self {
             inner: Arc::clone(&self.inner),
             until: Some(self.until.map_or(deadline, |until| until.min(deadline))),
+            passed_on: self.passed_on.clone(),
+        }
+    }
+
+    /// Returns a handle on the same client that adds these headers to all of its calls and
+    /// commands, unless those set them themselves.
+    pub(crate) fn passing_on(self, headers: PassedOn) -> Self {
+        Self {
+            passed_on: Some(Arc::new(headers)),
+            ..self
         }
     }
 

@@ -256,8 +256,8 @@ impl BatchJob {
                     return target.failure(error.message(), error.code());
                 }
                 // One item alone cannot be put off. At its deadline it is `expired`.
-                HandlerOutcome::Unavailable(fault) => {
-                    return target.busy(fault, executor.busy_retry_after());
+                HandlerOutcome::Unavailable(refusal) => {
+                    return executor.busy_reply(target, &refusal);
                 }
                 HandlerOutcome::InProgress
                     if deadline.is_some() || begin.elapsed() < IN_PROGRESS_TIMEOUT =>

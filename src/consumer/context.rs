@@ -7,8 +7,9 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use super::request::Request;
-use crate::client::ServiceClient;
+use crate::client::{PassedOn, ServiceClient};
 use crate::error::{Error, Phase, Result};
+use crate::message::ATTEMPT_HEADER;
 use crate::registry::Registry;
 use crate::transport::Broker;
 
@@ -46,6 +47,8 @@ pub(crate) struct NestedClient {
     pub(crate) client: Mutex<Option<ServiceClient>>,
     /// The server's registry, in which the client looks services up.
     pub(crate) registry: Option<Registry>,
+    /// The names of the request's headers that nested calls pass on.
+    pub(crate) propagate: Vec<String>,
 }
 
 /// The most of the caller's time that nested calls leave to the handler, which is a tenth of it
@@ -115,8 +118,18 @@ impl Context<'_> {
 
     /// Returns the number of this attempt at a command, from 1 on: one more than have failed.
     /// See [`ServiceServerBuilder::retry_delays`](crate::server::ServiceServerBuilder::retry_delays).
+    /// Attempts at calls, which their callers repeat, are counted by
+    /// [`attempt_of_call`](Context::attempt_of_call).
     pub fn attempt(&self) -> u32 {
         self.attempt
+    }
+
+    /// Returns the number of this attempt at a call, from 1 on, as the caller's retries count: the
+    /// envelope's header `attempt`, and 1 if that is missing or invalid. Attempts at commands and
+    /// events, which the server itself repeats, are counted by [`attempt`](Context::attempt).
+    pub fn attempt_of_call(&self) -> u32 {
+        let attempt = self.header(ATTEMPT_HEADER);
+        attempt.filter(|attempt| *attempt > 0).unwrap_or(1)
     }
 
     /// Returns the id by which this instance is registered, if the server has a
@@ -143,7 +156,9 @@ impl Context<'_> {
     /// All handlers of a server share one client; the first call of this method creates it,
     /// and blocks until the broker has created its reply queue, at most 10 s and at
     /// most as long as the caller waits. It looks services up in the server's
-    /// [registry](crate::server::ServiceServerBuilder::registry), if there is one. To
+    /// [registry](crate::server::ServiceServerBuilder::registry), if there is one, and passes on
+    /// the headers named by
+    /// [`propagate`](crate::server::ServiceServerBuilder::propagate). To
     /// set its options, give the server a client:
     /// [`ServiceServerBuilder::client`](crate::server::ServiceServerBuilder::client).
     ///
@@ -162,7 +177,11 @@ impl Context<'_> {
     /// # Ok::<(), coney::Error>(())
     /// ```
     pub fn client(&self) -> Result<ServiceClient> {
-        let client = self.nested.client(self.deadline)?;
+        let mut client = self.nested.client(self.deadline)?;
+        let (names, headers) = (&self.nested.propagate, &self.request.headers);
+        if let Some(headers) = PassedOn::from_request(names, headers) {
+            client = client.passing_on(headers);
+        }
         Ok(match self.deadline {
             Some(deadline) => client.with_deadline(nested_deadline(deadline)),
             None => client,

@@ -127,12 +127,16 @@ impl Dispatcher {
             HandlerOutcome::InProgress => {
                 return self.republisher.postpone(delivery, attempt).into();
             }
-            HandlerOutcome::Unavailable(fault) if target.is_reply_wanted() => {
-                let body = target.busy(fault, self.executor.busy_retry_after());
+            HandlerOutcome::Unavailable(refusal) if target.is_reply_wanted() => {
+                let body = executor.busy_reply(&target, &refusal);
                 self.reply(delivery, &target, body);
             }
-            HandlerOutcome::Unavailable(_) => {
-                return self.republisher.park(delivery, attempt).into();
+            HandlerOutcome::Unavailable(refusal) => {
+                let retry = match refusal.retry_after {
+                    Some(after) => self.republisher.refused(delivery, attempt, after),
+                    None => self.republisher.park(delivery, attempt),
+                };
+                return retry.into();
             }
             HandlerOutcome::Failed(error) if target.is_reply_wanted() => {
                 let body = target.failure(error.message(), error.code());

@@ -1,5 +1,6 @@
 //! The execution of one request: the checks of its deadline and of repetition, then its handler.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,8 @@ use super::Context;
 use super::clock_offsets::ClockOffsets;
 use super::context::NestedClient;
 use super::deduplication::{Admission, Deduplication};
-use super::handler::{Handler, HandlerError};
+use super::handler::Handler;
+use super::handler_error::HandlerError;
 use super::reply_target::ReplyTarget;
 use super::request::{DeliveryInfo, Request};
 use crate::base::catch::catch;
@@ -60,8 +62,15 @@ pub(super) enum HandlerOutcome {
     Failed(HandlerError),
     /// Another worker is handling the same request.
     InProgress,
-    /// The request cannot be handled now, for this reason; the handler did not run.
-    Unavailable(&'static str),
+    /// The request cannot be handled now; nothing has been done.
+    Unavailable(Unavailable),
+}
+
+/// The reason why a request cannot be handled now.
+pub(super) struct Unavailable {
+    pub(super) fault: Cow<'static, str>,
+    /// The delay that the handler names; `None` if it is not the handler that refuses.
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl RequestExecutor {
@@ -70,8 +79,10 @@ impl RequestExecutor {
         self.nested.broker.max_body()
     }
 
-    pub(super) fn busy_retry_after(&self) -> Duration {
-        self.busy_retry_after
+    /// Returns the body of a `busy` reply.
+    pub(super) fn busy_reply(&self, target: &ReplyTarget<'_>, refusal: &Unavailable) -> Vec<u8> {
+        let retry_after = refusal.retry_after.unwrap_or(self.busy_retry_after);
+        target.busy(&refusal.fault, retry_after)
     }
 
     /// Returns the moment when the caller of a request stops waiting, if the caller waits for a
@@ -135,9 +146,12 @@ impl RequestExecutor {
                 }
                 Admission::InProgress => return HandlerOutcome::InProgress,
                 Admission::StoreUnavailable => {
-                    return HandlerOutcome::Unavailable(
-                        "the reply store is unavailable, so repeated requests cannot be detected",
-                    );
+                    let fault =
+                        "the reply store is unavailable, so repeated requests cannot be detected";
+                    return HandlerOutcome::Unavailable(Unavailable {
+                        fault: fault.into(),
+                        retry_after: None,
+                    });
                 }
             },
         };
@@ -150,6 +164,14 @@ impl RequestExecutor {
                     claim.complete(&body);
                 }
                 HandlerOutcome::Done(target.is_reply_wanted().then_some(body))
+            }
+            // Nothing has been done: the claim is released.
+            Ok(Err(error)) if error.retry_after().is_some() => {
+                self.log_error(request, &error);
+                HandlerOutcome::Unavailable(Unavailable {
+                    fault: error.message().to_owned().into(),
+                    retry_after: error.retry_after(),
+                })
             }
             Ok(Err(error)) => {
                 // Another attempt may succeed, so the error is stored as the reply only if the
@@ -176,6 +198,11 @@ impl RequestExecutor {
     }
 
     fn failed(&self, request: &Request<'_>, error: HandlerError) -> HandlerOutcome {
+        self.log_error(request, &error);
+        HandlerOutcome::Failed(error)
+    }
+
+    fn log_error(&self, request: &Request<'_>, error: &HandlerError) {
         // Errors that a handler returns are part of normal operation. These codes point to a fault
         // in one of the two programs.
         let level = match error.code() {
@@ -189,7 +216,6 @@ impl RequestExecutor {
             "{}.{} failed ({}): {}", self.owner, shown(request.action),
             shown(request.message_id), error.message()
         );
-        HandlerOutcome::Failed(error)
     }
 }
 

@@ -8,6 +8,8 @@ use super::tracked::Tracked;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LocalAttempts {
     pub(crate) failed: usize,
+    /// The number of times that its handler refused it as busy.
+    pub(crate) refused: usize,
     pub(crate) first_error: Option<String>,
 }
 

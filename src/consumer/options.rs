@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Deduplication, ReplyStore};
+use super::{Deduplication, HandlerLayer, ReplyStore};
 use crate::client::ServiceClient;
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::is_reserved_header;
 use crate::topology;
 use crate::transport::Message;
 
@@ -24,6 +25,10 @@ pub(crate) struct Options {
     pub(crate) consumer_timeout: Duration,
     pub(crate) any_reply_queue: bool,
     pub(crate) client: Option<ServiceClient>,
+    /// The layers around each handler, the outermost first.
+    pub(crate) layers: Vec<Arc<dyn HandlerLayer>>,
+    /// The names of the headers that nested calls pass on.
+    pub(crate) propagate: Vec<String>,
 }
 
 /// The largest number of retry delays. Each has a queue of its own.
@@ -43,6 +48,8 @@ impl Default for Options {
             consumer_timeout: Duration::from_secs(30 * 60),
             any_reply_queue: false,
             client: None,
+            layers: Vec::new(),
+            propagate: Vec::new(),
         }
     }
 }
@@ -105,6 +112,15 @@ impl Options {
                 ErrorKind::InvalidConfig,
                 format!(
                     "{owner}: at most {MAX_RETRIES} retry delays are allowed, of 1 ms to 49 days"
+                ),
+            ));
+        }
+        if let Some(name) = self.propagate.iter().find(|name| is_reserved_header(name)) {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!(
+                    "{owner}: the header {name:?} cannot be passed on: coney sets it itself for \
+                     each request; remove it from `propagate`"
                 ),
             ));
         }

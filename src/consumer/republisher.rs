@@ -13,6 +13,7 @@ use super::failure::{MessageFailure, Reason, describe};
 use super::local_retry::LocalRetry;
 use super::options::POSTPONE_DELAY;
 use super::republish_confirms::{PendingRepublish, REPUBLISH_TIMEOUT};
+use super::retries::Retries;
 use super::tracked::Tracked;
 use super::{ConsumedQueue, HandlerError, LocalAttempts};
 use crate::base::deadline;
@@ -20,7 +21,7 @@ use crate::base::text::prefix;
 use crate::message::Body;
 use crate::topology::DEAD_EXCHANGE;
 use crate::transport::x_death::{
-    ATTEMPTS, Death, FIRST_ERROR, GIVEN_UP, LAST_ERROR, LEFT_OUT, REDELIVERIES,
+    ATTEMPTS, COPIES, Death, FIRST_ERROR, GIVEN_UP, LAST_ERROR, LEFT_OUT, REDELIVERIES,
 };
 use crate::transport::{Broker, ConfirmOutcome, Delivery, Publication, SendState};
 
@@ -40,39 +41,6 @@ pub(crate) struct Republisher {
     pub(crate) queue: ConsumedQueue,
     pub(crate) retries: Retries,
     pub(crate) republishes: Sender<PendingRepublish>,
-}
-
-/// The delays before a failed message's second attempt, its third, and so on, and the place where
-/// it waits.
-pub(crate) enum Retries {
-    /// Messages wait in a queue of the broker for each delay, and block nothing.
-    Queued {
-        delays: Vec<Duration>,
-        /// The delay of messages that cannot be processed or dead-lettered now.
-        parking: Duration,
-    },
-    /// Messages wait in this process, unacknowledged: their order matters, or the queue is deleted
-    /// with this process.
-    Held {
-        delays: Vec<Duration>,
-        parking: Duration,
-    },
-}
-
-impl Retries {
-    fn delays(&self) -> &[Duration] {
-        let (Self::Queued { delays, .. } | Self::Held { delays, .. }) = self;
-        delays
-    }
-
-    fn parking(&self) -> Duration {
-        let (Self::Queued { parking, .. } | Self::Held { parking, .. }) = self;
-        *parking
-    }
-
-    fn are_held(&self) -> bool {
-        matches!(self, Self::Held { .. })
-    }
 }
 
 impl Republisher {
@@ -163,6 +131,7 @@ impl Republisher {
             let error = clip(error.message(), MAX_ERROR_BYTES).to_owned();
             let attempt = LocalAttempts {
                 failed: attempt.failed + 1,
+                refused: 0,
                 first_error: attempt.first_error.or(Some(error)),
             };
             return Some(LocalRetry {
@@ -193,6 +162,24 @@ impl Republisher {
     /// Nothing ran, so no attempt is used up.
     pub(super) fn park(&self, delivery: Tracked, attempt: LocalAttempts) -> Option<LocalRetry> {
         self.put_off(delivery, attempt, self.retries.parking())
+    }
+
+    /// Schedules a message for later whose handler refused it as busy. Nothing was done, so no
+    /// attempt is used up. The delay grows with the number of times that the message was
+    /// republished, or refused in this process, so that a handler that stays busy is run rarely.
+    pub(super) fn refused(
+        &self,
+        delivery: Tracked,
+        mut attempt: LocalAttempts,
+        after: Duration,
+    ) -> Option<LocalRetry> {
+        let copies = delivery.message().properties.headers.int(COPIES);
+        let copies = copies.map_or(0, |copies| usize::try_from(copies).unwrap_or(0));
+        let delay = self
+            .retries
+            .refusal_delay(after, copies.saturating_add(attempt.refused));
+        attempt.refused += 1;
+        self.put_off(delivery, attempt, delay)
     }
 
     fn put_off(

@@ -12,7 +12,10 @@ use super::subscription::Untyped;
 use super::{EventSubscriber, Subscription};
 use crate::base::name::{check_service, check_subscription};
 use crate::client::ServiceClient;
-use crate::consumer::{Context, HandlerError, Options, ReplyStore};
+use crate::consumer::{
+    Context, HandlerError, HandlerLayer, HandlerReply, HandlerResult, NextHandler, Options,
+    ReplyStore,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology;
 use crate::transport::Broker;
@@ -206,6 +209,46 @@ impl EventSubscriberBuilder {
         self
     }
 
+    /// Adds a layer around the handlers of all subscriptions, as
+    /// [`ServiceServerBuilder::layer`](crate::server::ServiceServerBuilder::layer) does: the first
+    /// one added is the outermost. It sees every attempt at an event, and no event that was
+    /// [handled before](EventSubscriberBuilder::deduplicate) or cannot be read. Defaults to no
+    /// layers.
+    ///
+    /// ```
+    /// # use coney::{Broker, EventSubscriber};
+    /// let subscriber = EventSubscriber::builder(&Broker::memory(), "billing")
+    ///     .listen("order.created", |order: u64| println!("a bill for {order}"))
+    ///     .layer(|context, next| {
+    ///         println!("attempt {} at {}", context.attempt(), context.action());
+    ///         next.run()
+    ///     })
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn layer<F>(self, layer: F) -> Self
+    where
+        F: Fn(&Context<'_>, NextHandler<'_>) -> HandlerResult<HandlerReply> + Send + Sync + 'static,
+    {
+        self.layer_impl(layer)
+    }
+
+    /// Adds a layer as [`layer`](EventSubscriberBuilder::layer) does, which is a value of a type
+    /// that implements [`HandlerLayer`](crate::server::HandlerLayer).
+    pub fn layer_impl(mut self, layer: impl HandlerLayer) -> Self {
+        self.options.layers.push(Arc::new(layer));
+        self
+    }
+
+    /// Sets the names of the headers of an event that the calls, commands and batches of its
+    /// handler pass on, as
+    /// [`ServiceServerBuilder::propagate`](crate::server::ServiceServerBuilder::propagate) does for
+    /// requests. Events that a handler publishes do not get them. Defaults to none.
+    pub fn propagate<N: Into<String>>(mut self, headers: impl IntoIterator<Item = N>) -> Self {
+        self.options.propagate = headers.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// Starts the workers, declares the queues of the subscriptions, and consumes. Blocks until
     /// the broker has answered, at most 20 s for each subscription, 10 s for its queue and 10 s for
     /// the suspect queue beside it; when it returns, events are being handled. If a subscription is
@@ -217,8 +260,8 @@ impl EventSubscriberBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidConfig`] for invalid names and patterns, two
-    /// subscriptions with one queue, no workers, or invalid delays; [`ErrorKind::Io`] if a
-    /// thread cannot be started;
+    /// subscriptions with one queue, no workers, invalid delays, or one of coney's own headers to
+    /// be passed on; [`ErrorKind::Io`] if a thread cannot be started;
     /// [`ErrorKind::Broker`] if the broker refuses, [`ErrorKind::TimedOut`] if it does not
     /// answer, [`ErrorKind::Closed`] after the broker was closed, [`ErrorKind::Connect`] if
     /// the second connection cannot be made.

@@ -1,7 +1,8 @@
 //! Events: the options of subscribers.
 //!
 //! [`EventPublisher`](crate::EventPublisher), [`EventSubscriber`] and
-//! [`Subscription`] are at the crate's root.
+//! [`Subscription`] are at the crate's root, and the types of
+//! [layers](EventSubscriberBuilder::layer) in [`server`](crate::server).
 
 mod active_subscription;
 mod begin_marks;

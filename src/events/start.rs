@@ -15,7 +15,7 @@ use super::subscription::{DeliveryScope, Untyped};
 use super::{EventSubscriber, EventSubscriberBuilder};
 use crate::consumer::{
     self, ClockOffsets, ConsumedQueue, Dispatcher, Handlers, NestedClient, Republisher,
-    RequestExecutor, Retries, Settled, Workers,
+    RequestExecutor, Retries, Settled, Workers, layered,
 };
 use crate::error::Result;
 use crate::topology::{self, EVENT_EXCHANGE, Topology};
@@ -78,6 +78,7 @@ impl EventSubscriber {
             service: service.clone(),
             client: Mutex::new(builder.options.client.take()),
             registry: None,
+            propagate: std::mem::take(&mut builder.options.propagate),
         });
         let queues = queues.into_iter().zip(topologies).zip(settled);
         for (subscription, ((queue, topology), settled)) in subscriptions.into_iter().zip(queues) {
@@ -203,7 +204,7 @@ impl EventSubscriberBuilder {
         let executor = RequestExecutor {
             owner: self.service.clone(),
             instance_id: None,
-            handlers: Handlers::One(subscription.handler),
+            handlers: Handlers::One(layered(subscription.handler, &options.layers)),
             deduplication: options.start_deduplication(queue)?,
             clocks: ClockOffsets::default(),
             busy_retry_after: parking,

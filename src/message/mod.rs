@@ -16,7 +16,9 @@ mod span;
 
 pub use self::body::Body;
 pub(crate) use self::bounded_seq::BoundedSeq;
-pub(crate) use self::header_names::{ATTEMPT_HEADER, DEADLINE_HEADER, TIMEOUT_HEADER};
+pub(crate) use self::header_names::{
+    ASYNC_HEADER, ATTEMPT_HEADER, DEADLINE_HEADER, TIMEOUT_HEADER, is_reserved_header,
+};
 pub use self::headers::Headers;
 pub(crate) use self::id::CorrelationId;
 pub use self::id::{new_correlation_id, new_message_id};

@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::ServiceServer;
 use super::health::Check;
 use crate::client::ServiceClient;
-use crate::consumer::{Handler, Options, ReplyStore};
+use crate::consumer::{
+    Context, Handler, HandlerLayer, HandlerReply, HandlerResult, NextHandler, Options, ReplyStore,
+};
 use crate::error::Error;
 use crate::registry::{Instance, Registry};
 use crate::transport::Broker;
@@ -186,10 +188,90 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// Sets the client that [`Context::client`](crate::Context::client) returns. Defaults to one with the
+    /// Sets the client that [`Context::client`] returns. Defaults to one with the
     /// default options on the server's broker, created when it is first needed.
     pub fn client(mut self, client: ServiceClient) -> Self {
         self.options.client = Some(client);
+        self
+    }
+
+    /// Adds a layer around all handlers: code that runs before a handler and after it, or refuses
+    /// the request by an error instead of running it. The first layer added is the outermost.
+    /// Defaults to no layers, which cost nothing.
+    ///
+    /// A layer sees the calls, the commands, and each request of a batch, that reach a handler,
+    /// every attempt at them: no request of an unknown action, expired or
+    /// [repeated](ServiceServerBuilder::deduplicate), and none that cannot be read. It runs on
+    /// the handler's worker; a panic counts as one of the handler.
+    ///
+    /// ```
+    /// use std::time::Instant;
+    /// use coney::{Broker, HandlerError, ServiceClient, ServiceServer};
+    ///
+    /// let broker = Broker::memory();
+    /// let server = ServiceServer::builder(&broker, "math")
+    ///     .respond("double", |n: u64| n * 2)
+    ///     .layer(|context, next| {
+    ///         let start = Instant::now();
+    ///         let result = next.run();
+    ///         println!("{} took {:?}", context.action(), start.elapsed());
+    ///         result
+    ///     })
+    ///     .layer(|context, next| match context.source_service() {
+    ///         "shop" => next.run(),
+    ///         other => Err(HandlerError::new(format!("{other} has no access"))),
+    ///     })
+    ///     .start()?;
+    /// let client = ServiceClient::new(&broker, "shop")?;
+    /// assert_eq!(client.call::<u64>("math", "double", &21)?, 42);
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn layer<F>(self, layer: F) -> Self
+    where
+        F: Fn(&Context<'_>, NextHandler<'_>) -> HandlerResult<HandlerReply> + Send + Sync + 'static,
+    {
+        self.layer_impl(layer)
+    }
+
+    /// Adds a layer as [`layer`](ServiceServerBuilder::layer) does, which is a value of a type that
+    /// implements [`HandlerLayer`].
+    pub fn layer_impl(mut self, layer: impl HandlerLayer) -> Self {
+        self.options.layers.push(Arc::new(layer));
+        self
+    }
+
+    /// Sets the names of the headers that nested calls pass on. The client that
+    /// [`Context::client`] returns then adds those of the request's headers to its calls, commands
+    /// and batches, with unchanged values, unless a call sets the header itself. Names are case
+    /// sensitive; coney's own headers (`deadline_ms`, `timeout_ms`, `async_callback`, `attempt`)
+    /// are refused by [`start`](ServiceServerBuilder::start). Defaults to none.
+    ///
+    /// Events that a handler publishes do not get the headers: an
+    /// [`EventPublisher`](crate::EventPublisher) has no link to the request.
+    ///
+    /// ```
+    /// use coney::{Broker, CallOptions, Context, ServiceClient, ServiceServer};
+    ///
+    /// let broker = Broker::memory();
+    /// let prices = ServiceServer::builder(&broker, "price-service")
+    ///     .respond_with_context("price", |context: &Context<'_>, _: u64| {
+    ///         context.header::<String>("request-id")
+    ///     })
+    ///     .start()?;
+    /// let orders = ServiceServer::builder(&broker, "order-service")
+    ///     .handler_with_context("total", |context: &Context<'_>, order: u64| {
+    ///         context.client()?.call::<Option<String>>("price-service", "price", &order)
+    ///     })
+    ///     .propagate(["request-id"])
+    ///     .start()?;
+    /// let client = ServiceClient::new(&broker, "shop")?;
+    /// let options = CallOptions::new().header("request-id", "r-4711");
+    /// let seen: Option<String> = client.call_with("order-service", "total", &1, &options)?;
+    /// assert_eq!(seen.as_deref(), Some("r-4711"));
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn propagate<N: Into<String>>(mut self, headers: impl IntoIterator<Item = N>) -> Self {
+        self.options.propagate = headers.into_iter().map(Into::into).collect();
         self
     }
 

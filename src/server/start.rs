@@ -14,6 +14,7 @@ use crate::base::name::check_service;
 use crate::consumer::{
     AfterDelivery, ClockOffsets, ConsumedQueue, Deduplication, Dispatcher, Handlers, NestedClient,
     PendingRepublish, Republisher, RequestExecutor, Retries, Settled, WorkerSetup, Workers,
+    layered,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
@@ -36,7 +37,8 @@ impl ServiceServerBuilder {
     ///
     /// Fails with [`ErrorKind::InvalidConfig`] if a name is empty, too long or contains characters
     /// that names must not have, an action has two handlers, the number of workers or the prefetch
-    /// is 0, or the retry delays are too many or out of range; with [`ErrorKind::Broker`] if the
+    /// is 0, the retry delays are too many or out of range, or one of coney's own headers is to be
+    /// passed on; with [`ErrorKind::Broker`] if the
     /// broker refuses a queue or a consumer; with [`ErrorKind::TimedOut`] if the broker does not
     /// answer in time; with [`ErrorKind::Io`] if a thread cannot be started; and with
     /// [`ErrorKind::Closed`] if the broker was closed before.
@@ -179,10 +181,12 @@ impl ServiceServerBuilder {
         let parking = self.options.parking_delay();
         let options = &mut self.options;
         let registered = self.registry.is_some();
+        let handlers = std::mem::take(&mut self.handlers).into_iter();
+        let handlers = handlers.map(|(action, it)| (action, layered(it, &options.layers)));
         let executor = RequestExecutor {
             owner: self.service.clone(),
             instance_id: registered.then(|| self.instance.id().to_owned()),
-            handlers: Handlers::ByAction(std::mem::take(&mut self.handlers)),
+            handlers: Handlers::ByAction(handlers.collect()),
             deduplication,
             clocks: ClockOffsets::default(),
             busy_retry_after: BUSY_RETRY_AFTER,
@@ -191,6 +195,7 @@ impl ServiceServerBuilder {
                 service: self.service.clone(),
                 client: Mutex::new(options.client.take()),
                 registry: self.registry.clone(),
+                propagate: std::mem::take(&mut options.propagate),
             }),
         };
         Dispatcher {

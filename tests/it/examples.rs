@@ -258,6 +258,22 @@ fn user_service_drains_on_sigterm_and_sigint() {
 }
 
 #[test]
+fn a_request_id_is_in_the_log_lines_of_both_services() {
+    let text = stdout(&example("request_id").output().unwrap());
+    let lines: Vec<&str> = text.lines().collect();
+    let wanted = [
+        "[r-1] order-service: the total of [7, 8]",
+        "[r-1] price-service: the price of 7",
+        "[r-1] price-service: the price of 8",
+        "r-1: 1500",
+        "[r-2] order-service: the total of [9]",
+        "[r-2] price-service: the price of 9",
+        "r-2: 900",
+    ];
+    assert_eq!(lines, wanted);
+}
+
+#[test]
 fn dead_letters_are_listed_shown_replayed_and_purged() {
     let service = Service::start();
     let dead = |arguments: &[&str]| {

@@ -6,6 +6,7 @@ mod async_calls;
 mod batch_contract;
 mod batches;
 mod broker_limits;
+mod busy_handlers;
 mod calls;
 mod clocks;
 mod coalescing;
@@ -29,6 +30,7 @@ mod health;
 mod hostile;
 mod language;
 mod layers;
+mod layers_of_handlers;
 mod ledger;
 #[cfg(feature = "redis")]
 mod lost_instances;
@@ -39,6 +41,7 @@ mod own_stores;
 mod permissions;
 mod php;
 mod poison;
+mod propagated_headers;
 mod queues;
 mod readme;
 #[cfg(feature = "redis")]

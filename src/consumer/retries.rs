@@ -1,0 +1,104 @@
+//! The delays between the attempts at a message.
+
+use std::time::Duration;
+
+/// The delays before a failed message's second attempt, its third, and so on, and the place where
+/// it waits.
+pub(crate) enum Retries {
+    /// Messages wait in a queue of the broker for each delay, and block nothing.
+    Queued {
+        delays: Vec<Duration>,
+        /// The delay of messages that cannot be processed or dead-lettered now.
+        parking: Duration,
+    },
+    /// Messages wait in this process, unacknowledged: their order matters, or the queue is deleted
+    /// with this process.
+    Held {
+        delays: Vec<Duration>,
+        parking: Duration,
+    },
+}
+
+impl Retries {
+    /// Returns the delays before the second attempt, the third, and so on.
+    pub(super) fn delays(&self) -> &[Duration] {
+        let (Self::Queued { delays, .. } | Self::Held { delays, .. }) = self;
+        delays
+    }
+
+    /// Returns the delay of messages that cannot be processed or dead-lettered now.
+    pub(super) fn parking(&self) -> Duration {
+        let (Self::Queued { parking, .. } | Self::Held { parking, .. }) = self;
+        *parking
+    }
+
+    /// Returns true if messages wait in this process.
+    pub(super) fn are_held(&self) -> bool {
+        matches!(self, Self::Held { .. })
+    }
+
+    /// Returns the delay of a message that its handler refuses for the time `after`: the
+    /// shortest of the delays that is long enough, or the one with the index `step` in their
+    /// order if that is longer; at most the longest.
+    pub(super) fn refusal_delay(&self, after: Duration, step: usize) -> Duration {
+        let mut delays = self.delays().to_vec();
+        delays.sort_unstable();
+        let long_enough = delays.partition_point(|delay| *delay < after);
+        let delay = delays.get(long_enough.max(step)).copied();
+        delay.unwrap_or_else(|| self.parking())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn seconds(delays: &[u64], parking: u64) -> Retries {
+        Retries::Queued {
+            delays: delays.iter().copied().map(Duration::from_secs).collect(),
+            parking: Duration::from_secs(parking),
+        }
+    }
+
+    #[test]
+    fn a_refused_message_waits_long_enough_and_longer_each_time() {
+        let retries = seconds(&[25, 1, 5, 125], 125);
+        let delay = |after, step| {
+            let delay = retries.refusal_delay(Duration::from_secs(after), step);
+            delay.as_secs()
+        };
+        assert_eq!(
+            [0, 1, 2, 3, 4, 99].map(|step| delay(0, step)),
+            [1, 5, 25, 125, 125, 125]
+        );
+        assert_eq!([0, 1, 2, 3].map(|step| delay(6, step)), [25, 25, 25, 125]);
+        assert_eq!(delay(1, 0), 1);
+        assert_eq!(
+            delay(1_000, 0),
+            125,
+            "there is no queue with a longer delay"
+        );
+        assert_eq!(
+            seconds(&[], 60).refusal_delay(Duration::ZERO, 0).as_secs(),
+            60
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_delay_of_a_refusal_is_that_of_a_queue_and_never_shrinks(
+            delays in vec(1_u64..100, 0..6), after in 0_u64..120, step in 0_usize..8,
+        ) {
+            let longest = delays.iter().copied().max().unwrap_or(60);
+            let retries = seconds(&delays, longest);
+            let delay = |step| retries.refusal_delay(Duration::from_secs(after), step).as_secs();
+            prop_assert!(delays.contains(&delay(step)) || delay(step) == longest);
+            prop_assert!(delay(step) >= after.min(longest));
+            prop_assert!(delay(step + 1) >= delay(step));
+            prop_assert_eq!(delay(delays.len()), longest);
+        }
+    }
+}
