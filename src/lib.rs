@@ -106,6 +106,8 @@ pub mod message;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod registry;
+#[allow(dead_code)] // until the client carries the policies out
+pub mod resilience;
 pub mod server;
 mod topology;
 pub mod transport;

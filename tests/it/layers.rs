@@ -27,7 +27,7 @@ const SERVER: &[&str] = &[
 ];
 
 /// The parts that each part of the crate may import.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("error_kind", &[]),
     ("error", &["error_kind"]),
     ("base", &["error"]),
@@ -35,6 +35,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
     ("topology", &[]),
     ("transport", &["base", "error", "message", "topology"]),
     ("registry", &["base", "error"]),
+    ("resilience", &["base", "error", "error_kind"]),
     ("client", CLIENT),
     ("consumer", SERVER),
     ("server", SERVER),

@@ -1,0 +1,7 @@
+//! Policies for services that are slow, failing or gone: their settings, and the plain structs
+//! that carry them out.
+//!
+//! The settings are public. The structs behind them have no clock, no lock and no thread: each
+//! takes the time of every step as an argument, so that its rules can be tested exactly.
+
+mod window;
