@@ -4,4 +4,10 @@
 //! The settings are public. The structs behind them have no clock, no lock and no thread: each
 //! takes the time of every step as an argument, so that its rules can be tested exactly.
 
+pub(crate) mod breaker;
+pub(crate) mod breaker_change;
+pub(crate) mod circuit;
 mod window;
+
+pub use self::breaker::Breaker;
+pub use self::breaker_change::{BreakerChange, BreakerState};
