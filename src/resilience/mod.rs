@@ -7,7 +7,9 @@
 pub(crate) mod breaker;
 pub(crate) mod breaker_change;
 pub(crate) mod circuit;
+pub(crate) mod throttle;
 mod window;
 
 pub use self::breaker::Breaker;
 pub use self::breaker_change::{BreakerChange, BreakerState};
+pub use self::throttle::Throttle;
