@@ -1,27 +1,40 @@
-//! Policies of a client for services that are slow, busy or unavailable, each off until it is
-//! given to the client.
+//! Policies of a client for services that are slow, failing, busy or gone: their settings, and the
+//! plain structs that carry them out. [`Resilience`] holds them, and says in which order they work.
 //!
-//! A policy is a plain struct without a lock, a clock or a thread: its methods get the time as an
-//! argument. The settings are public.
+//! The settings are public. The structs behind them have no clock, no lock and no thread: each
+//! takes the time of every step as an argument, so that its rules can be tested exactly.
+//! `ServicePolicies` has the lock, one for each service.
 
-// The client does not call the policies yet.
-#![allow(dead_code)]
-
-pub(crate) mod budget;
-pub(crate) mod ejection;
-pub(crate) mod gcra;
+mod breaker;
+mod breaker_change;
+mod breaker_handle;
+mod budget;
+mod circuit;
+mod ejection;
+mod gcra;
 mod instance_record;
 mod latencies;
-pub(crate) mod outliers;
+mod outliers;
 #[cfg(test)]
 mod outliers_model_tests;
 #[cfg(test)]
 mod outliers_tests;
-pub(crate) mod rate_limit;
+mod policies;
+mod rate_limit;
 mod recent;
-pub(crate) mod retry;
+mod retry;
+mod settings;
+mod throttle;
+mod window;
 
+pub use self::breaker::Breaker;
+pub use self::breaker_change::{BreakerChange, BreakerState};
+pub use self::breaker_handle::BreakerHandle;
 pub use self::budget::RetryBudget;
 pub use self::ejection::Ejection;
+pub(crate) use self::policies::{Permit, Refused, Report, ServicePolicies};
 pub use self::rate_limit::RateLimit;
 pub use self::retry::Retry;
+pub use self::settings::Resilience;
+pub use self::throttle::Throttle;
+pub use crate::error_kind::Refusal;
