@@ -282,6 +282,12 @@ impl Error {
         error
     }
 
+    /// Creates the error of a call that a layer of the client refused.
+    pub(crate) fn refused_by_layer(reason: &dyn fmt::Display) -> Self {
+        let fault = format!("the call was refused by a layer of this client: {reason}");
+        Self::refused(Refusal::Layer, fault)
+    }
+
     /// Sets the number of attempts that were made.
     pub(crate) fn with_attempts(mut self, attempts: u32) -> Self {
         self.0.attempts = attempts;

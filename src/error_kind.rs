@@ -123,6 +123,8 @@ pub enum Refusal {
     Breaker,
     /// The [`Throttle`](crate::resilience::Throttle) holds calls back from a busy service.
     Throttle,
+    /// A [layer](crate::client::CallLayer) of the client.
+    Layer,
 }
 
 impl Refusal {
@@ -133,6 +135,7 @@ impl Refusal {
             Self::RateLimit => "rate_limit",
             Self::Breaker => "breaker",
             Self::Throttle => "throttle",
+            Self::Layer => "layer",
         }
     }
 }

@@ -40,6 +40,7 @@ impl PendingTable {
             resend_copy: None,
             sent_in: None,
             balanced: None,
+            began: None,
         };
         let inserted = self.0.insert(id, call);
         debug_assert!(inserted.is_ok());

@@ -25,7 +25,8 @@ pub(crate) trait Watched: Send {
     /// Returns true if the result is there. Does not wait for it.
     fn is_ready(&mut self, ready: &Notifier) -> bool;
 
-    /// Returns the moment at which the callback runs without the result.
+    /// Returns the moment at which the callback runs without the result, unless `is_ready`, which is
+    /// called then, moves it.
     fn deadline(&self) -> Instant;
 
     /// Runs the callback, with the result if it is there.
@@ -148,7 +149,8 @@ impl Drop for CallbackThread {
 
 /// The results that the thread watches.
 struct Callbacks {
-    watched: HashMap<u64, Box<dyn Watched>>,
+    /// Each with the deadline that it has among `deadlines`.
+    watched: HashMap<u64, (Box<dyn Watched>, Instant)>,
     deadlines: BTreeSet<(Instant, u64)>,
     ready: Sender<u64>,
 }
@@ -172,7 +174,10 @@ impl Callbacks {
             while let Some(&(deadline, id)) = self.deadlines.first()
                 && deadline <= now
             {
-                self.finish(id);
+                self.check(id);
+                if self.deadlines.first() == Some(&(deadline, id)) {
+                    self.finish(id);
+                }
             }
             let next = self.deadlines.first().map(|(deadline, _)| *deadline);
             let sleep = next.map_or(LONGEST_SLEEP, |next| next.saturating_duration_since(now));
@@ -195,15 +200,16 @@ impl Callbacks {
     }
 
     fn watch(&mut self, id: u64, watched: Box<dyn Watched>) {
-        self.deadlines.insert((watched.deadline(), id));
-        self.watched.insert(id, watched);
+        let deadline = watched.deadline();
+        self.deadlines.insert((deadline, id));
+        self.watched.insert(id, (watched, deadline));
         self.check(id); // its notification may have come before it
     }
 
     fn check(&mut self, id: u64) {
         let ready = self.notifier(id);
         // None if its callback has run.
-        let Some(watched) = self.watched.get_mut(&id) else {
+        let Some((watched, deadline)) = self.watched.get_mut(&id) else {
             return;
         };
         let is_ready = catch(|| watched.is_ready(&ready)).unwrap_or_else(|_| {
@@ -212,14 +218,18 @@ impl Callbacks {
         });
         if is_ready {
             self.finish(id);
+        } else if watched.deadline() != *deadline {
+            self.deadlines.remove(&(*deadline, id));
+            *deadline = watched.deadline();
+            self.deadlines.insert((*deadline, id));
         }
     }
 
     fn finish(&mut self, id: u64) {
-        let Some(watched) = self.watched.remove(&id) else {
+        let Some((watched, deadline)) = self.watched.remove(&id) else {
             return;
         };
-        self.deadlines.remove(&(watched.deadline(), id));
+        self.deadlines.remove(&(deadline, id));
         if catch(|| watched.finish()).is_err() {
             log_panic();
         }

@@ -8,8 +8,8 @@ use super::ServiceClient;
 use super::batch::BatchLimits;
 use super::core::ClientCore;
 use super::discovery::Discovery;
+use super::extensions::Extensions;
 use super::router::Router;
-use crate::base::callbacks::LazyCallbackThread;
 use crate::base::name::check_service;
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{Balancer, Registry};
@@ -39,6 +39,7 @@ pub struct ServiceClientBuilder {
     require_instance: bool,
     balancer: Option<Box<dyn Balancer>>,
     coalesce: Option<BatchLimits>,
+    pub(super) extensions: Extensions,
 }
 
 impl ServiceClient {
@@ -74,6 +75,7 @@ impl ServiceClientBuilder {
             require_instance: true,
             balancer: None,
             coalesce: None,
+            extensions: Extensions::default(),
         }
     }
 
@@ -194,6 +196,8 @@ impl ServiceClientBuilder {
                 ));
             }
         };
+        self.extensions.open(&self.broker, &self.name, deadline)?;
+        let extensions = (!self.extensions.is_empty()).then(|| Box::new(self.extensions));
         let router = Arc::new(Router::new(self.max_in_flight));
         let sink = Arc::clone(&router) as Arc<dyn Sink>;
         let spec = LinkSpec::new(topology::for_requests()).reply_queue();
@@ -202,20 +206,17 @@ impl ServiceClientBuilder {
         let coalesce = self
             .coalesce
             .map(|limits| limits.within(max_body).coalesce());
-        Ok(ServiceClient {
-            until: None,
-            passed_on: None,
-            inner: Arc::new(ClientCore {
-                name: self.name,
-                timeout: self.timeout,
-                broker: self.broker,
-                handle,
-                router,
-                discovery,
-                coalesce,
-                callbacks: LazyCallbackThread::default(),
-            }),
-        })
+        Ok(ServiceClient::of(Arc::new(ClientCore {
+            name: self.name,
+            timeout: self.timeout,
+            broker: self.broker,
+            handle,
+            router,
+            discovery,
+            coalesce,
+            extensions,
+            callbacks: Arc::default(),
+        })))
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::ServiceClient;
 use super::decode::CallTarget;
-use super::discovery::{AnyInstance, InstanceFilter, Route};
+use super::discovery::{InstanceFilter, Route};
 use super::options::{RequestKind, RequestOptions};
 use super::pending_table::{PendingCall, Refusal, Waiter, Wake};
 use super::reply_slot::ReplySlot;
@@ -45,6 +45,8 @@ pub(super) struct RequestSpec<'a> {
     pub(super) attempt: u32,
     /// The message id of all attempts, if there may be several.
     pub(super) message_id: Option<&'a str>,
+    /// True if the time to the reply is measured.
+    pub(super) is_timed: bool,
 }
 
 /// The size in bytes from which encoding twice costs less than holding a body that cannot be
@@ -73,6 +75,7 @@ impl<'a> RequestSpec<'a> {
             limit,
             attempt: 1,
             message_id: None,
+            is_timed: false,
         }
     }
 }
@@ -200,18 +203,6 @@ impl ServiceClient {
 }
 
 impl ServiceClient {
-    /// Starts a call.
-    pub(super) fn start_call<Req: Serialize + ?Sized>(
-        &self,
-        target: CallTarget<'_>,
-        request: &Req,
-        options: &RequestOptions,
-        kind: RequestKind,
-    ) -> Result<SentCall> {
-        let spec = RequestSpec::only(target, options, kind, self.deadline_for(options));
-        self.start_call_to(spec, request, &mut AnyInstance)
-    }
-
     /// Starts one attempt at a call, to an instance that `filter` allows.
     pub(super) fn start_call_to<Req: Serialize + ?Sized>(
         &self,
@@ -267,6 +258,7 @@ impl ServiceClient {
                 .idempotent
                 .then(|| Box::new(publication.clone())),
             sent_in: None,
+            began: (spec.is_timed || balanced.is_some()).then(Instant::now),
             balanced: balanced.map(Box::new),
         };
         router.insert(id, call).map_err(|refusal| match refusal {

@@ -14,8 +14,10 @@ pub(crate) enum CallOutcome {
         body: ReplyBody,
         /// True if the request was sent again after a loss: the first sending may have run.
         was_resent: bool,
-        /// The time from sending to the reply, if a balancer picked the instance.
+        /// The time from sending to the reply, if it is measured.
         after: Option<Duration>,
+        /// True if a balancer picked an instance, and its queue took the request.
+        is_of_pick: bool,
         /// The copy of the request, if there is one: freed fastest by the thread that made it.
         _request: Option<Box<Publication>>,
     },

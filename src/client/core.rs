@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
+use super::answer::CallReply;
 use super::call_outcome::CallOutcome;
 use super::decode::CallTarget;
 use super::discovery::{Discovery, InstanceFilter, Route};
+use super::extensions::Extensions;
 use super::options::RequestOptions;
 use super::router::Router;
 use super::sent_call::SentCall;
 use crate::base::callbacks::{LazyCallbackThread, Watched};
 use crate::error::{Error, Result};
+use crate::resilience::ServicePolicies;
 use crate::topology;
 use crate::transport::{Broker, CoalesceLimits, LinkHandle, Sink};
 
@@ -26,7 +29,9 @@ pub(super) struct ClientCore {
     pub(super) discovery: Option<Discovery>,
     /// The limits of a message that several calls share, if they may.
     pub(super) coalesce: Option<CoalesceLimits>,
-    pub(super) callbacks: LazyCallbackThread,
+    /// Policies, layers, fallbacks and caches, if there are any.
+    pub(super) extensions: Option<Box<Extensions>>,
+    pub(super) callbacks: Arc<LazyCallbackThread>,
 }
 
 const CLIENT_CLOSED: &str = "the client has been closed";
@@ -59,11 +64,16 @@ impl ClientCore {
         target: CallTarget<'_>,
         outcome: CallOutcome,
     ) -> Result<T> {
+        target.decode(self.reply(target, outcome)?.json())
+    }
+
+    /// Converts an outcome into the answer, undecoded, and records it for the balancer.
+    pub(super) fn reply(&self, target: CallTarget<'_>, outcome: CallOutcome) -> Result<CallReply> {
         self.record_latency(target, &outcome);
         if matches!(outcome, CallOutcome::NoRoute { .. }) {
             self.invalidate_lookup(target);
         }
-        target.result(outcome, self.address())
+        target.reply(outcome, self.address())
     }
 
     pub(super) fn record_latency(&self, target: CallTarget<'_>, outcome: &CallOutcome) {
@@ -78,10 +88,10 @@ impl ClientCore {
         }
     }
 
-    /// Waits for the outcome of a call; `None` if it is not known by the call's deadline.
-    pub(super) fn outcome(&self, sent: &SentCall) -> Option<CallOutcome> {
-        let outcome = sent.wait(sent.send_state.deadline(), self.broker.spin_for());
-        outcome.or_else(|| sent.expire(&self.router))
+    /// Returns the policies for a service, if there are any.
+    pub(super) fn policies(&self, service: &str) -> Option<Arc<ServicePolicies>> {
+        let extensions = self.extensions.as_ref()?;
+        extensions.policies(service, &self.name, &self.callbacks)
     }
 
     /// Drops a call whose outcome is not wanted any more.
@@ -97,6 +107,14 @@ impl ClientCore {
     pub(super) fn timed_out(&self, target: CallTarget<'_>, sent: &SentCall) -> Error {
         self.invalidate_lookup(target);
         target.timed_out(&sent.send_state, sent.timeout, self.address())
+    }
+
+    /// Creates the error of a call whose outcome is not known and will not be.
+    pub(super) fn unreported(&self, target: CallTarget<'_>) -> Error {
+        let reply = target.reply(CallOutcome::Unreported, self.address());
+        reply
+            .err()
+            .unwrap_or_else(|| target.closed("its outcome never came"))
     }
 
     pub(super) fn address(&self) -> &str {

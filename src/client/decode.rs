@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::answer::CallReply;
 use super::call_outcome::{CallOutcome, TooLarge};
 use crate::base::name::{check_action, check_service};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::error_code;
 use crate::error_kind::Refusal;
-use crate::message::Reply;
 use crate::message::batch::BATCH_ACTION;
+use crate::message::{self, Json, Reply, Span};
 use crate::registry::Lookup;
+use crate::resilience::Refused;
 use crate::topology;
 use crate::transport::SendState;
 
@@ -30,12 +32,17 @@ impl CallTarget<'_> {
         check_action(self.action)
     }
 
-    pub(super) fn result<T: DeserializeOwned>(self, outcome: CallOutcome, peer: &str) -> Result<T> {
+    /// Converts the outcome of a call into its answer, whose data are not decoded yet.
+    pub(super) fn reply(self, outcome: CallOutcome, peer: &str) -> Result<CallReply> {
         let Self { service, action } = self;
         match outcome {
             CallOutcome::Reply {
                 body, was_resent, ..
-            } => self.decode_resent(&body, was_resent),
+            } => {
+                let data = self.reply_data(&body, was_resent)?;
+                let data = Span::of(data.as_str(), &body);
+                Ok(CallReply::of_reply(body, data))
+            }
             CallOutcome::NoRoute {
                 reason,
                 queue: None,
@@ -86,13 +93,35 @@ impl CallTarget<'_> {
         body: &[u8],
         was_resent: bool,
     ) -> Result<T> {
-        self.decode(body).map_err(|error| match was_resent {
-            true => error.with_nothing_ran(false),
-            false => error,
+        self.decode(self.reply_data(body, was_resent)?.as_str())
+    }
+
+    /// Returns the data of a reply, or its error.
+    fn reply_data(self, body: &[u8], was_resent: bool) -> Result<Json<'_>> {
+        self.successful_data(body)
+            .map_err(|error| match was_resent {
+                true => error.with_nothing_ran(false),
+                false => error,
+            })
+    }
+
+    /// Decodes the data of a reply, or of a cached answer.
+    pub(super) fn decode<T: DeserializeOwned>(self, data: &str) -> Result<T> {
+        message::decode(data).map_err(|fault| {
+            Error::new(
+                ErrorKind::Decode,
+                format!(
+                    "the reply of {}.{} cannot be read as {}: {fault}",
+                    self.service,
+                    self.action,
+                    std::any::type_name::<T>()
+                ),
+            )
+            .with_text(data)
         })
     }
 
-    fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T> {
+    fn successful_data(self, body: &[u8]) -> Result<Json<'_>> {
         let Self { service, action } = self;
         let reply = Reply::decode(body).map_err(|error| {
             Error::new(
@@ -102,16 +131,7 @@ impl CallTarget<'_> {
             .with_text(error.raw_text().unwrap_or_default())
         })?;
         if reply.success {
-            return reply.data.decode().map_err(|fault| {
-                Error::new(
-                    ErrorKind::Decode,
-                    format!(
-                        "the reply of {service}.{action} cannot be read as {}: {fault}",
-                        std::any::type_name::<T>()
-                    ),
-                )
-                .with_text(reply.data.as_str())
-            });
+            return Ok(reply.data);
         }
         let unknown_action = reply.error_code.as_deref() == Some(error_code::UNKNOWN_ACTION)
             || reply.error.strip_prefix("Unknown action: ") == Some(action);
@@ -178,6 +198,36 @@ impl CallTarget<'_> {
             format!("cannot call {service}.{action}: {cause}"),
         )
         .with_nothing_ran(true)
+    }
+
+    /// Creates the error of a call that a policy has refused.
+    pub(super) fn refused(self, refused: Refused) -> Error {
+        let Refused { by, retry_after } = refused;
+        let service = self.service;
+        let left = retry_after.unwrap_or_default();
+        let fault = match by {
+            Refusal::Breaker => format!(
+                "the circuit breaker of {service} is open, since its calls have failed, for \
+                 another {left:?}"
+            ),
+            Refusal::Throttle => format!("{service} answers too many calls as busy"),
+            Refusal::RateLimit => format!(
+                "the rate limit of {service} has its next free place in {left:?}, after the \
+                 deadline"
+            ),
+            Refusal::InFlight => format!(
+                "too many calls of {service} are in flight already (max_in_flight of its policies)"
+            ),
+            Refusal::Layer => "a layer refused it".to_owned(),
+        };
+        let text = format!("{self} was not sent: {fault}");
+        Error::refused(by, text).with_retry_after(retry_after)
+    }
+
+    /// Creates the error of a call whose layer panicked.
+    pub(super) fn layer_panicked(self, panic: &str) -> Error {
+        let fault = format!("a layer round {self} panicked: {panic}");
+        Error::new(ErrorKind::Misuse, fault)
     }
 
     pub(super) fn too_many_in_flight(self, max: usize) -> Error {
@@ -268,9 +318,10 @@ mod tests {
             body: ReplyBody::Own(reply.as_bytes().to_vec()),
             was_resent: false,
             after: None,
+            is_of_pick: false,
             _request: None,
         };
-        target.result(outcome, "memory")
+        target.decode(target.reply(outcome, "memory")?.json())
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The queue a call goes to: the one that all instances share, or one instance's own.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::call_outcome::CallOutcome;
@@ -7,7 +8,7 @@ use super::decode::CallTarget;
 use super::pending_table::Balanced;
 use crate::error::Result;
 use crate::message::Reply;
-use crate::registry::{Balancer, PickedInstance, Registry};
+use crate::registry::{Balancer, Candidate, PickedInstance, Registry};
 use crate::topology;
 use crate::transport::Publication;
 use crate::verdict::Verdict;
@@ -29,31 +30,26 @@ pub(super) enum Route {
     Picked(String, PickedInstance),
 }
 
-/// A choice of the instances that an attempt may go to. Where it allows none, the attempt goes to any.
+/// A choice of the instances that an attempt may go to.
 pub(super) trait InstanceFilter {
-    /// Returns true if every instance is allowed.
-    fn is_open(&self) -> bool;
+    /// Returns the candidates that are allowed, at least one; `None` if all are.
+    fn narrow(&mut self, candidates: &[Arc<Candidate>]) -> Option<Vec<Arc<Candidate>>>;
 
-    /// Returns true if the instance is allowed.
-    fn allows(&mut self, id: &str) -> bool;
-
-    /// Records the instance that was picked, one of `known`.
-    fn picked(&mut self, id: &str, known: usize);
+    /// Records the instance that was picked, one of `known`; false if another must be picked.
+    fn picked(&mut self, id: &str, known: usize) -> bool;
 }
 
 /// The filter of calls that may go to any instance.
 pub(super) struct AnyInstance;
 
 impl InstanceFilter for AnyInstance {
-    fn is_open(&self) -> bool {
-        true
+    fn narrow(&mut self, _candidates: &[Arc<Candidate>]) -> Option<Vec<Arc<Candidate>>> {
+        None
     }
 
-    fn allows(&mut self, _id: &str) -> bool {
+    fn picked(&mut self, _id: &str, _known: usize) -> bool {
         true
     }
-
-    fn picked(&mut self, _id: &str, _known: usize) {}
 }
 
 /// The share of a call's time that a look-up may take: one part in so many.
@@ -94,13 +90,20 @@ impl Discovery {
         let Some(balancer) = self.balancer.as_ref().filter(|_| !lookup.is_empty()) else {
             return Ok(Route::Shared);
         };
-        let pick = match filter.is_open() {
-            true => lookup.pick(&**balancer, balance_key)?,
-            false => lookup.pick_if(&**balancer, balance_key, &mut |id| filter.allows(id))?,
+        let candidates = lookup.candidates();
+        let pick = |filter: &mut dyn InstanceFilter| {
+            let narrowed = filter.narrow(candidates);
+            let candidates = narrowed.as_deref().unwrap_or(candidates);
+            lookup.pick_from(candidates, &**balancer, balance_key)
         };
-        filter.picked(pick.id(), lookup.iter().len());
-        Ok(match pick.has_own_queue() {
-            true => Route::Picked(topology::instance_queue(service, pick.id()), pick),
+        let mut picked = pick(filter)?;
+        if !filter.picked(picked.id(), candidates.len()) {
+            // Another call has taken the one place that the instance has at this moment.
+            picked = pick(filter)?;
+            let _ = filter.picked(picked.id(), candidates.len());
+        }
+        Ok(match picked.has_own_queue() {
+            true => Route::Picked(topology::instance_queue(service, picked.id()), picked),
             false => Route::Shared,
         })
     }
@@ -113,11 +116,12 @@ impl Discovery {
 
     /// Records at the instance that answered how long it took, and whether it failed.
     pub(super) fn record_latency(&self, service: &str, outcome: &CallOutcome) {
-        if let CallOutcome::Reply {
-            body,
-            after: Some(after),
-            ..
-        } = outcome
+        if self.balancer.is_some()
+            && let CallOutcome::Reply {
+                body,
+                after: Some(after),
+                ..
+            } = outcome
             && let Some(known) = self.registry.known(service)
             && let Ok(Reply {
                 instance_id: Some(id),
@@ -142,7 +146,6 @@ impl Route {
         let balanced = pick.map(|pick| Balanced {
             pick: Some(pick),
             fallback: Some(publication.clone()),
-            at: Instant::now(),
         });
         publication.routing_key = queue;
         balanced

@@ -2,17 +2,26 @@
 //!
 //! [`ServiceClient`] itself is at the crate's root.
 
+mod action_cache;
+mod answer;
+mod async_call;
+mod attempts;
 pub(crate) mod batch;
 mod batch_support;
 mod batch_table;
 mod builder;
 mod call;
 mod call_outcome;
+mod call_pipeline;
 mod call_tables;
 mod coalesced;
 mod core;
 mod decode;
 mod discovery;
+mod extended_builder;
+mod extensions;
+mod fallback;
+mod layer;
 pub(crate) mod options;
 mod passed_on;
 mod pending;
@@ -25,8 +34,11 @@ mod router;
 mod send;
 mod sent_call;
 pub(crate) mod service_client;
+mod started_call;
 
+pub use self::answer::{Answer, CallReply, Origin};
 pub use self::builder::ServiceClientBuilder;
+pub use self::layer::{CallLayer, LayeredCall, NextCall, OutgoingCall};
 pub(crate) use self::options::{CallOptions, RequestOptions, SendOptions};
 pub(crate) use self::passed_on::PassedOn;
 pub use self::pending::{Pending, wait_any};

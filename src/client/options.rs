@@ -27,13 +27,45 @@ pub(crate) struct RequestOptions {
     pub(crate) message_id: Option<String>,
     pub(super) instance: Option<String>,
     pub(super) balance_key: Option<String>,
+    pub(super) no_retry: bool,
+    pub(super) cache: CacheUse,
     headers: Vec<(String, String)>,
+}
+
+/// The use of the response cache by one call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum CacheUse {
+    #[default]
+    Default,
+    /// Neither read nor fill it.
+    Bypass,
+    /// Fill it without reading it.
+    Refresh,
 }
 
 impl RequestOptions {
     /// Adds a header of the program's.
     pub(crate) fn add_header(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.headers.push((name.into(), value.into()));
+    }
+
+    /// Returns the program's headers, in the order in which they were added.
+    pub(super) fn header_pairs(&self) -> &[(String, String)] {
+        &self.headers
+    }
+
+    /// Returns a copy with these headers in place of its own.
+    pub(super) fn with_headers(&self, headers: Vec<(String, String)>) -> Self {
+        Self {
+            headers,
+            ..self.clone()
+        }
+    }
+
+    /// Returns the last header of that name.
+    pub(super) fn last_header(&self, name: &str) -> Option<&str> {
+        let set = self.headers.iter().rev().find(|(set, _)| set == name);
+        set.map(|(_, value)| &**value)
     }
 
     /// Returns the program's headers.
@@ -183,6 +215,26 @@ impl CallOptions {
     /// ```
     pub fn instance(mut self, id: impl Into<String>) -> Self {
         self.request.instance = Some(id.into());
+        self
+    }
+
+    /// Sends the call once, whatever the client's [`Retry`](crate::resilience::Retry) says.
+    pub fn no_retry(mut self) -> Self {
+        self.request.no_retry = true;
+        self
+    }
+
+    /// Neither takes the answer from the client's
+    /// [response cache](crate::cache::ResponseCache) nor stores it there.
+    pub fn no_cache(mut self) -> Self {
+        self.request.cache = CacheUse::Bypass;
+        self
+    }
+
+    /// Calls the service even if the client's [response cache](crate::cache::ResponseCache) has an
+    /// answer, and stores the new one.
+    pub fn refresh(mut self) -> Self {
+        self.request.cache = CacheUse::Refresh;
         self
     }
 

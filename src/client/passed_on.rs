@@ -15,6 +15,13 @@ impl PassedOn {
         (!headers.is_empty()).then_some(Self(headers))
     }
 
+    /// Returns those that are strings.
+    pub(super) fn texts(&self) -> impl Iterator<Item = (String, String)> {
+        let text = |value: &RawValue| serde_json::from_str(value.get()).ok();
+        self.iter()
+            .filter_map(move |(name, value)| Some((name.to_owned(), text(value)?)))
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &RawValue)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }

@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
-use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
-use super::decode::CallTarget;
 use super::pending::{Pending, Progress, ReadyOn};
-use super::sent_call::SentCall;
+use super::started_call::StartedCall;
 use crate::base::callbacks::{Notifier, Watched};
 use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::CorrelationId;
 
 /// The reply to an asynchronous call, still to come.
 ///
@@ -23,27 +22,16 @@ use crate::error::{Error, ErrorKind, Result};
 /// looks, still counts. Dropping this abandons the call, sent or not.
 #[must_use = "dropping a PendingReply abandons the call"]
 pub struct PendingReply<T> {
-    client: Arc<ClientCore>,
-    sent: SentCall,
-    service: String,
-    action: String,
+    call: StartedCall,
     /// True once the outcome was taken, or a callback gets it.
     taken: bool,
     reply: PhantomData<fn() -> T>,
 }
 
 impl<T: DeserializeOwned> PendingReply<T> {
-    pub(super) fn new(
-        client: Arc<ClientCore>,
-        sent: SentCall,
-        service: &str,
-        action: &str,
-    ) -> Self {
+    pub(super) fn new(call: StartedCall) -> Self {
         Self {
-            client,
-            sent,
-            service: service.to_owned(),
-            action: action.to_owned(),
+            call,
             taken: false,
             reply: PhantomData,
         }
@@ -55,8 +43,10 @@ impl<T: DeserializeOwned> PendingReply<T> {
     ///
     /// Fails as [`ServiceClient::call`](crate::ServiceClient::call) does.
     pub fn wait(mut self) -> Result<T> {
-        self.wait_until(self.sent.send_state.deadline())
-            .unwrap_or_else(|| self.end_at_deadline())
+        // The call has a deadline.
+        let far = deadline::after(Duration::MAX);
+        let result = self.wait_deadline(far);
+        result.unwrap_or_else(|| Err(self.call.core().unreported(self.call.target())))
     }
 
     /// Blocks until the reply arrives, at most `timeout`; `None` means not yet.
@@ -76,9 +66,16 @@ impl<T: DeserializeOwned> PendingReply<T> {
     ///
     /// Fails as [`wait_timeout`](PendingReply::wait_timeout) does.
     pub fn wait_deadline(&mut self, deadline: Instant) -> Option<Result<T>> {
-        let end = self.sent.send_state.deadline();
-        self.wait_until(deadline.min(end))
-            .or_else(|| (Instant::now() >= end).then(|| self.end_at_deadline()))
+        if self.taken {
+            return Some(Err(self.already_taken()));
+        }
+        let target = self.call.target();
+        if let Err(error) = self.call.core().broker.check_owner_process(&target) {
+            return Some(Err(error));
+        }
+        let reply = self.call.advance(deadline)?;
+        self.taken = true;
+        Some(reply.and_then(|reply| self.call.target().decode(reply.json())))
     }
 
     /// Returns the reply if it has arrived; never blocks.
@@ -126,54 +123,23 @@ impl<T: DeserializeOwned> PendingReply<T> {
         if self.taken {
             return Err(self.already_taken());
         }
-        let client = Arc::clone(&self.client);
-        client.watch(Box::new(ReplyCallback {
+        let core = Arc::clone(self.call.core());
+        core.watch(Box::new(ReplyCallback {
             pending: self,
             callback,
-            is_decided: false,
+            watched: None,
+            is_counted: false,
         }))
-    }
-
-    fn wait_until(&mut self, until: Instant) -> Option<Result<T>> {
-        if self.taken {
-            return Some(Err(self.already_taken()));
-        }
-        if let Err(error) = self.client.broker.check_owner_process(&self.target()) {
-            return Some(Err(error));
-        }
-        let outcome = self.sent.wait(until, self.client.broker.spin_for())?;
-        self.taken = true;
-        Some(self.client.result(self.target(), outcome))
-    }
-
-    fn end_at_deadline(&mut self) -> Result<T> {
-        match self.take_at_deadline() {
-            Some(outcome) => self.client.result(self.target(), outcome),
-            None => Err(self.client.timed_out(self.target(), &self.sent)),
-        }
     }
 }
 
 impl<T> PendingReply<T> {
-    /// Takes the outcome; `None` if the call ends without one.
-    fn take_at_deadline(&mut self) -> Option<CallOutcome> {
-        self.taken = true;
-        self.sent.expire(&self.client.router)
-    }
-
-    fn target(&self) -> CallTarget<'_> {
-        CallTarget {
-            service: &self.service,
-            action: &self.action,
-        }
-    }
-
     fn already_taken(&self) -> Error {
         Error::new(
             ErrorKind::Misuse,
             format!(
-                "the outcome of {}.{} has been taken already",
-                self.service, self.action
+                "the outcome of {} has been taken already",
+                self.call.target()
             ),
         )
     }
@@ -183,8 +149,31 @@ impl<T> PendingReply<T> {
 struct ReplyCallback<T, F> {
     pending: PendingReply<T>,
     callback: F,
-    /// True if the call had ended before the thread watched it.
-    is_decided: bool,
+    /// The request whose outcome the thread is notified of.
+    watched: Option<CorrelationId>,
+    /// True if the call counts as in flight until the callback has run.
+    is_counted: bool,
+}
+
+impl<T, F> ReplyCallback<T, F> {
+    /// Registers the callback thread for the outcome of the request on its way, if it is another
+    /// than before.
+    fn watch(&mut self, ready: &Notifier) {
+        let router = &self.pending.call.core().router;
+        let Some(id) = self.pending.call.sent().map(|sent| sent.id) else {
+            return;
+        };
+        if self.watched.replace(id) == Some(id) {
+            return;
+        }
+        if self.is_counted {
+            router.callback_done(); // that of the attempt before
+        }
+        self.is_counted = true;
+        if !router.set_callback(id, ready.clone()) {
+            ready.notify(); // it has been decided
+        }
+    }
 }
 
 impl<T, F> Watched for ReplyCallback<T, F>
@@ -193,27 +182,31 @@ where
     F: FnOnce(Result<T>) + Send + 'static,
 {
     fn start(&mut self, ready: &Notifier) {
-        let PendingReply { client, sent, .. } = &self.pending;
-        self.is_decided = !client.router.set_callback(sent.id, ready.clone());
+        self.watch(ready);
     }
 
-    fn is_ready(&mut self, _ready: &Notifier) -> bool {
-        self.is_decided || self.pending.sent.has_outcome()
+    fn is_ready(&mut self, ready: &Notifier) -> bool {
+        let is_ready = self.pending.call.is_ready();
+        self.watch(ready);
+        is_ready
     }
 
     fn deadline(&self) -> Instant {
-        self.pending.sent.send_state.deadline()
+        self.pending.call.next_step()
     }
 
     fn finish(self: Box<Self>) {
         let Self {
             mut pending,
             callback,
+            is_counted,
             ..
         } = *self;
         // Before the callback runs: it may panic.
-        let done = CallbackDone(Arc::clone(&pending.client), 1);
-        let result = pending.end_at_deadline();
+        let done = CallbackDone(Arc::clone(pending.call.core()), usize::from(is_counted));
+        let result = pending.try_wait();
+        let target = pending.call.target();
+        let result = result.unwrap_or_else(|| Err(pending.call.core().unreported(target)));
         drop(pending);
         callback(result);
         drop(done);
@@ -233,15 +226,18 @@ impl Drop for CallbackDone {
 
 impl<T> Progress for PendingReply<T> {
     fn is_ready(&mut self) -> bool {
-        self.taken || self.sent.has_outcome()
+        self.taken || self.call.is_ready()
     }
 
     fn deadline(&self) -> Instant {
-        self.sent.send_state.deadline()
+        self.call.next_step()
     }
 
     fn ready_on(&self) -> ReadyOn<'_> {
-        ReadyOn::Reply(&self.sent.slot.outcome)
+        match self.call.sent() {
+            Some(sent) => ReadyOn::Reply(&sent.slot.outcome),
+            None => ReadyOn::Nothing,
+        }
     }
 }
 
@@ -250,7 +246,7 @@ impl<T> Pending for PendingReply<T> {}
 impl<T> Drop for PendingReply<T> {
     fn drop(&mut self) {
         if !self.taken {
-            self.client.forget(&self.sent);
+            self.call.abandon();
         }
     }
 }
@@ -258,8 +254,8 @@ impl<T> Drop for PendingReply<T> {
 impl<T> fmt::Debug for PendingReply<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PendingReply")
-            .field("service", &self.service)
-            .field("action", &self.action)
+            .field("service", &self.call.target().service)
+            .field("action", &self.call.target().action)
             .finish_non_exhaustive()
     }
 }

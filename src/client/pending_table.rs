@@ -67,6 +67,8 @@ pub(crate) struct PendingCall {
     pub(crate) sent_in: Option<CorrelationId>,
     /// The balancer's choice, if there is a balancer.
     pub(crate) balanced: Option<Box<Balanced>>,
+    /// The moment of sending, if the time to the reply is measured.
+    pub(crate) began: Option<Instant>,
 }
 
 /// A call for an instance that a balancer has picked.
@@ -76,8 +78,6 @@ pub(crate) struct Balanced {
     pub(crate) pick: Option<PickedInstance>,
     /// The request to the shared queue, which is sent then.
     pub(crate) fallback: Option<Publication>,
-    /// The moment when it was picked.
-    pub(crate) at: Instant,
 }
 
 /// The receiver of a call's outcome.
@@ -243,6 +243,7 @@ mod tests {
             resend_copy: None,
             sent_in: None,
             balanced: None,
+            began: None,
         }
     }
 

@@ -174,7 +174,8 @@ fn wake(call: PendingCall, outcome: CallOutcome) {
 
 fn reply_outcome(call: &mut PendingCall, body: ReplyBody) -> CallOutcome {
     CallOutcome::Reply {
-        after: call.balanced.as_ref().map(|balanced| balanced.at.elapsed()),
+        after: call.began.map(|began| began.elapsed()),
+        is_of_pick: (call.balanced.as_ref()).is_some_and(|balanced| balanced.pick.is_some()),
         was_resent: call.send_state.was_resent(),
         _request: call.resend_copy.take(),
         body,

@@ -34,11 +34,6 @@ impl SentCall {
         park::recv_parked(&self.slot.outcome, until, spin_for)
     }
 
-    /// Returns true if the outcome can be taken.
-    pub(super) fn has_outcome(&self) -> bool {
-        !self.slot.outcome.is_empty()
-    }
-
     /// Ends the wait at the deadline. Returns the outcome if it was decided at the last
     /// moment.
     pub(super) fn expire(&self, router: &Router) -> Option<CallOutcome> {

@@ -2,17 +2,18 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::call_outcome::CallOutcome;
+use super::CallOptions;
+use super::PassedOn;
 use super::core::ClientCore;
 use super::decode::CallTarget;
-use super::options::RequestKind;
-use super::{CallOptions, PassedOn, PendingReply};
+use super::options::RequestOptions;
 use crate::error::Result;
+use crate::resilience::BreakerHandle;
 
 /// A client of other services.
 ///
@@ -42,6 +43,15 @@ pub struct ServiceClient {
 }
 
 impl ServiceClient {
+    /// Creates a handle without a deadline.
+    pub(super) fn of(inner: Arc<ClientCore>) -> Self {
+        Self {
+            inner,
+            until: None,
+            passed_on: None,
+        }
+    }
+
     /// Calls `action` of `service` and blocks until the reply arrives, at most
     /// the client's timeout, 5 s by default. The type of the reply is inferred, or named:
     /// `let n: u64 = client.call(…)?` or `client.call::<u64>(…)?`.
@@ -96,70 +106,8 @@ impl ServiceClient {
         options: &CallOptions,
     ) -> Result<Resp> {
         let target = CallTarget { service, action };
-        let sent = self.start_call(target, request, &options.request, RequestKind::Call)?;
-        let outcome = self.inner.outcome(&sent);
-        let is_unreported = matches!(outcome, Some(CallOutcome::Unreported));
-        let result = match outcome {
-            Some(outcome) => self.inner.result(target, outcome),
-            None => Err(self.inner.timed_out(target, &sent)),
-        };
-        if !is_unreported {
-            sent.slot.put_back();
-        }
-        result
-    }
-
-    /// Sends the request and returns a handle, not a future: wait for the reply through
-    /// the [`PendingReply`], or give it to a callback by [`PendingReply::then`].
-    ///
-    /// Blocks only while the outgoing queue is full, at most the timeout, which runs from now.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the request cannot be sent: encoding, names, the limit on calls in flight, the
-    /// timeout, a closed client.
-    ///
-    /// ```
-    /// # use coney::{Broker, ServiceClient, ServiceServer};
-    /// # let broker = Broker::memory();
-    /// # let server = ServiceServer::builder(&broker, "math")
-    /// #     .respond("double", |n: u64| n * 2).start()?;
-    /// # let client = ServiceClient::new(&broker, "order-service")?;
-    /// let first = client.call_async::<u64>("math", "double", &1)?;
-    /// let second = client.call_async::<u64>("math", "double", &2)?;
-    /// assert_eq!(first.wait()? + second.wait()?, 6);
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn call_async<Resp: DeserializeOwned>(
-        &self,
-        service: &str,
-        action: &str,
-        request: &(impl Serialize + ?Sized),
-    ) -> Result<PendingReply<Resp>> {
-        self.call_async_with(service, action, request, &CallOptions::new())
-    }
-
-    /// Sends the request with options and returns a handle, as
-    /// [`call_async`](ServiceClient::call_async).
-    ///
-    /// # Errors
-    ///
-    /// Fails as [`call_async`](ServiceClient::call_async) does.
-    pub fn call_async_with<Resp: DeserializeOwned>(
-        &self,
-        service: &str,
-        action: &str,
-        request: &(impl Serialize + ?Sized),
-        options: &CallOptions,
-    ) -> Result<PendingReply<Resp>> {
-        let target = CallTarget { service, action };
-        let sent = self.start_call(target, request, &options.request, RequestKind::AsyncCall)?;
-        Ok(PendingReply::new(
-            Arc::clone(&self.inner),
-            sent,
-            service,
-            action,
-        ))
+        let reply = self.answer(target, request, &options.request)?;
+        target.decode(reply.json())
     }
 
     /// Returns a handle on the same client all of whose calls and commands end by
@@ -191,6 +139,61 @@ impl ServiceClient {
             passed_on: Some(Arc::new(headers)),
             ..self
         }
+    }
+
+    /// Returns the circuit breaker of a service, if the client has
+    /// [policies](crate::client::ServiceClientBuilder::resilience) with one for it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use coney::resilience::{BreakerState, Refusal, Resilience};
+    /// use coney::{Broker, ServiceClient};
+    ///
+    /// let client = ServiceClient::builder(&Broker::memory(), "shop")
+    ///     .resilience(Resilience::new())
+    ///     .build()?;
+    /// let breaker = client.breaker("pay-service").unwrap();
+    /// breaker.hold_open(Duration::from_secs(600)); // while the service is migrated
+    /// assert_eq!(breaker.state(), BreakerState::HeldOpen);
+    /// let error = client.call::<()>("pay-service", "charge", &5).unwrap_err();
+    /// assert_eq!(error.refused_by(), Some(Refusal::Breaker));
+    /// breaker.close();
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn breaker(&self, service: &str) -> Option<BreakerHandle> {
+        BreakerHandle::new(self.inner.policies(service)?)
+    }
+
+    /// Returns the instances of a service that are not picked at this time, because they fail or are
+    /// slow, each with the time until it is tried again. There are none without an
+    /// [`Ejection`](crate::resilience::Ejection) and a balancer.
+    pub fn ejected(&self, service: &str) -> Vec<(String, Duration)> {
+        let policies = self.inner.policies(service);
+        policies.map_or_else(Vec::new, |policies| policies.ejected(Instant::now()))
+    }
+
+    /// Returns the headers of a call, those that are passed on before its own.
+    pub(super) fn headers(&self, options: &RequestOptions) -> Vec<(String, String)> {
+        let passed_on = self
+            .passed_on
+            .iter()
+            .flat_map(|passed_on| passed_on.texts());
+        passed_on
+            .chain(options.header_pairs().iter().cloned())
+            .collect()
+    }
+
+    /// Returns the header of that name of a call: its own, or the JSON text of one that is passed on.
+    pub(super) fn last_header<'a>(
+        &'a self,
+        options: &'a RequestOptions,
+        name: &str,
+    ) -> Option<&'a str> {
+        options.last_header(name).or_else(|| {
+            let mut passed_on = self.passed_on.iter().flat_map(|passed_on| passed_on.iter());
+            let found = passed_on.find(|(passed_on, _)| *passed_on == name);
+            found.map(|(_, value)| value.get())
+        })
     }
 
     /// Returns the number of calls that wait for their replies, or for their callbacks

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// The place of a text in a body, for a holder of both that cannot borrow. A text that had escapes
 /// is stored unescaped.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Span {
     In(Range<usize>),
     Own(Box<str>),

@@ -80,24 +80,13 @@ impl Lookup {
         self.pick_from(&self.snapshot.ready, balancer, key)
     }
 
-    /// Picks one of the live and healthy instances that `allows` returns true for, or, if there is
-    /// none, one of all.
-    pub(crate) fn pick_if(
-        &self,
-        balancer: &dyn Balancer,
-        key: Option<&str>,
-        allows: &mut dyn FnMut(&str) -> bool,
-    ) -> Result<PickedInstance> {
-        let ready = self.snapshot.ready.iter();
-        let allowed = ready.filter(|one| allows(one.instance().id()));
-        let allowed: Vec<Arc<Candidate>> = allowed.cloned().collect();
-        match allowed.is_empty() {
-            true => self.pick(balancer, key),
-            false => self.pick_from(&allowed, balancer, key),
-        }
+    /// Returns the live and healthy instances as balancers see them.
+    pub(crate) fn candidates(&self) -> &[Arc<Candidate>] {
+        &self.snapshot.ready
     }
 
-    fn pick_from(
+    /// Picks one of these instances.
+    pub(crate) fn pick_from(
         &self,
         ready: &[Arc<Candidate>],
         balancer: &dyn Balancer,

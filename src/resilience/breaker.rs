@@ -32,7 +32,8 @@ type ListenerFn = dyn Fn(&BreakerChange) + Send + Sync;
 /// | open | are refused | after 5 s, and after twice as long each time it opens again, up to 60 s: half-open |
 /// | half-open | at most 3 at a time are sent, as probes | when 3 in a row went well: closed; at the first that did not: open |
 ///
-/// The periods vary by ±10 %, so that many clients do not probe at the same moment. After 30 s
+/// The periods vary by ±10 %, up to the longest, so that many clients do not probe at the same
+/// moment. After 30 s
 /// closed the next period is 5 s again. Outcomes of calls that were sent before the last change of
 /// state do not count. There is no timer: the first call after the period is the first probe.
 ///

@@ -13,6 +13,10 @@ const FORGET_AFTER: Duration = Duration::from_secs(30);
 /// The longest period, a year: in effect no limit, and far from overflowing an `Instant`.
 const LONGEST_PERIOD: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
+/// The width of the range by which the lengths of periods vary, as a share of them, so that many
+/// clients do not probe at the same moment.
+const JITTER: f64 = 0.2;
+
 /// The time to wait when all probes are in flight: their outcomes are not far, and cannot be known.
 const PROBE_WAIT: Duration = Duration::from_millis(100);
 
@@ -47,6 +51,8 @@ enum Phase {
     HalfOpen {
         in_flight: u32,
         went_well: u32,
+        /// The last deadline of the probes: all have ended then, even if their permits are kept.
+        deadline: Instant,
     },
     HeldOpen {
         until: Instant,
@@ -109,23 +115,33 @@ impl Circuit {
         }
     }
 
-    /// Returns a permit if a call may be sent.
+    /// Returns a permit if a call may be sent that ends by `deadline`.
     ///
     /// # Errors
     ///
     /// The time after which another attempt makes sense, if not.
-    pub(crate) fn admit(&mut self, now: Instant) -> Result<CircuitPermit, Duration> {
-        if self.phase.until().is_some_and(|until| until <= now) {
+    pub(crate) fn admit(
+        &mut self,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<CircuitPermit, Duration> {
+        if self.is_half_open_due(now) {
             let half_open = Phase::HalfOpen {
                 in_flight: 0,
                 went_well: 0,
+                deadline,
             };
             self.enter(half_open, None);
         }
         match &mut self.phase {
             Phase::Closed { .. } => {}
-            Phase::HalfOpen { in_flight, .. } if *in_flight < self.settings.probes => {
+            Phase::HalfOpen {
+                in_flight,
+                deadline: last,
+                ..
+            } if *in_flight < self.settings.probes => {
                 *in_flight += 1;
+                *last = (*last).max(deadline);
             }
             Phase::HalfOpen { .. } => return Err(PROBE_WAIT),
             Phase::Open { until } | Phase::HeldOpen { until } => {
@@ -135,6 +151,20 @@ impl Circuit {
         Ok(CircuitPermit {
             generation: self.generation,
         })
+    }
+
+    /// Returns true if the open period is over, or all probes have ended without giving back their
+    /// permits, as those of asynchronous calls that the program does not wait for.
+    fn is_half_open_due(&self, now: Instant) -> bool {
+        match self.phase {
+            Phase::Open { until } | Phase::HeldOpen { until } => until <= now,
+            Phase::HalfOpen {
+                in_flight,
+                deadline,
+                ..
+            } => in_flight >= self.settings.probes && deadline < now,
+            Phase::Closed { .. } => false,
+        }
     }
 
     /// Takes a permit back, with the outcome of its call; without one if the call was not sent, or
@@ -152,6 +182,7 @@ impl Circuit {
             Phase::HalfOpen {
                 in_flight,
                 went_well,
+                ..
             } => {
                 *in_flight = in_flight.saturating_sub(1);
                 let Some(end) = end else { return };
@@ -225,8 +256,11 @@ impl Circuit {
         let factor = 1u32.checked_shl(self.periods).unwrap_or(u32::MAX);
         self.periods = self.periods.saturating_add(1);
         let length = self.settings.first_open.saturating_mul(factor);
-        let length = length.min(self.settings.longest_open).min(LONGEST_PERIOD);
-        let length = length.mul_f64(jitter(&mut self.random));
+        let longest = self.settings.longest_open.min(LONGEST_PERIOD);
+        // The longest period varies below its length, and the others round theirs.
+        let jitter = (self.random.f64() - 0.5) * JITTER;
+        let length = length.min(longest.div_f64(1.0 + JITTER / 2.0));
+        let length = length.mul_f64(1.0 + jitter).min(longest);
         let until = now + length;
         self.enter(Phase::Open { until }, Some(length));
     }
@@ -256,11 +290,6 @@ impl Circuit {
 
 fn is_slow(settings: &Breaker, end: CallEnd) -> bool {
     settings.slow.is_some_and(|(than, _)| end.took > than)
-}
-
-/// Returns a factor from 0.9 to 1.1, so that many clients do not probe at the same moment.
-fn jitter(random: &mut fastrand::Rng) -> f64 {
-    0.9 + 0.2 * random.f64()
 }
 
 #[cfg(test)]

@@ -193,6 +193,7 @@ impl PendingBatch {
                         body: body.clone(),
                         was_resent,
                         after: None,
+                        is_of_pick: false,
                         _request: None,
                     }),
                     true => BatchedResult::Failed(Error::new(

@@ -1,6 +1,7 @@
 //! Property tests of the circuit breaker with random schedules: a model that keeps a log of every
 //! outcome, and the proof that it never stays half-open.
 
+use super::tests::far;
 use super::*;
 use proptest::prelude::*;
 
@@ -108,10 +109,11 @@ impl Model {
 
     fn open(&mut self, now: Instant) {
         self.leave_closed(now);
-        let seconds = (5.0 * 2f64.powi(self.periods)).min(60.0);
+        let seconds = (5.0 * 2f64.powi(self.periods)).min(60.0 / 1.1);
         self.periods += 1;
-        let length = Duration::from_secs_f64(seconds);
-        self.until = now + length.mul_f64(0.9 + 0.2 * self.random.f64());
+        let jitter = (self.random.f64() - 0.5) * JITTER;
+        let length = Duration::from_secs_f64(seconds).mul_f64(1.0 + jitter);
+        self.until = now + length.min(60 * SECOND);
         self.enter(BreakerState::Open);
     }
 
@@ -175,7 +177,7 @@ proptest! {
             match step {
                 Step::Pass(_) => {}
                 Step::Admit => {
-                    let (permit, wanted) = (circuit.admit(now), model.admit(now));
+                    let (permit, wanted) = (circuit.admit(now, far(now)), model.admit(now));
                     prop_assert_eq!(permit.is_ok(), wanted.is_some());
                     permits.extend(permit.ok().zip(wanted));
                 }
@@ -226,7 +228,7 @@ proptest! {
         for (step, _) in steps {
             match step {
                 Step::Pass(millis) => now += Duration::from_millis(millis),
-                Step::Admit => permits.extend(circuit.admit(now)),
+                Step::Admit => permits.extend(circuit.admit(now, far(now))),
                 Step::End(which, outcome) if !permits.is_empty() => {
                     let permit = permits.swap_remove(which % permits.len());
                     circuit.ended(permit, outcome.map(end), now);
@@ -244,6 +246,6 @@ proptest! {
             circuit.ended(permit, last.map(end), now);
         }
         let left = circuit.retry_after(now).unwrap_or_default();
-        prop_assert!(circuit.admit(now + left).is_ok());
+        prop_assert!(circuit.admit(now + left, far(now + left)).is_ok());
     }
 }

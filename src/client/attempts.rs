@@ -1,0 +1,485 @@
+//! The attempts at one call: admission, sending, waiting, and the decision to try again.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::ServiceClient;
+use super::answer::CallReply;
+use super::call::{CallDeadline, RequestSpec};
+use super::call_outcome::CallOutcome;
+use super::core::ClientCore;
+use super::decode::CallTarget;
+use super::discovery::InstanceFilter;
+use super::layer::{LayeredCall, NextCall, OnEnd, OutgoingCall};
+use super::options::{RequestKind, RequestOptions};
+use super::sent_call::SentCall;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::new_message_id;
+use crate::registry::Candidate;
+use crate::resilience::{Permit, ServicePolicies};
+
+/// The attempts at one call, at most one at a time. Driven by the thread that waits for the call.
+pub(super) struct Attempts {
+    policies: Option<Arc<ServicePolicies>>,
+    limit: CallDeadline,
+    is_idempotent: bool,
+    may_retry: bool,
+    /// The message id of all attempts, if there may be several.
+    message_id: Option<String>,
+    /// The number of attempts that were begun.
+    made: u32,
+    /// The instances that have failed.
+    tried: Vec<Box<str>>,
+    state: State,
+}
+
+enum State {
+    /// The next attempt begins at this moment.
+    Due {
+        at: Instant,
+        /// True if its place in the rate limit is reserved.
+        is_reserved: bool,
+    },
+    Sent(SentAttempt),
+    Ended,
+}
+
+/// An attempt on its way.
+struct SentAttempt {
+    /// The request; none if a layer has ended the attempt.
+    sent: Option<SentCall>,
+    permit: Option<Permit>,
+    /// The instance that was picked.
+    instance: Option<Box<str>>,
+    deadline: Instant,
+    on_end: Vec<OnEnd>,
+    /// The result, if a layer has ended the attempt.
+    ended: Option<Result<CallReply>>,
+}
+
+/// A call as each attempt sends it.
+pub(super) struct CallSender<'a, Req: ?Sized> {
+    pub(super) client: &'a ServiceClient,
+    pub(super) target: CallTarget<'a>,
+    pub(super) request: &'a Req,
+    /// The payload as JSON text, if the client has layers.
+    pub(super) payload: &'a str,
+    pub(super) options: &'a RequestOptions,
+    pub(super) kind: RequestKind,
+}
+
+impl Attempts {
+    /// Creates the attempts at a call that begins now.
+    pub(super) fn new(
+        policies: Option<Arc<ServicePolicies>>,
+        options: &RequestOptions,
+        limit: CallDeadline,
+    ) -> Self {
+        let now = Instant::now();
+        let mut may_retry = false;
+        if let Some(policies) = &policies {
+            may_retry = policies.retries() && !options.no_retry;
+            policies.called(now);
+        }
+        let needs_id = may_retry && options.message_id.is_none();
+        Self {
+            policies,
+            limit,
+            is_idempotent: options.idempotent,
+            may_retry,
+            message_id: needs_id.then(new_message_id),
+            made: 0,
+            tried: Vec::new(),
+            state: State::Due {
+                at: now,
+                is_reserved: false,
+            },
+        }
+    }
+
+    /// Returns true if the request may have to be sent again.
+    pub(super) fn may_retry(&self) -> bool {
+        self.may_retry
+    }
+
+    /// Sends the first attempt, if it is due now. Returns the error of a call that cannot be sent and
+    /// is not tried again.
+    pub(super) fn start<Req: Serialize + ?Sized>(
+        &mut self,
+        call: &CallSender<'_, Req>,
+    ) -> Option<Result<CallReply>> {
+        self.step(call, None)
+    }
+
+    /// Drives the call until it ends, and waits at most until `until`; `None` means not yet. Sending
+    /// may wait longer, for a look-up and for room in the outgoing queue, at most until the
+    /// attempt's deadline.
+    pub(super) fn advance<Req: Serialize + ?Sized>(
+        &mut self,
+        call: &CallSender<'_, Req>,
+        until: Instant,
+    ) -> Option<Result<CallReply>> {
+        self.step(call, Some(until))
+    }
+
+    /// Drives the call until `until`, or, without one, until a request is on its way.
+    fn step<Req: Serialize + ?Sized>(
+        &mut self,
+        call: &CallSender<'_, Req>,
+        until: Option<Instant>,
+    ) -> Option<Result<CallReply>> {
+        loop {
+            let result = match &mut self.state {
+                &mut State::Due { at, is_reserved } => {
+                    if !sleep_until(at, until.unwrap_or(at.min(Instant::now()))) {
+                        return None;
+                    }
+                    match self.begin(call, is_reserved) {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    }
+                }
+                State::Sent(attempt) if until.is_none() && attempt.is_on_its_way() => return None,
+                State::Sent(attempt) => {
+                    let until = until.unwrap_or_else(Instant::now);
+                    let outcome = attempt.wait(&call.client.inner, until)?;
+                    self.end_attempt(call, outcome)
+                }
+                State::Ended => {
+                    let fault = format!("the outcome of {} has been taken already", call.target);
+                    return Some(Err(Error::new(ErrorKind::Misuse, fault)));
+                }
+            };
+            let made = self.made;
+            match result {
+                Ok(reply) => {
+                    self.state = State::Ended;
+                    return Some(Ok(reply.with_attempts(made)));
+                }
+                Err(error) => match self.next_attempt(&error) {
+                    Some(at) => {
+                        self.state = State::Due {
+                            at,
+                            is_reserved: false,
+                        };
+                    }
+                    None => {
+                        self.state = State::Ended;
+                        return Some(Err(error.with_attempts(made.max(1))));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Begins the attempt that is due: reserves its place in the rate limit, which may put it off,
+    /// passes the other policies, and sends the request.
+    fn begin<Req: Serialize + ?Sized>(
+        &mut self,
+        call: &CallSender<'_, Req>,
+        is_reserved: bool,
+    ) -> Result<()> {
+        let limit = self.attempt_limit();
+        let mut permit = None;
+        if let Some(policies) = &self.policies {
+            let now = Instant::now();
+            let refused = |refused| call.target.refused(refused);
+            if !is_reserved {
+                let reserved = policies.reserve(now, limit.left()).map_err(refused)?;
+                if let Some(at) = reserved {
+                    self.state = State::Due {
+                        at,
+                        is_reserved: true,
+                    };
+                    return Ok(());
+                }
+            }
+            permit = Some(policies.admit(now, limit.deadline).map_err(refused)?);
+        }
+        self.made += 1;
+        let mut attempt = SentAttempt {
+            sent: None,
+            permit,
+            instance: None,
+            deadline: limit.deadline,
+            on_end: Vec::new(),
+            ended: None,
+        };
+        self.send(call, limit, &mut attempt);
+        self.state = State::Sent(attempt);
+        Ok(())
+    }
+
+    /// Sends the request of an attempt through the layers round it.
+    fn send<Req: Serialize + ?Sized>(
+        &self,
+        call: &CallSender<'_, Req>,
+        limit: CallDeadline,
+        attempt: &mut SentAttempt,
+    ) {
+        let extensions = call.client.inner.extensions.as_deref();
+        let layers = extensions.map_or(&[][..], |extensions| &extensions.attempt_layers);
+        if layers.is_empty() {
+            match self.send_request(call, call.options, limit, attempt) {
+                Ok(sent) => attempt.sent = Some(sent),
+                Err(error) => attempt.ended = Some(Err(error)),
+            }
+            return;
+        }
+        let mut outgoing = OutgoingCall {
+            target: call.target,
+            payload: call.payload,
+            attempt: self.made,
+            deadline: limit.deadline,
+            headers: call.client.headers(call.options),
+        };
+        let mut start = |outgoing: &mut OutgoingCall<'_>| {
+            let options = call.options.with_headers(outgoing.headers.clone());
+            match self.send_request(call, &options, limit, attempt) {
+                Ok(sent) => {
+                    attempt.sent = Some(sent);
+                    LayeredCall::pending()
+                }
+                Err(error) => LayeredCall::ended(Err(error)),
+            }
+        };
+        let next = NextCall {
+            layers,
+            start: &mut start,
+        };
+        let layered = next.run(&mut outgoing);
+        attempt.ended = layered.ended;
+        attempt.on_end = layered.on_end;
+    }
+
+    fn send_request<Req: Serialize + ?Sized>(
+        &self,
+        call: &CallSender<'_, Req>,
+        options: &RequestOptions,
+        limit: CallDeadline,
+        attempt: &mut SentAttempt,
+    ) -> Result<SentCall> {
+        let spec = RequestSpec {
+            target: call.target,
+            options,
+            kind: call.kind,
+            limit,
+            attempt: self.made,
+            message_id: self.message_id.as_deref(),
+            is_timed: self.policies.is_some(),
+        };
+        let mut filter = AttemptFilter {
+            policies: self.policies.as_deref(),
+            tried: &self.tried,
+            attempt,
+        };
+        call.client.start_call_to(spec, call.request, &mut filter)
+    }
+
+    /// Ends the attempt on its way, and passes its result through the layers round it.
+    fn end_attempt<Req: ?Sized>(
+        &mut self,
+        call: &CallSender<'_, Req>,
+        outcome: AttemptEnd,
+    ) -> Result<CallReply> {
+        let State::Sent(attempt) = std::mem::replace(&mut self.state, State::Ended) else {
+            let fault = format!("{} has no attempt under way", call.target);
+            return Err(Error::new(ErrorKind::Misuse, fault));
+        };
+        let SentAttempt {
+            sent,
+            permit,
+            instance,
+            on_end,
+            ..
+        } = attempt;
+        let core = &call.client.inner;
+        let (mut took, mut is_of_pick, mut is_unreported) = (None, true, false);
+        let result = match outcome {
+            AttemptEnd::Outcome(outcome) => {
+                is_unreported = matches!(outcome, CallOutcome::Unreported);
+                if let CallOutcome::Reply {
+                    after,
+                    is_of_pick: of_pick,
+                    ..
+                } = &outcome
+                {
+                    (took, is_of_pick) = (*after, *of_pick);
+                }
+                core.reply(call.target, outcome)
+            }
+            AttemptEnd::TimedOut => match &sent {
+                Some(sent) => Err(core.timed_out(call.target, sent)),
+                None => Err(core.unreported(call.target)),
+            },
+            AttemptEnd::Result(result) => result,
+        };
+        // A slot whose outcome was decided and never came may still be filled.
+        if let Some(sent) = sent
+            && call.kind == RequestKind::Call
+            && !is_unreported
+        {
+            sent.slot.put_back();
+        }
+        if let Some(permit) = permit {
+            let result = result.as_ref().map(drop);
+            permit.ended(result, took, is_of_pick, Instant::now());
+        }
+        if result.is_err()
+            && let Some(instance) = instance
+        {
+            self.tried.push(instance);
+        }
+        on_end
+            .into_iter()
+            .fold(result, |result, on_end| on_end(result))
+    }
+
+    /// Returns the time of the next attempt after one that failed with `error`, if there is one.
+    fn next_attempt(&self, error: &Error) -> Option<Instant> {
+        let policies = self.policies.as_ref().filter(|_| self.may_retry)?;
+        let now = Instant::now();
+        let (made, deadline) = (self.made, self.limit.deadline);
+        policies.next_attempt(error, made, self.is_idempotent, now, deadline)
+    }
+
+    /// Returns the deadline of an attempt that begins now.
+    fn attempt_limit(&self) -> CallDeadline {
+        let timeout = self.policies.as_ref().and_then(|it| it.attempt_timeout());
+        match timeout {
+            Some(timeout)
+                if self.is_idempotent && self.may_retry && timeout < self.limit.left() =>
+            {
+                CallDeadline {
+                    timeout,
+                    deadline: Instant::now() + timeout,
+                }
+            }
+            _ => self.limit,
+        }
+    }
+}
+
+impl Attempts {
+    /// Returns the moment of the next step if nothing happens before.
+    pub(super) fn next_step(&self) -> Instant {
+        match &self.state {
+            State::Due { at, .. } => *at,
+            State::Sent(attempt) => attempt.deadline,
+            State::Ended => self.limit.deadline,
+        }
+    }
+
+    /// Returns the request that is on its way.
+    pub(super) fn sent(&self) -> Option<&SentCall> {
+        match &self.state {
+            State::Sent(attempt) => attempt.sent.as_ref(),
+            State::Due { .. } | State::Ended => None,
+        }
+    }
+
+    /// Abandons the request on its way.
+    pub(super) fn abandon(&mut self, core: &ClientCore) {
+        if let Some(sent) = self.sent() {
+            core.forget(sent);
+        }
+        self.state = State::Ended;
+    }
+}
+
+/// The end of an attempt.
+enum AttemptEnd {
+    Outcome(CallOutcome),
+    /// Its deadline has passed.
+    TimedOut,
+    /// A layer has ended it, or it was not sent.
+    Result(Result<CallReply>),
+}
+
+impl SentAttempt {
+    /// Returns true if there is a request whose outcome decides the attempt.
+    fn is_on_its_way(&self) -> bool {
+        self.sent.is_some() && self.ended.is_none()
+    }
+
+    /// Waits for the end of the attempt, at most until `until`.
+    fn wait(&mut self, core: &ClientCore, until: Instant) -> Option<AttemptEnd> {
+        if let Some(result) = self.ended.take() {
+            if let Some(sent) = self.sent.take() {
+                core.forget(&sent);
+            }
+            return Some(AttemptEnd::Result(result));
+        }
+        let Some(sent) = &self.sent else {
+            return Some(AttemptEnd::TimedOut);
+        };
+        let outcome = sent.wait(until.min(self.deadline), core.broker.spin_for());
+        if let Some(outcome) = outcome {
+            return Some(AttemptEnd::Outcome(outcome));
+        }
+        if Instant::now() < self.deadline {
+            return None;
+        }
+        let outcome = sent.expire(&core.router);
+        Some(outcome.map_or(AttemptEnd::TimedOut, AttemptEnd::Outcome))
+    }
+}
+
+/// The instances that an attempt may go to: not those that have failed before, unless there are no
+/// others, and not those that are ejected.
+struct AttemptFilter<'a> {
+    policies: Option<&'a ServicePolicies>,
+    tried: &'a [Box<str>],
+    attempt: &'a mut SentAttempt,
+}
+
+impl InstanceFilter for AttemptFilter<'_> {
+    fn narrow(&mut self, candidates: &[Arc<Candidate>]) -> Option<Vec<Arc<Candidate>>> {
+        let policies = self.policies?;
+        let pickable = policies.pickable(candidates, candidate_id, Instant::now());
+        if self.tried.is_empty() {
+            return pickable;
+        }
+        let left = pickable.as_deref().unwrap_or(candidates).iter();
+        let was_tried = |id: &str| self.tried.iter().any(|tried| **tried == *id);
+        let untried: Vec<_> = left
+            .filter(|one| !was_tried(candidate_id(one)))
+            .cloned()
+            .collect();
+        match untried.is_empty() {
+            true => pickable,
+            false => Some(untried),
+        }
+    }
+
+    fn picked(&mut self, id: &str, known: usize) -> bool {
+        self.attempt.instance = Some(id.into());
+        let permit = self.attempt.permit.as_mut();
+        permit.is_none_or(|permit| permit.picked(id, known, Instant::now()))
+    }
+}
+
+fn candidate_id(candidate: &Arc<Candidate>) -> &str {
+    candidate.instance().id()
+}
+
+/// Sleeps until `at`; returns false, at `until`, if that comes before.
+fn sleep_until(at: Instant, until: Instant) -> bool {
+    let left = |end: Instant| end.saturating_duration_since(Instant::now());
+    loop {
+        if left(at).is_zero() {
+            return true;
+        }
+        let pause = left(at.min(until));
+        if pause.is_zero() {
+            return false;
+        }
+        thread::sleep(pause.min(LONGEST_SLEEP));
+    }
+}
+
+/// The longest sleep at a time.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3_600);

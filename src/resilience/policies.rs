@@ -1,0 +1,435 @@
+//! The policies of one client for one service, and their state.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::breaker::Breaker;
+use super::breaker_change::{BreakerChange, BreakerState, Transition};
+use super::budget::RetryBudget;
+use super::circuit::{CallEnd, Circuit, CircuitPermit};
+use super::gcra::Gcra;
+use super::outliers::{EjectionChange, EndedAttempt, Outliers, Pick};
+use super::settings::Resilience;
+use super::throttle::ThrottleState;
+use crate::error::{Error, ErrorKind};
+use crate::error_kind::Refusal;
+use crate::verdict::Verdict;
+
+/// The policies of one client for one service, and their state behind one lock, which is held for
+/// one step of the plain structs and never while anything waits or code of the program runs.
+pub(crate) struct ServicePolicies {
+    service: String,
+    pub(super) settings: Resilience,
+    budget: Option<RetryBudget>,
+    state: Mutex<State>,
+    /// Hands a change of the breaker's state to its listener; does not wait.
+    report: Report,
+}
+
+/// The way of a change of a breaker's state to its listener.
+pub(crate) type Report = Box<dyn Fn(&Breaker, BreakerChange) + Send + Sync>;
+
+struct State {
+    rate: Option<Gcra>,
+    circuit: Option<Circuit>,
+    throttle: Option<ThrottleState>,
+    in_flight: usize,
+    outliers: Option<Outliers>,
+    random: fastrand::Rng,
+}
+
+/// A refusal by a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) by: Refusal,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl ServicePolicies {
+    pub(crate) fn new(service: &str, settings: &Resilience, report: Report) -> Self {
+        let retry = settings.retry.as_ref();
+        Self {
+            service: service.to_owned(),
+            settings: settings.clone(),
+            budget: retry.map(|retry| retry.budget_of_service()),
+            state: Mutex::new(State {
+                rate: settings.rate.as_ref().map(Gcra::new),
+                circuit: settings.breaker.as_ref().map(Circuit::new),
+                throttle: settings.throttle.as_ref().map(ThrottleState::new),
+                in_flight: 0,
+                outliers: settings.ejection.as_ref().map(Outliers::new),
+                random: fastrand::Rng::new(),
+            }),
+            report,
+        }
+    }
+
+    /// Returns the name of the service.
+    pub(crate) fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// Returns true if calls may be sent more than once.
+    pub(crate) fn retries(&self) -> bool {
+        let retry = self.settings.retry.as_ref();
+        retry.is_some_and(|retry| retry.most_attempts() > 1)
+    }
+
+    /// Returns the longest time of one attempt at an idempotent call, if it is limited.
+    pub(crate) fn attempt_timeout(&self) -> Option<Duration> {
+        self.settings.retry.as_ref()?.attempt_timeout()
+    }
+
+    /// Records a call, for the budget of retries.
+    pub(crate) fn called(&self, now: Instant) {
+        if let Some(budget) = &self.budget {
+            budget.called(now);
+        }
+    }
+
+    /// Reserves the place of an attempt in the rate limit: `None` is now.
+    pub(crate) fn reserve(
+        &self,
+        now: Instant,
+        longest_wait: Duration,
+    ) -> Result<Option<Instant>, Refused> {
+        if self.settings.rate.is_none() {
+            return Ok(None);
+        }
+        let mut state = self.state.lock();
+        let Some(rate) = &mut state.rate else {
+            return Ok(None);
+        };
+        let reserved = rate.reserve(now, longest_wait);
+        reserved.map_err(|after| Refused {
+            by: Refusal::RateLimit,
+            retry_after: Some(after),
+        })
+    }
+
+    /// Admits an attempt by the breaker, the throttle and the bound of calls in flight, in this
+    /// order. The attempt ends by `deadline`, and the permit is given back when it is dropped.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Permit, Refused> {
+        let mut state = self.state.lock();
+        let admitted = state.admit(self.settings.max_in_flight, now, deadline);
+        self.unlock(state);
+        Ok(Permit {
+            policies: Arc::clone(self),
+            circuit: admitted?,
+            began: now,
+            instance: None,
+            is_given_back: false,
+        })
+    }
+
+    /// Returns the candidates that may be picked; `None` if all may.
+    pub(crate) fn pickable<T: Clone>(
+        &self,
+        candidates: &[T],
+        id: impl Fn(&T) -> &str,
+        now: Instant,
+    ) -> Option<Vec<T>> {
+        self.settings.ejection.as_ref()?;
+        let mut state = self.state.lock();
+        state.outliers.as_mut()?.pickable(candidates, id, now)
+    }
+
+    /// Decides whether a call that failed with `error` is tried again, and when: `None` is never.
+    /// Takes the retry from the budget, if it costs something.
+    pub(crate) fn next_attempt(
+        &self,
+        error: &Error,
+        made: u32,
+        is_idempotent: bool,
+        now: Instant,
+        deadline: Instant,
+    ) -> Option<Instant> {
+        let retry = self.settings.retry.as_ref()?;
+        if made >= retry.most_attempts() {
+            return None;
+        }
+        let is_named = error.kind() == ErrorKind::Remote
+            && (error.remote_code()).is_some_and(|code| retry.retries_code(code));
+        let may_run_again = is_named || is_idempotent || error.is_safe_to_retry();
+        let costs = match error.verdict() {
+            _ if !may_run_again => return None,
+            _ if is_named => true,
+            Verdict::NotSent | Verdict::NoRoute | Verdict::NoInstance => false,
+            Verdict::Busy => true,
+            Verdict::TimedOut if is_idempotent => true,
+            _ => return None,
+        };
+        let delay = retry.delay(made, &mut self.state.lock().random);
+        let delay = delay.max(error.retry_after().unwrap_or_default());
+        let at = now.checked_add(delay).filter(|at| *at < deadline)?;
+        let is_paid = !costs || (self.budget.as_ref()).is_some_and(|it| it.try_withdraw(now));
+        is_paid.then_some(at)
+    }
+
+    /// Returns the state of the breaker, and the time left of an open period; `None` without a
+    /// breaker.
+    pub(crate) fn breaker(&self, now: Instant) -> Option<(BreakerState, Option<Duration>)> {
+        let state = self.state.lock();
+        let circuit = state.circuit.as_ref()?;
+        Some((circuit.state(now), circuit.retry_after(now)))
+    }
+
+    /// Holds the breaker open for this long.
+    pub(crate) fn hold_open(&self, length: Duration, now: Instant) {
+        let mut state = self.state.lock();
+        if let Some(circuit) = &mut state.circuit {
+            circuit.hold_open(now, length);
+        }
+        self.unlock(state);
+    }
+
+    /// Closes the breaker.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        if let Some(circuit) = &mut state.circuit {
+            circuit.close();
+        }
+        self.unlock(state);
+    }
+
+    /// Returns the instances that are not picked at this time, each with the time until it is tried
+    /// again.
+    pub(crate) fn ejected(&self, now: Instant) -> Vec<(String, Duration)> {
+        let state = self.state.lock();
+        state
+            .outliers
+            .as_ref()
+            .map_or_else(Vec::new, |it| it.ejected(now))
+    }
+
+    /// Releases the lock. Changes of the breaker's state are reported before, so that their order
+    /// is kept, and logged after, since a logger is code of the program's.
+    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        let mut changes = Vec::new();
+        while let Some(change) = state.circuit.as_mut().and_then(Circuit::take_change) {
+            if let Some(breaker) = self
+                .settings
+                .breaker
+                .as_ref()
+                .filter(|it| it.has_listener())
+            {
+                (self.report)(breaker, BreakerChange::new(&*self.service, change));
+            }
+            changes.push(change);
+        }
+        drop(state);
+        for change in changes {
+            self.log(change);
+        }
+    }
+
+    fn log(&self, change: Transition) {
+        let level = match change.to {
+            BreakerState::Open | BreakerState::HeldOpen => log::Level::Warn,
+            BreakerState::Closed | BreakerState::HalfOpen => log::Level::Info,
+        };
+        let (from, to) = (change.from.as_str(), change.to.as_str());
+        match change.retry_after {
+            Some(after) => log::log!(
+                target: "coney::client", level,
+                "{}: the circuit breaker is {to} for {after:?}, and was {from}", self.service
+            ),
+            None => log::log!(
+                target: "coney::client", level,
+                "{}: the circuit breaker is {to}, and was {from}", self.service
+            ),
+        }
+    }
+}
+
+impl ServicePolicies {
+    fn log_ejection(&self, id: &str, change: EjectionChange) {
+        let service = &self.service;
+        match change {
+            EjectionChange::Ejected(time) => log::warn!(
+                target: "coney::client",
+                "{service}: the instance {id} fails or is slow, and is not picked for {time:?}"
+            ),
+            EjectionChange::Restored => log::info!(
+                target: "coney::client",
+                "{service}: the instance {id} works again, and is picked again"
+            ),
+            EjectionChange::AllRestored => log::warn!(
+                target: "coney::client",
+                "{service}: too many instances fail or are slow to leave them out; all are picked"
+            ),
+        }
+    }
+}
+
+impl State {
+    fn admit(
+        &mut self,
+        max_in_flight: Option<usize>,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Option<CircuitPermit>, Refused> {
+        let admitted = self
+            .circuit
+            .as_mut()
+            .map(|it| it.admit(now, deadline))
+            .transpose();
+        let circuit = admitted.map_err(|after| Refused {
+            by: Refusal::Breaker,
+            retry_after: Some(after),
+        })?;
+        let throttled = self.throttle.as_mut().map(|it| it.admit(now));
+        let refusal = if throttled.is_some_and(|it| it.is_err()) {
+            Some(Refusal::Throttle)
+        } else {
+            let is_full = max_in_flight.is_some_and(|most| self.in_flight >= most);
+            is_full.then_some(Refusal::InFlight)
+        };
+        let Some(by) = refusal else {
+            self.in_flight += 1;
+            return Ok(circuit);
+        };
+        if let (Some(permit), Some(it)) = (circuit, &mut self.circuit) {
+            it.ended(permit, None, now);
+        }
+        Err(Refused {
+            by,
+            retry_after: None,
+        })
+    }
+}
+
+impl fmt::Debug for ServicePolicies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServicePolicies")
+            .field("service", &self.service)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The leave to send one attempt. Dropping it gives it back without an outcome.
+#[must_use = "a permit that is dropped is given back"]
+pub(crate) struct Permit {
+    policies: Arc<ServicePolicies>,
+    circuit: Option<CircuitPermit>,
+    began: Instant,
+    instance: Option<PickedAttempt>,
+    is_given_back: bool,
+}
+
+/// The instance of an attempt, as the ejection has picked it.
+struct PickedAttempt {
+    id: Box<str>,
+    pick: Pick,
+    /// The number of the service's instances.
+    known: usize,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.is_given_back {
+            return;
+        }
+        self.release_instance();
+        let policies = Arc::clone(&self.policies);
+        let mut state = policies.state.lock();
+        self.give_back(&mut state, None, Instant::now());
+        policies.unlock(state);
+    }
+}
+
+impl Permit {
+    /// Records the instance that was picked, one of `known`; false if another must be picked.
+    pub(crate) fn picked(&mut self, id: &str, known: usize, now: Instant) -> bool {
+        self.release_instance();
+        let mut state = self.policies.state.lock();
+        let Some(outliers) = &mut state.outliers else {
+            return true;
+        };
+        let Some(pick) = outliers.picked(id, now) else {
+            return false;
+        };
+        drop(state);
+        self.instance = Some(PickedAttempt {
+            id: id.into(),
+            pick,
+            known,
+        });
+        true
+    }
+
+    /// Records the outcome of the attempt, and the time it took, where that is known better than by
+    /// now. `is_of_pick` is false if another instance than the picked one has answered.
+    pub(crate) fn ended(
+        mut self,
+        result: Result<(), &Error>,
+        took: Option<Duration>,
+        is_of_pick: bool,
+        now: Instant,
+    ) {
+        if !is_of_pick {
+            self.release_instance();
+        }
+        let verdict = result.map_or_else(Error::verdict, |()| Verdict::Ok);
+        let policies = Arc::clone(&self.policies);
+        let breaker = policies.settings.breaker.as_ref();
+        let is_failure = verdict.counts_against_service()
+            || (result.err()).is_some_and(|error| breaker.is_some_and(|it| it.is_failure(error)));
+        let took = took.unwrap_or_else(|| now.saturating_duration_since(self.began));
+        let says_something = verdict.is_reply() || is_failure;
+        let end = says_something.then_some(CallEnd {
+            failed: is_failure,
+            took,
+        });
+        let mut ejection = None;
+        let mut state = policies.state.lock();
+        if let Some(throttle) = &mut state.throttle
+            && says_something
+        {
+            throttle.ended(verdict == Verdict::Busy, now);
+        }
+        if let (Some(outliers), Some(picked)) = (&mut state.outliers, self.instance.take()) {
+            let attempt = EndedAttempt {
+                pick: picked.pick,
+                failed: verdict.counts_against_instance(),
+                took,
+            };
+            match says_something {
+                true => {
+                    let change = outliers.ended(&picked.id, attempt, picked.known, now);
+                    ejection = change.map(|change| (picked.id, change));
+                }
+                false => outliers.released(&picked.id, picked.pick),
+            }
+        }
+        self.give_back(&mut state, end, now);
+        policies.unlock(state);
+        if let Some((id, change)) = ejection {
+            policies.log_ejection(&id, change);
+        }
+    }
+
+    fn give_back(&mut self, state: &mut State, end: Option<CallEnd>, now: Instant) {
+        self.is_given_back = true;
+        state.in_flight = state.in_flight.saturating_sub(1);
+        if let (Some(circuit), Some(permit)) = (&mut state.circuit, self.circuit.take()) {
+            circuit.ended(permit, end, now);
+        }
+    }
+
+    fn release_instance(&mut self) {
+        if let Some(picked) = self.instance.take()
+            && let Some(outliers) = &mut self.policies.state.lock().outliers
+        {
+            outliers.released(&picked.id, picked.pick);
+        }
+    }
+}
