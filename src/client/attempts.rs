@@ -12,14 +12,14 @@ use super::call::{CallDeadline, RequestSpec};
 use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::decode::CallTarget;
-use super::discovery::InstanceFilter;
-use super::layer::{LayeredCall, NextCall, OnEnd, OutgoingCall};
+use super::layer::{LayeredCall, NextCall, OutgoingCall};
 use super::options::{RequestKind, RequestOptions};
+use super::sent_attempt::{AttemptEnd, AttemptFilter, SentAttempt};
 use super::sent_call::SentCall;
+use crate::base::catch::catch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::new_message_id;
-use crate::registry::Candidate;
-use crate::resilience::{Permit, ServicePolicies};
+use crate::resilience::ServicePolicies;
 
 /// The attempts at one call, at most one at a time. Driven by the thread that waits for the call.
 pub(super) struct Attempts {
@@ -36,6 +36,10 @@ pub(super) struct Attempts {
     state: State,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would cost each call an allocation"
+)]
 enum State {
     /// The next attempt begins at this moment.
     Due {
@@ -45,19 +49,6 @@ enum State {
     },
     Sent(SentAttempt),
     Ended,
-}
-
-/// An attempt on its way.
-struct SentAttempt {
-    /// The request; none if a layer has ended the attempt.
-    sent: Option<SentCall>,
-    permit: Option<Permit>,
-    /// The instance that was picked.
-    instance: Option<Box<str>>,
-    deadline: Instant,
-    on_end: Vec<OnEnd>,
-    /// The result, if a layer has ended the attempt.
-    ended: Option<Result<CallReply>>,
 }
 
 /// A call as each attempt sends it.
@@ -200,14 +191,7 @@ impl Attempts {
             permit = Some(policies.admit(now, limit.deadline).map_err(refused)?);
         }
         self.made += 1;
-        let mut attempt = SentAttempt {
-            sent: None,
-            permit,
-            instance: None,
-            deadline: limit.deadline,
-            on_end: Vec::new(),
-            ended: None,
-        };
+        let mut attempt = SentAttempt::new(permit, limit.deadline);
         self.send(call, limit, &mut attempt);
         self.state = State::Sent(attempt);
         Ok(())
@@ -250,7 +234,9 @@ impl Attempts {
             layers,
             start: &mut start,
         };
-        let layered = next.run(&mut outgoing);
+        let layered = catch(|| next.run(&mut outgoing));
+        let layered = layered
+            .unwrap_or_else(|panic| LayeredCall::ended(Err(call.target.layer_panicked(&panic))));
         attempt.ended = layered.ended;
         attempt.on_end = layered.on_end;
     }
@@ -388,82 +374,6 @@ impl Attempts {
         }
         self.state = State::Ended;
     }
-}
-
-/// The end of an attempt.
-enum AttemptEnd {
-    Outcome(CallOutcome),
-    /// Its deadline has passed.
-    TimedOut,
-    /// A layer has ended it, or it was not sent.
-    Result(Result<CallReply>),
-}
-
-impl SentAttempt {
-    /// Returns true if there is a request whose outcome decides the attempt.
-    fn is_on_its_way(&self) -> bool {
-        self.sent.is_some() && self.ended.is_none()
-    }
-
-    /// Waits for the end of the attempt, at most until `until`.
-    fn wait(&mut self, core: &ClientCore, until: Instant) -> Option<AttemptEnd> {
-        if let Some(result) = self.ended.take() {
-            if let Some(sent) = self.sent.take() {
-                core.forget(&sent);
-            }
-            return Some(AttemptEnd::Result(result));
-        }
-        let Some(sent) = &self.sent else {
-            return Some(AttemptEnd::TimedOut);
-        };
-        let outcome = sent.wait(until.min(self.deadline), core.broker.spin_for());
-        if let Some(outcome) = outcome {
-            return Some(AttemptEnd::Outcome(outcome));
-        }
-        if Instant::now() < self.deadline {
-            return None;
-        }
-        let outcome = sent.expire(&core.router);
-        Some(outcome.map_or(AttemptEnd::TimedOut, AttemptEnd::Outcome))
-    }
-}
-
-/// The instances that an attempt may go to: not those that have failed before, unless there are no
-/// others, and not those that are ejected.
-struct AttemptFilter<'a> {
-    policies: Option<&'a ServicePolicies>,
-    tried: &'a [Box<str>],
-    attempt: &'a mut SentAttempt,
-}
-
-impl InstanceFilter for AttemptFilter<'_> {
-    fn narrow(&mut self, candidates: &[Arc<Candidate>]) -> Option<Vec<Arc<Candidate>>> {
-        let policies = self.policies?;
-        let pickable = policies.pickable(candidates, candidate_id, Instant::now());
-        if self.tried.is_empty() {
-            return pickable;
-        }
-        let left = pickable.as_deref().unwrap_or(candidates).iter();
-        let was_tried = |id: &str| self.tried.iter().any(|tried| **tried == *id);
-        let untried: Vec<_> = left
-            .filter(|one| !was_tried(candidate_id(one)))
-            .cloned()
-            .collect();
-        match untried.is_empty() {
-            true => pickable,
-            false => Some(untried),
-        }
-    }
-
-    fn picked(&mut self, id: &str, known: usize) -> bool {
-        self.attempt.instance = Some(id.into());
-        let permit = self.attempt.permit.as_mut();
-        permit.is_none_or(|permit| permit.picked(id, known, Instant::now()))
-    }
-}
-
-fn candidate_id(candidate: &Arc<Candidate>) -> &str {
-    candidate.instance().id()
 }
 
 /// Sleeps until `at`; returns false, at `until`, if that comes before.

@@ -167,8 +167,6 @@ impl<'a> ReplyTarget<'a> {
     }
 }
 
-/// The error code of a reply that is too large.
-
 pub(super) fn too_large(bytes: usize, max: usize) -> String {
     format!("the reply is {bytes} bytes long; at most {max} are allowed")
 }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::gcra::Gcra;
 use super::rate_limit::RateLimit;
-use super::recent::Recent;
+use super::window::Window;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A budget of retries: a share of the calls of the last 10 s, and a small reserve for clients
@@ -113,15 +113,18 @@ impl fmt::Debug for RetryBudget {
 pub(crate) struct Budget {
     share: f64,
     /// The calls, and the retries that were paid for by their share.
-    recent: Recent,
+    recent: Window<10, 2>,
     /// Counted apart from the share: together they would allow the reserve of 10 s twice within
     /// little more than 9 s.
     reserve: Option<Gcra>,
 }
 
-/// The kinds of events in [`Budget::recent`].
-const CALL: usize = 0;
-const RETRY: usize = 1;
+/// The counters of [`Budget::recent`] that an event counts in: calls, and retries.
+const CALL: [bool; 2] = [true, false];
+const RETRY: [bool; 2] = [false, true];
+
+/// The time whose calls pay for retries.
+const SHARE_TIME: Duration = Duration::from_secs(10);
 
 /// The seconds whose reserve may be spent at once.
 const RESERVED_SECONDS: u32 = 10;
@@ -132,7 +135,7 @@ impl Budget {
         let limit = RateLimit::per_second(reserve).burst(reserve.saturating_mul(RESERVED_SECONDS));
         Self {
             share,
-            recent: Recent::default(),
+            recent: Window::new(SHARE_TIME),
             reserve: (reserve > 0).then(|| Gcra::new(&limit)),
         }
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::ejection::Ejection;
 use super::latencies::Latencies;
-use super::recent::Recent;
+use super::window::Window;
 
 /// The latest attempts at one instance, and its ejection.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub(super) struct InstanceRecord {
     /// The failed attempts since the last one that succeeded.
     in_a_row: u32,
     /// All attempts, and the failed ones.
-    recent: Recent,
+    recent: Window<10, 2>,
     pub(super) latencies: Latencies,
     /// True if its failures are a reason to eject it, whether or not it may be ejected.
     pub(super) is_failing: bool,
@@ -34,9 +34,8 @@ struct Probe {
     began: Instant,
 }
 
-/// The kinds of events in [`InstanceRecord::recent`].
-const ATTEMPT: usize = 0;
-const FAILURE: usize = 1;
+/// The time over which the rate of failures is taken.
+const RATE_TIME: Duration = Duration::from_secs(10);
 
 /// The time after which the number of ejections of an instance that is not ejected falls by one.
 const FADING: Duration = Duration::from_secs(30);
@@ -45,7 +44,7 @@ impl InstanceRecord {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             in_a_row: 0,
-            recent: Recent::default(),
+            recent: Window::new(RATE_TIME),
             latencies: Latencies::default(),
             is_failing: false,
             is_ejected: false,
@@ -112,9 +111,8 @@ impl InstanceRecord {
 
     /// Counts an attempt, and decides whether the instance is failing.
     pub(super) fn note(&mut self, failed: bool, settings: &Ejection, now: Instant) {
-        self.recent.add(now, ATTEMPT);
+        self.recent.add(now, [true, failed]);
         if failed {
-            self.recent.add(now, FAILURE);
             self.in_a_row = self.in_a_row.saturating_add(1);
         } else {
             self.in_a_row = 0;
@@ -155,7 +153,7 @@ impl InstanceRecord {
         self.readmit(now);
         self.is_failing = false;
         self.in_a_row = 0;
-        self.recent = Recent::default();
+        self.recent.clear();
         self.latencies = Latencies::default();
     }
 

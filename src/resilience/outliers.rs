@@ -222,13 +222,6 @@ impl Outliers {
         Some(EjectionChange::Ejected(record.eject(&self.settings, now)))
     }
 
-    /// Removes the instances that are not known any more. To be called when the instances of the
-    /// service have changed: ejected ones that are gone count until then.
-    pub(crate) fn retain(&mut self, is_known: impl Fn(&str) -> bool) {
-        self.instances.retain(|id, _| is_known(id));
-        self.recount();
-    }
-
     /// Returns the ejected instances, each with the time until its next probe may begin.
     pub(crate) fn ejected(&self, now: Instant) -> Vec<(String, Duration)> {
         let ejected = self.instances.iter().filter(|(_, one)| one.is_ejected());
@@ -288,10 +281,6 @@ impl Outliers {
         }
         self.swept_at = Some(now);
         self.instances.retain(|_, record| record.idle(now) < IDLE);
-        self.recount();
-    }
-
-    fn recount(&mut self) {
         let ejected = self.instances.values().filter(|one| one.is_ejected());
         self.ejected = ejected.count();
     }

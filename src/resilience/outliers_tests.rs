@@ -290,21 +290,6 @@ fn instances_that_are_gone_do_not_count() {
     service.ids.truncate(2);
     assert_eq!(service.pickable(), ["i0", "i1"]);
     assert!(!service.outliers.has_ejected());
-
-    let mut service = Service::new(4, &Ejection::new());
-    service.fail(0, 5);
-    service.fail(1, 5);
-    service.outliers.retain(|id| id != "i0");
-    service.ids.remove(0);
-    assert_eq!(service.ejected(), ["i1"]);
-    service.ids.remove(2);
-    service.now += 10 * SECOND;
-    let probe = service.outliers.picked("i1", service.now).unwrap();
-    service.ids.truncate(1);
-    assert_eq!(
-        service.end(0, probe, true, MS),
-        Some(EjectionChange::AllRestored)
-    );
 }
 
 #[test]

@@ -9,13 +9,12 @@ use parking_lot::{Mutex, MutexGuard};
 use super::breaker::Breaker;
 use super::breaker_change::{BreakerChange, BreakerState, Transition};
 use super::budget::RetryBudget;
-use super::circuit::{CallEnd, Circuit, CircuitPermit};
-use super::gcra::Gcra;
-use super::outliers::{EjectionChange, EndedAttempt, Outliers, Pick};
+use super::circuit::{Circuit, CircuitPermit};
+use super::outliers::EjectionChange;
+use super::retry::Retry;
+use super::service_state::{AttemptOutcome, PickedAttempt, Refused, ServiceState};
 use super::settings::Resilience;
-use super::throttle::ThrottleState;
 use crate::error::{Error, ErrorKind};
-use crate::error_kind::Refusal;
 use crate::verdict::Verdict;
 
 /// The policies of one client for one service, and their state behind one lock, which is held for
@@ -24,7 +23,7 @@ pub(crate) struct ServicePolicies {
     service: String,
     pub(super) settings: Resilience,
     budget: Option<RetryBudget>,
-    state: Mutex<State>,
+    state: Mutex<ServiceState>,
     /// Hands a change of the breaker's state to its listener; does not wait.
     report: Report,
 }
@@ -32,37 +31,14 @@ pub(crate) struct ServicePolicies {
 /// The way of a change of a breaker's state to its listener.
 pub(crate) type Report = Box<dyn Fn(&Breaker, BreakerChange) + Send + Sync>;
 
-struct State {
-    rate: Option<Gcra>,
-    circuit: Option<Circuit>,
-    throttle: Option<ThrottleState>,
-    in_flight: usize,
-    outliers: Option<Outliers>,
-    random: fastrand::Rng,
-}
-
-/// A refusal by a policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    pub(crate) by: Refusal,
-    pub(crate) retry_after: Option<Duration>,
-}
-
 impl ServicePolicies {
     pub(crate) fn new(service: &str, settings: &Resilience, report: Report) -> Self {
         let retry = settings.retry.as_ref();
         Self {
             service: service.to_owned(),
             settings: settings.clone(),
-            budget: retry.map(|retry| retry.budget_of_service()),
-            state: Mutex::new(State {
-                rate: settings.rate.as_ref().map(Gcra::new),
-                circuit: settings.breaker.as_ref().map(Circuit::new),
-                throttle: settings.throttle.as_ref().map(ThrottleState::new),
-                in_flight: 0,
-                outliers: settings.ejection.as_ref().map(Outliers::new),
-                random: fastrand::Rng::new(),
-            }),
+            budget: retry.map(Retry::budget_of_service),
+            state: Mutex::new(ServiceState::new(settings)),
             report,
         }
     }
@@ -99,15 +75,7 @@ impl ServicePolicies {
         if self.settings.rate.is_none() {
             return Ok(None);
         }
-        let mut state = self.state.lock();
-        let Some(rate) = &mut state.rate else {
-            return Ok(None);
-        };
-        let reserved = rate.reserve(now, longest_wait);
-        reserved.map_err(|after| Refused {
-            by: Refusal::RateLimit,
-            retry_after: Some(after),
-        })
+        self.state.lock().reserve(now, longest_wait)
     }
 
     /// Admits an attempt by the breaker, the throttle and the bound of calls in flight, in this
@@ -118,13 +86,13 @@ impl ServicePolicies {
         deadline: Instant,
     ) -> Result<Permit, Refused> {
         let mut state = self.state.lock();
-        let admitted = state.admit(self.settings.max_in_flight, now, deadline);
+        let admitted = state.admit(now, deadline);
         self.unlock(state);
         Ok(Permit {
             policies: Arc::clone(self),
             circuit: admitted?,
             began: now,
-            instance: None,
+            picked: None,
             is_given_back: false,
         })
     }
@@ -211,7 +179,7 @@ impl ServicePolicies {
 
     /// Releases the lock. Changes of the breaker's state are reported before, so that their order
     /// is kept, and logged after, since a logger is code of the program's.
-    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+    fn unlock(&self, mut state: MutexGuard<'_, ServiceState>) {
         let mut changes = Vec::new();
         while let Some(change) = state.circuit.as_mut().and_then(Circuit::take_change) {
             if let Some(breaker) = self
@@ -247,9 +215,7 @@ impl ServicePolicies {
             ),
         }
     }
-}
 
-impl ServicePolicies {
     fn log_ejection(&self, id: &str, change: EjectionChange) {
         let service = &self.service;
         match change {
@@ -269,43 +235,6 @@ impl ServicePolicies {
     }
 }
 
-impl State {
-    fn admit(
-        &mut self,
-        max_in_flight: Option<usize>,
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<Option<CircuitPermit>, Refused> {
-        let admitted = self
-            .circuit
-            .as_mut()
-            .map(|it| it.admit(now, deadline))
-            .transpose();
-        let circuit = admitted.map_err(|after| Refused {
-            by: Refusal::Breaker,
-            retry_after: Some(after),
-        })?;
-        let throttled = self.throttle.as_mut().map(|it| it.admit(now));
-        let refusal = if throttled.is_some_and(|it| it.is_err()) {
-            Some(Refusal::Throttle)
-        } else {
-            let is_full = max_in_flight.is_some_and(|most| self.in_flight >= most);
-            is_full.then_some(Refusal::InFlight)
-        };
-        let Some(by) = refusal else {
-            self.in_flight += 1;
-            return Ok(circuit);
-        };
-        if let (Some(permit), Some(it)) = (circuit, &mut self.circuit) {
-            it.ended(permit, None, now);
-        }
-        Err(Refused {
-            by,
-            retry_after: None,
-        })
-    }
-}
-
 impl fmt::Debug for ServicePolicies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServicePolicies")
@@ -321,29 +250,8 @@ pub(crate) struct Permit {
     policies: Arc<ServicePolicies>,
     circuit: Option<CircuitPermit>,
     began: Instant,
-    instance: Option<PickedAttempt>,
+    picked: Option<PickedAttempt>,
     is_given_back: bool,
-}
-
-/// The instance of an attempt, as the ejection has picked it.
-struct PickedAttempt {
-    id: Box<str>,
-    pick: Pick,
-    /// The number of the service's instances.
-    known: usize,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.is_given_back {
-            return;
-        }
-        self.release_instance();
-        let policies = Arc::clone(&self.policies);
-        let mut state = policies.state.lock();
-        self.give_back(&mut state, None, Instant::now());
-        policies.unlock(state);
-    }
 }
 
 impl Permit {
@@ -358,7 +266,7 @@ impl Permit {
             return false;
         };
         drop(state);
-        self.instance = Some(PickedAttempt {
+        self.picked = Some(PickedAttempt {
             id: id.into(),
             pick,
             known,
@@ -379,57 +287,41 @@ impl Permit {
             self.release_instance();
         }
         let verdict = result.map_or_else(Error::verdict, |()| Verdict::Ok);
-        let policies = Arc::clone(&self.policies);
-        let breaker = policies.settings.breaker.as_ref();
+        let breaker = self.policies.settings.breaker.as_ref();
         let is_failure = verdict.counts_against_service()
             || (result.err()).is_some_and(|error| breaker.is_some_and(|it| it.is_failure(error)));
-        let took = took.unwrap_or_else(|| now.saturating_duration_since(self.began));
-        let says_something = verdict.is_reply() || is_failure;
-        let end = says_something.then_some(CallEnd {
-            failed: is_failure,
-            took,
+        let outcome = (verdict.is_reply() || is_failure).then(|| AttemptOutcome {
+            verdict,
+            is_failure,
+            took: took.unwrap_or_else(|| now.saturating_duration_since(self.began)),
         });
-        let mut ejection = None;
-        let mut state = policies.state.lock();
-        if let Some(throttle) = &mut state.throttle
-            && says_something
-        {
-            throttle.ended(verdict == Verdict::Busy, now);
-        }
-        if let (Some(outliers), Some(picked)) = (&mut state.outliers, self.instance.take()) {
-            let attempt = EndedAttempt {
-                pick: picked.pick,
-                failed: verdict.counts_against_instance(),
-                took,
-            };
-            match says_something {
-                true => {
-                    let change = outliers.ended(&picked.id, attempt, picked.known, now);
-                    ejection = change.map(|change| (picked.id, change));
-                }
-                false => outliers.released(&picked.id, picked.pick),
-            }
-        }
-        self.give_back(&mut state, end, now);
-        policies.unlock(state);
-        if let Some((id, change)) = ejection {
-            policies.log_ejection(&id, change);
-        }
+        self.give_back(outcome, now);
     }
 
-    fn give_back(&mut self, state: &mut State, end: Option<CallEnd>, now: Instant) {
+    fn give_back(&mut self, outcome: Option<AttemptOutcome>, now: Instant) {
         self.is_given_back = true;
-        state.in_flight = state.in_flight.saturating_sub(1);
-        if let (Some(circuit), Some(permit)) = (&mut state.circuit, self.circuit.take()) {
-            circuit.ended(permit, end, now);
+        let policies = &*self.policies;
+        let mut state = policies.state.lock();
+        let change = state.end(self.circuit.take(), self.picked.as_ref(), outcome, now);
+        policies.unlock(state);
+        if let (Some(change), Some(picked)) = (change, &self.picked) {
+            policies.log_ejection(&picked.id, change);
         }
     }
 
     fn release_instance(&mut self) {
-        if let Some(picked) = self.instance.take()
+        if let Some(picked) = self.picked.take()
             && let Some(outliers) = &mut self.policies.state.lock().outliers
         {
             outliers.released(&picked.id, picked.pick);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.is_given_back {
+            self.give_back(None, Instant::now());
         }
     }
 }
