@@ -276,6 +276,52 @@
 //! [`ErrorKind::Busy`](crate::ErrorKind::Busy), and a command comes back later without having used up
 //! an attempt.
 //!
+//! # Resilience
+//!
+//! By default a client sends each call once, and the caller decides what a failure means. With
+//! [`Resilience`](crate::resilience::Resilience) the client does, for the services that are slow,
+//! failing, overloaded or gone:
+//!
+//! | policy | what it does |
+//! | --- | --- |
+//! | [`Retry`](crate::resilience::Retry) | tries again what certainly did not run, within a budget and the deadline |
+//! | [`Breaker`](crate::resilience::Breaker) | refuses calls at once while the service fails, and probes whether it is back |
+//! | [`Throttle`](crate::resilience::Throttle) | holds calls back while the service answers that it is busy |
+//! | [`Ejection`](crate::resilience::Ejection) | with a balancer, leaves out an instance that fails or is slow |
+//! | [`RateLimit`](crate::resilience::RateLimit), [`max_in_flight`](crate::resilience::Resilience::max_in_flight) | bound what is sent to a service |
+//!
+//! A [`fallback`](crate::client::ServiceClientBuilder::fallback) answers in the place of a service
+//! that [is unavailable](crate::Error::is_unavailable):
+//!
+//! ```
+//! use coney::client::Origin;
+//! use coney::resilience::{Refusal, Resilience};
+//! use coney::{Broker, CallOptions, ServiceClient};
+//!
+//! # fn main() -> coney::Result<()> {
+//! let client = ServiceClient::builder(&Broker::memory(), "shop")
+//!     .resilience(Resilience::new())
+//!     .fallback("reviews", "stars", |_article: &u64, _error| Some(Vec::<u8>::new()))
+//!     .build()?;
+//! let stars = client.call_detailed::<Vec<u8>>("reviews", "stars", &7, &CallOptions::new())?;
+//! assert_eq!(stars.origin(), Origin::Fallback);
+//! assert_eq!(stars.attempts(), 3); // the service might have come up meanwhile
+//!
+//! if let Some(breaker) = client.breaker("pay-service") {
+//!     breaker.hold_open(std::time::Duration::from_secs(60));
+//! }
+//! let error = client.call::<()>("pay-service", "charge", &5).unwrap_err();
+//! assert_eq!(error.refused_by(), Some(Refusal::Breaker));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The policies always work in [one order](crate::resilience::Resilience), and no call outlasts its
+//! deadline. A [`CallLayer`](crate::client::CallLayer) is code of the program's around each call or
+//! each attempt: to add headers, to measure, to refuse. A
+//! [`ResponseCache`](crate::cache::ResponseCache) keeps answers, and has stale ones for a service that
+//! is gone.
+//!
 //! A lost connection is repaired in the background. The errors and panics of a handler become
 //! error replies, and an [`Error`](crate::Error) of a nested call keeps its kind and code
 //! ([`HandlerError`](crate::HandlerError)).

@@ -38,9 +38,12 @@
 //! | `redis::Redis` | a registry and a store of replies in Redis (feature `redis`, on by default) |
 //! | [`DeadLetters`] | the messages that failed for good: list, replay, purge |
 //! | [`Error`], [`ErrorKind`] | the failure, and whether the request can have run |
+//! | [`resilience::Resilience`] | policies of a client: retries, circuit breaker, throttle, limits |
+//! | [`cache::ResponseCache`] | responses that clients keep: single flight, stale answers, invalidation by events |
 //!
 //! Options, builders and states are in the module of their subject: [`client`], [`server`],
-//! [`events`], [`batch`], [`registry`], [`balance`], [`deduplication`], [`dead_letters`].
+//! [`events`], [`batch`], [`registry`], [`balance`], [`deduplication`], [`dead_letters`],
+//! [`resilience`], [`cache`].
 //! [`message`] has the envelope on the wire, for tools and peers, and [`transport`] raw links to
 //! the broker, for peers that do not follow the contract.
 //!
@@ -78,7 +81,8 @@
 //! | `coney-lookup-N` | one per registry, from its first look-up on | asks the store |
 //! | `coney-redis-N` | two per Redis handle | make its connections |
 //! | `coney-state-N` | one per connection with an [`on_state_change`](BrokerBuilder::on_state_change) listener | the listener |
-//! | `coney-callback-NAME` | one per client, and one per connection for confirms, from the first callback on | callbacks and their timeouts |
+//! | `coney-callback-NAME` | one per client, and one per connection for confirms, from the first callback on | callbacks and their timeouts, attempts of calls with callbacks, listeners of circuit breakers |
+//! | `coney-cache-NAME` | one per client with a [`ResponseCache`](cache::ResponseCache), from the first stale answer on | refreshes stale responses |
 //! | `coney-memory-timer` | one per memory broker, from the first server on | moves on messages whose TTL has passed |
 //! | `coney-log` | one per process, from the first line on | hands to the logger the log lines of the I/O threads, of the memory broker, and of threads that a panic in the logger must not end |
 //! | `coney-zone`, `coney-resolve` | one for a moment | reads the time zone; resolves a host name with a deadline |

@@ -153,7 +153,7 @@ impl InstanceRecord {
         self.readmit(now);
         self.is_failing = false;
         self.in_a_row = 0;
-        self.recent.clear();
+        self.recent = Window::new(RATE_TIME);
         self.latencies = Latencies::default();
     }
 
