@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ServiceClient;
+use super::action_cache::ActionCache;
 use super::batch::BatchLimits;
 use super::core::ClientCore;
 use super::discovery::Discovery;
@@ -39,6 +40,8 @@ pub struct ServiceClientBuilder {
     require_instance: bool,
     balancer: Option<Box<dyn Balancer>>,
     coalesce: Option<BatchLimits>,
+    /// The caches of responses, each with its service and action.
+    pub(crate) caches: Vec<(String, String, Arc<dyn ActionCache>)>,
 }
 
 impl ServiceClient {
@@ -74,6 +77,7 @@ impl ServiceClientBuilder {
             require_instance: true,
             balancer: None,
             coalesce: None,
+            caches: Vec::new(),
         }
     }
 
@@ -194,6 +198,9 @@ impl ServiceClientBuilder {
                 ));
             }
         };
+        for (_, _, cache) in &self.caches {
+            cache.open(&self.broker, &self.name, deadline)?;
+        }
         let router = Arc::new(Router::new(self.max_in_flight));
         let sink = Arc::clone(&router) as Arc<dyn Sink>;
         let spec = LinkSpec::new(topology::for_requests()).reply_queue();
@@ -212,6 +219,7 @@ impl ServiceClientBuilder {
                 router,
                 discovery,
                 coalesce,
+                caches: self.caches,
                 callbacks: LazyCallbackThread::default(),
             }),
         })

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
+use super::action_cache::ActionCache;
 use super::call_outcome::CallOutcome;
 use super::decode::CallTarget;
 use super::discovery::{Discovery, Route};
@@ -26,6 +27,12 @@ pub(super) struct ClientCore {
     pub(super) discovery: Option<Discovery>,
     /// The limits of a message that several calls share, if they may.
     pub(super) coalesce: Option<CoalesceLimits>,
+    /// The caches of responses, each with its service and action.
+    #[expect(
+        dead_code,
+        reason = "the pipeline of calls, which reads it, comes next"
+    )]
+    pub(super) caches: Vec<(String, String, Arc<dyn ActionCache>)>,
     pub(super) callbacks: LazyCallbackThread,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! [`ServiceClient`] itself is at the crate's root.
 
+pub(crate) mod action_cache;
 pub(crate) mod batch;
 mod batch_support;
 mod batch_table;
@@ -25,6 +26,9 @@ mod send;
 mod sent_call;
 pub(crate) mod service_client;
 
+pub(crate) use self::action_cache::{
+    ActionCache, BackgroundCall, CacheRead, CachedAnswer, CachedRequest, Fill, PendingFill,
+};
 pub use self::builder::ServiceClientBuilder;
 pub(crate) use self::options::{CallOptions, RequestOptions, SendOptions};
 pub use self::pending::{Pending, wait_any};

@@ -27,7 +27,7 @@ const SERVER: &[&str] = &[
 ];
 
 /// The parts that each part of the crate may import.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("error_kind", &[]),
     ("error", &["error_kind"]),
     ("base", &["error"]),
@@ -36,6 +36,17 @@ const LAYERS: [(&str, &[&str]); 15] = [
     ("transport", &["base", "error", "message", "topology"]),
     ("registry", &["base", "error"]),
     ("client", CLIENT),
+    (
+        "cache",
+        &[
+            "base",
+            "client",
+            "error",
+            "message",
+            "topology",
+            "transport",
+        ],
+    ),
     ("consumer", SERVER),
     ("server", SERVER),
     ("events", SERVER),
