@@ -82,7 +82,8 @@
 //! | `coney-redis-N` | two per Redis handle | make its connections |
 //! | `coney-state-N` | one per connection with an [`on_state_change`](BrokerBuilder::on_state_change) listener | the listener |
 //! | `coney-callback-NAME` | one per client, and one per connection for confirms, from the first callback on | callbacks and their timeouts, attempts of calls with callbacks, listeners of circuit breakers |
-//! | `coney-cache-NAME` | one per client with a [`ResponseCache`](cache::ResponseCache), from the first stale answer on | refreshes stale responses |
+//! | `coney-cache-NAME` | one per [cache of responses](cache), from the first stale answer on | refreshes stale responses |
+//! | `coney-invalidate-NAME` | one per cache of responses that events invalidate | decodes these events |
 //! | `coney-memory-timer` | one per memory broker, from the first server on | moves on messages whose TTL has passed |
 //! | `coney-log` | one per process, from the first line on | hands to the logger the log lines of the I/O threads, of the memory broker, and of threads that a panic in the logger must not end |
 //! | `coney-zone`, `coney-resolve` | one for a moment | reads the time zone; resolves a host name with a deadline |
@@ -96,6 +97,7 @@
 //! | `redis` | yes | the module `redis`: a registry and a store of replies in Redis |
 
 mod base;
+pub mod cache;
 pub mod client;
 mod consumer;
 pub mod dead_letters;

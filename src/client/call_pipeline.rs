@@ -81,6 +81,9 @@ impl ServiceClient {
             return Attempts::new(policies, options, limit).run(&call);
         }
         target.check()?;
+        // Before the cache, whose locks another thread of the parent may have held.
+        let checked = self.inner.broker.check_not_forked();
+        checked.map_err(|error| target.not_sent(error))?;
         let payload = target.encode(request)?;
         let call = ExtendedCall {
             client: self,

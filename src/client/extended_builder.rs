@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::action_cache::ActionCache;
 use super::builder::ServiceClientBuilder;
 use super::fallback;
 use super::layer::{CallLayer, LayeredCall, NextCall, OutgoingCall};
@@ -88,6 +89,17 @@ impl ServiceClientBuilder {
     /// [`attempt_layer`](ServiceClientBuilder::attempt_layer).
     pub fn attempt_layer_impl(mut self, layer: impl CallLayer) -> Self {
         self.extensions.attempt_layers.push(Arc::new(layer));
+        self
+    }
+
+    /// Sets the cache of an action, in place of an earlier one.
+    pub(crate) fn action_cache(
+        mut self,
+        service: &str,
+        action: &str,
+        cache: Arc<dyn ActionCache>,
+    ) -> Self {
+        self.extensions.action_mut(service, action).cache = Some(cache);
         self
     }
 

@@ -38,6 +38,9 @@ mod sent_call;
 pub(crate) mod service_client;
 mod started_call;
 
+pub(crate) use self::action_cache::{
+    ActionCache, BackgroundCall, CacheRead, CachedAnswer, CachedRequest, Fill, PendingFill,
+};
 pub use self::answer::{Answer, CallReply, Origin};
 pub use self::builder::ServiceClientBuilder;
 pub use self::layer::{CallLayer, LayeredCall, NextCall, OutgoingCall};

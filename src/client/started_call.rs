@@ -51,6 +51,8 @@ impl ServiceClient {
         let action = extensions.and_then(|it| it.action(target.service, target.action));
         let has_layers = extensions.is_some_and(|it| it.has_layers());
         target.check()?;
+        let checked = self.inner.broker.check_not_forked();
+        checked.map_err(|error| target.not_sent(error))?;
         if let Some(extensions) = extensions
             && (has_layers || action.is_some())
         {

@@ -126,6 +126,10 @@ pub(crate) trait Sink: Send + Sync {
     /// Accepts requests that were coalesced into one message with this correlation id.
     fn coalesced(&self, _id: CorrelationId, _messages: Vec<Box<Publication>>) {}
 
+    /// Handles the opening of the link, the first and each one after a loss: from now on it consumes,
+    /// unless it is paused. Called before the first delivery, possibly more than once.
+    fn opened(&self) {}
+
     /// Handles the loss of the connection: messages that were sent on it without an answer have an
     /// unknown outcome. The link itself recovers, and first sends the publications that this
     /// returns: none, unless `may_resend` is true. It is false if the broker objected to something

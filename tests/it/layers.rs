@@ -33,7 +33,7 @@ const SERVER: &[&str] = &[
 ];
 
 /// The parts that each part of the crate may import.
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 19] = [
     ("error_kind", &[]),
     ("error_code", &[]),
     ("verdict", &["error_code", "error_kind"]),
@@ -45,6 +45,17 @@ const LAYERS: [(&str, &[&str]); 18] = [
     ("registry", &["base", "error"]),
     ("resilience", &["base", "error", "error_kind", "verdict"]),
     ("client", CLIENT),
+    (
+        "cache",
+        &[
+            "base",
+            "client",
+            "error",
+            "message",
+            "topology",
+            "transport",
+        ],
+    ),
     ("consumer", SERVER),
     ("server", SERVER),
     ("events", SERVER),

@@ -23,6 +23,8 @@ impl State {
         now: Instant,
     ) -> Result<()> {
         self.declare(&spec.topology)?;
+        // Under the broker's lock, so that nothing is published between this and the binding.
+        sink.opened();
         self.links.insert(
             link,
             LinkState {

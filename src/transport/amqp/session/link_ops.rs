@@ -87,6 +87,7 @@ impl<'c> Session<'c> {
             Ok(link_channel) => {
                 self.link_channels.insert(link, link_channel);
                 *registered.refusal.lock() = None;
+                registered.sink.opened();
                 if let Some(opening) = registered.opening.take() {
                     let _ = opening.try_send(Ok(()));
                 }
