@@ -10,7 +10,7 @@ use super::throttle::ThrottleState;
 use crate::error_kind::Refusal;
 use crate::verdict::Verdict;
 
-/// The state of the policies for one service. Like the structs in it, it is told the time.
+/// The state of the policies for one service. Like the structs in it, it takes the time as an argument.
 pub(super) struct ServiceState {
     rate: Option<Gcra>,
     pub(super) circuit: Option<Circuit>,

@@ -12,6 +12,7 @@ const CLIENT: &[&str] = &[
     "error_kind",
     "message",
     "registry",
+    "resilience",
     "topology",
     "transport",
     "verdict",
