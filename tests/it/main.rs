@@ -7,6 +7,7 @@ mod batch_contract;
 mod batches;
 mod broker_limits;
 mod busy_handlers;
+mod cache;
 mod calls;
 mod clocks;
 mod coalescing;
