@@ -17,7 +17,8 @@ pub trait Pending: Progress {}
 
 /// The part of [`Pending`] that programs do not see.
 pub(crate) trait Progress {
-    /// Returns true if waiting would return at once. Blocks only to send calls of a batch again.
+    /// Returns true if waiting would return at once. Blocks only to send calls again: those of a batch,
+    /// and the next attempt of a call with policies.
     fn is_ready(&mut self) -> bool;
 
     /// Returns the moment after which waiting returns at once in any case.
@@ -54,8 +55,8 @@ impl<P: Pending + ?Sized> Pending for &mut P {}
 /// Blocks until one of `pending` is ready, at most `timeout`, and returns its index: its
 /// `try_wait` returns `Some` then. `None` if none is ready in time, or there are none. A result
 /// whose deadline has passed is ready, and so is one that was taken already: remove it before the
-/// next round. A [`PendingBatch`](crate::batch::PendingBatch) may make it block for longer, to send
-/// calls again.
+/// next round. A [`PendingBatch`](crate::batch::PendingBatch), or a call that is
+/// [tried again](crate::resilience::Retry), may make it block for longer, to send calls again.
 ///
 /// Results of one type can stay in their `Vec`; of several types, pass `&mut dyn Pending`s.
 ///

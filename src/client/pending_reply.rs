@@ -20,6 +20,11 @@ use crate::message::CorrelationId;
 /// The call's deadline runs from the start. A request that has not been sent
 /// by then is not sent any more; a reply that comes later, but before the caller
 /// looks, still counts. Dropping this abandons the call, sent or not.
+///
+/// With [policies](crate::client::ServiceClientBuilder::resilience), the call goes on while it is waited
+/// for, or polled, or has a callback: then it is tried again, and its outcome is counted. An attempt
+/// that is due is sent by the thread that waits, which may block for a look-up and while the outgoing
+/// queue is full, at most until the attempt's deadline.
 #[must_use = "dropping a PendingReply abandons the call"]
 pub struct PendingReply<T> {
     call: StartedCall,

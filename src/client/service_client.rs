@@ -203,7 +203,7 @@ impl ServiceClient {
     }
 
     /// Returns the number of replies that no call waited for: late ones, those of dropped
-    /// [`PendingReply`]s, and unsolicited ones.
+    /// [`PendingReply`](crate::PendingReply)s, and unsolicited ones.
     pub fn unclaimed_replies(&self) -> u64 {
         self.inner.router.unclaimed()
     }
