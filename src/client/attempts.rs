@@ -18,7 +18,7 @@ use super::sent_attempt::{AttemptEnd, AttemptFilter, SentAttempt};
 use super::sent_call::SentCall;
 use crate::base::catch::catch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::new_message_id;
+use crate::message::MessageId;
 use crate::resilience::ServicePolicies;
 
 /// The attempts at one call, at most one at a time. Driven by the thread that waits for the call.
@@ -28,7 +28,7 @@ pub(super) struct Attempts {
     is_idempotent: bool,
     may_retry: bool,
     /// The message id of all attempts, if there may be several.
-    message_id: Option<String>,
+    message_id: Option<MessageId>,
     /// The number of attempts that were begun.
     made: u32,
     /// The instances that have failed.
@@ -81,7 +81,7 @@ impl Attempts {
             limit,
             is_idempotent: options.idempotent,
             may_retry,
-            message_id: needs_id.then(new_message_id),
+            message_id: needs_id.then(MessageId::random),
             made: 0,
             tried: Vec::new(),
             state: State::Due {
@@ -125,10 +125,8 @@ impl Attempts {
         loop {
             let result = match &mut self.state {
                 &mut State::Due { at, is_reserved } => {
-                    if !sleep_until(at, until.unwrap_or(at.min(Instant::now()))) {
-                        return None;
-                    }
-                    match self.begin(call, is_reserved) {
+                    let now = sleep_until(at, until)?;
+                    match self.begin(call, is_reserved, now) {
                         Ok(()) => continue,
                         Err(error) => Err(error),
                     }
@@ -172,14 +170,15 @@ impl Attempts {
         &mut self,
         call: &CallSender<'_, Req>,
         is_reserved: bool,
+        now: Instant,
     ) -> Result<()> {
-        let limit = self.attempt_limit();
+        let limit = self.attempt_limit(now);
         let mut permit = None;
         if let Some(policies) = &self.policies {
-            let now = Instant::now();
             let refused = |refused| call.target.refused(refused);
             if !is_reserved {
-                let reserved = policies.reserve(now, limit.left()).map_err(refused)?;
+                let left = limit.deadline.saturating_duration_since(now);
+                let reserved = policies.reserve(now, left).map_err(refused)?;
                 if let Some(at) = reserved {
                     self.state = State::Due {
                         at,
@@ -254,8 +253,9 @@ impl Attempts {
             kind: call.kind,
             limit,
             attempt: self.made,
-            message_id: self.message_id.as_deref(),
-            is_timed: self.policies.is_some(),
+            message_id: self.message_id,
+            // A caller that blocks takes the time itself.
+            is_timed: self.policies.is_some() && call.kind == RequestKind::AsyncCall,
         };
         let mut filter = AttemptFilter {
             policies: self.policies.as_deref(),
@@ -333,15 +333,17 @@ impl Attempts {
     }
 
     /// Returns the deadline of an attempt that begins now.
-    fn attempt_limit(&self) -> CallDeadline {
+    fn attempt_limit(&self, now: Instant) -> CallDeadline {
         let timeout = self.policies.as_ref().and_then(|it| it.attempt_timeout());
         match timeout {
             Some(timeout)
-                if self.is_idempotent && self.may_retry && timeout < self.limit.left() =>
+                if self.is_idempotent
+                    && self.may_retry
+                    && timeout < self.limit.deadline.saturating_duration_since(now) =>
             {
                 CallDeadline {
                     timeout,
-                    deadline: Instant::now() + timeout,
+                    deadline: now + timeout,
                 }
             }
             _ => self.limit,
@@ -376,16 +378,17 @@ impl Attempts {
     }
 }
 
-/// Sleeps until `at`; returns false, at `until`, if that comes before.
-fn sleep_until(at: Instant, until: Instant) -> bool {
-    let left = |end: Instant| end.saturating_duration_since(Instant::now());
+/// Sleeps until `at`, and returns the time; `None` at `until`, if that comes before, and at once
+/// without one.
+fn sleep_until(at: Instant, until: Option<Instant>) -> Option<Instant> {
     loop {
-        if left(at).is_zero() {
-            return true;
+        let now = Instant::now();
+        if at <= now {
+            return Some(now);
         }
-        let pause = left(at.min(until));
+        let pause = at.min(until?).saturating_duration_since(now);
         if pause.is_zero() {
-            return false;
+            return None;
         }
         thread::sleep(pause.min(LONGEST_SLEEP));
     }

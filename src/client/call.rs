@@ -16,7 +16,7 @@ use super::sent_call::SentCall;
 use crate::base::deadline;
 use crate::base::name::check_short_string;
 use crate::error::Result;
-use crate::message::{Body, CorrelationId, ServiceMessage, new_message_id};
+use crate::message::{Body, CorrelationId, MessageId, ServiceMessage};
 use crate::topology::{self, SERVICE_EXCHANGE};
 use crate::transport::{Properties, Publication, SendState};
 
@@ -44,7 +44,7 @@ pub(super) struct RequestSpec<'a> {
     /// The number of this attempt, from 1 on.
     pub(super) attempt: u32,
     /// The message id of all attempts, if there may be several.
-    pub(super) message_id: Option<&'a str>,
+    pub(super) message_id: Option<MessageId>,
     /// True if the time to the reply is measured.
     pub(super) is_timed: bool,
 }
@@ -147,12 +147,12 @@ impl ServiceClient {
         } = spec;
         let id = CorrelationId::random();
         let correlation_id = id.to_text();
-        let message_id = match options.message_id.as_deref().or(spec.message_id) {
+        let message_id = match options.message_id.as_deref() {
             Some(id) => {
                 check_short_string("message id", id)?;
                 id.to_owned()
             }
-            None => new_message_id(),
+            None => spec.message_id.unwrap_or_else(MessageId::random).to_text(),
         };
         let message = ServiceMessage {
             headers: options.wire_headers(
@@ -203,7 +203,16 @@ impl ServiceClient {
 }
 
 impl ServiceClient {
-    /// Starts one attempt at a call, to an instance that `filter` allows.
+    /// Checks the names of a call, and that this is no forked child: there, another thread of the
+    /// parent may have held the locks of the policies or the cache.
+    pub(super) fn check_call(&self, target: CallTarget<'_>) -> Result<()> {
+        target.check()?;
+        let checked = self.inner.broker.check_not_forked();
+        checked.map_err(|error| target.not_sent(error))
+    }
+
+    /// Starts one attempt at a call that is [checked](Self::check_call), to an instance that
+    /// `filter` allows.
     pub(super) fn start_call_to<Req: Serialize + ?Sized>(
         &self,
         spec: RequestSpec<'_>,
@@ -211,9 +220,6 @@ impl ServiceClient {
         filter: &mut dyn InstanceFilter,
     ) -> Result<SentCall> {
         let target = spec.target;
-        target.check()?;
-        let checked = self.inner.broker.check_not_forked();
-        checked.map_err(|error| target.not_sent(error))?;
         let deadline = spec.limit.deadline;
         let route = self.inner.route(target, spec.options, deadline, filter)?;
         let mut request = self.request_with_room(spec, request)?;

@@ -63,6 +63,7 @@ impl ServiceClient {
         options: &RequestOptions,
     ) -> Result<CallReply> {
         let limit = self.deadline_for(options);
+        self.check_call(target)?;
         let call = CallSender {
             client: self,
             target,
@@ -76,14 +77,9 @@ impl ServiceClient {
         };
         let action = extensions.action(target.service, target.action);
         if action.is_none() && !extensions.has_layers() {
-            target.check()?;
             let policies = self.inner.policies(target.service);
             return Attempts::new(policies, options, limit).run(&call);
         }
-        target.check()?;
-        // Before the cache, whose locks another thread of the parent may have held.
-        let checked = self.inner.broker.check_not_forked();
-        checked.map_err(|error| target.not_sent(error))?;
         let payload = target.encode(request)?;
         let call = ExtendedCall {
             client: self,

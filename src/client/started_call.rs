@@ -47,12 +47,10 @@ impl ServiceClient {
         options: &RequestOptions,
     ) -> Result<StartedCall> {
         let limit = self.deadline_for(options);
+        self.check_call(target)?;
         let extensions = self.inner.extensions.as_deref();
         let action = extensions.and_then(|it| it.action(target.service, target.action));
         let has_layers = extensions.is_some_and(|it| it.has_layers());
-        target.check()?;
-        let checked = self.inner.broker.check_not_forked();
-        checked.map_err(|error| target.not_sent(error))?;
         if let Some(extensions) = extensions
             && (has_layers || action.is_some())
         {

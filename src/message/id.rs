@@ -17,13 +17,33 @@ use crate::base::random;
 /// assert_eq!(id.len(), "msg_20261123083012_862ad1d69070c888".len());
 /// ```
 pub fn new_message_id() -> String {
-    let mut id = String::with_capacity(4 + 14 + 1 + 16);
-    id.push_str("msg_");
-    push_local_time(unix_seconds(), &mut id);
-    id.push('_');
-    let random: [u8; 16] = hex(random::random_u64().into());
-    id.extend(random.map(char::from));
-    id
+    MessageId::random().to_text()
+}
+
+/// A message id made by coney, kept as numbers: its text is written for each attempt at a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MessageId {
+    unix_seconds: i64,
+    random: u64,
+}
+
+impl MessageId {
+    pub(crate) fn random() -> Self {
+        Self {
+            unix_seconds: unix_seconds(),
+            random: random::random_u64(),
+        }
+    }
+
+    pub(crate) fn to_text(self) -> String {
+        let mut id = String::with_capacity(4 + 14 + 1 + 16);
+        id.push_str("msg_");
+        push_local_time(self.unix_seconds, &mut id);
+        id.push('_');
+        let random: [u8; 16] = hex(self.random.into());
+        id.extend(random.map(char::from));
+        id
+    }
 }
 
 /// Creates a new correlation id in the contract's form: 32 lower-case hex digits, which cannot be
@@ -144,6 +164,12 @@ mod tests {
         );
         let year = format_local_time(unix_seconds());
         assert_eq!(time[..4], year[..4]);
+    }
+
+    #[test]
+    fn an_id_has_the_same_text_each_time() {
+        let id = MessageId::random();
+        assert_eq!(id.to_text(), id.to_text());
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(crate) use self::header_names::{
     ASYNC_HEADER, ATTEMPT_HEADER, DEADLINE_HEADER, TIMEOUT_HEADER, is_reserved_header,
 };
 pub use self::headers::Headers;
-pub(crate) use self::id::CorrelationId;
+pub(crate) use self::id::{CorrelationId, MessageId};
 pub use self::id::{new_correlation_id, new_message_id};
 pub use self::json::Json;
 pub(crate) use self::json::decode;
