@@ -1,9 +1,10 @@
-//! The costs of the steps of a call: encoding, decoding, ids, the pending table.
+//! The costs of the steps of a call: encoding, decoding, ids, the pending table, policies.
 //!
 //!     cargo bench --bench micro --features _bench
 
-use coney::internals::PendingTable;
+use coney::internals::{PendingTable, Policies};
 use coney::message::{Reply, ServiceMessage, new_correlation_id, new_message_id};
+use coney::resilience::{Breaker, RateLimit, Resilience, Retry, Throttle};
 use divan::{Bencher, black_box};
 
 fn main() {
@@ -69,4 +70,28 @@ fn correlation_id() -> String {
 fn pending_table(bencher: Bencher<'_, '_>, in_flight: usize) {
     let mut table = PendingTable::with_calls(in_flight);
     bencher.bench_local(|| table.call_in_and_out());
+}
+
+/// Admits a call by one policy or by all, and ends it with a success.
+#[divan::bench(args = ["none", "retry", "rate", "breaker", "throttle", "in_flight", "usual", "all"])]
+fn policies(bencher: Bencher<'_, '_>, which: &str) {
+    let rate = RateLimit::per_second(1_000_000_000);
+    let none = Resilience::none();
+    let policies = Policies::new(&match which {
+        "retry" => none.retry(Retry::new()),
+        "rate" => none.rate(rate),
+        "breaker" => none.breaker(Breaker::new()),
+        "throttle" => none.throttle(Throttle::new()),
+        "in_flight" => none.max_in_flight(1_000),
+        "usual" => Resilience::new(),
+        "all" => Resilience::new().rate(rate).max_in_flight(1_000),
+        _ => none,
+    });
+    bencher.bench_local(|| assert!(policies.call_succeeds()));
+}
+
+/// Reads the clock, as each step of a call that takes the time does.
+#[divan::bench]
+fn clock() -> std::time::Instant {
+    std::time::Instant::now()
 }

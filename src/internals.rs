@@ -1,12 +1,13 @@
-//! The pending table for this crate's own benchmarks; not part of the API.
+//! The pending table and the policies for this crate's own benchmarks; not part of the API.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
 use crate::client::pending_table::{self, PendingCall, Waiter, Wake};
 use crate::message::CorrelationId;
+use crate::resilience::{Resilience, ServicePolicies};
 use crate::transport::SendState;
 
 /// A client's pending table, alone.
@@ -45,5 +46,33 @@ impl PendingTable {
         let inserted = self.0.insert(id, call);
         debug_assert!(inserted.is_ok());
         id
+    }
+}
+
+/// The policies of a client for one service, alone.
+#[derive(Debug)]
+pub struct Policies(Arc<ServicePolicies>);
+
+impl Policies {
+    /// Creates the policies as a client does at its first call to the service.
+    pub fn new(settings: &Resilience) -> Self {
+        let policies = ServicePolicies::new("user-service", settings, Box::new(|_, _| {}));
+        Self(Arc::new(policies))
+    }
+
+    /// Admits a call and ends it, as for one that succeeds at once; false if it is refused.
+    pub fn call_succeeds(&self) -> bool {
+        let now = Instant::now();
+        let deadline = now + Duration::from_secs(5);
+        self.0.called(now);
+        let Ok(None) = self.0.reserve(now, Duration::from_secs(5)) else {
+            return false;
+        };
+        let Ok(permit) = self.0.admit(now, deadline) else {
+            return false;
+        };
+        let took = Some(Duration::from_micros(5));
+        permit.ended(Ok(()), took, true, Instant::now());
+        true
     }
 }
