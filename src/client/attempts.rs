@@ -91,9 +91,14 @@ impl Attempts {
         }
     }
 
-    /// Returns true if the request may have to be sent again.
-    pub(super) fn may_retry(&self) -> bool {
-        self.may_retry
+    /// Returns true if a request may have to be sent after the start: again, or when its turn comes.
+    pub(super) fn may_send_later(&self) -> bool {
+        self.may_retry || (self.policies.as_ref()).is_some_and(|it| it.has_rate_limit())
+    }
+
+    /// Returns true if the next step is to send a request.
+    pub(super) fn is_due(&self) -> bool {
+        matches!(self.state, State::Due { .. })
     }
 
     /// Sends the first attempt, if it is due now. Returns the error of a call that cannot be sent and

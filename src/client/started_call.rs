@@ -68,7 +68,7 @@ impl ServiceClient {
         let policies = self.inner.policies(target.service);
         let attempts = Attempts::new(policies, options, limit);
         let mut started = StartedCall::new(self, target, attempts);
-        let resend = match started.attempts.may_retry() {
+        let resend = match started.attempts.may_send_later() {
             true => Some(Resend::new(target.encode(request)?, options)),
             false => None,
         };
@@ -157,8 +157,12 @@ impl StartedCall {
         if let Some(result) = self.result.take() {
             return Some(result);
         }
-        let options = RequestOptions::default();
         let resend = self.resend.as_deref();
+        if resend.is_none() && self.attempts.is_due() {
+            // A layer has returned the pending call of another request.
+            return Some(Err(self.client.inner.unreported(self.target())));
+        }
+        let options = RequestOptions::default();
         let call = CallSender {
             client: &self.client,
             target: CallTarget {
