@@ -184,7 +184,9 @@ impl Attempts {
             let now = Instant::now();
             let refused = |refused| call.target.refused(refused);
             if !is_reserved {
-                let reserved = policies.reserve(now, limit.left()).map_err(refused)?;
+                // The time of the attempt itself begins with its turn.
+                let reserved = policies.reserve(now, self.limit.left());
+                let reserved = reserved.map_err(refused)?;
                 if let Some(at) = reserved {
                     self.state = State::Due {
                         at,
