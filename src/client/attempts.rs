@@ -12,7 +12,7 @@ use super::call::{CallDeadline, RequestSpec};
 use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::decode::CallTarget;
-use super::layer::{LayeredCall, NextCall, OutgoingCall};
+use super::layer::{self, LayeredCall, NextCall, OutgoingCall};
 use super::options::{RequestKind, RequestOptions};
 use super::sent_attempt::{AttemptEnd, AttemptFilter, SentAttempt};
 use super::sent_call::SentCall;
@@ -326,9 +326,7 @@ impl Attempts {
         {
             self.tried.push(instance);
         }
-        on_end
-            .into_iter()
-            .fold(result, |result, on_end| on_end(result))
+        layer::run_on_end(on_end, call.target, result)
     }
 
     /// Returns the time of the next attempt after one that failed with `error`, if there is one.

@@ -13,7 +13,7 @@ use super::attempts::{Attempts, CallSender};
 use super::call_pipeline::{ExtendedCall, finish_fill, from_cache, or_fallback};
 use super::core::ClientCore;
 use super::decode::CallTarget;
-use super::layer::{LayeredCall, OnEnd};
+use super::layer::{self, LayeredCall, OnEnd};
 use super::options::{CacheUse, RequestKind, RequestOptions};
 use super::sent_call::SentCall;
 use crate::error::Result;
@@ -176,8 +176,8 @@ impl StartedCall {
         };
         let result = self.attempts.advance(&call, until)?;
         let result = self.finish(result);
-        let on_end = std::mem::take(&mut self.on_end).into_iter();
-        Some(on_end.fold(result, |result, on_end| on_end(result)))
+        let on_end = std::mem::take(&mut self.on_end);
+        Some(layer::run_on_end(on_end, self.target(), result))
     }
 
     /// Drives the call without waiting, and returns true if its result is there.
