@@ -69,12 +69,7 @@ impl Attempts {
         options: &RequestOptions,
         limit: CallDeadline,
     ) -> Self {
-        let now = Instant::now();
-        let mut may_retry = false;
-        if let Some(policies) = &policies {
-            may_retry = policies.retries() && !options.no_retry;
-            policies.called(now);
-        }
+        let may_retry = (policies.as_ref()).is_some_and(|it| it.retries()) && !options.no_retry;
         let needs_id = may_retry && options.message_id.is_none();
         Self {
             policies,
@@ -85,7 +80,7 @@ impl Attempts {
             made: 0,
             tried: Vec::new(),
             state: State::Due {
-                at: now,
+                at: Instant::now(),
                 is_reserved: false,
             },
         }
@@ -184,6 +179,9 @@ impl Attempts {
             let now = Instant::now();
             let refused = |refused| call.target.refused(refused);
             if !is_reserved {
+                if self.made == 0 {
+                    policies.called(now);
+                }
                 // The time of the attempt itself begins with its turn.
                 let reserved = policies.reserve(now, self.limit.left());
                 let reserved = reserved.map_err(refused)?;
