@@ -12,7 +12,7 @@ use super::call::{CallDeadline, RequestSpec};
 use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::decode::CallTarget;
-use super::layer::{LayeredCall, NextCall, OutgoingCall};
+use super::layer::{self, LayeredCall, NextCall, OutgoingCall};
 use super::options::{RequestKind, RequestOptions};
 use super::sent_attempt::{AttemptEnd, AttemptFilter, SentAttempt};
 use super::sent_call::SentCall;
@@ -69,12 +69,7 @@ impl Attempts {
         options: &RequestOptions,
         limit: CallDeadline,
     ) -> Self {
-        let now = Instant::now();
-        let mut may_retry = false;
-        if let Some(policies) = &policies {
-            may_retry = policies.retries() && !options.no_retry;
-            policies.called(now);
-        }
+        let may_retry = (policies.as_ref()).is_some_and(|it| it.retries()) && !options.no_retry;
         let needs_id = may_retry && options.message_id.is_none();
         Self {
             policies,
@@ -85,15 +80,20 @@ impl Attempts {
             made: 0,
             tried: Vec::new(),
             state: State::Due {
-                at: now,
+                at: Instant::now(),
                 is_reserved: false,
             },
         }
     }
 
-    /// Returns true if the request may have to be sent again.
-    pub(super) fn may_retry(&self) -> bool {
-        self.may_retry
+    /// Returns true if a request may have to be sent after the start: again, or when its turn comes.
+    pub(super) fn may_send_later(&self) -> bool {
+        self.may_retry || (self.policies.as_ref()).is_some_and(|it| it.has_rate_limit())
+    }
+
+    /// Returns true if the next step is to send a request.
+    pub(super) fn is_due(&self) -> bool {
+        matches!(self.state, State::Due { .. })
     }
 
     /// Sends the first attempt, if it is due now. Returns the error of a call that cannot be sent and
@@ -177,7 +177,11 @@ impl Attempts {
         if let Some(policies) = &self.policies {
             let refused = |refused| call.target.refused(refused);
             if !is_reserved {
-                let left = limit.deadline.saturating_duration_since(now);
+                if self.made == 0 {
+                    policies.called(now);
+                }
+                // The time of the attempt itself begins with its turn.
+                let left = self.limit.deadline.saturating_duration_since(now);
                 let reserved = policies.reserve(now, left).map_err(refused)?;
                 if let Some(at) = reserved {
                     self.state = State::Due {
@@ -319,9 +323,7 @@ impl Attempts {
         {
             self.tried.push(instance);
         }
-        on_end
-            .into_iter()
-            .fold(result, |result, on_end| on_end(result))
+        layer::run_on_end(on_end, call.target, result)
     }
 
     /// Returns the time of the next attempt after one that failed with `error`, if there is one.

@@ -97,10 +97,14 @@ impl Discovery {
             lookup.pick_from(candidates, &**balancer, balance_key)
         };
         let mut picked = pick(filter)?;
-        if !filter.picked(picked.id(), candidates.len()) {
+        // Which instance takes a request from the shared queue is not known.
+        let is_free = |picked: &PickedInstance, filter: &mut dyn InstanceFilter| {
+            !picked.has_own_queue() || filter.picked(picked.id(), candidates.len())
+        };
+        if !is_free(&picked, filter) {
             // Another call has taken the one place that the instance has at this moment.
             picked = pick(filter)?;
-            let _ = filter.picked(picked.id(), candidates.len());
+            let _ = is_free(&picked, filter);
         }
         Ok(match picked.has_own_queue() {
             true => Route::Picked(topology::instance_queue(service, picked.id()), picked),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::answer::CallReply;
 use super::decode::CallTarget;
+use crate::base::catch::catch;
 use crate::error::{Error, Result};
 
 /// Code that runs around each call of a client, or around each attempt at it: to add headers, to
@@ -121,6 +122,18 @@ impl fmt::Debug for NextCall<'_> {
 
 /// The code that a layer runs on an answer or an error.
 pub(super) type OnEnd = Box<dyn FnOnce(Result<CallReply>) -> Result<CallReply> + Send>;
+
+/// Passes a result through the code of the layers, innermost first. A panic of one is an error of the
+/// call, which the layers further out get.
+pub(super) fn run_on_end(
+    on_end: Vec<OnEnd>,
+    target: CallTarget<'_>,
+    result: Result<CallReply>,
+) -> Result<CallReply> {
+    on_end.into_iter().fold(result, |result, on_end| {
+        catch(|| on_end(result)).unwrap_or_else(|panic| Err(target.layer_panicked(&panic)))
+    })
+}
 
 /// A call that has gone through a layer: its answer may be there, or still to come.
 #[must_use = "the call that a layer returns is the one that its caller gets"]

@@ -13,7 +13,7 @@ use super::attempts::{Attempts, CallSender};
 use super::call_pipeline::{ExtendedCall, finish_fill, from_cache, or_fallback};
 use super::core::ClientCore;
 use super::decode::CallTarget;
-use super::layer::{LayeredCall, OnEnd};
+use super::layer::{self, LayeredCall, OnEnd};
 use super::options::{CacheUse, RequestKind, RequestOptions};
 use super::sent_call::SentCall;
 use crate::error::Result;
@@ -68,7 +68,7 @@ impl ServiceClient {
         let policies = self.inner.policies(target.service);
         let attempts = Attempts::new(policies, options, limit);
         let mut started = StartedCall::new(self, target, attempts);
-        let resend = match started.attempts.may_retry() {
+        let resend = match started.attempts.may_send_later() {
             true => Some(Resend::new(target.encode(request)?, options)),
             false => None,
         };
@@ -157,8 +157,12 @@ impl StartedCall {
         if let Some(result) = self.result.take() {
             return Some(result);
         }
-        let options = RequestOptions::default();
         let resend = self.resend.as_deref();
+        if resend.is_none() && self.attempts.is_due() {
+            // A layer has returned the pending call of another request.
+            return Some(Err(self.client.inner.unreported(self.target())));
+        }
+        let options = RequestOptions::default();
         let call = CallSender {
             client: &self.client,
             target: CallTarget {
@@ -172,8 +176,8 @@ impl StartedCall {
         };
         let result = self.attempts.advance(&call, until)?;
         let result = self.finish(result);
-        let on_end = std::mem::take(&mut self.on_end).into_iter();
-        Some(on_end.fold(result, |result, on_end| on_end(result)))
+        let on_end = std::mem::take(&mut self.on_end);
+        Some(layer::run_on_end(on_end, self.target(), result))
     }
 
     /// Drives the call without waiting, and returns true if its result is there.

@@ -54,6 +54,11 @@ impl ServicePolicies {
         retry.is_some_and(|retry| retry.most_attempts() > 1)
     }
 
+    /// Returns true if calls may have to wait for their turn.
+    pub(crate) fn has_rate_limit(&self) -> bool {
+        self.settings.rate.is_some()
+    }
+
     /// Returns the longest time of one attempt at an idempotent call, if it is limited.
     pub(crate) fn attempt_timeout(&self) -> Option<Duration> {
         self.settings.retry.as_ref()?.attempt_timeout()
@@ -72,7 +77,7 @@ impl ServicePolicies {
         now: Instant,
         longest_wait: Duration,
     ) -> Result<Option<Instant>, Refused> {
-        if self.settings.rate.is_none() {
+        if !self.has_rate_limit() {
             return Ok(None);
         }
         self.state.lock().reserve(now, longest_wait)
