@@ -31,14 +31,17 @@ const REFUSALS: usize = 20_000;
 /// Measures both brokers, RabbitMQ if there is one.
 pub fn measure(killed_for: Duration) {
     Outage::new("memory", Broker::memory(), killed_for).measure();
-    let urls = ["CONEY_TEST_AMQP_URL", "AMQP_URL"].map(std::env::var);
-    match urls.into_iter().find_map(Result::ok) {
-        Some(url) => {
-            let broker = Broker::connect(&url).expect("the broker is there");
-            Outage::new("RabbitMQ", broker, killed_for).measure();
-        }
+    match rabbitmq() {
+        Some(broker) => Outage::new("RabbitMQ", broker, killed_for).measure(),
         None => eprintln!("killed: not over RabbitMQ, as AMQP_URL is not set"),
     }
+}
+
+/// Connects to the RabbitMQ of the environment, if there is one.
+pub fn rabbitmq() -> Option<Broker> {
+    let urls = ["CONEY_TEST_AMQP_URL", "AMQP_URL"].map(std::env::var);
+    let url = urls.into_iter().find_map(Result::ok)?;
+    Some(Broker::connect(&url).expect("the broker is there"))
 }
 
 struct Outage {
@@ -168,7 +171,7 @@ impl Outage {
     /// Measures refusals while the breaker is open.
     fn measure_refusals(&self, client: &ServiceClient) {
         let breaker = client.breaker(SERVICE).expect("it has one");
-        while !(breaker.retry_after()).is_some_and(|left| left > Duration::from_millis(150)) {
+        while (breaker.retry_after()).is_none_or(|left| left <= Duration::from_millis(150)) {
             thread::sleep(Duration::from_millis(1));
         }
         let mut times = Vec::with_capacity(REFUSALS);

@@ -1,5 +1,5 @@
 //! The effect of a client's policies on calls to a service that is well, busy, gone or failing in
-//! part, and the cost of the policies.
+//! part, the cost of the policies, and the response cache.
 //!
 //!     cargo bench --bench resilience
 //!     cargo bench --bench resilience -- --only cost,killed --seconds 60
@@ -7,9 +7,10 @@
 //!
 //! Prints one JSON object per line on stdout, with the bound that the figure has to keep, if it has
 //! one, and whether it does; explanations on stderr. Runs over the memory broker; the killed
-//! service over RabbitMQ too, if CONEY_TEST_AMQP_URL or AMQP_URL is set.
+//! service and the events of the cache over RabbitMQ too, if CONEY_TEST_AMQP_URL or AMQP_URL is set.
 
 mod busy;
+mod cache;
 mod cost;
 mod figure;
 mod instances;
@@ -32,12 +33,14 @@ enum Scenario {
     Killed,
     /// One of four instances fails or is slow
     Instances,
+    /// The response cache
+    Cache,
 }
 
 #[derive(Parser)]
 struct Options {
     /// Scenarios to measure
-    #[arg(long, value_delimiter = ',', default_values = ["cost", "busy", "flaky", "killed", "instances"])]
+    #[arg(long, value_delimiter = ',', default_values = ["cost", "busy", "flaky", "killed", "instances", "cache"])]
     only: Vec<Scenario>,
     /// Seconds for which the service is killed; open periods of breakers shrink in proportion
     /// below 60
@@ -74,6 +77,7 @@ fn main() {
             Scenario::Flaky => busy::measure_some_busy(options.length(10.0)),
             Scenario::Killed => killed::measure(options.killed_for()),
             Scenario::Instances => instances::measure(options.length(12.0).max(SHORTEST)),
+            Scenario::Cache => cache::measure(options.length(9.0), options.killed_for()),
         }
     }
 }

@@ -72,24 +72,23 @@ impl ServiceClient {
             options,
             kind: RequestKind::Call,
         };
-        let Some(extensions) = self.inner.extensions.as_deref() else {
-            return Attempts::new(None, options, limit).run(&call);
-        };
-        let action = extensions.action(target.service, target.action);
-        if action.is_none() && !extensions.has_layers() {
+        let Some(extensions) = self.extensions_of(target) else {
             let policies = self.inner.policies(target.service);
             return Attempts::new(policies, options, limit).run(&call);
-        }
-        let payload = target.encode(request)?;
-        let call = ExtendedCall {
-            client: self,
-            extensions,
-            action,
-            target,
-            payload: &payload,
-            limit,
         };
-        call.answer(options)
+        let payload = target.encode(request)?;
+        ExtendedCall::new(self, extensions, target, &payload, limit).answer(options)
+    }
+
+    /// Returns what the client does beside sending such a call, and applying policies to it, if
+    /// anything: its layers, and what it does for the action.
+    pub(super) fn extensions_of(
+        &self,
+        target: CallTarget<'_>,
+    ) -> Option<(&Extensions, Option<&ActionExtensions>)> {
+        let extensions = self.inner.extensions.as_deref()?;
+        let action = extensions.action(target.service, target.action);
+        (action.is_some() || extensions.has_layers()).then_some((extensions, action))
     }
 }
 
@@ -116,14 +115,31 @@ impl CallTarget<'_> {
 #[derive(Clone, Copy)]
 pub(super) struct ExtendedCall<'a> {
     pub(super) client: &'a ServiceClient,
-    pub(super) extensions: &'a Extensions,
-    pub(super) action: Option<&'a ActionExtensions>,
+    extensions: &'a Extensions,
+    action: Option<&'a ActionExtensions>,
     pub(super) target: CallTarget<'a>,
     pub(super) payload: &'a RawValue,
     pub(super) limit: CallDeadline,
 }
 
 impl<'a> ExtendedCall<'a> {
+    pub(super) fn new(
+        client: &'a ServiceClient,
+        (extensions, action): (&'a Extensions, Option<&'a ActionExtensions>),
+        target: CallTarget<'a>,
+        payload: &'a RawValue,
+        limit: CallDeadline,
+    ) -> Self {
+        Self {
+            client,
+            extensions,
+            action,
+            target,
+            payload,
+            limit,
+        }
+    }
+
     fn answer(self, options: &RequestOptions) -> Result<CallReply> {
         let layers = &self.extensions.layers;
         if layers.is_empty() {

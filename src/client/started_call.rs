@@ -48,21 +48,9 @@ impl ServiceClient {
     ) -> Result<StartedCall> {
         let limit = self.deadline_for(options);
         self.check_call(target)?;
-        let extensions = self.inner.extensions.as_deref();
-        let action = extensions.and_then(|it| it.action(target.service, target.action));
-        let has_layers = extensions.is_some_and(|it| it.has_layers());
-        if let Some(extensions) = extensions
-            && (has_layers || action.is_some())
-        {
+        if let Some(extensions) = self.extensions_of(target) {
             let payload = target.encode(request)?;
-            let call = ExtendedCall {
-                client: self,
-                extensions,
-                action,
-                target,
-                payload: &payload,
-                limit,
-            };
+            let call = ExtendedCall::new(self, extensions, target, &payload, limit);
             return StartedCall::start_extended(call, options);
         }
         let policies = self.inner.policies(target.service);
