@@ -293,6 +293,10 @@ proptest! {
             }
         }
         drop(permits);
+        if policies.breaker(now).unwrap().0 == BreakerState::HalfOpen {
+            let (probes, by) = admit_all(&policies, now);
+            prop_assert_eq!((probes.len(), by), (PROBES, Refusal::Breaker));
+        }
         // Twice: the places are there, and come back.
         for _ in 0..2 {
             policies.close();
