@@ -20,10 +20,15 @@ mod outliers_model_tests;
 #[cfg(test)]
 mod outliers_tests;
 mod policies;
+#[cfg(test)]
+mod policies_shuttle_tests;
+#[cfg(test)]
+mod policies_tests;
 mod rate_limit;
 mod retry;
 mod service_state;
 mod settings;
+mod sync;
 mod throttle;
 mod window;
 

@@ -4,8 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
-
 use super::breaker::Breaker;
 use super::breaker_change::{BreakerChange, BreakerState, Transition};
 use super::budget::RetryBudget;
@@ -14,6 +12,7 @@ use super::outliers::EjectionChange;
 use super::retry::Retry;
 use super::service_state::{AttemptOutcome, PickedAttempt, Refused, ServiceState};
 use super::settings::Resilience;
+use super::sync::{Mutex, MutexGuard};
 use crate::error::{Error, ErrorKind};
 use crate::verdict::Verdict;
 

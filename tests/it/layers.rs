@@ -63,7 +63,10 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("redis", &["base", "consumer", "error", "registry"]),
     ("dead_letters", SERVER),
     ("guide", &[]),
-    ("internals", &["client", "message", "transport"]),
+    (
+        "internals",
+        &["client", "message", "resilience", "transport"],
+    ),
 ];
 
 #[test]

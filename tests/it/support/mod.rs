@@ -12,6 +12,8 @@ pub mod proxy;
 pub mod raw_amqp;
 #[cfg(feature = "redis")]
 pub mod registry;
+pub mod retrying;
+pub mod scripted_service;
 pub mod server;
 pub mod sleepy_service;
 pub mod timing;
