@@ -20,6 +20,10 @@ const JITTER: f64 = 0.2;
 /// The time to wait when all probes are in flight: their outcomes are not far, and cannot be known.
 const PROBE_WAIT: Duration = Duration::from_millis(100);
 
+/// The time after the last deadline of the probes for which their ends are awaited. On a busy machine
+/// the threads of callers run late: new probes, sent before, would be more than there may be.
+const LATE_END: Duration = Duration::from_secs(1);
+
 /// The leave to send one call. Given back exactly once, by [`Circuit::ended`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a permit that is not given back occupies a place among the probes"]
@@ -51,7 +55,8 @@ enum Phase {
     HalfOpen {
         in_flight: u32,
         went_well: u32,
-        /// The last deadline of the probes: all have ended then, even if their permits are kept.
+        /// The last deadline of the probes: all have ended soon after it, even if their permits are
+        /// kept.
         deadline: Instant,
     },
     HeldOpen {
@@ -162,7 +167,10 @@ impl Circuit {
                 in_flight,
                 deadline,
                 ..
-            } => in_flight >= self.settings.probes && deadline < now,
+            } => {
+                let late = now.saturating_duration_since(deadline);
+                in_flight >= self.settings.probes && late > LATE_END
+            }
             Phase::Closed { .. } => false,
         }
     }
