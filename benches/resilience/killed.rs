@@ -118,6 +118,14 @@ impl Outage {
         let (before, after): (Vec<Sample>, Vec<Sample>) = samples
             .into_iter()
             .partition(|sample| sample.begun < back_at);
+        for (when, samples) in [("before", &before), ("after", &after)] {
+            let late = samples.iter().map(|sample| sample.late).max();
+            let took = samples.iter().map(|sample| sample.took).max();
+            eprintln!(
+                "killed under load, {transport}, {when} the service is back: the longest call took \
+                 {took:?}, the latest began {late:?} late"
+            );
+        }
         self.report_periods("killed under load", &before, &reached, &openings);
         let first_opening = openings.lock().expect("no panic").first().copied();
         if let Some(opened) = first_opening {

@@ -20,6 +20,8 @@ pub struct Sample {
     /// Its payload.
     pub number: u64,
     pub begun: Instant,
+    /// The time by which it began too late: the machine, or the caller's last call, held it up.
+    pub late: Duration,
     pub took: Duration,
     pub result: Result<u64, Failure>,
 }
@@ -55,8 +57,8 @@ impl Load {
                 let numbers = (u64::from(first)..).step_by(rate.callers as usize);
                 let mut samples = Vec::new();
                 for number in numbers {
-                    let at = Duration::from_secs(number) / rate.per_second;
-                    thread::sleep((start + at).saturating_duration_since(Instant::now()));
+                    let due = start + Duration::from_secs(number) / rate.per_second;
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
@@ -65,6 +67,7 @@ impl Load {
                     samples.push(Sample {
                         number,
                         begun,
+                        late: begun.duration_since(due),
                         took: begun.elapsed(),
                         result: result.map_err(|error: coney::Error| match error.kind() {
                             ErrorKind::Rejected => Failure::Refused,
