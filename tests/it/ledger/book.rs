@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::load::CALL_TIMEOUT;
+use super::load::{CALL_TIMEOUT, CALLERS};
 use crate::support::timing::stall_since;
 
 /// More than any machine sends in a second.
@@ -16,6 +16,9 @@ const DELIVERED: u8 = 4;
 const DELIVERED_AGAIN: u8 = 8;
 const DEAD: u8 = 16;
 
+/// The number of its latest calls whose runs are known for each caller: more than can be under way.
+const KNOWN_CALLS: u64 = 1 << 14;
+
 /// One byte for each message, by its number. All of it is in memory from the start, so that
 /// it is not measured as growth.
 pub struct Book {
@@ -26,6 +29,12 @@ pub struct Book {
     pub refused: AtomicU64,
     pub replies: AtomicU64,
     pub failed_calls: AtomicU64,
+    /// The calls with more than one attempt.
+    pub retried: AtomicU64,
+    /// For each caller, the latest runs of its calls: the number of the call, and the attempt in the
+    /// last byte.
+    runs: Vec<Vec<AtomicU64>>,
+    run_twice: AtomicU64,
     /// The longest delay of a call or command after its deadline, in microseconds, without the
     /// delays that the machine caused.
     latest: AtomicU64,
@@ -43,6 +52,8 @@ pub struct Account {
     pub refused: u64,
     pub replies: u64,
     pub failed_calls: u64,
+    pub retried: u64,
+    pub run_twice: u64,
     pub latest: Duration,
 }
 
@@ -62,6 +73,11 @@ impl Book {
             refused: AtomicU64::new(0),
             replies: AtomicU64::new(0),
             failed_calls: AtomicU64::new(0),
+            retried: AtomicU64::new(0),
+            runs: (0..CALLERS)
+                .map(|_| (0..KNOWN_CALLS).map(|_| AtomicU64::new(0)).collect())
+                .collect(),
+            run_twice: AtomicU64::new(0),
             latest: AtomicU64::new(0),
         }
     }
@@ -94,6 +110,17 @@ impl Book {
 
     pub fn dead(&self, number: u64) {
         self.mark(number, DEAD);
+    }
+
+    /// Records that a handler begins to run an attempt at a call that must not run twice. A broker
+    /// may deliver one attempt twice, but no retry may follow one that may have run.
+    pub fn runs(&self, caller: u64, call: u64, attempt: u32) {
+        let run = call << 8 | u64::from(attempt.min(255));
+        let known = &self.runs[caller as usize][(call % KNOWN_CALLS) as usize];
+        let before = known.fetch_max(run, Ordering::Relaxed);
+        if before >> 8 == call && before != run {
+            self.run_twice.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Records the end of a call.
@@ -138,6 +165,8 @@ impl Book {
             refused: load(&self.refused),
             replies: load(&self.replies),
             failed_calls: load(&self.failed_calls),
+            retried: load(&self.retried),
+            run_twice: load(&self.run_twice),
             latest: Duration::from_micros(load(&self.latest)),
         }
     }
@@ -176,6 +205,8 @@ impl fmt::Display for Account {
             ("unexpected", self.unexpected),
             ("calls answered", self.replies),
             ("calls failed", self.failed_calls),
+            ("calls retried", self.retried),
+            ("calls run twice by a retry", self.run_twice),
         ] {
             writeln!(f, "  {what:<30} {count:>10}")?;
         }

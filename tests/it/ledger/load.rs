@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use coney::message::ServiceMessage;
+use coney::resilience::{Resilience, Retry};
 use coney::{
     Broker, CallOptions, Context, DeadLetters, EventPublisher, EventSubscriber, HandlerError,
     PendingConfirm, PublishOptions, SendOptions, ServiceClient, ServiceServer,
@@ -32,7 +33,11 @@ const DELAYS: [Duration; 4] = [
 ];
 
 const PRODUCERS: usize = 2;
-const CALLERS: u64 = 4;
+/// Half of them retry.
+pub const CALLERS: u64 = 8;
+
+/// The longest wait for a reply of one attempt, where a call may be sent again.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// The number of commands of one producer that may be unconfirmed at a time.
 const WINDOW: usize = 500;
@@ -41,6 +46,9 @@ const WINDOW: usize = 500;
 /// first attempt.
 const REJECTED: u64 = 2_003;
 const FAILED_ONCE: u64 = 211;
+
+/// A service refuses one call in `BUSY_ONCE` as busy, at the first attempt.
+const BUSY_ONCE: u64 = 97;
 
 /// The threads, servers and subscribers that send and receive.
 pub struct Load {
@@ -61,8 +69,16 @@ impl Load {
         let brokers = [ways[0], ways[1]].map(quick);
         let servers = brokers.each_ref().map(|broker| serve(broker, book));
         let subscribers = brokers.map(|broker| subscribe(&broker, book));
-        let clients = [ways[2], direct].map(|url| {
-            let broker = quick(url);
+        let brokers = [ways[2], direct].map(quick);
+        let retrying = brokers.each_ref().map(|broker| {
+            let retry = Retry::new().attempts(4).per_attempt(ATTEMPT_TIMEOUT);
+            let client = ServiceClient::builder(broker, "ledger").timeout(CALL_TIMEOUT);
+            client
+                .resilience(Resilience::new().retry(retry))
+                .build()
+                .unwrap()
+        });
+        let clients = brokers.map(|broker| {
             let client = ServiceClient::builder(&broker, "ledger").timeout(CALL_TIMEOUT);
             let events = EventPublisher::new(&broker, "ledger").unwrap();
             (client.build().unwrap(), events)
@@ -76,7 +92,11 @@ impl Load {
             }));
         }
         for n in 0..CALLERS {
-            let (client, _) = clients[n as usize % 2].clone();
+            let way = n as usize / 2 % 2;
+            let client = match n < CALLERS / 2 {
+                true => clients[way].0.clone(),
+                false => retrying[way].clone(),
+            };
             let (book, stop) = (book.clone(), stop.clone());
             threads.push(thread::spawn(move || call(&client, &book, &stop, n)));
         }
@@ -150,7 +170,7 @@ fn handle(book: &Book, context: &Context<'_>, number: u64) -> Result<(), Handler
 }
 
 fn serve(broker: &Broker, book: &Arc<Book>) -> [ServiceServer; 2] {
-    let book = Arc::clone(book);
+    let (book, runs) = (Arc::clone(book), Arc::clone(book));
     let orders = ServiceServer::builder(broker, ORDERS)
         .prefetch(100)
         .retry_delays(DELAYS)
@@ -160,7 +180,16 @@ fn serve(broker: &Broker, book: &Arc<Book>) -> [ServiceServer; 2] {
         .start()
         .unwrap();
     let echo = ServiceServer::builder(broker, ECHO)
-        .respond("echo", |number: u64| number)
+        .handler_with_context("echo", move |context: &Context<'_>, (caller, number)| {
+            let attempt = context.attempt_of_call();
+            if u64::is_multiple_of(number, BUSY_ONCE) && attempt == 1 {
+                return Err(HandlerError::busy("not at the first attempt", DELAYS[0]));
+            }
+            if !is_idempotent(caller) {
+                runs.runs(caller, number, attempt);
+            }
+            Ok(number)
+        })
         .start()
         .unwrap();
     [orders, echo]
@@ -206,23 +235,33 @@ fn produce(client: &ServiceClient, events: &EventPublisher, book: &Book, stop: &
     pending.into_iter().for_each(settle);
 }
 
+/// Returns true if the calls of a caller may run twice.
+fn is_idempotent(caller: u64) -> bool {
+    caller.is_multiple_of(2)
+}
+
 fn call(client: &ServiceClient, book: &Book, stop: &AtomicBool, caller: u64) {
-    let options = CallOptions::new().idempotent(caller.is_multiple_of(2));
+    let options = CallOptions::new().idempotent(is_idempotent(caller));
     let mut number = 0;
     while !stop.load(Ordering::SeqCst) {
         number += 1;
         let begin = Instant::now();
-        let reply: coney::Result<u64> = client.call_with(ECHO, "echo", &number, &options);
+        let reply = client.call_detailed::<u64>(ECHO, "echo", &(caller, number), &options);
         book.took(begin);
-        match reply {
+        let attempts = match reply {
             Ok(reply) => {
-                assert_eq!(reply, number, "the reply of another call");
+                assert_eq!(*reply, number, "the reply of another call");
                 book.replies.fetch_add(1, Ordering::Relaxed);
+                reply.attempts()
             }
-            Err(_) => {
+            Err(error) => {
                 book.failed_calls.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(Duration::from_millis(5));
+                error.attempts()
             }
+        };
+        if attempts > 1 {
+            book.retried.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

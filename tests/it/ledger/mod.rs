@@ -60,7 +60,11 @@ fn nothing_confirmed_is_lost_and_no_call_is_late() {
         "confirmed and lost: {lost:?}; LEDGER_SEED={seed}"
     );
     assert_eq!(account.unexpected, 0, "never sent; LEDGER_SEED={seed}");
-    assert!(account.confirmed > 0 && account.replies > 0);
+    assert!(account.confirmed > 0 && account.replies > 0 && account.retried > 0);
+    assert_eq!(
+        account.run_twice, 0,
+        "run by two attempts; LEDGER_SEED={seed}"
+    );
     let late = account.latest;
     assert!(
         late <= GRACE,
