@@ -6,7 +6,7 @@ use std::time::Duration;
 use coney::deduplication::ReplyStore;
 use coney::events::EventSubscriberBuilder;
 use coney::redis::Redis;
-use coney::resilience::{Resilience, Retry};
+use coney::resilience::{Resilience, Retry, RetryBudget};
 use coney::server::ServiceServerBuilder;
 use coney::{
     Broker, EventPublisher, EventSubscriber, Instance, Registry, ServiceClient, ServiceServer,
@@ -58,11 +58,14 @@ impl Platform {
     }
 
     /// Creates a client in the name of a service. Its idempotent requests are sent again by themselves
-    /// after the connection was lost; the retries are for services that have not been started yet.
+    /// after the connection was lost. The retries are for services that have not been started yet,
+    /// and for a reply that does not come.
     pub fn client(&self, name: &str) -> coney::Result<ServiceClient> {
         let retry = Retry::new()
             .attempts(u32::MAX) // until the timeout
-            .delays(Duration::from_millis(100), Duration::from_secs(1));
+            .delays(Duration::from_millis(100), Duration::from_secs(1))
+            .per_attempt(Duration::from_secs(10))
+            .budget(RetryBudget::new().reserve(20)); // for all customers at once
         ServiceClient::builder(&self.broker, name)
             .timeout(PATIENCE)
             .resilience(Resilience::none().retry(retry))

@@ -77,5 +77,9 @@ fn run(options: &Options) -> coney::Result<()> {
     let with = shop::open(&broker, tick, clients::with_resilience)?;
 
     println!("\n{}", Counts::table(&without, &with));
+    println!(
+        "\nServed: by the service itself. Fallback: a page without the number of pieces. In vain: messages\n\
+         that the service refused or never answered."
+    );
     Ok(())
 }

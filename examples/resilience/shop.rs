@@ -1,6 +1,6 @@
 //! The shop: customers who come at a steady rate, and the threads that serve them.
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -48,11 +48,11 @@ pub fn open(
             let queue = Arc::clone(&queue);
             scope.spawn(move || serve(client, &queue, counter));
         }
-        let start = Instant::now();
-        scope.spawn(move || let_in(&door, start, tick, counter));
+        let (_open, closed) = sync_channel(0); // it disconnects at the end, whatever that is
+        scope.spawn(move || let_in(&door, tick, &closed, counter));
         for (number, condition) in (1..).zip(SCHEDULE) {
             service.enter(condition)?;
-            sleep_until(start + tick * number);
+            thread::sleep(tick);
             let counts = counter.take();
             println!("{}", counts.line(number, condition, client.breaker(STOCK)));
             all.merge(counts);
@@ -63,12 +63,16 @@ pub fn open(
     Ok(all)
 }
 
-/// Lets the customers in, one after the other. One who finds all threads busy, and the queue full, is
-/// turned away.
-fn let_in(door: &SyncSender<Customer>, start: Instant, tick: Duration, counter: &Counter) {
+/// Lets the customers in at a steady rate, until the shop closes. One who finds all threads busy, and the
+/// queue full, is turned away.
+fn let_in(door: &SyncSender<Customer>, tick: Duration, closed: &Receiver<()>, counter: &Counter) {
+    let start = Instant::now();
     for number in 0..CUSTOMERS * SCHEDULE.len() as u32 {
         let came = start + tick * number / CUSTOMERS;
-        sleep_until(came);
+        let pause = came.saturating_duration_since(Instant::now());
+        if closed.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
         counter.add(|counts| counts.customers += 1);
         let article = u64::from(number % 200);
         if let Err(TrySendError::Full(_)) = door.try_send(Customer { article, came }) {
@@ -86,8 +90,4 @@ fn serve(client: &ServiceClient, queue: &Mutex<Receiver<Customer>>, counter: &Co
         });
         counter.add(|counts| counts.page(page, customer.came.elapsed()));
     }
-}
-
-fn sleep_until(time: Instant) {
-    thread::sleep(time.saturating_duration_since(Instant::now()));
 }
