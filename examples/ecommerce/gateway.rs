@@ -2,18 +2,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use coney::client::ServiceProxyFactory;
-use coney::{CallOptions, ErrorKind, SendOptions, ServiceClient};
+use coney::{CallOptions, SendOptions, ServiceClient};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::audit;
 use crate::contract::{ORDER, Order, PRODUCT, Product, ProductId, Token, USER, User};
 use crate::platform::Platform;
-
-/// The longest time for which a customer retries while a service or the broker is unavailable.
-const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::stats::Report;
 
 /// The number of orders among which one is for the product that is out of stock.
 const UMBRELLA_EVERY: u64 = 20;
@@ -23,6 +21,8 @@ const UMBRELLA_EVERY: u64 = 20;
 pub fn run(platform: &Platform, orders: u64, customers: usize) -> coney::Result<bool> {
     let run = format!("{:08x}", fastrand::u32(..));
     let client = platform.client("gateway")?;
+    // Waits until order-service has a queue, which then keeps its commands even while it is down.
+    client.call::<Report>(ORDER, "report", &())?;
     println!(
         "{orders} orders by {customers} customers over {}, run {run}\n",
         platform.broker.address()
@@ -52,7 +52,7 @@ pub fn run(platform: &Platform, orders: u64, customers: usize) -> coney::Result<
     bar.finish();
     // A command without a handler is not lost either: it becomes a dead letter.
     let gift = format!("{run}-gift");
-    retry(|| client.send_with(ORDER, "gift_wrap", &run, &command(&gift)))?;
+    client.send_with(ORDER, "gift_wrap", &run, &command(&gift))?;
     let placed = orders - refused.into_inner();
     println!(
         "placed within {:.1} s; waiting until all are settled\n",
@@ -74,9 +74,9 @@ fn order(client: &ServiceClient, run: &str, number: u64) -> coney::Result<()> {
     };
     let id = format!("{run}-{number}");
     let options = CallOptions::new().idempotent(true).message_id(&id);
-    let user: User = retry(|| users.call_with("authenticate", &token, &options))?;
+    let user: User = users.call_with("authenticate", &token, &options)?;
     let wanted = ProductId { product_id };
-    let product: Product = retry(|| products.call_with("describe", &wanted, &options))?;
+    let product: Product = products.call_with("describe", &wanted, &options)?;
     // Ordered without regard to the stock: it may change between the lookup and the order, and only
     // inventory knows it.
     let quantity = 1 + number % 3;
@@ -87,33 +87,10 @@ fn order(client: &ServiceClient, run: &str, number: u64) -> coney::Result<()> {
         quantity,
         cents: quantity * product.cents,
     };
-    retry(|| client.send_with(ORDER, "create_order", &order, &command(&id)))
+    client.send_with(ORDER, "create_order", &order, &command(&id))
 }
 
 /// Returns the options of a command that may be sent twice.
 fn command(message_id: &str) -> SendOptions {
     SendOptions::new().idempotent(true).message_id(message_id)
-}
-
-/// Retries until `call` succeeds, fails with a permanent error, or the time is over. Also retries
-/// if an earlier attempt may have succeeded: all calls of this example are idempotent.
-fn retry<T>(mut call: impl FnMut() -> coney::Result<T>) -> coney::Result<T> {
-    let end = Instant::now() + RETRY_TIMEOUT;
-    loop {
-        match call() {
-            Err(error) if is_transient(error.kind()) && Instant::now() < end => {
-                log::info!("retried after an error: {error}");
-                thread::sleep(Duration::from_millis(100));
-            }
-            result => return result,
-        }
-    }
-}
-
-fn is_transient(kind: ErrorKind) -> bool {
-    use ErrorKind::{ConnectionLost, NoInstance, NoRoute, NotSent, TimedOut};
-    matches!(
-        kind,
-        ConnectionLost | NoInstance | NoRoute | NotSent | TimedOut
-    )
 }

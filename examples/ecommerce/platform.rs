@@ -6,6 +6,7 @@ use std::time::Duration;
 use coney::deduplication::ReplyStore;
 use coney::events::EventSubscriberBuilder;
 use coney::redis::Redis;
+use coney::resilience::{Resilience, Retry, RetryBudget};
 use coney::server::ServiceServerBuilder;
 use coney::{
     Broker, EventPublisher, EventSubscriber, Instance, Registry, ServiceClient, ServiceServer,
@@ -22,6 +23,9 @@ const RETRY_DELAYS: [Duration; 3] = [
 
 /// The time for which a service remembers handled requests.
 const REPLY_TTL: Duration = Duration::from_secs(600);
+
+/// The longest time for which a caller waits while a service or the broker is unavailable.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The connections that all services use.
 pub struct Platform {
@@ -53,10 +57,18 @@ impl Platform {
         })
     }
 
-    /// Creates a client in the name of a service.
+    /// Creates a client in the name of a service. Its idempotent requests are sent again by themselves
+    /// after the connection was lost. The retries are for services that have not been started yet,
+    /// and for a reply that does not come.
     pub fn client(&self, name: &str) -> coney::Result<ServiceClient> {
+        let retry = Retry::new()
+            .attempts(u32::MAX) // until the timeout
+            .delays(Duration::from_millis(100), Duration::from_secs(1))
+            .per_attempt(Duration::from_secs(10))
+            .budget(RetryBudget::new().reserve(20)); // for all customers at once
         ServiceClient::builder(&self.broker, name)
-            .timeout(Duration::from_secs(10))
+            .timeout(PATIENCE)
+            .resilience(Resilience::none().retry(retry))
             .build()
     }
 

@@ -28,9 +28,13 @@ type ListenerFn = dyn Fn(&BreakerChange) + Send + Sync;
 ///
 /// | state | calls | ends |
 /// | --- | --- | --- |
-/// | closed | are sent | when the rate of failed, or of slow, calls is reached: open |
+/// | closed | are sent | when the rate of failed, or of slow, calls is reached, or all calls fail: open |
 /// | open | are refused | after 5 s, and after twice as long each time it opens again, up to 60 s: half-open |
 /// | half-open | at most 3 at a time are sent, as probes | when 3 in a row went well: closed; at the first that did not: open |
+///
+/// *All calls fail* if as many in a row as the [`minimum_calls`](Breaker::minimum_calls), and at least
+/// 10, have failed within the window, and none has succeeded for a tenth of it. So an outage is
+/// noticed although the window still holds the many successes before it.
 ///
 /// The periods vary by ±10 %, up to the longest, so that many clients do not probe at the same
 /// moment. After 30 s

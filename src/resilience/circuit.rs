@@ -17,6 +17,10 @@ const LONGEST_PERIOD: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 /// clients do not probe at the same moment.
 const JITTER: f64 = 0.2;
 
+/// The least number of failures in a row that open the breaker whatever the rate in the window: with
+/// fewer, a setting of few minimum calls would make the rate meaningless.
+const LEAST_IN_A_ROW: u32 = 10;
+
 /// The time to wait when all probes are in flight: their outcomes are not far, and cannot be known.
 const PROBE_WAIT: Duration = Duration::from_millis(100);
 
@@ -95,6 +99,9 @@ pub(crate) struct Circuit {
     generation: u64,
     /// The calls, those that failed, and those that were slow, while closed.
     window: Window<10, 3>,
+    /// The failures since the last call that did not fail, and the time of that one, while closed.
+    failed_in_a_row: u32,
+    last_well: Option<Instant>,
     /// The number of periods in a row, each twice as long as the one before.
     periods: u32,
     changes: VecDeque<Transition>,
@@ -114,6 +121,8 @@ impl Circuit {
             phase: Phase::Closed { since: None },
             generation: 0,
             window: Window::new(settings.window),
+            failed_in_a_row: 0,
+            last_well: None,
             periods: 0,
             changes: VecDeque::new(),
             random,
@@ -207,9 +216,15 @@ impl Circuit {
         }
     }
 
-    /// Counts the outcome of a call while closed, and opens if the rate is reached.
+    /// Counts the outcome of a call while closed, and opens if the rate is reached, or no call has
+    /// succeeded for a while.
     fn count(&mut self, end: CallEnd, now: Instant) {
         let is_slow = is_slow(&self.settings, end);
+        if end.failed {
+            self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
+        } else {
+            (self.failed_in_a_row, self.last_well) = (0, Some(now));
+        }
         self.window.add(now, [true, end.failed, is_slow]);
         let [calls, failed, slow] = self.window.sums(now);
         if calls < u64::from(self.settings.minimum_calls) {
@@ -220,9 +235,23 @@ impl Circuit {
         let slow_rate = self.settings.slow.map(|(_, rate)| rate);
         if share(failed) >= self.settings.failure_rate
             || slow_rate.is_some_and(|rate| share(slow) >= rate)
+            || self.is_outage(failed, now)
         {
             self.open(now);
         }
+    }
+
+    /// Returns true if all calls of late have failed, `failed` of them in the window: the successes
+    /// before would hide that for nearly the whole window, since calls that time out are far fewer
+    /// than calls that are answered. A tenth of the window without a success is required too:
+    /// all calls that are in flight during a short stall fail at one moment.
+    fn is_outage(&self, failed: u64, now: Instant) -> bool {
+        let row = self.settings.minimum_calls.max(LEAST_IN_A_ROW);
+        let quiet = self.settings.window / 10;
+        let was_long_ago = |last: Instant| now.saturating_duration_since(last) >= quiet;
+        self.failed_in_a_row >= row
+            && failed >= u64::from(row)
+            && self.last_well.is_none_or(was_long_ago)
     }
 
     /// Returns the state that a call at this time meets: an open period that has passed is
@@ -286,6 +315,7 @@ impl Circuit {
         self.phase = phase;
         self.generation += 1;
         self.window.clear();
+        (self.failed_in_a_row, self.last_well) = (0, None);
         if from != to {
             self.changes.push_back(Transition {
                 from,

@@ -273,6 +273,62 @@ fn a_request_id_is_in_the_log_lines_of_both_services() {
     assert_eq!(lines, wanted);
 }
 
+/// Runs the example, and compares the rows of the table at its end.
+fn check_resilience(command: &mut Command) {
+    let text = stdout(&command.args(["--seconds", "4"]).output().unwrap());
+    let lines = |condition: &str| {
+        let is_it = |line: &&str| line.split_whitespace().nth(1) == Some(condition);
+        text.lines().filter(is_it).collect::<Vec<_>>()
+    };
+    // Both runs go through the whole schedule.
+    for (condition, ticks) in [
+        ("well", 3),
+        ("flaky", 1),
+        ("slow", 2),
+        ("overloaded", 3),
+        ("gone", 3),
+        ("back", 2),
+    ] {
+        assert_eq!(lines(condition).len(), 2 * ticks, "{condition}: {text}");
+    }
+    let row = |name: &str| -> [u64; 6] {
+        let start = format!("| {name} resilience");
+        let row = text.lines().find(|line| line.starts_with(&start));
+        let row = row.unwrap_or_else(|| panic!("no row {name} in {text}"));
+        let cells = row.split('|').skip(2).take(6);
+        let numbers: Vec<u64> = cells.map(|it| it.trim().parse().unwrap()).collect();
+        numbers.try_into().unwrap()
+    };
+    let [customers, served, stale, fallback, failed, turned_away] = row("without");
+    let answered = served + stale + fallback;
+    assert_eq!((stale, fallback), (0, 0), "{text}");
+    assert_eq!(answered + failed + turned_away, customers, "{text}");
+    assert!(failed > 0 && turned_away > 0, "{text}");
+    let [customers, served, stale, fallback, failed, turned_away] = row("with");
+    assert_eq!(
+        served + stale + fallback + failed + turned_away,
+        customers,
+        "{text}"
+    );
+    assert!(served + stale + fallback > answered, "{text}");
+    assert_eq!(failed, 0, "the fallback stands in: {text}");
+    let refusals = lines("gone")
+        .into_iter()
+        .map(|line| line.rsplit("  ").next());
+    let breaker = |refusals: &str| refusals.contains("breaker ");
+    assert!(refusals.flatten().any(breaker), "{text}");
+}
+
+#[test]
+fn more_customers_are_answered_with_resilience_in_memory() {
+    check_resilience(&mut example("resilience"));
+}
+
+#[test]
+fn more_customers_are_answered_with_resilience_over_rabbitmq() {
+    check_resilience(example("resilience").env("AMQP_URL", own_amqp_url()));
+}
+
 #[test]
 fn dead_letters_are_listed_shown_replayed_and_purged() {
     let service = Service::start();

@@ -20,6 +20,8 @@ enum Step {
     Admit,
     /// Ends the n-th permit not yet given back, modulo their number.
     End(usize, Option<(bool, u64)>),
+    /// Sends this many calls one after the other, which all succeed, or all fail.
+    Calls(usize, bool),
     HoldOpen(u64),
     Close,
 }
@@ -33,6 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (3_000..70_000u64).prop_map(Step::Pass),
         20 => Just(Step::Admit),
         20 => (0..20usize, end).prop_map(|(which, end)| Step::End(which, end)),
+        2 => (1..40usize, any::<bool>()).prop_map(|(calls, fail)| Step::Calls(calls, fail)),
         1 => (0..20_000u64).prop_map(Step::HoldOpen),
         1 => Just(Step::Close),
     ]
@@ -59,6 +62,8 @@ struct Model {
     periods: i32,
     /// The outcomes closed, with the number of the bucket; half-open, those of probes.
     log: Vec<(u128, CallEnd)>,
+    /// The last outcome closed that was no failure.
+    last_well: Option<Instant>,
     probes_in_flight: usize,
     first: Option<Instant>,
     latest: u128,
@@ -73,6 +78,7 @@ impl Model {
             closed_at: None,
             periods: 0,
             log: Vec::new(),
+            last_well: None,
             probes_in_flight: 0,
             first: None,
             latest: 0,
@@ -95,6 +101,7 @@ impl Model {
     fn enter(&mut self, state: BreakerState) {
         self.states.push(state);
         self.log.clear();
+        self.last_well = None;
         self.probes_in_flight = 0;
     }
 
@@ -155,7 +162,15 @@ impl Model {
         let ends: Vec<CallEnd> = self.log.iter().filter(inside).map(|it| it.1).collect();
         let failed = ends.iter().filter(|end| end.failed).count();
         let slow = ends.iter().filter(|end| end.took > 5 * MILLI).count();
-        if ends.len() >= 4 && (failed * 2 >= ends.len() || slow * 5 >= ends.len() * 4) {
+        if !end.failed {
+            self.last_well = Some(now);
+        }
+        let in_a_row = self.log.iter().rev().take_while(|(_, end)| end.failed);
+        let is_quiet = |last| now.saturating_duration_since(last) >= SECOND;
+        let is_outage =
+            in_a_row.count() >= 10 && failed >= 10 && self.last_well.is_none_or(is_quiet);
+        let is_reached = failed * 2 >= ends.len() || slow * 5 >= ends.len() * 4;
+        if ends.len() >= 4 && (is_reached || is_outage) {
             self.open(now);
         }
     }
@@ -187,6 +202,16 @@ proptest! {
                     model.ended(wanted, outcome.map(end), now);
                 }
                 Step::End(..) => {}
+                Step::Calls(calls, fail) => {
+                    for _ in 0..calls {
+                        let (permit, wanted) = (circuit.admit(now, far(now)), model.admit(now));
+                        prop_assert_eq!(permit.is_ok(), wanted.is_some());
+                        if let (Ok(permit), Some(wanted)) = (permit, wanted) {
+                            circuit.ended(permit, Some(end((fail, 1))), now);
+                            model.ended(wanted, Some(end((fail, 1))), now);
+                        }
+                    }
+                }
                 Step::HoldOpen(millis) => {
                     let length = Duration::from_millis(millis);
                     circuit.hold_open(now, length);
@@ -234,6 +259,13 @@ proptest! {
                     circuit.ended(permit, outcome.map(end), now);
                 }
                 Step::End(..) => {}
+                Step::Calls(calls, fail) => {
+                    for _ in 0..calls {
+                        if let Ok(permit) = circuit.admit(now, far(now)) {
+                            circuit.ended(permit, Some(end((fail, 1))), now);
+                        }
+                    }
+                }
                 Step::HoldOpen(millis) => circuit.hold_open(now, Duration::from_millis(millis)),
                 Step::Close => circuit.close(),
             }

@@ -119,6 +119,45 @@ fn failures_outside_the_window_do_not_count() {
     assert_eq!(circuit.state(start + 100 * SECOND), BreakerState::Closed);
 }
 
+/// A thousand calls a second succeed; then 20 callers get no reply, once in a second.
+#[test]
+fn an_outage_is_noticed_although_the_window_is_full_of_successes() {
+    let mut circuit = circuit(&Breaker::new());
+    let start = Instant::now();
+    for call_number in 0..10_000 {
+        call(&mut circuit, WELL, start + call_number * MILLI);
+    }
+    let now = start + 11 * SECOND;
+    for failures in 0..20 {
+        let state = circuit.state(now);
+        assert_eq!(state, BreakerState::Closed, "after {failures} failures");
+        call(&mut circuit, FAILED, now);
+    }
+    assert_eq!(circuit.state(now), BreakerState::Open);
+}
+
+#[test]
+fn failures_in_a_row_do_not_open_it_if_a_call_has_just_succeeded() {
+    let mut circuit = circuit(&Breaker::new().minimum_calls(1));
+    let start = Instant::now();
+    for _ in 0..1_000 {
+        call(&mut circuit, WELL, start);
+    }
+    let stall = start + SECOND - Duration::from_nanos(1);
+    for _ in 0..100 {
+        call(&mut circuit, FAILED, stall);
+    }
+    assert_eq!(circuit.state(stall), BreakerState::Closed);
+    let later = start + 2 * SECOND;
+    call(&mut circuit, WELL, later);
+    for _ in 0..9 {
+        call(&mut circuit, FAILED, later + SECOND);
+    }
+    assert_eq!(circuit.state(later + SECOND), BreakerState::Closed);
+    call(&mut circuit, FAILED, later + SECOND); // the tenth
+    assert_eq!(circuit.state(later + SECOND), BreakerState::Open);
+}
+
 #[test]
 fn slow_calls_open_it_if_the_program_says_so() {
     let now = Instant::now();
