@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coney::cache::{Cached, ResponseCache};
 use coney::client::ServiceClientBuilder;
 use coney::resilience::{Breaker, Resilience, Throttle};
 use coney::{Broker, ServiceClient};
@@ -20,8 +21,8 @@ pub fn without_resilience(
     ServiceClient::builder(broker, "shop").timeout(tick)
 }
 
-/// Prepares a client that sends again what is worth it, sends nothing in vain, and has another answer
-/// to show.
+/// Prepares a client that sends again what is worth it, sends little in vain, and has another answer
+/// to show: the last one that it got, or none.
 pub fn with_resilience(
     broker: &Broker,
     tick: Duration,
@@ -32,9 +33,12 @@ pub fn with_resilience(
         .max_in_flight(THREADS / 2) // the other threads stay free
         .breaker(quick_breaker(tick))
         .throttle(Throttle::new().window(tick));
+    // An article is asked for every other tick, so that no customer is served from the cache alone.
+    let stock = Cached::fresh_for(tick / 10).stale_if_error(tick * 600);
     ServiceClient::builder(broker, "shop")
         .timeout(tick)
         .resilience(resilience)
+        .cache(&ResponseCache::new(), "stock-service", "count", stock)
         .fallback("stock-service", "count", move |_article: &u64, error| {
             counter.add(|counts| counts.unavailable(error));
             Some(Stock::Unknown) // the page is shown without a number

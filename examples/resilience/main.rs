@@ -78,8 +78,8 @@ fn run(options: &Options) -> coney::Result<()> {
 
     println!("\n{}", Counts::table(&without, &with));
     println!(
-        "\nServed: by the service itself. Fallback: a page without the number of pieces. In vain: messages\n\
-         that the service refused or never answered."
+        "\nServed: by the service itself. Stale: with the number of pieces as it was before. Fallback: a\n\
+         page without that number. In vain: messages that the service refused or never answered."
     );
     Ok(())
 }

@@ -75,7 +75,7 @@ impl Handler {
         let mut takes = self.tick / 200;
         let condition = *self.condition.lock().unwrap();
         match condition {
-            Condition::Flaky if number % 5 == 0 => {
+            Condition::Flaky if number.is_multiple_of(5) => {
                 return Err(HandlerError::busy("restarting", self.tick / 50));
             }
             Condition::Overloaded if !self.has_room() => {
