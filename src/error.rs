@@ -125,8 +125,8 @@ impl Error {
         self.0.refused_by
     }
 
-    /// Returns the number of attempts that were made at the call: 1 without a
-    /// [retry](crate::resilience::Retry).
+    /// Returns the number of attempts that were begun at the call: 1 without a
+    /// [retry](crate::resilience::Retry), and 0 if a policy refused the first.
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }

@@ -157,7 +157,7 @@ impl Attempts {
                     }
                     None => {
                         self.state = State::Ended;
-                        return Some(Err(error.with_attempts(made.max(1))));
+                        return Some(Err(error.with_attempts(made)));
                     }
                 },
             }

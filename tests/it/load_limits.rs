@@ -92,7 +92,7 @@ fn a_call_that_has_no_turn_in_time_is_refused_at_once(broker: &Broker) {
             "{way}: {error}"
         );
         assert!(error.retry_after() > Some(8 * PATIENCE), "{way}: {error:?}");
-        assert_eq!(error.attempts(), 1, "{way}");
+        assert_eq!(error.attempts(), 0, "{way}");
         assert_eq!(service.runs().len(), 1, "{way}");
     }
 }
