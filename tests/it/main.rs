@@ -9,6 +9,7 @@ mod breakers;
 mod broker_limits;
 mod busy_handlers;
 mod cache;
+mod cache_faults;
 mod calls;
 mod client_layers;
 mod clocks;
