@@ -83,8 +83,8 @@ impl Error {
 
     /// Returns true if the caller got no answer because the service could not give one in time: it
     /// is gone, slow, overloaded or failing, or a policy of this client has refused the call.
-    /// False if the service answered, if only with its handler's own error, or if the request
-    /// itself is at fault. A [fallback](crate::client::ServiceClientBuilder::fallback) stands in for
+    /// False if the service answered, if only with its handler's own error, if a layer refused the
+    /// call, or if the request itself is at fault. A [fallback](crate::client::ServiceClientBuilder::fallback) stands in for
     /// errors of which this is true.
     ///
     /// ```
@@ -107,7 +107,9 @@ impl Error {
             | Verdict::NotSent
             | Verdict::NoRoute
             | Verdict::NoInstance => true,
-            Verdict::Local => self.0.kind == ErrorKind::Rejected,
+            Verdict::Local => {
+                self.0.kind == ErrorKind::Rejected && self.0.refused_by != Some(Refusal::Layer)
+            }
             Verdict::Closed => self.0.kind != ErrorKind::Misuse,
             Verdict::Ok | Verdict::Business | Verdict::Invalid => false,
         }
@@ -125,8 +127,9 @@ impl Error {
         self.0.refused_by
     }
 
-    /// Returns the number of attempts that were begun at the call: 1 without a
-    /// [retry](crate::resilience::Retry), and 0 if a policy refused the first.
+    /// Returns the number of attempts that were begun at a call: 1 without a
+    /// [retry](crate::resilience::Retry), and 0 if none was, as the first was refused by a policy or a
+    /// layer, or the error is of something else than a call.
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }
@@ -213,7 +216,7 @@ impl Error {
             retry_after: None,
             nothing_ran: None,
             refused_by: None,
-            attempts: 1,
+            attempts: 0,
         }))
     }
 

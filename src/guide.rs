@@ -323,8 +323,8 @@
 //! is gone.
 //!
 //! A lost connection is repaired in the background. The errors and panics of a handler become
-//! error replies, and an [`Error`](crate::Error) of a nested call keeps its kind and code
-//! ([`HandlerError`](crate::HandlerError)).
+//! error replies. In a handler, the error of a nested call keeps its kind and code
+//! ([`HandlerError`](crate::HandlerError)); its caller gets the code, as a reply of this service.
 //!
 //! # Testing
 //!

@@ -42,6 +42,7 @@ impl PendingTable {
             sent_in: None,
             balanced: None,
             began: None,
+            _place: None,
         };
         let inserted = self.0.insert(id, call);
         debug_assert!(inserted.is_ok());
@@ -72,7 +73,7 @@ impl Policies {
             return false;
         };
         let took = Some(Duration::from_micros(5));
-        permit.ended(Ok(()), took, true, Instant::now());
+        permit.ended(Ok(()), took, true, false, Instant::now());
         true
     }
 }

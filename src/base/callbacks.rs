@@ -22,7 +22,7 @@ pub(crate) trait Watched: Send {
     /// callback blocks would not count as in flight.
     fn start(&mut self, ready: &Notifier);
 
-    /// Returns true if the result is there. Does not wait for it.
+    /// Returns true if the result is there. Does not wait for it, but may send a request again.
     fn is_ready(&mut self, ready: &Notifier) -> bool;
 
     /// Returns the moment at which the callback runs without the result, unless `is_ready`, which is

@@ -92,8 +92,9 @@ impl Cached {
     }
 
     /// Sets for how long after its time to live a response is returned instead of an error, if the
-    /// service is unavailable: no instance, no connection, no reply in time, or overload. An error
-    /// that the service itself replied with is returned as it is. Defaults to zero: never.
+    /// service [is unavailable](crate::Error::is_unavailable): no instance, no connection, no reply in
+    /// time, overload, or a handler that panicked. A handler's own error is returned as it is. Defaults
+    /// to zero: never.
     ///
     /// A response that an event has invalidated is not used, but while the connection is down,
     /// events are missed. Leave it at zero where an outdated response does damage, such as a

@@ -10,6 +10,7 @@ use super::key::Key;
 use super::tags::Stamp;
 use crate::client::{CachedAnswer, PendingFill};
 use crate::error::{Error, ErrorKind};
+use crate::error_kind::Refusal;
 
 /// The place of a response, and the callers that wait for it.
 pub(super) struct ActionFill {
@@ -107,8 +108,13 @@ impl PendingFill for ActionFill {
 /// Returns true if an error comes from the options of one call, such as its timeout: the request of
 /// another caller may succeed.
 fn is_callers_own(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::TimedOut | ErrorKind::InvalidConfig | ErrorKind::Misuse
-    )
+    let is_own_refusal = matches!(
+        error.refused_by(),
+        Some(Refusal::RateLimit | Refusal::Layer)
+    );
+    is_own_refusal
+        || matches!(
+            error.kind(),
+            ErrorKind::TimedOut | ErrorKind::InvalidConfig | ErrorKind::Misuse
+        )
 }

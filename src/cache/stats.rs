@@ -9,13 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct CacheStats {
     /// The number of calls that got a fresh response, or a remembered error.
     pub hits: u64,
-    /// The number of calls that got a stale response, while it was refreshed or instead of an error.
+    /// The number of calls that got a stale response: while it was refreshed, or instead of an error,
+    /// in which case the call is a miss too.
     pub stale: u64,
-    /// The number of calls that sent their request.
+    /// The number of calls that found no response, and called.
     pub misses: u64,
     /// The number of calls that waited for another call's response and got it, or its error.
     pub shared: u64,
-    /// The number of responses that were removed to make room, or were too large to be stored.
+    /// The number of responses that were removed to make room or replaced, or were too large to be
+    /// stored.
     pub evicted: u64,
     /// The size of the stored responses with their keys, in bytes.
     pub bytes: u64,

@@ -73,10 +73,15 @@ impl<T> Answer<T> {
         self.origin
     }
 
-    /// Returns the number of requests that were begun for it: 0 if it comes from the cache or a
-    /// layer, more than 1 after a [retry](crate::resilience::Retry).
+    /// Returns the number of attempts that were begun for it: 0 if the cache or a layer answered
+    /// before the first, more than 1 after a [retry](crate::resilience::Retry).
     pub fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    /// Returns the value, also where it has methods with the names of these.
+    pub fn value(&self) -> &T {
+        &self.value
     }
 
     /// Returns the value.

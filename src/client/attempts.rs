@@ -17,7 +17,7 @@ use super::options::{RequestKind, RequestOptions};
 use super::sent_attempt::{AttemptEnd, AttemptFilter, SentAttempt};
 use super::sent_call::SentCall;
 use crate::base::catch::catch;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::MessageId;
 use crate::resilience::ServicePolicies;
 
@@ -125,7 +125,9 @@ impl Attempts {
         loop {
             let result = match &mut self.state {
                 &mut State::Due { at, is_reserved } => {
-                    let now = sleep_until(at, until)?;
+                    let now = sleep_until(at, until, &call.client.inner)?;
+                    // A balancer may panic: the call has ended then.
+                    self.state = State::Ended;
                     match self.begin(call, is_reserved, now) {
                         Ok(()) => continue,
                         Err(error) => Err(error),
@@ -134,8 +136,13 @@ impl Attempts {
                 State::Sent(attempt) if until.is_none() && attempt.is_on_its_way() => return None,
                 State::Sent(attempt) => {
                     let until = until.unwrap_or_else(Instant::now);
-                    let outcome = attempt.wait(&call.client.inner, until)?;
-                    self.end_attempt(call, outcome)
+                    match attempt.wait(&call.client.inner, until, self.limit.deadline)? {
+                        AttemptEnd::Slow => match self.end_slow_attempt(call) {
+                            Some(result) => result,
+                            None => continue,
+                        },
+                        end => self.end_attempt(call, end),
+                    }
                 }
                 State::Ended => {
                     let fault = format!("the outcome of {} has been taken already", call.target);
@@ -195,6 +202,8 @@ impl Attempts {
         }
         self.made += 1;
         let mut attempt = SentAttempt::new(permit, limit.deadline);
+        let left = limit.deadline.saturating_duration_since(now);
+        attempt.is_cut_short = limit.deadline == self.limit.deadline && left < limit.full / 2;
         self.send(call, limit, &mut attempt);
         self.state = State::Sent(attempt);
         Ok(())
@@ -284,10 +293,13 @@ impl Attempts {
             permit,
             instance,
             on_end,
+            is_cut_short,
             ..
         } = attempt;
         let core = &call.client.inner;
         let (mut took, mut is_of_pick, mut is_unreported) = (None, true, false);
+        // What a layer makes of an attempt says nothing of the service.
+        let is_of_service = !matches!(outcome, AttemptEnd::Result(_));
         let result = match outcome {
             AttemptEnd::Outcome(outcome) => {
                 is_unreported = matches!(outcome, CallOutcome::Unreported);
@@ -301,10 +313,16 @@ impl Attempts {
                 }
                 core.reply(call.target, outcome)
             }
-            AttemptEnd::TimedOut => match &sent {
-                Some(sent) => Err(core.timed_out(call.target, sent)),
-                None => Err(core.unreported(call.target)),
-            },
+            AttemptEnd::TimedOut {
+                is_of_pick: of_pick,
+            } => {
+                is_of_pick = of_pick;
+                match &sent {
+                    Some(sent) => Err(core.timed_out(call.target, sent)),
+                    None => Err(core.unreported(call.target)),
+                }
+            }
+            AttemptEnd::Slow => Err(core.unreported(call.target)),
             AttemptEnd::Result(result) => result,
         };
         // A slot whose outcome was decided and never came may still be filled.
@@ -314,9 +332,9 @@ impl Attempts {
         {
             sent.slot.put_back();
         }
-        if let Some(permit) = permit {
+        if let Some(permit) = permit.filter(|_| is_of_service) {
             let result = result.as_ref().map(drop);
-            permit.ended(result, took, is_of_pick, Instant::now());
+            permit.ended(result, took, is_of_pick, is_cut_short, Instant::now());
         }
         if result.is_err()
             && let Some(instance) = instance
@@ -324,6 +342,33 @@ impl Attempts {
             self.tried.push(instance);
         }
         layer::run_on_end(on_end, call.target, result)
+    }
+
+    /// Ends an attempt that has not been answered in its time, if another may follow; if not, it has
+    /// the rest of the call's. Returns the result if the request was answered at this moment.
+    fn end_slow_attempt<Req: ?Sized>(
+        &mut self,
+        call: &CallSender<'_, Req>,
+    ) -> Option<Result<CallReply>> {
+        let next = self.next_attempt(&Error::timed_out(Phase::Reply, ""));
+        let State::Sent(attempt) = &mut self.state else {
+            return None;
+        };
+        let (Some(at), Some(sent)) = (next, &attempt.sent) else {
+            attempt.deadline = self.limit.deadline;
+            return None;
+        };
+        let end = AttemptEnd::expired(sent, &call.client.inner);
+        let is_answered = matches!(end, AttemptEnd::Outcome(_));
+        let result = self.end_attempt(call, end);
+        if is_answered {
+            return Some(result);
+        }
+        self.state = State::Due {
+            at,
+            is_reserved: false,
+        };
+        None
     }
 
     /// Returns the time of the next attempt after one that failed with `error`, if there is one.
@@ -341,11 +386,13 @@ impl Attempts {
             Some(timeout)
                 if self.is_idempotent
                     && self.may_retry
+                    && (self.policies.as_ref()).is_some_and(|it| it.may_follow(self.made + 1))
                     && timeout < self.limit.deadline.saturating_duration_since(now) =>
             {
                 CallDeadline {
                     timeout,
                     deadline: now + timeout,
+                    ..self.limit
                 }
             }
             _ => self.limit,
@@ -373,6 +420,11 @@ impl Attempts {
 
     /// Abandons the request on its way.
     pub(super) fn abandon(&mut self, core: &ClientCore) {
+        if core.broker.is_forked() {
+            // Another thread of the parent may have held the lock of the policies.
+            std::mem::forget(std::mem::replace(&mut self.state, State::Ended));
+            return;
+        }
         if let Some(sent) = self.sent() {
             core.forget(sent);
         }
@@ -380,12 +432,12 @@ impl Attempts {
     }
 }
 
-/// Sleeps until `at`, and returns the time; `None` at `until`, if that comes before, and at once
-/// without one.
-fn sleep_until(at: Instant, until: Option<Instant>) -> Option<Instant> {
+/// Sleeps until `at`, or until the client is closed, and returns the time; `None` at `until`, if that
+/// comes before, and at once without one.
+fn sleep_until(at: Instant, until: Option<Instant>, core: &ClientCore) -> Option<Instant> {
     loop {
         let now = Instant::now();
-        if at <= now {
+        if at <= now || core.router.closed_cause().is_some() {
             return Some(now);
         }
         let pause = at.min(until?).saturating_duration_since(now);
@@ -396,5 +448,5 @@ fn sleep_until(at: Instant, until: Option<Instant>) -> Option<Instant> {
     }
 }
 
-/// The longest sleep at a time.
-const LONGEST_SLEEP: Duration = Duration::from_secs(3_600);
+/// The longest sleep at a time: the client may be closed meanwhile.
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);

@@ -17,6 +17,7 @@ use crate::base::deadline;
 use crate::base::name::check_short_string;
 use crate::error::Result;
 use crate::message::{Body, CorrelationId, MessageId, ServiceMessage};
+use crate::resilience::Place;
 use crate::topology::{self, SERVICE_EXCHANGE};
 use crate::transport::{Properties, Publication, SendState};
 
@@ -30,6 +31,8 @@ pub(super) struct PreparedCall {
 /// The time that a call or command may take, and its end.
 #[derive(Clone, Copy)]
 pub(super) struct CallDeadline {
+    /// The time that the options give such a call, where no deadline of the client's cuts it short.
+    pub(super) full: Duration,
     pub(super) timeout: Duration,
     pub(super) deadline: Instant,
 }
@@ -83,11 +86,13 @@ impl<'a> RequestSpec<'a> {
 impl ServiceClient {
     /// Computes the deadline of a request that begins now.
     pub(super) fn deadline_for(&self, options: &RequestOptions) -> CallDeadline {
-        let mut timeout = options.timeout.unwrap_or(self.inner.timeout);
+        let full = options.timeout.unwrap_or(self.inner.timeout);
+        let mut timeout = full;
         if let Some(until) = self.until {
             timeout = timeout.min(until.saturating_duration_since(Instant::now()));
         }
         CallDeadline {
+            full,
             timeout,
             deadline: deadline::after(timeout),
         }
@@ -224,7 +229,7 @@ impl ServiceClient {
         let route = self.inner.route(target, spec.options, deadline, filter)?;
         let mut request = self.request_with_room(spec, request)?;
         request.publication.coalesce = self.inner.coalesce;
-        self.enqueue(spec, request, route)
+        self.enqueue(spec, request, route, filter.take_place())
     }
 
     /// Adds a call to the pending table and gives its request to the transport.
@@ -233,6 +238,7 @@ impl ServiceClient {
         spec: RequestSpec<'_>,
         request: PreparedCall,
         route: Route,
+        place: Option<Place>,
     ) -> Result<SentCall> {
         let RequestSpec {
             target,
@@ -266,6 +272,7 @@ impl ServiceClient {
             sent_in: None,
             began: (spec.is_timed || balanced.is_some()).then(Instant::now),
             balanced: balanced.map(Box::new),
+            _place: place,
         };
         router.insert(id, call).map_err(|refusal| match refusal {
             Refusal::Closed(cause) => target.closed(&cause),

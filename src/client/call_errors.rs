@@ -56,9 +56,12 @@ impl CallTarget<'_> {
         let service = self.service;
         let left = retry_after.unwrap_or_default();
         let fault = match by {
+            Refusal::Breaker if retry_after.is_none() => format!(
+                "the circuit breaker of {service} is half-open, and its probes are under way"
+            ),
             Refusal::Breaker => format!(
-                "the circuit breaker of {service} is open, since its calls have failed, for \
-                 another {left:?}"
+                "the circuit breaker of {service} is open for another {left:?}, since its calls \
+                 have failed or the program holds it open"
             ),
             Refusal::Throttle => format!("{service} answers too many calls as busy"),
             Refusal::RateLimit => format!(

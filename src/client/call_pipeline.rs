@@ -51,7 +51,7 @@ impl ServiceClient {
     ) -> Result<Answer<Resp>> {
         let target = CallTarget { service, action };
         let reply = self.answer(target, request, &options.request)?;
-        let value = target.decode(reply.json())?;
+        let value = target.decode_reply(&reply)?;
         Ok(Answer::new(value, reply.origin, reply.attempts))
     }
 
@@ -188,7 +188,7 @@ impl<'a> ExtendedCall<'a> {
         });
         self.or_fallback(match read {
             CacheRead::Answer(answer) => Ok(from_cache(answer)),
-            CacheRead::Error(error) => Err(error),
+            CacheRead::Error(error) => Err(error.with_attempts(0)),
             CacheRead::Lead(fill) => finish_fill(fill, self.by_service(options)),
         })
     }
@@ -251,7 +251,10 @@ impl<'a> ExtendedCall<'a> {
             self.target.action.to_owned(),
         );
         let payload = self.payload.to_owned();
-        let (options, passed_on) = (options.clone(), self.client.passed_on.clone());
+        let passed_on = self.client.passed_on.clone();
+        let mut options = options.clone();
+        // With it, a server that deduplicates would reply as before.
+        options.message_id = None;
         Box::new(move || {
             let target = CallTarget {
                 service: &service,
@@ -314,8 +317,8 @@ pub(super) fn from_cache(answer: CachedAnswer) -> CallReply {
 
 /// Stores the result in the cache. A stale answer may stand in for an error.
 pub(super) fn finish_fill(fill: Fill, result: Result<CallReply>) -> Result<CallReply> {
-    match fill.finish(result.as_ref().map(CallReply::json)) {
-        Some(stale) => Ok(from_cache(stale)),
-        None => result,
+    match (fill.finish(result.as_ref().map(CallReply::json)), result) {
+        (Some(stale), Err(error)) => Ok(from_cache(stale).with_attempts(error.attempts())),
+        (_, result) => result,
     }
 }

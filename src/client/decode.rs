@@ -101,6 +101,12 @@ impl CallTarget<'_> {
             })
     }
 
+    /// Decodes an answer.
+    pub(super) fn decode_reply<T: DeserializeOwned>(self, reply: &CallReply) -> Result<T> {
+        let decoded = self.decode(reply.json());
+        decoded.map_err(|error| error.with_attempts(reply.attempts))
+    }
+
     /// Decodes the data of a reply, or of a cached answer.
     pub(super) fn decode<T: DeserializeOwned>(self, data: &str) -> Result<T> {
         message::decode(data).map_err(|fault| {

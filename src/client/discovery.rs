@@ -9,6 +9,7 @@ use super::pending_table::Balanced;
 use crate::error::Result;
 use crate::message::Reply;
 use crate::registry::{Balancer, Candidate, PickedInstance, Registry};
+use crate::resilience::Place;
 use crate::topology;
 use crate::transport::Publication;
 use crate::verdict::Verdict;
@@ -37,6 +38,9 @@ pub(super) trait InstanceFilter {
 
     /// Records the instance that was picked, one of `known`; false if another must be picked.
     fn picked(&mut self, id: &str, known: usize) -> bool;
+
+    /// Takes the place of the request among those that wait for replies, if they are limited.
+    fn take_place(&mut self) -> Option<Place>;
 }
 
 /// The filter of calls that may go to any instance.
@@ -49,6 +53,10 @@ impl InstanceFilter for AnyInstance {
 
     fn picked(&mut self, _id: &str, _known: usize) -> bool {
         true
+    }
+
+    fn take_place(&mut self) -> Option<Place> {
+        None
     }
 }
 

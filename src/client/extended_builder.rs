@@ -109,6 +109,10 @@ impl ServiceClientBuilder {
     /// [`call_detailed`](crate::ServiceClient::call_detailed) shows that an answer is a fallback's.
     /// Defaults to none.
     ///
+    /// A service that returns the error of a call that it made itself has answered: a fallback belongs
+    /// into the service whose call failed. If the payload does not decode into `Req`, the log has a
+    /// warning, and the call fails.
+    ///
     /// It runs on the thread that waits for the call. An answer from the
     /// [response cache](crate::cache::ResponseCache) that may stand in for the error comes before it.
     ///

@@ -105,7 +105,12 @@ impl Extensions {
         let policies = Arc::new(ServicePolicies::new(service, settings, report));
         let mut services = self.services.write();
         if services.len() >= MOST_SERVICES {
-            services.retain(|_, policies| Arc::strong_count(policies) > 1);
+            let now = Instant::now();
+            services.retain(|service, policies| {
+                Arc::strong_count(policies) > 1
+                    || self.resilience_for.contains_key(&**service)
+                    || !policies.may_be_forgotten(now)
+            });
         }
         let policies = services.entry(service.into()).or_insert(policies);
         Some(Arc::clone(policies))

@@ -54,7 +54,8 @@ impl<T: DeserializeOwned> PendingReply<T> {
         result.unwrap_or_else(|| Err(self.call.core().unreported(self.call.target())))
     }
 
-    /// Blocks until the reply arrives, at most `timeout`; `None` means not yet.
+    /// Blocks until the reply arrives, at most `timeout`, or for longer to send an attempt that is due
+    /// (see [`PendingReply`]); `None` means not yet.
     /// Once the call's own deadline has passed, returns `Some` with the error.
     ///
     /// # Errors
@@ -65,7 +66,8 @@ impl<T: DeserializeOwned> PendingReply<T> {
         self.wait_deadline(deadline::after(timeout))
     }
 
-    /// Blocks until the reply arrives, at most until `deadline`; `None` means not yet.
+    /// Blocks until the reply arrives, at most until `deadline`, or for longer to send an attempt that
+    /// is due (see [`PendingReply`]); `None` means not yet.
     ///
     /// # Errors
     ///
@@ -80,10 +82,11 @@ impl<T: DeserializeOwned> PendingReply<T> {
         }
         let reply = self.call.advance(deadline)?;
         self.taken = true;
-        Some(reply.and_then(|reply| self.call.target().decode(reply.json())))
+        Some(reply.and_then(|reply| self.call.target().decode_reply(&reply)))
     }
 
-    /// Returns the reply if it has arrived; never blocks.
+    /// Returns the reply if it has arrived. Blocks only to send an attempt that is due (see
+    /// [`PendingReply`]).
     ///
     /// # Errors
     ///
@@ -98,7 +101,8 @@ impl<T: DeserializeOwned> PendingReply<T> {
     /// Callbacks run one after the other on the client's one callback thread,
     /// which starts with the first: one that blocks holds up the others and
     /// their timeouts. So it may make a call, but must not wait for another
-    /// callback. A call counts as in flight until its callback has run.
+    /// callback. The attempts of calls with policies are sent there too. A call whose request is on its
+    /// way counts as in flight until its callback has run.
     /// A panic in a callback is logged.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use super::call_outcome::CallOutcome;
 use crate::base::callbacks::Notifier;
 use crate::message::CorrelationId;
 use crate::registry::PickedInstance;
+use crate::resilience::Place;
 use crate::transport::{Publication, SendState};
 
 /// The calls that wait for their replies. A plain struct with one owner.
@@ -69,6 +70,8 @@ pub(crate) struct PendingCall {
     pub(crate) balanced: Option<Box<Balanced>>,
     /// The moment of sending, if the time to the reply is measured.
     pub(crate) began: Option<Instant>,
+    /// Its place among the attempts that the policies of the service allow at a time.
+    pub(crate) _place: Option<Place>,
 }
 
 /// A call for an instance that a balancer has picked.
@@ -244,6 +247,7 @@ mod tests {
             sent_in: None,
             balanced: None,
             began: None,
+            _place: None,
         }
     }
 

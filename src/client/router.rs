@@ -48,17 +48,19 @@ impl Router {
     }
 
     /// Drops a call whose deadline has passed, and records the delay at the instance that a
-    /// balancer picked for it; false if its outcome is decided and on its way.
-    pub(crate) fn expire(&self, id: CorrelationId) -> bool {
-        let call = self.tables.lock().remove(id);
-        let is_there = call.is_some();
-        if let Some(call) = call
-            && call.send_state.is_sent()
-            && let Some(pick) = call.balanced.and_then(|balanced| balanced.pick)
-        {
+    /// balancer picked for it. Returns whether that instance, if there is one, had the request; `None`
+    /// if the call's outcome is decided and on its way.
+    pub(crate) fn expire(&self, id: CorrelationId) -> Option<bool> {
+        let call = self.tables.lock().remove(id)?;
+        let (is_sent, balanced) = (call.send_state.is_sent(), call.balanced);
+        let Some(balanced) = balanced else {
+            return Some(true);
+        };
+        let is_of_pick = balanced.pick.is_some();
+        if let Some(pick) = balanced.pick.filter(|_| is_sent) {
             pick.was_slow();
         }
-        is_there
+        Some(is_of_pick)
     }
 
     pub(crate) fn set_callback(&self, id: CorrelationId, ready: Notifier) -> bool {

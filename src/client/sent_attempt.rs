@@ -8,10 +8,10 @@ use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::discovery::InstanceFilter;
 use super::layer::OnEnd;
-use super::sent_call::SentCall;
+use super::sent_call::{Expiry, SentCall};
 use crate::error::Result;
 use crate::registry::Candidate;
-use crate::resilience::{Permit, ServicePolicies};
+use crate::resilience::{Permit, Place, ServicePolicies};
 
 /// An attempt on its way.
 pub(super) struct SentAttempt {
@@ -22,6 +22,8 @@ pub(super) struct SentAttempt {
     pub(super) instance: Option<Box<str>>,
     pub(super) deadline: Instant,
     pub(super) on_end: Vec<OnEnd>,
+    /// True if the call's deadline leaves it little of the time that calls have.
+    pub(super) is_cut_short: bool,
     /// The result, if a layer has ended the attempt.
     pub(super) ended: Option<Result<CallReply>>,
 }
@@ -29,10 +31,26 @@ pub(super) struct SentAttempt {
 /// The end of an attempt.
 pub(super) enum AttemptEnd {
     Outcome(CallOutcome),
-    /// Its deadline has passed.
-    TimedOut,
+    /// The call's deadline has passed.
+    TimedOut {
+        /// False if the request did not go to the instance that was picked.
+        is_of_pick: bool,
+    },
+    /// The deadline of this attempt has passed, and that of the call has not. The request is still on
+    /// its way.
+    Slow,
     /// A layer has ended it, or it was not sent.
     Result(Result<CallReply>),
+}
+
+impl AttemptEnd {
+    /// Ends the wait for a request.
+    pub(super) fn expired(sent: &SentCall, core: &ClientCore) -> Self {
+        match sent.expire(&core.router) {
+            Expiry::Expired { is_of_pick } => Self::TimedOut { is_of_pick },
+            Expiry::Decided(outcome) => Self::Outcome(outcome),
+        }
+    }
 }
 
 impl SentAttempt {
@@ -44,6 +62,7 @@ impl SentAttempt {
             instance: None,
             deadline,
             on_end: Vec::new(),
+            is_cut_short: false,
             ended: None,
         }
     }
@@ -53,8 +72,13 @@ impl SentAttempt {
         self.sent.is_some() && self.ended.is_none()
     }
 
-    /// Waits for the end of the attempt, at most until `until`.
-    pub(super) fn wait(&mut self, core: &ClientCore, until: Instant) -> Option<AttemptEnd> {
+    /// Waits for the end of the attempt at a call with this deadline, at most until `until`.
+    pub(super) fn wait(
+        &mut self,
+        core: &ClientCore,
+        until: Instant,
+        call_deadline: Instant,
+    ) -> Option<AttemptEnd> {
         if let Some(result) = self.ended.take() {
             if let Some(sent) = self.sent.take() {
                 core.forget(&sent);
@@ -62,7 +86,7 @@ impl SentAttempt {
             return Some(AttemptEnd::Result(result));
         }
         let Some(sent) = &self.sent else {
-            return Some(AttemptEnd::TimedOut);
+            return Some(AttemptEnd::TimedOut { is_of_pick: true });
         };
         let outcome = sent.wait(until.min(self.deadline), core.broker.spin_for());
         if let Some(outcome) = outcome {
@@ -71,8 +95,10 @@ impl SentAttempt {
         if Instant::now() < self.deadline {
             return None;
         }
-        let outcome = sent.expire(&core.router);
-        Some(outcome.map_or(AttemptEnd::TimedOut, AttemptEnd::Outcome))
+        Some(match self.deadline < call_deadline {
+            true => AttemptEnd::Slow,
+            false => AttemptEnd::expired(sent, core),
+        })
     }
 }
 
@@ -107,6 +133,10 @@ impl InstanceFilter for AttemptFilter<'_> {
         self.attempt.instance = Some(id.into());
         let permit = self.attempt.permit.as_mut();
         permit.is_none_or(|permit| permit.picked(id, known, Instant::now()))
+    }
+
+    fn take_place(&mut self) -> Option<Place> {
+        self.attempt.permit.as_mut()?.take_place()
     }
 }
 

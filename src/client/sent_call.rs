@@ -24,6 +24,25 @@ pub(super) struct SentCall {
     pub(super) timeout: Duration,
 }
 
+/// The end of the wait for a call at its deadline.
+pub(super) enum Expiry {
+    /// No outcome. `is_of_pick` is false if a balancer has picked an instance, and its queue did not
+    /// take the request.
+    Expired { is_of_pick: bool },
+    /// An outcome, decided at the last moment.
+    Decided(CallOutcome),
+}
+
+impl Expiry {
+    /// Returns the outcome, if there is one.
+    pub(super) fn outcome(self) -> Option<CallOutcome> {
+        match self {
+            Self::Expired { .. } => None,
+            Self::Decided(outcome) => Some(outcome),
+        }
+    }
+}
+
 impl SentCall {
     /// Blocks until the outcome is there, at most until `until`; spins for `spin_for` before it
     /// sleeps.
@@ -34,13 +53,11 @@ impl SentCall {
         park::recv_parked(&self.slot.outcome, until, spin_for)
     }
 
-    /// Ends the wait at the deadline. Returns the outcome if it was decided at the last
-    /// moment.
-    pub(super) fn expire(&self, router: &Router) -> Option<CallOutcome> {
-        if router.expire(self.id) {
-            None
-        } else {
-            Some(decided(&self.slot.outcome))
+    /// Ends the wait at the deadline.
+    pub(super) fn expire(&self, router: &Router) -> Expiry {
+        match router.expire(self.id) {
+            Some(is_of_pick) => Expiry::Expired { is_of_pick },
+            None => Expiry::Decided(decided(&self.slot.outcome)),
         }
     }
 }

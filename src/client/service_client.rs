@@ -107,7 +107,7 @@ impl ServiceClient {
     ) -> Result<Resp> {
         let target = CallTarget { service, action };
         let reply = self.answer(target, request, &options.request)?;
-        target.decode(reply.json())
+        target.decode_reply(&reply)
     }
 
     /// Returns a handle on the same client all of whose calls and commands end by

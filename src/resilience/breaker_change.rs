@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// A state of the circuit breaker of one service.
 #[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BreakerState {
     /// Calls are sent, and their outcomes are counted.
     Closed,

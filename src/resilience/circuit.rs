@@ -26,7 +26,7 @@ const PROBE_WAIT: Duration = Duration::from_millis(100);
 
 /// The time after the last deadline of the probes for which their ends are awaited. On a busy machine
 /// the threads of callers run late: new probes, sent before, would be more than there may be.
-const LATE_END: Duration = Duration::from_secs(1);
+pub(super) const LATE_END: Duration = Duration::from_secs(1);
 
 /// The leave to send one call. Given back exactly once, by [`Circuit::ended`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::circuit::LATE_END;
 use super::ejection::Ejection;
 use super::latencies::Latencies;
 use super::window::Window;
@@ -32,6 +33,8 @@ pub(super) struct InstanceRecord {
 struct Probe {
     number: u64,
     began: Instant,
+    /// The deadline of its attempt.
+    deadline: Instant,
 }
 
 /// The time over which the rate of failures is taken.
@@ -61,7 +64,14 @@ impl InstanceRecord {
 
     /// Returns true if the instance is not ejected, or may be probed.
     pub(super) fn may_pick(&self, now: Instant) -> bool {
-        !self.is_ejected || (self.ejected_for(now).is_zero() && self.probe.is_none())
+        !self.is_ejected || (self.ejected_for(now).is_zero() && !self.is_probed(now))
+    }
+
+    /// Returns true while a probe runs. One that has not ended long after its deadline, such as that
+    /// of an asynchronous call which the program does not wait for, does not count.
+    fn is_probed(&self, now: Instant) -> bool {
+        let late = |probe: &Probe| now.saturating_duration_since(probe.deadline);
+        (self.probe.as_ref()).is_some_and(|probe| late(probe) <= LATE_END)
     }
 
     /// Returns what is left of its ejection.
@@ -72,7 +82,7 @@ impl InstanceRecord {
 
     /// Returns the time since it was used, or its ejection ended. Not idle while a probe runs.
     pub(super) fn idle(&self, now: Instant) -> Duration {
-        if self.probe.is_some() {
+        if self.is_probed(now) {
             return Duration::ZERO;
         }
         let used_at = self
@@ -81,8 +91,12 @@ impl InstanceRecord {
         now.saturating_duration_since(used_at)
     }
 
-    pub(super) fn begin_probe(&mut self, number: u64, now: Instant) {
-        self.probe = Some(Probe { number, began: now });
+    pub(super) fn begin_probe(&mut self, number: u64, now: Instant, deadline: Instant) {
+        self.probe = Some(Probe {
+            number,
+            began: now,
+            deadline,
+        });
     }
 
     /// Ends the probe with this number, and returns the moment at which it began.

@@ -40,7 +40,7 @@ pub use self::ejection::Ejection;
 pub(crate) use self::policies::{Permit, Report, ServicePolicies};
 pub use self::rate_limit::RateLimit;
 pub use self::retry::Retry;
-pub(crate) use self::service_state::Refused;
+pub(crate) use self::service_state::{Place, Refused};
 pub use self::settings::Resilience;
 pub use self::throttle::Throttle;
 pub use crate::error_kind::Refusal;

@@ -105,12 +105,17 @@ impl Outliers {
         (left.len() < candidates.len()).then_some(left)
     }
 
-    /// Records that an attempt goes to an instance. It must be followed by [`ended`](Self::ended)
+    /// Records that an attempt, which ends by `deadline`, goes to an instance. It must be followed by [`ended`](Self::ended)
     /// or [`released`](Self::released) with this pick.
     ///
     /// Returns `None` if the instance is ejected, or was picked for its probe meanwhile: the
     /// balancer must pick again, from those that are [`pickable`](Self::pickable) then.
-    pub(crate) fn picked(&mut self, instance: &str, now: Instant) -> Option<Pick> {
+    pub(crate) fn picked(
+        &mut self,
+        instance: &str,
+        now: Instant,
+        deadline: Instant,
+    ) -> Option<Pick> {
         if !self.has_ejected() {
             return Some(Pick::default());
         }
@@ -124,7 +129,7 @@ impl Outliers {
             return None;
         }
         self.last_probe += 1;
-        record.begin_probe(self.last_probe, now);
+        record.begin_probe(self.last_probe, now, deadline);
         Some(Pick(Some(self.last_probe)))
     }
 

@@ -198,7 +198,7 @@ proptest! {
                 }
                 Step::Pick(at) => {
                     let at = at % count;
-                    let pick = outliers.picked(&ids[at], now);
+                    let pick = outliers.picked(&ids[at], now, now + Duration::from_secs(1 << 32));
                     prop_assert_eq!(pick.is_some(), model.instances[at].may_pick(at_ms));
                     let Some(pick) = pick else { continue };
                     picks.push((at, pick, at_ms));

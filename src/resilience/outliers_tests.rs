@@ -49,7 +49,8 @@ impl Service {
     }
 
     fn pick(&mut self, at: usize) -> Option<Pick> {
-        self.outliers.picked(&self.ids[at], self.now)
+        self.outliers
+            .picked(&self.ids[at], self.now, self.now + SECOND)
     }
 
     fn pickable(&mut self) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! The policies of one client for one service, and their state.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,9 +11,10 @@ use super::budget::RetryBudget;
 use super::circuit::{Circuit, CircuitPermit};
 use super::outliers::EjectionChange;
 use super::retry::Retry;
-use super::service_state::{AttemptOutcome, PickedAttempt, Refused, ServiceState};
+use super::service_state::{Admitted, AttemptOutcome, PickedAttempt, Place, Refused, ServiceState};
 use super::settings::Resilience;
 use super::sync::{Mutex, MutexGuard};
+use crate::base::catch::catch;
 use crate::error::{Error, ErrorKind};
 use crate::verdict::Verdict;
 
@@ -25,6 +27,7 @@ pub(crate) struct ServicePolicies {
     state: Mutex<ServiceState>,
     /// Hands a change of the breaker's state to its listener; does not wait.
     report: Report,
+    changes: Mutex<Changes>,
 }
 
 /// The way of a change of a breaker's state to its listener.
@@ -39,7 +42,17 @@ impl ServicePolicies {
             budget: retry.map(Retry::budget_of_service),
             state: Mutex::new(ServiceState::new(settings)),
             report,
+            changes: Mutex::default(),
         }
+    }
+
+    /// Returns true if the policies have no state worth keeping: a closed breaker, and no instance
+    /// ejected.
+    pub(crate) fn may_be_forgotten(&self, now: Instant) -> bool {
+        let state = self.state.lock();
+        let circuit = state.circuit.as_ref();
+        circuit.is_none_or(|it| it.state(now) == BreakerState::Closed)
+            && state.outliers.as_ref().is_none_or(|it| !it.has_ejected())
     }
 
     /// Returns the name of the service.
@@ -56,6 +69,12 @@ impl ServicePolicies {
     /// Returns true if calls may have to wait for their turn.
     pub(crate) fn has_rate_limit(&self) -> bool {
         self.settings.rate.is_some()
+    }
+
+    /// Returns true if another attempt may follow after so many.
+    pub(crate) fn may_follow(&self, made: u32) -> bool {
+        let retry = self.settings.retry.as_ref();
+        retry.is_some_and(|retry| made < retry.most_attempts())
     }
 
     /// Returns the longest time of one attempt at an idempotent call, if it is limited.
@@ -92,10 +111,13 @@ impl ServicePolicies {
         let mut state = self.state.lock();
         let admitted = state.admit(now, deadline);
         self.unlock(state);
+        let Admitted { circuit, place } = admitted?;
         Ok(Permit {
             policies: Arc::clone(self),
-            circuit: admitted?,
+            circuit,
+            place,
             began: now,
+            deadline,
             picked: None,
             is_given_back: false,
         })
@@ -139,7 +161,8 @@ impl ServicePolicies {
             _ => return None,
         };
         let delay = retry.delay(made, &mut self.state.lock().random);
-        let delay = delay.max(error.retry_after().unwrap_or_default());
+        // The service names the same time to many callers, so the delay spreads them after it.
+        let delay = delay.saturating_add(error.retry_after().unwrap_or_default());
         let at = now.checked_add(delay).filter(|at| *at < deadline)?;
         let is_paid = !costs || (self.budget.as_ref()).is_some_and(|it| it.try_withdraw(now));
         is_paid.then_some(at)
@@ -181,25 +204,35 @@ impl ServicePolicies {
             .map_or_else(Vec::new, |it| it.ejected(now))
     }
 
-    /// Releases the lock. Changes of the breaker's state are reported before, so that their order
-    /// is kept, and logged after, since a logger is code of the program's.
+    /// Releases the lock, and reports and logs the changes of the breaker's state, in their order:
+    /// by one thread at a time, and without a lock, as a logger is code of the program's.
     fn unlock(&self, mut state: MutexGuard<'_, ServiceState>) {
-        let mut changes = Vec::new();
-        while let Some(change) = state.circuit.as_mut().and_then(Circuit::take_change) {
-            if let Some(breaker) = self
-                .settings
-                .breaker
-                .as_ref()
-                .filter(|it| it.has_listener())
-            {
-                (self.report)(breaker, BreakerChange::new(&*self.service, change));
-            }
-            changes.push(change);
+        let mut change = state.circuit.as_mut().and_then(Circuit::take_change);
+        if change.is_none() {
+            return;
+        }
+        let mut changes = self.changes.lock();
+        while let Some(next) = change {
+            changes.waiting.push_back(next);
+            change = state.circuit.as_mut().and_then(Circuit::take_change);
         }
         drop(state);
-        for change in changes {
-            self.log(change);
+        if std::mem::replace(&mut changes.is_reporting, true) {
+            return; // to the thread that reports
         }
+        while let Some(change) = changes.waiting.pop_front() {
+            drop(changes);
+            // A logger that panics must not keep the next changes from being reported.
+            let _ = catch(|| {
+                let breaker = self.settings.breaker.as_ref();
+                if let Some(breaker) = breaker.filter(|it| it.has_listener()) {
+                    (self.report)(breaker, BreakerChange::new(&*self.service, change));
+                }
+                self.log(change);
+            });
+            changes = self.changes.lock();
+        }
+        changes.is_reporting = false;
     }
 
     fn log(&self, change: Transition) {
@@ -248,17 +281,35 @@ impl fmt::Debug for ServicePolicies {
     }
 }
 
+/// The changes of a breaker's state that are not reported yet.
+#[derive(Default)]
+struct Changes {
+    waiting: VecDeque<Transition>,
+    is_reporting: bool,
+}
+
 /// The leave to send one attempt. Dropping it gives it back without an outcome.
 #[must_use = "a permit that is dropped is given back"]
 pub(crate) struct Permit {
     policies: Arc<ServicePolicies>,
     circuit: Option<CircuitPermit>,
+    place: Option<Place>,
     began: Instant,
+    deadline: Instant,
     picked: Option<PickedAttempt>,
     is_given_back: bool,
 }
 
+/// The time after which an outcome says nothing of the present any more: that of an asynchronous
+/// call which the program has waited for late.
+const OUTDATED: Duration = Duration::from_secs(1);
+
 impl Permit {
+    /// Takes the place of the request, to be dropped when its reply has come.
+    pub(crate) fn take_place(&mut self) -> Option<Place> {
+        self.place.take()
+    }
+
     /// Records the instance that was picked, one of `known`; false if another must be picked.
     pub(crate) fn picked(&mut self, id: &str, known: usize, now: Instant) -> bool {
         self.release_instance();
@@ -266,7 +317,7 @@ impl Permit {
         let Some(outliers) = &mut state.outliers else {
             return true;
         };
-        let Some(pick) = outliers.picked(id, now) else {
+        let Some(pick) = outliers.picked(id, now, self.deadline) else {
             return false;
         };
         drop(state);
@@ -279,12 +330,15 @@ impl Permit {
     }
 
     /// Records the outcome of the attempt, and the time it took, where that is known better than by
-    /// now. `is_of_pick` is false if another instance than the picked one has answered.
+    /// now. `is_of_pick` is false if another instance than the picked one had the request. With
+    /// `is_cut_short`, the call's deadline left it little of the time that calls have, so that a
+    /// timeout says nothing of the service.
     pub(crate) fn ended(
         mut self,
         result: Result<(), &Error>,
         took: Option<Duration>,
         is_of_pick: bool,
+        is_cut_short: bool,
         now: Instant,
     ) {
         if !is_of_pick {
@@ -294,7 +348,16 @@ impl Permit {
         let breaker = self.policies.settings.breaker.as_ref();
         let is_failure = verdict.counts_against_service()
             || (result.err()).is_some_and(|error| breaker.is_some_and(|it| it.is_failure(error)));
-        let outcome = (verdict.is_reply() || is_failure).then(|| AttemptOutcome {
+        let is_too_late = matches!(verdict, Verdict::TimedOut | Verdict::Expired);
+        let ended_at = match took {
+            Some(took) => self.began + took,
+            None if verdict == Verdict::TimedOut => self.deadline,
+            None => now,
+        };
+        let counts = (verdict.is_reply() || is_failure)
+            && !(is_cut_short && is_too_late)
+            && now.saturating_duration_since(ended_at) <= OUTDATED;
+        let outcome = counts.then(|| AttemptOutcome {
             verdict,
             is_failure,
             took: took.unwrap_or_else(|| now.saturating_duration_since(self.began)),

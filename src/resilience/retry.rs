@@ -70,7 +70,8 @@ impl Retry {
         self
     }
 
-    /// Sets the longest time for which one attempt waits for the reply. It applies only to calls
+    /// Sets the time after which an attempt without a reply is given up for the next one; the last, and
+    /// one whose retry the budget does not pay for, has the rest of the call's time. It applies only to calls
     /// marked [idempotent](crate::CallOptions::idempotent), since only those may be sent again
     /// after a timeout: the first attempt may still run. Defaults to none: an attempt waits until
     /// the call's deadline, and no attempt follows.

@@ -1,7 +1,10 @@
 //! The state of the policies for one service: the plain structs, in their order.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::breaker_change::BreakerState;
 use super::circuit::{CallEnd, Circuit, CircuitPermit};
 use super::gcra::Gcra;
 use super::outliers::{EjectionChange, EndedAttempt, Outliers, Pick};
@@ -15,8 +18,7 @@ pub(super) struct ServiceState {
     rate: Option<Gcra>,
     pub(super) circuit: Option<Circuit>,
     throttle: Option<ThrottleState>,
-    most_in_flight: Option<usize>,
-    in_flight: usize,
+    places: Option<Places>,
     pub(super) outliers: Option<Outliers>,
     pub(super) random: fastrand::Rng,
 }
@@ -26,6 +28,47 @@ pub(super) struct ServiceState {
 pub(crate) struct Refused {
     pub(crate) by: Refusal,
     pub(crate) retry_after: Option<Duration>,
+}
+
+/// The places of requests that wait for replies.
+struct Places {
+    most: usize,
+    /// Goes up under the lock of the policies, and down without it.
+    taken: Arc<AtomicUsize>,
+}
+
+/// The place of a request that waits for its reply. Given back when it is dropped, which the thread
+/// does that takes the reply in.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<AtomicUsize>);
+
+impl Places {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            taken: Arc::default(),
+        }
+    }
+
+    fn take(&self) -> Option<Place> {
+        if self.taken.load(Ordering::Relaxed) >= self.most {
+            return None;
+        }
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Some(Place(Arc::clone(&self.taken)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The leave to send an attempt, as its policies have given it.
+pub(super) struct Admitted {
+    pub(super) circuit: Option<CircuitPermit>,
+    pub(super) place: Option<Place>,
 }
 
 /// The instance of an attempt, as it was picked.
@@ -51,8 +94,7 @@ impl ServiceState {
             rate: settings.rate.as_ref().map(Gcra::new),
             circuit: settings.breaker.as_ref().map(Circuit::new),
             throttle: settings.throttle.as_ref().map(ThrottleState::new),
-            most_in_flight: settings.max_in_flight,
-            in_flight: 0,
+            places: settings.max_in_flight.map(Places::new),
             outliers: settings.ejection.as_ref().map(Outliers::new),
             random: fastrand::Rng::new(),
         }
@@ -76,28 +118,33 @@ impl ServiceState {
 
     /// Admits an attempt by the breaker, the throttle and the bound of attempts in flight. Each that
     /// is admitted is given back by [`end`](Self::end).
-    pub(super) fn admit(
-        &mut self,
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<Option<CircuitPermit>, Refused> {
+    pub(super) fn admit(&mut self, now: Instant, deadline: Instant) -> Result<Admitted, Refused> {
         let circuit = match &mut self.circuit {
-            Some(circuit) => Some(circuit.admit(now, deadline).map_err(|after| Refused {
-                by: Refusal::Breaker,
-                retry_after: Some(after),
-            })?),
+            Some(it) => match it.admit(now, deadline) {
+                Ok(permit) => Some(permit),
+                Err(_) => {
+                    return Err(Refused {
+                        by: Refusal::Breaker,
+                        // None while half-open: nothing says when a probe ends.
+                        retry_after: it.retry_after(now),
+                    });
+                }
+            },
             None => None,
         };
         let is_throttled = (self.throttle.as_mut()).is_some_and(|it| it.admit(now).is_err());
-        let is_full = self
-            .most_in_flight
-            .is_some_and(|most| self.in_flight >= most);
-        let by = match (is_throttled, is_full) {
+        let by = match (
+            is_throttled,
+            self.places
+                .as_ref()
+                .filter(|_| !is_throttled)
+                .map(Places::take),
+        ) {
             (true, _) => Refusal::Throttle,
-            (false, true) => Refusal::InFlight,
-            (false, false) => {
-                self.in_flight += 1;
-                return Ok(circuit);
+            (false, Some(None)) => Refusal::InFlight,
+            (false, place) => {
+                let place = place.flatten();
+                return Ok(Admitted { circuit, place });
             }
         };
         if let (Some(permit), Some(it)) = (circuit, &mut self.circuit) {
@@ -117,12 +164,17 @@ impl ServiceState {
         outcome: Option<AttemptOutcome>,
         now: Instant,
     ) -> Option<EjectionChange> {
-        self.in_flight = self.in_flight.saturating_sub(1);
         if let (Some(throttle), Some(outcome)) = (&mut self.throttle, outcome) {
             throttle.ended(outcome.verdict == Verdict::Busy, now);
         }
         if let (Some(it), Some(permit)) = (&mut self.circuit, circuit) {
-            let end = outcome.map(|outcome| CallEnd {
+            // A refusal as busy is no success that would hide failures, but a probe so answered shows
+            // that the service is there.
+            let is_half_open = it.state(now) == BreakerState::HalfOpen;
+            let counts = |outcome: &AttemptOutcome| {
+                is_half_open || outcome.is_failure || outcome.verdict != Verdict::Busy
+            };
+            let end = outcome.filter(counts).map(|outcome| CallEnd {
                 failed: outcome.is_failure,
                 took: outcome.took,
             });

@@ -98,8 +98,9 @@ impl Resilience {
         self
     }
 
-    /// Sets the largest number of attempts that wait for the service's replies at a time; further
-    /// ones are refused at once. So one slow service cannot hold all threads of its callers.
+    /// Sets the largest number of requests that wait for the service's replies at a time; further
+    /// ones are refused at once. An asynchronous call that gets no reply has its place until the program
+    /// looks at it, or drops it. So one slow service cannot hold all threads of its callers.
     /// Defaults to no limit beside the client's
     /// [own](crate::client::ServiceClientBuilder::max_in_flight).
     pub fn max_in_flight(mut self, calls: usize) -> Self {

@@ -83,7 +83,7 @@ impl<F> BatchCallback<F> {
                 continue;
             }
             // It has ended, and is not notified any more.
-            let outcome = sent.expire(router);
+            let outcome = sent.expire(router).outcome();
             messages.extend(self.pending.settle(message, outcome));
         }
     }

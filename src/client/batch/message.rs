@@ -116,7 +116,7 @@ impl BatchContext {
         let encode = |envelope: &ServiceMessage<'_, ()>| items.encode(envelope);
         let spec = RequestSpec::only(target, options, self.kind, limit);
         let request = client.request_of(spec, (), encode)?;
-        client.enqueue(spec, request, route)
+        client.enqueue(spec, request, route, None)
     }
 
     /// Sends the calls of a message one by one.

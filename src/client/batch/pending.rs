@@ -112,7 +112,7 @@ impl PendingBatch {
         let end = sent.send_state.deadline();
         match sent.wait(until.min(end), core.broker.spin_for()) {
             Some(outcome) => Some(Some(outcome)),
-            None if Instant::now() >= end => Some(sent.expire(&core.router)),
+            None if Instant::now() >= end => Some(sent.expire(&core.router).outcome()),
             None => None,
         }
     }
