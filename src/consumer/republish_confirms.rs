@@ -232,7 +232,7 @@ impl RepublishSetup {
         reply: Option<Publication>,
     ) -> PendingRepublish {
         let deadline = deadline::after(REPUBLISH_TIMEOUT);
-        copy.send_state = Some(SendState::until(deadline).into());
+        copy.send_state = Some(SendState::of_copy(deadline).into());
         PendingRepublish {
             delivery,
             to: copy.routing_key.clone(),

@@ -359,7 +359,7 @@ impl Republisher {
         second: Option<SecondCopy>,
     ) {
         let to = copy.routing_key.clone();
-        copy.send_state = Some(SendState::until(deadline).into());
+        copy.send_state = Some(SendState::of_copy(deadline).into());
         let confirmation = self.broker.publish_confirmed(copy, deadline);
         // Fails if the shutdown has timed out and the receiving thread has ended; the delivery is
         // then requeued as it is dropped.
