@@ -12,8 +12,10 @@ use crate::platform::Platform;
 use crate::services;
 use crate::stats::Report;
 
-/// The longest time for which the audit waits for the last events.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// The longest time for which the audit waits for the last events. A RabbitMQ that is killed may
+/// find that a retry queue is ready before the exchange for its messages, and tries again after
+/// 180 s.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// The state of a run, as its services report it.
 struct Account {

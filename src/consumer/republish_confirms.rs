@@ -36,10 +36,18 @@ pub(crate) struct PendingRepublish {
     pub(super) to: String,
     /// The reply, to be sent when the original is acknowledged.
     pub(super) reply: Option<Publication>,
-    /// The copy to be published to the parking queue if the broker refuses the first one.
-    pub(super) parked: Option<Publication>,
+    /// The copy to be published if the broker does not confirm the first one.
+    pub(super) second: Option<SecondCopy>,
     pub(super) confirmation: Result<ConfirmReceiver>,
     pub(super) deadline: Instant,
+}
+
+/// A copy for another queue, in case that the broker does not confirm the first one.
+pub(crate) enum SecondCopy {
+    /// A dead letter, for the queue in which it waits until it can be dead-lettered.
+    Parked(Publication),
+    /// A message for another attempt, for the queue that stands in for its own.
+    Retry(Publication),
 }
 
 /// The reason why messages cannot be dead-lettered now, if any; shown in the server's state.
@@ -106,8 +114,8 @@ impl RepublishConfirms {
 
 impl RepublishSetup {
     fn run(&self, queue: &Receiver<PendingRepublish>) {
-        // The messages whose copies were refused, and whose parked copies are not confirmed yet.
-        let mut parked: VecDeque<PendingRepublish> = VecDeque::new();
+        // The messages whose first copies were not confirmed, and the second ones not yet.
+        let mut again: VecDeque<PendingRepublish> = VecDeque::new();
         let check_interval =
             (self.consumer_timeout / 20).clamp(Duration::from_millis(10), MAX_CHECK_INTERVAL);
         let mut next_check = Instant::now() + check_interval;
@@ -117,22 +125,22 @@ impl RepublishSetup {
                 let _ = catch(|| self.warn_of_long_handlers());
                 next_check = now + check_interval;
             }
-            if let Some(next) = parked.pop_front() {
-                parked.extend(self.try_settle(next));
+            if let Some(next) = again.pop_front() {
+                again.extend(self.try_settle(next));
                 continue;
             }
             crossbeam_channel::select! {
                 recv(queue) -> next => match next {
-                    Ok(next) => parked.extend(self.try_settle(next)),
+                    Ok(next) => again.extend(self.try_settle(next)),
                     Err(_) => return,
                 },
                 recv(self.stopping) -> _ => break,
                 default(next_check - now) => {}
             }
         }
-        parked.extend(queue.try_iter());
-        while let Some(next) = parked.pop_front() {
-            parked.extend(self.try_settle(next));
+        again.extend(queue.try_iter());
+        while let Some(next) = again.pop_front() {
+            again.extend(self.try_settle(next));
         }
     }
 
@@ -142,20 +150,20 @@ impl RepublishSetup {
     }
 
     /// Replies and acknowledges the original once the copy is confirmed. If that fails, requeues
-    /// the original, or publishes its parked copy and returns that as the next pending republish.
+    /// the original, or publishes the second copy and returns that as the next pending republish.
     fn settle(&self, pending: PendingRepublish) -> Option<PendingRepublish> {
         let PendingRepublish {
             delivery,
             to,
             reply,
-            parked,
+            second,
             confirmation,
             deadline,
         } = pending;
         let fault = match confirmation.map(|confirmation| confirmation.wait(deadline)) {
             Ok(Some(ConfirmOutcome::Confirmed)) => {
                 // With a copy left to park, the confirmed one is a dead letter.
-                if parked.is_some() && self.dead_letter_fault.clear() {
+                if matches!(second, Some(SecondCopy::Parked(_))) && self.dead_letter_fault.clear() {
                     log::info!(
                         target: "coney::worker",
                         "{}: messages can be dead-lettered again", self.service
@@ -180,41 +188,56 @@ impl RepublishSetup {
             Ok(None) => format!("not confirmed within {REPUBLISH_TIMEOUT:?}"),
             Err(error) => error.to_string(),
         };
-        if let Some(parked) = parked {
-            if self.dead_letter_fault.set(&fault) {
-                log::error!(
-                    target: "coney::worker",
-                    "{}: a message of {to:?} cannot be dead-lettered and waits in a retry queue, \
-                     as the next ones will: {fault}",
-                    self.service
-                );
+        match second {
+            Some(SecondCopy::Parked(copy)) => {
+                if self.dead_letter_fault.set(&fault) {
+                    log::error!(
+                        target: "coney::worker",
+                        "{}: a message of {to:?} cannot be dead-lettered and waits in a retry \
+                         queue, as the next ones will: {fault}",
+                        self.service
+                    );
+                }
+                return Some(self.publish_second(delivery, copy, reply));
             }
-            return Some(self.park(delivery, parked, reply));
+            Some(SecondCopy::Retry(copy)) => {
+                log::warn!(
+                    target: "coney::worker",
+                    "{}: a message cannot be republished to {to:?} and goes to {:?} instead: \
+                     {fault}",
+                    self.service, copy.routing_key
+                );
+                return Some(self.publish_second(delivery, copy, reply));
+            }
+            None => {}
         }
         log::error!(
             target: "coney::worker",
             "{}: a message cannot be republished to {to:?} and is requeued: {fault}",
             self.service
         );
-        let _ = self.stopping.recv_timeout(FAILURE_PAUSE);
+        // A copy that was waited for until its deadline has had its pause.
+        if Instant::now() < deadline {
+            let _ = self.stopping.recv_timeout(FAILURE_PAUSE);
+        }
         drop(delivery);
         None
     }
 
-    /// Publishes the parked copy of a message that cannot be dead-lettered.
-    fn park(
+    /// Publishes the second copy of a message.
+    fn publish_second(
         &self,
         delivery: Tracked,
         mut copy: Publication,
         reply: Option<Publication>,
     ) -> PendingRepublish {
         let deadline = deadline::after(REPUBLISH_TIMEOUT);
-        copy.send_state = Some(SendState::until(deadline).into());
+        copy.send_state = Some(SendState::of_copy(deadline).into());
         PendingRepublish {
             delivery,
             to: copy.routing_key.clone(),
             reply,
-            parked: None,
+            second: None,
             confirmation: self.broker.publish_confirmed(copy, deadline),
             deadline,
         }

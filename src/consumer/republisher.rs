@@ -12,7 +12,7 @@ use crossbeam_channel::Sender;
 use super::failure::{MessageFailure, Reason, describe};
 use super::local_retry::LocalRetry;
 use super::options::POSTPONE_DELAY;
-use super::republish_confirms::{PendingRepublish, REPUBLISH_TIMEOUT};
+use super::republish_confirms::{PendingRepublish, REPUBLISH_TIMEOUT, SecondCopy};
 use super::retries::Retries;
 use super::tracked::Tracked;
 use super::{ConsumedQueue, HandlerError, LocalAttempts};
@@ -149,7 +149,8 @@ impl Republisher {
         if headers.text(FIRST_ERROR).is_none() {
             headers.insert(FIRST_ERROR, clip(error.message(), self.max_error_bytes()));
         }
-        self.republish(delivery, copy, None, None);
+        let second = self.stand_in_copy(&copy, delay);
+        self.republish(delivery, copy, None, second);
         None
     }
 
@@ -197,8 +198,19 @@ impl Republisher {
         }
         let mut copy = self.copy(delivery.delivery(), "", self.queue.retry_queue(delay));
         Death::forget(&mut copy.properties.headers);
-        self.republish(delivery, copy, None, None);
+        let second = self.stand_in_copy(&copy, delay);
+        self.republish(delivery, copy, None, second);
         None
+    }
+
+    /// Returns the copy to publish if the retry queue with `delay` does not take the first one. It
+    /// waits there as long as it would have here, unless the other delay is shorter.
+    fn stand_in_copy(&self, copy: &Publication, delay: Duration) -> Option<SecondCopy> {
+        let other = self.retries.stand_in(delay)?;
+        let mut second = copy.clone();
+        second.routing_key = self.queue.retry_queue(other);
+        second.properties.expiration.get_or_insert(delay);
+        Some(SecondCopy::Retry(second))
     }
 
     /// Publishes a message to the dead letters, and then sends the reply.
@@ -213,7 +225,7 @@ impl Republisher {
         let (mut copy, death) = self.dead_copy(&delivery, failure, attempt);
         let parked = self.parked_copy(&copy, failure, death.count);
         death.add(&mut copy.properties.headers);
-        self.republish(delivery, copy, reply, parked);
+        self.republish(delivery, copy, reply, parked.map(SecondCopy::Parked));
     }
 
     /// Publishes a message whose body is larger than `max_body` to the dead letters, and then sends
@@ -332,10 +344,10 @@ impl Republisher {
         delivery: Tracked,
         copy: Publication,
         reply: Option<Publication>,
-        parked: Option<Publication>,
+        second: Option<SecondCopy>,
     ) {
         let deadline = deadline::after(REPUBLISH_TIMEOUT);
-        self.republish_until(deadline, delivery, copy, reply, parked);
+        self.republish_until(deadline, delivery, copy, reply, second);
     }
 
     fn republish_until(
@@ -344,10 +356,10 @@ impl Republisher {
         delivery: Tracked,
         mut copy: Publication,
         reply: Option<Publication>,
-        parked: Option<Publication>,
+        second: Option<SecondCopy>,
     ) {
         let to = copy.routing_key.clone();
-        copy.send_state = Some(SendState::until(deadline).into());
+        copy.send_state = Some(SendState::of_copy(deadline).into());
         let confirmation = self.broker.publish_confirmed(copy, deadline);
         // Fails if the shutdown has timed out and the receiving thread has ended; the delivery is
         // then requeued as it is dropped.
@@ -355,7 +367,7 @@ impl Republisher {
             delivery,
             to,
             reply,
-            parked,
+            second,
             confirmation,
             deadline,
         });

@@ -32,6 +32,16 @@ impl Retries {
         *parking
     }
 
+    /// Returns the delay of the queue that stands in for the one with `delay`: the next longer delay,
+    /// or the next shorter one of the longest. Returns `None` if there is no other queue.
+    pub(super) fn stand_in(&self, delay: Duration) -> Option<Duration> {
+        let delays = self.delays().iter().copied().chain([self.parking()]);
+        let (longer, shorter): (Vec<_>, Vec<_>) = delays
+            .filter(|other| *other != delay)
+            .partition(|other| *other > delay);
+        longer.into_iter().min().or(shorter.into_iter().max())
+    }
+
     /// Returns true if messages wait in this process.
     pub(super) fn are_held(&self) -> bool {
         matches!(self, Self::Held { .. })
@@ -85,6 +95,16 @@ mod tests {
             seconds(&[], 60).refusal_delay(Duration::ZERO, 0).as_secs(),
             60
         );
+    }
+
+    #[test]
+    fn the_next_longer_queue_stands_in_or_that_before_the_longest() {
+        let retries = seconds(&[25, 1, 5], 125);
+        let stand_in = |delay| retries.stand_in(Duration::from_secs(delay));
+        let waits = [1, 5, 25, 125].map(|delay| stand_in(delay).map(|it| it.as_secs()));
+        assert_eq!(waits, [Some(5), Some(25), Some(125), Some(25)]);
+        let only = seconds(&[60, 60], 60);
+        assert_eq!(only.stand_in(Duration::from_secs(60)), None);
     }
 
     proptest! {

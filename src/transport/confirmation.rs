@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::confirm_tally::{Answer, TallyPlace};
 use crate::base::callbacks::Notifier;
 
 /// The outcome of a message published with a confirm.
@@ -27,6 +28,16 @@ pub(crate) enum ConfirmOutcome {
     Dropped,
 }
 
+impl ConfirmOutcome {
+    fn answer(&self) -> Answer {
+        match self {
+            Self::Confirmed | Self::Returned(_) => Answer::Confirmed,
+            Self::Refused(_) | Self::TooLarge(_) => Answer::Refused,
+            Self::Lost(_) | Self::Dropped => Answer::None,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
@@ -44,6 +55,8 @@ struct State {
 /// that no thread waits for the confirm of a message that is gone.
 pub(crate) struct ConfirmSender {
     shared: Arc<Shared>,
+    /// The message's place in the tally of its lane.
+    place: Option<TallyPlace>,
     _permit: Permit,
 }
 
@@ -56,13 +69,37 @@ pub(crate) fn pair(permit: Permit) -> (ConfirmSender, ConfirmReceiver) {
     let shared = Arc::new(Shared::default());
     let confirm = ConfirmSender {
         shared: Arc::clone(&shared),
+        place: None,
         _permit: permit,
     };
     (confirm, ConfirmReceiver { shared })
 }
 
 impl ConfirmSender {
-    pub(crate) fn settle(self, outcome: ConfirmOutcome) {
+    /// Counts the message in the tally of its lane until the outcome is settled.
+    pub(super) fn counted(mut self, place: TallyPlace) -> Self {
+        self.place = Some(place);
+        self
+    }
+
+    /// Records that the message is sent, and the broker's answer is due.
+    pub(crate) fn sent(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.sent(Instant::now());
+        }
+    }
+
+    /// Records that the message was lost and waits to be sent again.
+    pub(crate) fn unsent(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.unsent();
+        }
+    }
+
+    pub(crate) fn settle(mut self, outcome: ConfirmOutcome) {
+        if let Some(place) = self.place.take() {
+            place.answered(outcome.answer());
+        }
         self.decide(outcome);
     }
 

@@ -7,7 +7,9 @@
 
 pub(crate) mod amqp;
 pub(crate) mod broker;
+mod confirm_lanes;
 mod confirm_link;
+mod confirm_tally;
 mod confirmation;
 pub(crate) mod connection_state;
 mod delivery;

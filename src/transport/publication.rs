@@ -270,12 +270,14 @@ impl Publication {
     }
 
     /// Marks the message as sent; returns false if its owner has abandoned it or its deadline has
-    /// passed. If the message has an expiration, sets that to the time left to its owner.
+    /// passed. Sets the expiration of a message that expires with its owner to the time left.
     pub(crate) fn start_sending(&mut self) -> bool {
         let Some(send_state) = &self.send_state else {
             return true;
         };
-        if let Some(expiration) = &mut self.properties.expiration {
+        if let Some(expiration) = &mut self.properties.expiration
+            && send_state.expires_with_owner()
+        {
             *expiration = send_state.time_left().min(LONGEST_EXPIRATION);
         }
         send_state.start_sending()

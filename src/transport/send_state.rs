@@ -20,6 +20,8 @@ const SENT_AGAIN: u8 = 5;
 pub(crate) struct SendState {
     state: AtomicU8,
     deadline: Instant,
+    /// True if the message expires when its owner stops waiting.
+    expires_with_owner: bool,
 }
 
 impl SendState {
@@ -28,7 +30,22 @@ impl SendState {
         Self {
             state: AtomicU8::new(QUEUED),
             deadline,
+            expires_with_owner: true,
         }
+    }
+
+    /// Creates the state of a message that must not be sent after `deadline`, and keeps the
+    /// expiration that it has: a copy, which lives on when its sender has stopped waiting.
+    pub(crate) fn of_copy(deadline: Instant) -> Self {
+        Self {
+            expires_with_owner: false,
+            ..Self::until(deadline)
+        }
+    }
+
+    /// Returns true if the message expires when its owner stops waiting.
+    pub(crate) fn expires_with_owner(&self) -> bool {
+        self.expires_with_owner
     }
 
     /// Marks the message as sent, for the sending thread. Returns false if its owner has abandoned
@@ -103,6 +120,21 @@ mod tests {
 
     fn fresh() -> SendState {
         SendState::until(Instant::now() + Duration::from_secs(60))
+    }
+
+    #[test]
+    fn a_copy_keeps_its_expiration() {
+        let hour = Duration::from_secs(3_600);
+        let far = Instant::now() + Duration::from_secs(60);
+        let expires_in = |send_state: SendState| {
+            let mut publication = crate::transport::Publication::new("", "queue", Vec::new());
+            publication.properties.expiration = Some(hour);
+            publication.send_state = Some(send_state.into());
+            assert!(publication.start_sending());
+            publication.properties.expiration.unwrap()
+        };
+        assert_eq!(expires_in(SendState::of_copy(far)), hour);
+        assert!(expires_in(SendState::until(far)) <= Duration::from_secs(60));
     }
 
     #[test]

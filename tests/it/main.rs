@@ -62,5 +62,6 @@ mod servers;
 mod store_outages;
 mod support;
 mod tidy;
+mod unavailable_queues;
 mod wait_any;
 mod whole_process;

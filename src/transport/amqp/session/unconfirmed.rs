@@ -58,7 +58,8 @@ impl Unconfirmed {
     pub(super) fn publishing(&mut self, publication: &Publication, confirm: Option<ConfirmSender>) {
         let number = self.next;
         self.next += 1;
-        let Some(confirm) = confirm else { return };
+        let Some(mut confirm) = confirm else { return };
+        confirm.sent();
         let waiting = UnconfirmedMessage {
             confirm,
             key: ReturnKey {
@@ -159,9 +160,10 @@ impl Unconfirmed {
         may_resend: bool,
     ) -> Vec<(Publication, ConfirmSender)> {
         let mut resend = Vec::new();
-        for waiting in std::mem::take(&mut self.waiting).into_values() {
+        for mut waiting in std::mem::take(&mut self.waiting).into_values() {
             match waiting.resend {
                 Some(publication) if may_resend => {
+                    waiting.confirm.unsent();
                     if let Some(send_state) = &publication.send_state {
                         send_state.queue_again();
                     }
