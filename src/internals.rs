@@ -42,7 +42,7 @@ impl PendingTable {
             sent_in: None,
             balanced: None,
             began: None,
-            _place: None,
+            place: None,
         };
         let inserted = self.0.insert(id, call);
         debug_assert!(inserted.is_ok());

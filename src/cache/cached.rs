@@ -85,7 +85,8 @@ impl Cached {
     }
 
     /// Sets for how long after its time to live a response is still returned, at once, while one
-    /// call in the background replaces it; if that call fails, the response stays. Defaults to zero.
+    /// call in the background replaces it; if that call fails, the response stays. The calls in the
+    /// background of all actions of a cache are made one after the other. Defaults to zero.
     pub fn stale_for(mut self, time: Duration) -> Self {
         self.ages.stale_for = time;
         self

@@ -45,7 +45,7 @@ impl Request {
     }
 
     pub(super) fn with<T>(&self, used: impl FnOnce(&CachedRequest<'_>) -> T) -> T {
-        let header = |name: &str| (name == "user").then_some(self.user.as_deref()).flatten();
+        let header = |name: &str| (name == "user").then(|| self.user.clone()).flatten();
         used(&CachedRequest {
             payload: &self.payload,
             headers: &header,

@@ -30,8 +30,8 @@ pub(crate) trait ActionCache: Send + Sync {
 pub(crate) struct CachedRequest<'a> {
     /// The payload as JSON text.
     pub(crate) payload: &'a str,
-    /// Returns a header of the call by its name.
-    pub(crate) headers: &'a dyn Fn(&str) -> Option<&'a str>,
+    /// Returns a header of the call by its name, as JSON text.
+    pub(crate) headers: &'a dyn Fn(&str) -> Option<String>,
     /// The moment until which the caller can wait.
     pub(crate) deadline: Instant,
     /// Returns a call that repeats the request later, on another thread: with the same headers, its

@@ -12,7 +12,7 @@ use super::call::{CallDeadline, RequestSpec};
 use super::call_outcome::CallOutcome;
 use super::core::ClientCore;
 use super::decode::CallTarget;
-use super::layer::{self, LayeredCall, NextCall, OutgoingCall};
+use super::layer::{self, LayeredCall, NextCall, OutgoingCall, keep_what_ran};
 use super::options::{RequestKind, RequestOptions};
 use super::sent_attempt::{AttemptEnd, AttemptFilter, SentAttempt};
 use super::sent_call::SentCall;
@@ -33,6 +33,8 @@ pub(super) struct Attempts {
     made: u32,
     /// The instances that have failed.
     tried: Vec<Box<str>>,
+    /// True if an attempt that failed may have run.
+    may_have_run: bool,
     state: State,
 }
 
@@ -79,6 +81,7 @@ impl Attempts {
             message_id: needs_id.then(MessageId::random),
             made: 0,
             tried: Vec::new(),
+            may_have_run: false,
             state: State::Due {
                 at: Instant::now(),
                 is_reserved: false,
@@ -164,7 +167,8 @@ impl Attempts {
                     }
                     None => {
                         self.state = State::Ended;
-                        return Some(Err(error.with_attempts(made)));
+                        let result = Err(error.with_attempts(made));
+                        return Some(keep_what_ran(self.may_have_run, result));
                     }
                 },
             }
@@ -294,10 +298,13 @@ impl Attempts {
             instance,
             on_end,
             is_cut_short,
+            was_sent,
             ..
         } = attempt;
         let core = &call.client.inner;
         let (mut took, mut is_of_pick, mut is_unreported) = (None, true, false);
+        // A layer may end an attempt whose request is on its way.
+        let was_given_up = was_sent && matches!(outcome, AttemptEnd::Result(_));
         // What a layer makes of an attempt says nothing of the service.
         let is_of_service = !matches!(outcome, AttemptEnd::Result(_));
         let result = match outcome {
@@ -341,7 +348,10 @@ impl Attempts {
         {
             self.tried.push(instance);
         }
-        layer::run_on_end(on_end, call.target, result)
+        let result = layer::run_on_end(on_end, call.target, result);
+        let result = keep_what_ran(was_given_up, result);
+        self.may_have_run |= (result.as_ref()).is_err_and(|error| !error.is_safe_to_retry());
+        result
     }
 
     /// Ends an attempt that has not been answered in its time, if another may follow; if not, it has

@@ -272,7 +272,7 @@ impl ServiceClient {
             sent_in: None,
             began: (spec.is_timed || balanced.is_some()).then(Instant::now),
             balanced: balanced.map(Box::new),
-            _place: place,
+            place,
         };
         router.insert(id, call).map_err(|refusal| match refusal {
             Refusal::Closed(cause) => target.closed(&cause),

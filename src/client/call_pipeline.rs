@@ -16,7 +16,7 @@ use super::call::CallDeadline;
 use super::decode::CallTarget;
 use super::extensions::{ActionExtensions, Extensions};
 use super::fallback::{self, Fallback};
-use super::layer::{LayeredCall, NextCall, OutgoingCall};
+use super::layer::{LayeredCall, NextCall, OutgoingCall, keep_what_ran};
 use super::options::{CacheUse, RequestKind, RequestOptions};
 use super::{CallOptions, ServiceClient};
 use crate::base::catch::catch;
@@ -166,15 +166,23 @@ impl<'a> ExtendedCall<'a> {
             deadline: self.limit.deadline,
             headers: self.client.headers(options),
         };
+        let mut may_have_run = false;
         let mut start = |outgoing: &mut OutgoingCall<'_>| {
-            start(&options.with_headers(outgoing.headers.clone()))
+            let started = start(&options.with_headers(outgoing.headers.clone()));
+            may_have_run = started.may_have_run();
+            started
         };
         let next = NextCall {
             layers: &self.extensions.layers,
             start: &mut start,
         };
-        catch(|| next.run(&mut outgoing))
-            .unwrap_or_else(|panic| LayeredCall::ended(Err(self.target.layer_panicked(&panic))))
+        let mut layered = catch(|| next.run(&mut outgoing))
+            .unwrap_or_else(|panic| LayeredCall::ended(Err(self.target.layer_panicked(&panic))));
+        // A layer may end a call that is on its way.
+        layered.ended = layered
+            .ended
+            .map(|ended| keep_what_ran(may_have_run, ended));
+        layered
     }
 
     /// Answers from the cache, by the service, or by the fallback.
@@ -232,7 +240,7 @@ impl<'a> ExtendedCall<'a> {
         options: &RequestOptions,
         then: impl FnOnce(&CachedRequest<'_>) -> R,
     ) -> R {
-        let headers = |name: &str| self.client.last_header(options, name);
+        let headers = |name: &str| self.client.header_json(options, name);
         let refresh = || self.background_call(options);
         then(&CachedRequest {
             payload: self.payload.get(),

@@ -68,7 +68,8 @@ impl ServiceClientBuilder {
     }
 
     /// Adds a layer round each attempt, within the policies: it runs again for each
-    /// [retry](crate::resilience::Retry), and not for a call that a policy refuses or the cache answers.
+    /// [retry](crate::resilience::Retry), and not for a call that a policy refuses or the cache answers. So
+    /// a header that a cached response [varies](crate::cache::Cached::vary) by is not to be set here.
     /// Otherwise it is as [`layer`](ServiceClientBuilder::layer).
     pub fn attempt_layer<F>(mut self, layer: F) -> Self
     where

@@ -37,7 +37,8 @@ pub(super) struct ActionExtensions {
 }
 
 /// The number of services whose policies are kept. A program calls fewer, unless it takes their
-/// names from requests; then those without a call under way are forgotten.
+/// names from requests; then those in a state of rest are
+/// forgotten.
 const MOST_SERVICES: usize = 4_096;
 
 impl Extensions {
@@ -111,6 +112,9 @@ impl Extensions {
                     || self.resilience_for.contains_key(&**service)
                     || !policies.may_be_forgotten(now)
             });
+        }
+        if services.len() >= MOST_SERVICES && own.is_none() && !services.contains_key(service) {
+            return Some(policies); // for this call only
         }
         let policies = services.entry(service.into()).or_insert(policies);
         Some(Arc::clone(policies))

@@ -131,7 +131,8 @@ pub(super) fn run_on_end(
     result: Result<CallReply>,
 ) -> Result<CallReply> {
     on_end.into_iter().fold(result, |result, on_end| {
-        catch(|| on_end(result)).unwrap_or_else(|panic| Err(target.layer_panicked(&panic)))
+        let caught = catch(|| keeping_what_ran(on_end, result));
+        caught.unwrap_or_else(|panic| Err(target.layer_panicked(&panic)))
     })
 }
 
@@ -151,6 +152,11 @@ impl LayeredCall {
             ended: None,
             on_end: Vec::new(),
         }
+    }
+
+    /// Returns true if its request may have run, or be on its way.
+    pub(super) fn may_have_run(&self) -> bool {
+        self.ended.as_ref().is_none_or(may_have_run)
     }
 
     /// Creates a call that has ended: the answer of a layer that does not run `next`.
@@ -174,13 +180,34 @@ impl LayeredCall {
         on_end: impl FnOnce(Result<CallReply>) -> Result<CallReply> + Send + 'static,
     ) -> Self {
         match self.ended {
-            Some(result) => Self::ended(on_end(result)),
+            Some(result) => Self::ended(keeping_what_ran(on_end, result)),
             None => {
                 self.on_end.push(Box::new(on_end));
                 self
             }
         }
     }
+}
+
+/// Returns true if the request of a call that has ended like this may have run.
+fn may_have_run(result: &Result<CallReply>) -> bool {
+    (result.as_ref()).map_or_else(|error| !error.is_safe_to_retry(), |_| true)
+}
+
+/// Keeps an error that a layer puts in the place of a result from claiming that nothing ran.
+pub(super) fn keep_what_ran(may_have_run: bool, result: Result<CallReply>) -> Result<CallReply> {
+    result.map_err(|error| match may_have_run {
+        true => error.with_nothing_ran(false),
+        false => error,
+    })
+}
+
+fn keeping_what_ran(
+    on_end: impl FnOnce(Result<CallReply>) -> Result<CallReply>,
+    result: Result<CallReply>,
+) -> Result<CallReply> {
+    let may_have_run = may_have_run(&result);
+    keep_what_ran(may_have_run, on_end(result))
 }
 
 impl fmt::Debug for LayeredCall {

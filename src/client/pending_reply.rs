@@ -11,6 +11,7 @@ use super::core::ClientCore;
 use super::pending::{Pending, Progress, ReadyOn};
 use super::started_call::StartedCall;
 use crate::base::callbacks::{Notifier, Watched};
+use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::CorrelationId;
@@ -213,7 +214,8 @@ where
         } = *self;
         // Before the callback runs: it may panic.
         let done = CallbackDone(Arc::clone(pending.call.core()), usize::from(is_counted));
-        let result = pending.try_wait();
+        // The reply's type, or a layer, may panic.
+        let result = catch(|| pending.try_wait()).unwrap_or(None);
         let target = pending.call.target();
         let result = result.unwrap_or_else(|| Err(pending.call.core().unreported(target)));
         drop(pending);

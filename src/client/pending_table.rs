@@ -71,7 +71,7 @@ pub(crate) struct PendingCall {
     /// The moment of sending, if the time to the reply is measured.
     pub(crate) began: Option<Instant>,
     /// Its place among the attempts that the policies of the service allow at a time.
-    pub(crate) _place: Option<Place>,
+    pub(crate) place: Option<Place>,
 }
 
 /// A call for an instance that a balancer has picked.
@@ -247,7 +247,7 @@ mod tests {
             sent_in: None,
             balanced: None,
             began: None,
-            _place: None,
+            place: None,
         }
     }
 

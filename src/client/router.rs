@@ -165,6 +165,8 @@ impl Router {
 /// Puts the outcome into its slot, which holds this one outcome, and wakes the receiver. Never
 /// blocks.
 fn wake(call: PendingCall, outcome: CallOutcome) {
+    // Before the caller wakes: its next request needs the place.
+    drop(call.place);
     let Waiter { slot, wake } = call.waiter;
     let _ = slot.try_send(outcome);
     match wake {

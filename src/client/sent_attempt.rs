@@ -22,6 +22,8 @@ pub(super) struct SentAttempt {
     pub(super) instance: Option<Box<str>>,
     pub(super) deadline: Instant,
     pub(super) on_end: Vec<OnEnd>,
+    /// True if the request was sent, and a layer has ended the attempt.
+    pub(super) was_sent: bool,
     /// True if the call's deadline leaves it little of the time that calls have.
     pub(super) is_cut_short: bool,
     /// The result, if a layer has ended the attempt.
@@ -62,6 +64,7 @@ impl SentAttempt {
             instance: None,
             deadline,
             on_end: Vec::new(),
+            was_sent: false,
             is_cut_short: false,
             ended: None,
         }
@@ -81,6 +84,7 @@ impl SentAttempt {
     ) -> Option<AttemptEnd> {
         if let Some(result) = self.ended.take() {
             if let Some(sent) = self.sent.take() {
+                self.was_sent = true;
                 core.forget(&sent);
             }
             return Some(AttemptEnd::Result(result));

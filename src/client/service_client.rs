@@ -161,6 +161,9 @@ impl ServiceClient {
     /// # Ok::<(), coney::Error>(())
     /// ```
     pub fn breaker(&self, service: &str) -> Option<BreakerHandle> {
+        if self.inner.broker.is_forked() {
+            return None;
+        }
         BreakerHandle::new(self.inner.policies(service)?)
     }
 
@@ -168,6 +171,9 @@ impl ServiceClient {
     /// slow, each with the time until it is tried again. There are none without an
     /// [`Ejection`](crate::resilience::Ejection) and a balancer.
     pub fn ejected(&self, service: &str) -> Vec<(String, Duration)> {
+        if self.inner.broker.is_forked() {
+            return Vec::new();
+        }
         let policies = self.inner.policies(service);
         policies.map_or_else(Vec::new, |policies| policies.ejected(Instant::now()))
     }
@@ -183,17 +189,14 @@ impl ServiceClient {
             .collect()
     }
 
-    /// Returns the header of that name of a call: its own, or the JSON text of one that is passed on.
-    pub(super) fn last_header<'a>(
-        &'a self,
-        options: &'a RequestOptions,
-        name: &str,
-    ) -> Option<&'a str> {
-        options.last_header(name).or_else(|| {
-            let mut passed_on = self.passed_on.iter().flat_map(|passed_on| passed_on.iter());
-            let found = passed_on.find(|(passed_on, _)| *passed_on == name);
-            found.map(|(_, value)| value.get())
-        })
+    /// Returns the header of that name of a call, its own or one that is passed on, as JSON text.
+    pub(super) fn header_json(&self, options: &RequestOptions, name: &str) -> Option<String> {
+        if let Some(own) = options.last_header(name) {
+            return Some(serde_json::Value::from(own).to_string());
+        }
+        let mut passed_on = self.passed_on.iter().flat_map(|passed_on| passed_on.iter());
+        let found = passed_on.find(|(passed_on, _)| *passed_on == name);
+        found.map(|(_, value)| value.get().to_owned())
     }
 
     /// Returns the number of calls that wait for their replies, or for their callbacks

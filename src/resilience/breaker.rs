@@ -24,7 +24,9 @@ type ListenerFn = dyn Fn(&BreakerChange) + Send + Sync;
 /// cannot be encoded, or not be read where it was stored; [`failure`](Breaker::failure) adds
 /// errors of the program's own. Other errors of handlers are results like any other: the service
 /// works. Refusals as [`Busy`](crate::ErrorKind::Busy), lost connections, and calls that were never
-/// sent say nothing about the service, and do not count.
+/// sent say nothing about the service, and do not count; a probe that is refused as busy went well.
+/// Nor do timeouts of attempts to which a [deadline](crate::ServiceClient::with_deadline) leaves less
+/// than half of the time that such calls have, and outcomes that the program takes over a second late.
 ///
 /// | state | calls | ends |
 /// | --- | --- | --- |

@@ -293,6 +293,24 @@ fn instances_that_are_gone_do_not_count() {
     assert!(!service.outliers.has_ejected());
 }
 
+/// A program may start an asynchronous call and not wait for it.
+#[test]
+fn a_probe_that_does_not_end_holds_its_place_until_after_its_deadline() {
+    let mut service = Service::new(3, &Ejection::new());
+    service.fail(0, 5);
+    service.now += 10 * SECOND;
+    let kept = service.pick(0);
+    assert!(kept.is_some());
+    service.now += 2 * SECOND; // its deadline was a second after it began
+    assert_eq!(service.pick(0), None);
+    service.now += MS;
+    let probe = service.pick(0).unwrap();
+    assert_eq!(
+        service.end(0, probe, false, MS),
+        Some(EjectionChange::Restored)
+    );
+}
+
 #[test]
 fn the_only_instance_is_never_ejected() {
     let mut service = Service::new(1, &Ejection::new().at_most(1.0));

@@ -42,7 +42,7 @@ impl ServicePolicies {
             budget: retry.map(Retry::budget_of_service),
             state: Mutex::new(ServiceState::new(settings)),
             report,
-            changes: Mutex::default(),
+            changes: Mutex::new(Changes::default()),
         }
     }
 

@@ -95,9 +95,15 @@ fn panicked() -> Error {
 /// Ends an attempt well, badly, without an outcome, or by a drop.
 fn end(permit: Permit, how: usize, now: Instant) {
     match how {
-        0 => permit.ended(Ok(()), None, true, now),
-        1 => permit.ended(Err(&panicked()), None, true, now),
-        2 => permit.ended(Err(&Error::new(ErrorKind::NoRoute, "")), None, true, now),
+        0 => permit.ended(Ok(()), None, true, false, now),
+        1 => permit.ended(Err(&panicked()), None, true, false, now),
+        2 => permit.ended(
+            Err(&Error::new(ErrorKind::NoRoute, "")),
+            None,
+            true,
+            false,
+            now,
+        ),
         _ => drop(permit),
     }
 }

@@ -7,7 +7,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// A limit of the rate at which calls are made.
 ///
 /// Calls are admitted evenly spaced, except for a [burst](RateLimit::burst) after a pause. In any
-/// time *t*, at most *rate × t + burst* calls are admitted. The limit holds for one client: those
+/// time *t*, at most *rate × t + burst* calls are admitted. A turn that a call waits for and does not use,
+/// as it is dropped, is lost. The limit holds for one client: those
 /// of other processes have limits of their own.
 ///
 /// ```

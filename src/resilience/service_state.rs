@@ -109,6 +109,13 @@ impl ServiceState {
         let Some(rate) = &mut self.rate else {
             return Ok(None);
         };
+        // To wait for a turn and be refused then would help no caller.
+        if let Some(after) = (self.circuit.as_ref()).and_then(|circuit| circuit.retry_after(now)) {
+            return Err(Refused {
+                by: Refusal::Breaker,
+                retry_after: Some(after),
+            });
+        }
         let reserved = rate.reserve(now, longest_wait);
         reserved.map_err(|after| Refused {
             by: Refusal::RateLimit,

@@ -178,9 +178,9 @@ fn a_layer_refuses_a_call(broker: &Broker) {
     let service = ScriptedService::start(broker, &unique("work"), &[]);
     let refuse = |_: &mut OutgoingCall<'_>, _: NextCall<'_>| LayeredCall::refused("closed today");
     let retry = Resilience::new().retry(Retry::new().attempts(9));
-    for builder in [
-        builder(broker).layer(refuse),
-        builder(broker).attempt_layer(refuse),
+    for (builder, attempts) in [
+        (builder(broker).layer(refuse), 0),
+        (builder(broker).attempt_layer(refuse), 1),
     ] {
         let client = builder.resilience(retry.clone()).build().unwrap();
         for (way, call) in WAYS {
@@ -188,7 +188,11 @@ fn a_layer_refuses_a_call(broker: &Broker) {
             assert_eq!(error.kind(), ErrorKind::Rejected, "{way}: {error}");
             assert_eq!(error.refused_by(), Some(Refusal::Layer), "{way}");
             assert!(error.to_string().contains("closed today"), "{error}");
-            assert_eq!((error.attempts(), client.in_flight()), (1, 0), "{way}");
+            assert_eq!(
+                (error.attempts(), client.in_flight()),
+                (attempts, 0),
+                "{way}"
+            );
         }
     }
     assert!(service.runs().is_empty());
@@ -239,7 +243,7 @@ fn a_layer_replaces_results(broker: &Broker) {
         assert_eq!(call().unwrap(), 0, "{way}");
         assert_eq!(call().unwrap_err().remote_code(), Some("else"), "{way}");
     }
-    // That of an attempt decides whether there is another one.
+    // That of an attempt decides whether there is another one, if the request may run twice.
     let client = builder(broker)
         .attempt_layer(|call, next| {
             let is_first = call.attempt() == Some(1);
@@ -252,7 +256,9 @@ fn a_layer_replaces_results(broker: &Broker) {
         .build()
         .unwrap();
     for (way, call) in WAYS {
-        let reply = call(&client, &service.name, &CallOptions::new());
+        let once = call(&client, &service.name, &CallOptions::new());
+        assert!(!once.unwrap_err().is_safe_to_retry(), "{way}: it has run");
+        let reply = call(&client, &service.name, &CallOptions::new().idempotent(true));
         assert_eq!(reply.unwrap(), 42, "{way}");
     }
 }

@@ -121,14 +121,18 @@ fn refusals_of_policies_have_the_fallback(broker: &Broker) {
     let pending = client.call_async::<u64>(name, "work", &21).unwrap();
     check(&client);
     drop(pending);
-    // A layer round the call is outside, and one round the attempt within.
+    // The refusal of a layer is the program's own, round the call or the attempt.
     let refuse = |_: &mut coney::client::OutgoingCall<'_>, _: coney::client::NextCall<'_>| {
         LayeredCall::refused("no")
     };
-    check(&seven(builder(broker).attempt_layer(refuse), name));
-    let client = seven(builder(broker).layer(refuse), name);
-    for (_, call) in WAYS {
-        call(&client, name, &options).unwrap_err();
+    for builder in [
+        builder(broker).attempt_layer(refuse),
+        builder(broker).layer(refuse),
+    ] {
+        let client = seven(builder, name);
+        for (_, call) in WAYS {
+            call(&client, name, &options).unwrap_err();
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod alarms;
 mod async_calls;
 mod batch_contract;
 mod batches;
+mod blame;
 mod breakers;
 mod broker_limits;
 mod busy_handlers;
