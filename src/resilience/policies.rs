@@ -157,7 +157,8 @@ impl ServicePolicies {
             _ if is_named => true,
             Verdict::NotSent | Verdict::NoRoute | Verdict::NoInstance => false,
             Verdict::Busy => true,
-            Verdict::TimedOut if is_idempotent => true,
+            // An attempt may expire on its way while there is time for another one.
+            Verdict::TimedOut | Verdict::Expired if is_idempotent => true,
             _ => return None,
         };
         let delay = retry.delay(made, &mut self.state.lock().random);

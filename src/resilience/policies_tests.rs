@@ -47,7 +47,7 @@ fn errors_are_retried_as_the_table_says() {
         (coded("busy_downstream"), NEVER),
         (coded("panic"), NEVER),
         (coded("poison"), NEVER),
-        (coded("expired"), NEVER),
+        (coded("expired"), IF_IDEMPOTENT),
         (coded("bad_reply"), NEVER),
         (coded("bad_request"), NEVER),
         (coded("in_progress"), NEVER),

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// | not sent in time, or the connection was closed before | yes | no |
 /// | no queue takes it, or no instance is live and healthy | yes | no |
 /// | refused as [busy](crate::ErrorKind::Busy) | yes, not before [`Error::retry_after`](crate::Error::retry_after) | yes |
-/// | no reply within [`per_attempt`](Retry::per_attempt) | if the call is marked [idempotent](crate::CallOptions::idempotent) | yes |
+/// | no reply within [`per_attempt`](Retry::per_attempt), or not begun by then | if the call is marked [idempotent](crate::CallOptions::idempotent) | yes |
 /// | an error code given to [`on_code`](Retry::on_code) | yes | yes |
 /// | all others | no | |
 ///

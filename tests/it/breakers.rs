@@ -94,7 +94,7 @@ fn timeouts_open_it_and_calls_are_refused_at_once(broker: &Broker) {
         let (_, call) = WAYS[timeouts % WAYS.len()];
         timeouts += 1;
         let error = call(&client, &service.name, &hurry).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        assert!(error.is_unavailable(), "{error}");
         breaker.state() == BreakerState::Open
     });
     assert!(timeouts >= 5);
