@@ -6,17 +6,15 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::ServiceClient;
 use super::answer::CallReply;
-use super::call::{CallDeadline, RequestSpec};
+use super::call::CallDeadline;
 use super::call_outcome::CallOutcome;
+use super::call_sender::{AttemptSpec, CallSender};
 use super::core::ClientCore;
-use super::decode::CallTarget;
-use super::layer::{self, LayeredCall, NextCall, OutgoingCall, keep_what_ran};
+use super::layer::{self, keep_what_ran};
 use super::options::{RequestKind, RequestOptions};
-use super::sent_attempt::{AttemptEnd, AttemptFilter, SentAttempt};
+use super::sent_attempt::{AttemptEnd, SentAttempt};
 use super::sent_call::SentCall;
-use crate::base::catch::catch;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::MessageId;
 use crate::resilience::ServicePolicies;
@@ -51,17 +49,6 @@ enum State {
     },
     Sent(SentAttempt),
     Ended,
-}
-
-/// A call as each attempt sends it.
-pub(super) struct CallSender<'a, Req: ?Sized> {
-    pub(super) client: &'a ServiceClient,
-    pub(super) target: CallTarget<'a>,
-    pub(super) request: &'a Req,
-    /// The payload as JSON text, if the client has layers.
-    pub(super) payload: &'a str,
-    pub(super) options: &'a RequestOptions,
-    pub(super) kind: RequestKind,
 }
 
 impl Attempts {
@@ -208,78 +195,18 @@ impl Attempts {
         let mut attempt = SentAttempt::new(permit, limit.deadline);
         let left = limit.deadline.saturating_duration_since(now);
         attempt.is_cut_short = limit.deadline == self.limit.deadline && left < limit.full / 2;
-        self.send(call, limit, &mut attempt);
+        call.send(
+            &mut attempt,
+            AttemptSpec {
+                number: self.made,
+                limit,
+                message_id: self.message_id,
+                policies: self.policies.as_deref(),
+                tried: &self.tried,
+            },
+        );
         self.state = State::Sent(attempt);
         Ok(())
-    }
-
-    /// Sends the request of an attempt through the layers round it.
-    fn send<Req: Serialize + ?Sized>(
-        &self,
-        call: &CallSender<'_, Req>,
-        limit: CallDeadline,
-        attempt: &mut SentAttempt,
-    ) {
-        let extensions = call.client.inner.extensions.as_deref();
-        let layers = extensions.map_or(&[][..], |extensions| &extensions.attempt_layers);
-        if layers.is_empty() {
-            match self.send_request(call, call.options, limit, attempt) {
-                Ok(sent) => attempt.sent = Some(sent),
-                Err(error) => attempt.ended = Some(Err(error)),
-            }
-            return;
-        }
-        let mut outgoing = OutgoingCall {
-            target: call.target,
-            payload: call.payload,
-            attempt: self.made,
-            deadline: limit.deadline,
-            headers: call.client.headers(call.options),
-        };
-        let mut start = |outgoing: &mut OutgoingCall<'_>| {
-            let options = call.options.with_headers(outgoing.headers.clone());
-            match self.send_request(call, &options, limit, attempt) {
-                Ok(sent) => {
-                    attempt.sent = Some(sent);
-                    LayeredCall::pending()
-                }
-                Err(error) => LayeredCall::ended(Err(error)),
-            }
-        };
-        let next = NextCall {
-            layers,
-            start: &mut start,
-        };
-        let layered = catch(|| next.run(&mut outgoing));
-        let layered = layered
-            .unwrap_or_else(|panic| LayeredCall::ended(Err(call.target.layer_panicked(&panic))));
-        attempt.ended = layered.ended;
-        attempt.on_end = layered.on_end;
-    }
-
-    fn send_request<Req: Serialize + ?Sized>(
-        &self,
-        call: &CallSender<'_, Req>,
-        options: &RequestOptions,
-        limit: CallDeadline,
-        attempt: &mut SentAttempt,
-    ) -> Result<SentCall> {
-        let spec = RequestSpec {
-            target: call.target,
-            options,
-            kind: call.kind,
-            limit,
-            attempt: self.made,
-            message_id: self.message_id,
-            // A caller that blocks takes the time itself.
-            is_timed: self.policies.is_some() && call.kind == RequestKind::AsyncCall,
-        };
-        let mut filter = AttemptFilter {
-            policies: self.policies.as_deref(),
-            tried: &self.tried,
-            attempt,
-        };
-        call.client.start_call_to(spec, call.request, &mut filter)
     }
 
     /// Ends the attempt on its way, and passes its result through the layers round it.

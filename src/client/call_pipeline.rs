@@ -11,8 +11,9 @@ use super::action_cache::{
     ActionCache, BackgroundCall, CacheRead, CachedAnswer, CachedRequest, Fill,
 };
 use super::answer::{Answer, CallReply, Origin};
-use super::attempts::{Attempts, CallSender};
+use super::attempts::Attempts;
 use super::call::CallDeadline;
+use super::call_sender::CallSender;
 use super::decode::CallTarget;
 use super::extensions::{ActionExtensions, Extensions};
 use super::fallback::{self, Fallback};

@@ -14,6 +14,7 @@ mod call;
 mod call_errors;
 mod call_outcome;
 mod call_pipeline;
+mod call_sender;
 mod call_tables;
 mod coalesced;
 mod core;

@@ -21,6 +21,7 @@ on_both!(
     calls_may_pass_the_cache_by,
     asynchronous_calls_read_and_fill_it,
     responses_vary_by_header,
+    a_header_that_is_passed_on_is_not_mistaken_for_another,
     named_errors_are_remembered,
 );
 
@@ -279,4 +280,46 @@ fn named_errors_are_remembered(broker: &Broker) {
         assert_eq!(error.remote_code(), Some("not_found"));
     }
     assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+/// A user named `"ann"`, with the quotes, is not the user ann.
+fn a_header_that_is_passed_on_is_not_mistaken_for_another(broker: &Broker) {
+    let counting = Counting::start(broker);
+    let cached = Cached::fresh_for(LONG).vary("user");
+    let inner = ServiceClient::builder(broker, "gateway")
+        .cache(&ResponseCache::new(), &counting.service, "user", cached)
+        .build()
+        .unwrap();
+    let (gateway, service) = (unique("gateway"), counting.service.clone());
+    let _server = ServiceServer::builder(broker, &gateway)
+        .client(inner)
+        .propagate(["user"])
+        .handler_with_context(
+            "ask",
+            move |context: &coney::Context<'_>, user: Option<String>| {
+                let options = match user {
+                    Some(user) => CallOptions::new().header("user", user),
+                    None => CallOptions::new(),
+                };
+                let client = context.client()?;
+                client.call_with::<Option<String>>(&service, "user", &(), &options)
+            },
+        )
+        .start()
+        .unwrap();
+    let front = ServiceClient::builder(broker, "front")
+        .timeout(PATIENCE)
+        .build();
+    let front = front.unwrap();
+    let ask = |user: Option<&str>| {
+        let options = CallOptions::new().header("user", "ann");
+        front
+            .call_with::<Option<String>>(&gateway, "ask", &user, &options)
+            .unwrap()
+            .unwrap()
+    };
+    assert_eq!(ask(None), "ann");
+    assert_eq!(ask(Some("\"ann\"")), "\"ann\"");
+    assert_eq!(ask(Some("ann")), "ann");
+    assert_eq!(counting.calls(), 2, "the last was cached");
 }

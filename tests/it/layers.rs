@@ -52,6 +52,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
             "base",
             "client",
             "error",
+            "error_kind",
             "message",
             "topology",
             "transport",

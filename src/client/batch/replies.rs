@@ -111,8 +111,14 @@ impl BatchReplies {
                 in_body,
                 range,
                 was_resent,
-            }) => target.decode_resent(&self.bodies[in_body][range], was_resent),
-            Some(BatchedResult::Outcome(outcome)) => self.client.inner.result(target, outcome),
+            }) => {
+                let result = target.decode_resent(&self.bodies[in_body][range], was_resent);
+                result.map_err(|error| error.with_attempts(1))
+            }
+            Some(BatchedResult::Outcome(outcome)) => {
+                let result = self.client.inner.result(target, outcome);
+                result.map_err(|error| error.with_attempts(1))
+            }
             Some(BatchedResult::Failed(error)) => Err(error),
             None => Err(Error::new(
                 ErrorKind::Misuse,
