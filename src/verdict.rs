@@ -36,7 +36,7 @@ pub(crate) enum Verdict {
     Closed,
 }
 
-/// Whether a request's handler has run.
+/// The answer to whether a request's handler has run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ran {
     No,

@@ -5,15 +5,15 @@ use std::time::Duration;
 /// The times for which a response may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ages {
-    /// For so long it is fresh.
+    /// The time for which it is fresh.
     pub(super) ttl: Duration,
-    /// For so long after that it is used while it is refreshed.
+    /// The time after that for which it is used while it is refreshed.
     pub(super) stale_for: Duration,
-    /// For so long after `ttl` it is used if the service is unavailable.
+    /// The time after `ttl` for which it is used if the service is unavailable.
     pub(super) stale_if_error: Duration,
 }
 
-/// What has happened since the request of a response was sent.
+/// The events since the request of a response was sent, as far as they make it invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Validity {
     /// Nothing: no event has invalidated it, and none was missed.

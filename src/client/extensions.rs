@@ -1,4 +1,4 @@
-//! What a client does beside sending its calls: policies, layers, fallbacks and caches.
+//! The extensions of a client beside sending its calls: policies, layers, fallbacks and caches.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::resilience::{Breaker, BreakerChange, Report, Resilience, ServicePolicies};
 use crate::transport::Broker;
 
-/// What a client does beside sending its calls. A client without any of it has none of this.
+/// The extensions of a client beside sending its calls. A client without any has no such value.
 #[derive(Default)]
 pub(super) struct Extensions {
     /// The policies for the services without policies of their own.
@@ -29,7 +29,7 @@ pub(super) struct Extensions {
     services: RwLock<HashMap<Box<str>, Arc<ServicePolicies>>>,
 }
 
-/// What a client does for one action.
+/// The extensions of a client for one action.
 #[derive(Default)]
 pub(super) struct ActionExtensions {
     pub(super) cache: Option<Arc<dyn ActionCache>>,

@@ -141,7 +141,7 @@ pub(super) fn run_on_end(
 pub struct LayeredCall {
     /// The result, unless it is still to come.
     pub(super) ended: Option<Result<CallReply>>,
-    /// What the layers do with the result that is still to come, innermost first.
+    /// The code of the layers for the result that is still to come, innermost first.
     pub(super) on_end: Vec<OnEnd>,
 }
 

@@ -25,7 +25,7 @@ pub(super) struct StartedCall {
     client: ServiceClient,
     service: String,
     action: String,
-    /// What is needed to send the request again; none if that cannot happen.
+    /// The data to send the request again; none if that cannot happen.
     resend: Option<Box<Resend>>,
     attempts: Attempts,
     fill: Option<Fill>,

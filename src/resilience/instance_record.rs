@@ -1,4 +1,4 @@
-//! What the latest attempts say of one instance.
+//! The record of the latest attempts at one instance.
 
 use std::time::{Duration, Instant};
 

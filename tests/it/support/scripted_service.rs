@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::{PATIENCE, eventually};
 
-/// What the handler does with a request.
+/// An act of the handler on a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Act {
     /// Returns the double.
@@ -143,7 +143,7 @@ pub fn resilient(broker: &Broker, resilience: Resilience) -> ServiceClient {
 /// A way to call the action `work`.
 pub type Way = fn(&ServiceClient, &str, &CallOptions) -> coney::Result<u64>;
 
-/// All ways, blocking and asynchronous. The payload is 21.
+/// The ways to call, blocking and asynchronous. The payload is 21.
 pub const WAYS: [(&str, Way); 7] = [
     ("call", |client, service, options| {
         client.call_with(service, "work", &21, options)
