@@ -118,7 +118,7 @@ impl Default for Throttle {
 
 /// The refusal of a call by the throttle. It has no time to wait: the next call may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refused;
+pub(crate) struct Throttled;
 
 /// The throttle of one service.
 #[derive(Debug)]
@@ -162,7 +162,7 @@ impl ThrottleState {
 
     /// Decides whether an attempt is made. One that is refused counts as a request at once; one
     /// that is made counts when it has [`ended`](ThrottleState::ended).
-    pub(crate) fn admit(&mut self, now: Instant) -> Result<(), Refused> {
+    pub(crate) fn admit(&mut self, now: Instant) -> Result<(), Throttled> {
         let [requests, accepts] = self.window.sums(now).map(|sum| sum as f64);
         let excess = requests - self.k * accepts;
         if excess <= 0.0 || requests < self.least {
@@ -173,7 +173,7 @@ impl ThrottleState {
             return Ok(());
         }
         self.window.add(now, [true, false]);
-        Err(Refused)
+        Err(Throttled)
     }
 
     /// Counts the outcome of an attempt that was made. `busy` is true if the service refused it.

@@ -31,7 +31,7 @@ pub struct Book {
     pub failed_calls: AtomicU64,
     /// The calls with more than one attempt.
     pub retried: AtomicU64,
-    /// For each caller, the latest runs of its calls: the number of the call, and the attempt in the
+    /// The latest runs of each caller's calls: the number of the call, and the attempt in the
     /// last byte.
     runs: Vec<Vec<AtomicU64>>,
     run_twice: AtomicU64,
