@@ -40,6 +40,7 @@ mod layers;
 mod layers_of_handlers;
 mod ledger;
 mod load_limits;
+mod lookups;
 #[cfg(feature = "redis")]
 mod lost_instances;
 mod outages;
