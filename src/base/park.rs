@@ -63,6 +63,16 @@ impl Wakeup {
             self.is_woken.swap(false, Ordering::Acquire)
         });
     }
+
+    /// Blocks as [`wait`](Wakeup::wait), at most until `deadline`. Returns true if it was woken.
+    pub(crate) fn wait_until(&self, deadline: Instant, spin_for: Duration) -> bool {
+        let mut is_woken = false;
+        until(Some(deadline), spin_for, || {
+            is_woken = self.is_woken.swap(false, Ordering::Acquire);
+            is_woken
+        });
+        is_woken
+    }
 }
 
 /// Blocks until `is_done` returns true, or until `deadline`. The current thread must be unparked

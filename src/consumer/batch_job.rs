@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::executor::{HandlerOutcome, RequestExecutor, panicked, unknown_action};
+use super::pool::Turn;
 use super::reply_target::ReplyTarget;
 use super::request::{DeliveryInfo, Request};
 use super::tracked::Tracked;
@@ -24,6 +25,10 @@ const IN_PROGRESS_INTERVAL: Duration = Duration::from_millis(20);
 /// The longest time for which an item without a deadline waits for another worker to finish its
 /// request: the item blocks a worker meanwhile.
 const IN_PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The time for which a worker handles items of a batch before it turns to other jobs that wait.
+/// A turn costs less than a microsecond.
+const TURN: Duration = Duration::from_millis(1);
 
 /// The longest time for which a reply without a deadline waits until it can be sent.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -155,12 +160,13 @@ impl BatchJob {
         }
     }
 
-    /// Handles items until all have been taken.
-    pub(crate) fn work(&self, executor: &RequestExecutor) {
+    /// Handles items until all have been taken, or the worker's turn is over.
+    pub(crate) fn work(&self, executor: &RequestExecutor, turn: &Turn<'_>) {
         if self.items.is_empty() {
             return self.finish(executor);
         }
-        // The index never wraps: it exceeds the number of items by at most one per worker.
+        let begun = Instant::now();
+        // The index never wraps: it exceeds the number of items by at most one per turn.
         while let Some((at, item)) = self.take() {
             let target = self.target(item, executor);
             // A reply store is user code too and may panic, and every item needs a reply.
@@ -180,6 +186,9 @@ impl BatchJob {
             }
             if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.finish(executor);
+            }
+            if turn.others_wait() && begun.elapsed() >= TURN {
+                return;
             }
         }
     }

@@ -1,202 +1,252 @@
 //! The pool of worker threads.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
+use super::lane::{Class, Limit, Place};
+use super::pool_state::{DEFAULT, Effects, Job, Next, PoolState, PoolStatus, SHARED, Step};
 use crate::base::park::Wakeup;
 
-/// A job of a pool. Each worker runs one at a time.
-pub(crate) trait Job: Send + Sized + 'static {
-    /// Returns a handle to the same job for one more worker, as long as it has work for more than
-    /// one. The job stays first in the queue meanwhile.
-    fn share(&self) -> Option<Self> {
-        None
-    }
-
-    /// Starts no further part of the job.
-    fn stop(&self) {}
-}
-
-/// A fixed set of named worker threads.
+/// Named worker threads, whose number may change, and the jobs that wait for them.
 ///
 /// A job wakes the worker that became idle last, whose caches are warm, and no other. Only one
 /// worker is woken at a time; when it takes its job and there are more, it wakes the next. So
 /// a burst of short jobs is done by the few workers that are awake, and a burst of long jobs
-/// wakes as many workers as there are jobs.
+/// wakes as many workers as there are jobs. While jobs are put off, one idle worker sleeps no longer
+/// than until the first of them is due.
 pub(super) struct Pool<J: Job> {
-    queue: Arc<Mutex<Queue<J>>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    name: String,
+    shared: Arc<Shared<J>>,
+    threads: Mutex<Threads<J>>,
     /// Disconnects when the last worker has ended.
     ended: Receiver<()>,
 }
 
-struct Queue<J> {
-    /// The workers that sleep, in the order in which they became idle.
-    idle: Vec<Arc<Wakeup>>,
-    /// True if a worker has been woken and has not taken a job yet.
-    waking: bool,
-    /// The jobs that wait for a worker. Their number is bounded by the prefetch count: each job is
-    /// an unsettled delivery.
-    backlog: VecDeque<J>,
-    running: usize,
-    stopped: bool,
-    /// True if jobs that have been started and can be shared are not continued either.
-    aborted: bool,
+struct Threads<J> {
+    handles: Vec<JoinHandle<()>>,
+    last_number: u64,
+    /// The worker that new ones are copies of; `None` once the pool has been stopped.
+    template: Option<Worker<J>>,
 }
 
-impl<J: Job> Queue<J> {
-    fn take(&mut self) -> Option<J> {
-        let shared = self.backlog.front()?.share();
-        shared.or_else(|| self.backlog.pop_front())
-    }
+struct Shared<J> {
+    state: Mutex<PoolState<J>>,
+    /// True while jobs wait that are not shared, and no worker is idle.
+    others_wait: AtomicBool,
+}
 
-    /// Stops the queue: only jobs that have been started and can be shared stay in it. Returns the
-    /// idle workers, which must be woken, and the other jobs.
-    fn stop(&mut self) -> (Vec<Arc<Wakeup>>, Vec<J>) {
-        self.stopped = true;
-        let backlog = std::mem::take(&mut self.backlog).into_iter();
-        let (started, left): (Vec<J>, Vec<J>) = backlog.partition(|job| job.share().is_some());
-        self.backlog = started.into();
-        (std::mem::take(&mut self.idle), left)
-    }
+/// The settings of a pool.
+pub(super) struct PoolSetup<'a> {
+    pub(super) name: &'a str,
+    pub(super) workers: usize,
+    /// The time for which a worker stays awake after a job.
+    pub(super) spin_for: Duration,
+    /// The time after which an idle worker ends, unless only the first number of workers is left;
+    /// `None` if the number is fixed.
+    pub(super) end_idle: Option<Duration>,
+}
 
-    /// Returns a worker to be woken, if there is a job and no woken worker is about to take it.
-    fn next_to_wake(&mut self) -> Option<Arc<Wakeup>> {
-        if self.waking || self.backlog.is_empty() {
-            return None;
-        }
-        let worker = self.idle.pop()?;
-        self.waking = true;
-        Some(worker)
+/// A worker's turn on a job that others share.
+pub(crate) struct Turn<'a>(&'a AtomicBool);
+
+impl Turn<'_> {
+    /// Returns true while jobs wait that are not shared, and no worker is idle.
+    pub(crate) fn others_wait(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
+
+type Run<J> = Arc<dyn Fn(J, &Turn<'_>) -> Next<J> + Send + Sync>;
 
 impl<J: Job> Pool<J> {
-    /// Starts the workers. Each stays awake for `spin_for` after a job. `run` must not panic; a job
-    /// that it returns goes to the front of the queue.
-    pub(super) fn start<F>(
-        name: &str,
-        workers: usize,
-        spin_for: Duration,
-        run: F,
-    ) -> std::io::Result<Self>
-    where
-        F: Fn(J) -> Option<J> + Send + Sync + 'static,
-    {
-        let run = Arc::new(run);
-        let queue = Arc::new(Mutex::new(Queue {
-            idle: Vec::new(),
-            waking: false,
-            backlog: VecDeque::new(),
-            running: 0,
-            stopped: false,
-            aborted: false,
-        }));
+    /// Starts the workers. `run` must not panic; it returns what is left of a job.
+    pub(super) fn start(setup: &PoolSetup<'_>, run: Run<J>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(PoolState::new(setup.workers, setup.end_idle)),
+            others_wait: AtomicBool::new(false),
+        });
         let (alive, ended) = bounded::<()>(0);
+        let template = Worker {
+            shared: Arc::clone(&shared),
+            run,
+            number: 0,
+            spin_for: setup.spin_for,
+            _alive: alive,
+        };
+        let threads = Threads {
+            handles: Vec::new(),
+            last_number: 0,
+            template: Some(template),
+        };
         let pool = Self {
-            queue,
-            threads: Mutex::default(),
+            name: setup.name.to_owned(),
+            shared,
+            threads: Mutex::new(threads),
             ended,
         };
-        for number in 0..workers {
-            let worker = Worker {
-                queue: Arc::clone(&pool.queue),
-                run: Arc::clone(&run),
-                spin_for,
-                _alive: alive.clone(),
-            };
-            let thread = thread::Builder::new()
-                .name(format!("coney-worker-{name}-{number}"))
-                .spawn(move || worker.work());
-            match thread {
-                Ok(thread) => pool.threads.lock().push(thread),
-                Err(error) => {
-                    pool.stop();
-                    return Err(error);
-                }
+        match pool.grow(setup.workers) {
+            Ok(()) => Ok(pool),
+            Err(error) => {
+                pool.stop();
+                Err(error)
             }
         }
-        Ok(pool)
+    }
+
+    /// Starts workers until there are `workers`. Does nothing if there are as many, or the pool has
+    /// been stopped.
+    pub(super) fn grow(&self, workers: usize) -> std::io::Result<()> {
+        let mut threads = self.threads.lock();
+        threads.handles.retain(|thread| !thread.is_finished());
+        loop {
+            {
+                let mut state = self.shared.state.lock();
+                state.most = state.most.max(workers);
+                if state.stopped || state.workers >= workers {
+                    return Ok(());
+                }
+                state.add_worker();
+            }
+            let started = threads.start_worker(&self.name);
+            if !matches!(started, Ok(true)) {
+                self.shared.state.lock().remove_worker();
+                return started.map(drop);
+            }
+        }
+    }
+
+    /// Lets workers end, each after its job, until there are `workers`.
+    pub(super) fn shrink(&self, workers: usize) {
+        self.shared.state.lock().most = workers;
+    }
+
+    /// Adds a class of jobs.
+    pub(super) fn add_class(&self, limit: Limit) -> Class {
+        self.shared.state.lock().schedule.add_class(limit)
     }
 
     /// Queues a job for the workers. Never blocks. Returns the job if the pool has been stopped.
     pub(super) fn submit(&self, job: J) -> Result<(), J> {
-        let woken = {
-            let mut queue = self.queue.lock();
-            if queue.stopped {
-                return Err(job);
-            }
-            queue.backlog.push_back(job);
-            queue.next_to_wake()
+        self.submit_to(Class(DEFAULT), job)
+    }
+
+    /// Queues a job of a class for the workers. Never blocks. Returns the job if the pool has been
+    /// stopped.
+    pub(super) fn submit_to(&self, class: Class, job: J) -> Result<(), J> {
+        let effects = {
+            let mut state = self.shared.state.lock();
+            let effects = state.submit(class, job)?;
+            self.shared.note_others(&state);
+            effects
         };
-        wake(woken);
+        effects.carry_out();
         Ok(())
     }
 
-    /// Removes the jobs that no worker has started and for which `matches` returns true.
-    pub(super) fn take(&self, matches: impl Fn(&J) -> bool) -> Vec<J> {
-        let mut queue = self.queue.lock();
-        let backlog = std::mem::take(&mut queue.backlog);
-        let (taken, left): (Vec<J>, Vec<J>) = backlog.into_iter().partition(matches);
-        queue.backlog = left.into();
-        taken
+    /// Counts a running part of another job in a class, unless the class's limit is reached.
+    pub(super) fn try_enter(&self, class: Class) -> bool {
+        self.shared.state.lock().schedule.try_enter(class)
     }
 
-    /// Returns the number of jobs that wait or run.
-    pub(super) fn busy(&self) -> usize {
-        let queue = self.queue.lock();
-        queue.backlog.len() + queue.running
+    /// Ends what [`try_enter`](Self::try_enter) has counted.
+    pub(super) fn leave(&self, class: Class) {
+        let effects = {
+            let mut state = self.shared.state.lock();
+            state.schedule.leave(class);
+            state.effects(None)
+        };
+        effects.carry_out();
+    }
+
+    /// Removes the jobs of a class that no worker has started.
+    pub(super) fn clear(&self, class: Class) -> Vec<J> {
+        self.shared.state.lock().clear(|it| it == class)
+    }
+
+    /// Removes the jobs that no worker has started.
+    pub(super) fn clear_unstarted(&self) -> Vec<J> {
+        let mut state = self.shared.state.lock();
+        state.clear(|class| class != Class(SHARED))
+    }
+
+    /// Removes the jobs that no worker has started, and those that workers share.
+    pub(super) fn clear_all(&self) -> Vec<J> {
+        self.shared.state.lock().clear(|_| true)
+    }
+
+    /// Returns the number of jobs of a class that wait.
+    pub(super) fn waiting_of(&self, class: Class) -> usize {
+        self.shared.state.lock().schedule.waiting_of(class)
+    }
+
+    /// Returns the counts of the pool.
+    pub(super) fn status(&self) -> PoolStatus {
+        self.shared.state.lock().status()
+    }
+
+    /// Returns true if a worker was idle since the last call.
+    pub(super) fn take_was_idle(&self) -> bool {
+        self.shared.state.lock().take_was_idle()
+    }
+
+    /// Sends a message to `sender`, once, when no worker is idle.
+    pub(super) fn notify_when_busy(&self, sender: Sender<()>) {
+        let effects = self.shared.state.lock().notify_when_busy(sender);
+        effects.carry_out();
     }
 
     /// Stops the pool: it takes no more jobs, and the workers end after the jobs that they have
     /// started. Returns the jobs that no worker has started.
     pub(super) fn stop(&self) -> Vec<J> {
-        let (idle, left) = self.queue.lock().stop();
+        let (idle, left) = self.shared.state.lock().stop();
         for worker in idle {
             worker.wake();
         }
+        drop(self.threads.lock().template.take());
         left
     }
 
-    /// Aborts the pool: the workers start nothing more, not even the rest of jobs that have been
-    /// started and can be shared. Returns those jobs.
+    /// Aborts the pool: the workers start nothing more, not even the rest of shared jobs. Returns
+    /// those jobs.
     pub(super) fn abort(&self) -> Vec<J> {
-        let mut queue = self.queue.lock();
-        queue.stopped = true;
-        queue.aborted = true;
-        std::mem::take(&mut queue.backlog).into()
+        self.shared.state.lock().abort()
+    }
+
+    /// Keeps a job that came after the stop, until [`end_left`](Self::end_left). Returns it if that
+    /// was called.
+    pub(super) fn keep(&self, job: J) -> Result<(), J> {
+        self.shared.state.lock().keep(job)
+    }
+
+    /// Returns the jobs that were not done when the pool had been stopped. Those that follow are
+    /// discarded.
+    pub(super) fn end_left(&self) -> Vec<J> {
+        self.shared.state.lock().end_left()
     }
 
     /// Returns true if the calling thread is one of the workers.
     pub(super) fn is_worker(&self) -> bool {
         let me = thread::current().id();
         let threads = self.threads.lock();
-        threads.iter().any(|thread| thread.thread().id() == me)
+        threads.handles.iter().any(|it| it.thread().id() == me)
     }
 
-    /// Blocks until every worker has ended, and joins them. Returns the number of jobs that still
-    /// run at `deadline` as the error.
+    /// Blocks until every worker of a stopped pool has ended, and joins them. Returns the number of
+    /// jobs that still run at `deadline` as the error.
     pub(super) fn join(&self, deadline: Instant) -> Result<(), usize> {
         if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
-            return Err(self.queue.lock().running);
+            return Err(self.shared.state.lock().schedule.running());
         }
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
+        let handles = std::mem::take(&mut self.threads.lock().handles);
+        for thread in handles {
             let _ = thread.join();
         }
         Ok(())
-    }
-}
-
-/// Wakes a worker that has been removed from the idle ones.
-fn wake(worker: Option<Arc<Wakeup>>) {
-    if let Some(worker) = worker {
-        worker.wake();
     }
 }
 
@@ -207,102 +257,115 @@ impl<J: Job> Drop for Pool<J> {
     }
 }
 
-struct Worker<J, F> {
-    queue: Arc<Mutex<Queue<J>>>,
-    run: Arc<F>,
+impl<J: Job> Threads<J> {
+    /// Starts a worker. Returns false if the pool has been stopped.
+    fn start_worker(&mut self, pool: &str) -> std::io::Result<bool> {
+        let Some(template) = &self.template else {
+            return Ok(false);
+        };
+        let worker = Worker {
+            number: self.last_number,
+            ..template.clone()
+        };
+        let name = format!("coney-worker-{pool}-{}", self.last_number);
+        self.last_number += 1;
+        let thread = thread::Builder::new().name(name);
+        self.handles.push(thread.spawn(move || worker.work())?);
+        Ok(true)
+    }
+}
+
+impl<J: Job> Shared<J> {
+    fn note_others(&self, state: &MutexGuard<'_, PoolState<J>>) {
+        let others_wait = state.others_wait();
+        if self.others_wait.load(Ordering::Relaxed) != others_wait {
+            self.others_wait.store(others_wait, Ordering::Relaxed);
+        }
+    }
+}
+
+struct Worker<J> {
+    shared: Arc<Shared<J>>,
+    run: Run<J>,
+    number: u64,
     spin_for: Duration,
     /// Dropped last: when it disconnects, the handlers in `run` have been dropped too.
     _alive: Sender<()>,
 }
 
-impl<J: Job, F: Fn(J) -> Option<J>> Worker<J, F> {
+impl<J> Clone for Worker<J> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            run: Arc::clone(&self.run),
+            number: self.number,
+            spin_for: self.spin_for,
+            _alive: self._alive.clone(),
+        }
+    }
+}
+
+impl<J: Job> Worker<J> {
     fn work(self) {
         let mut was_woken = false;
-        let mut was_running = false;
-        let mut next = None;
+        let mut ended = None;
         let wakeup = Arc::new(Wakeup::new());
         loop {
-            let (job, woken) = {
-                let mut queue = self.queue.lock();
-                queue.running -= usize::from(was_running);
-                queue.waking &= !was_woken;
-                // Jobs that have been started are finished, by all workers that can share them.
-                if queue.stopped && next.is_none() && queue.backlog.is_empty() {
-                    return;
+            let step = self.step(&wakeup, ended.take(), was_woken);
+            was_woken = false;
+            match step {
+                Step::Run(job, place) => {
+                    let turn = Turn(&self.shared.others_wait);
+                    ended = Some((place, (self.run)(job, &turn)));
                 }
-                if let Some(next) = next.take().filter(|_| !queue.aborted) {
-                    queue.backlog.push_front(next);
-                }
-                let job = queue.take();
-                match &job {
-                    Some(_) => queue.running += 1,
-                    None => queue.idle.push(Arc::clone(&wakeup)),
-                }
-                (job, queue.next_to_wake())
-            };
-            wake(woken);
-            was_running = job.is_some();
-            was_woken = job.is_none();
-            match job {
-                Some(job) => next = (self.run)(job),
-                None => wakeup.wait(self.spin_for),
+                Step::Sleep(until) => match self.sleep(&wakeup, until) {
+                    Some(woken) => was_woken = woken,
+                    None => return,
+                },
+                Step::End => return,
+            }
+        }
+    }
+
+    fn step(
+        &self,
+        wakeup: &Arc<Wakeup>,
+        ended: Option<(Place, Next<J>)>,
+        was_woken: bool,
+    ) -> Step<J> {
+        let mut state = self.shared.state.lock();
+        let (step, effects): (_, Effects<J>) = state.step((self.number, wakeup), ended, was_woken);
+        self.shared.note_others(&state);
+        drop(state);
+        effects.carry_out();
+        step
+    }
+
+    /// Sleeps until another thread wakes the worker, or until `until`. Returns true if it was woken,
+    /// and `None` if the worker ends, as it was idle for long.
+    fn sleep(&self, wakeup: &Wakeup, until: Option<Instant>) -> Option<bool> {
+        let Some(until) = until else {
+            wakeup.wait(self.spin_for);
+            return Some(true);
+        };
+        let begun = Instant::now();
+        if wakeup.wait_until(until, self.spin_for) {
+            return Some(true);
+        }
+        let mut state = self.shared.state.lock();
+        match state.sleep_ended(self.number, begun) {
+            Some(true) => None,
+            Some(false) => Some(false),
+            // Another thread has chosen this worker, and wakes it now.
+            None => {
+                drop(state);
+                wakeup.wait(Duration::ZERO);
+                Some(true)
             }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(10)
-    }
-
-    impl Job for usize {}
-
-    impl Job for u8 {}
-
-    #[test]
-    fn every_job_runs_once() {
-        let ran = Arc::new(AtomicUsize::new(0));
-        let pool = Pool::start("test", 4, Duration::ZERO, {
-            let ran = Arc::clone(&ran);
-            move |n: usize| {
-                ran.fetch_add(n, Ordering::Relaxed);
-                None
-            }
-        })
-        .unwrap();
-        for n in 1..=10_000 {
-            pool.submit(n).unwrap();
-        }
-        while ran.load(Ordering::Relaxed) < 10_000 * 10_001 / 2 {
-            thread::yield_now();
-        }
-        assert!(pool.stop().is_empty());
-        pool.join(soon()).unwrap();
-    }
-
-    #[test]
-    fn stop_returns_waiting_jobs_and_join_counts_running_ones() {
-        let (release, gate) = bounded::<()>(0);
-        let (entered, inside) = bounded(1);
-        let pool = Pool::start("test", 1, Duration::ZERO, move |_: u8| {
-            let _ = entered.send(());
-            let _ = gate.recv();
-            None
-        })
-        .unwrap();
-        for job in 1..=3 {
-            pool.submit(job).unwrap();
-        }
-        inside.recv().unwrap();
-        assert_eq!(pool.stop(), [2, 3]);
-        assert_eq!(pool.submit(4), Err(4));
-        assert_eq!(pool.join(Instant::now()), Err(1));
-        drop(release);
-        pool.join(soon()).unwrap();
-    }
-}
+#[path = "pool_tests.rs"]
+mod tests;

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
-use super::pool::{Job, Pool};
+use super::lane::{Class, Limit};
+use super::pool::{Pool, PoolSetup, Turn};
+use super::pool_state::{Job, Next, PoolStatus};
 use super::republish_confirms::{
     DeadLetterFault, PendingRepublish, RepublishConfirms, RepublishSetup,
 };
@@ -48,8 +50,8 @@ pub(crate) struct WorkerSetup<'a> {
 
 impl<J: Job> Workers<J> {
     /// Starts the threads. `run` gets the channel for republished messages and returns the function
-    /// that runs a job; a job that this function returns is run next.
-    pub(crate) fn start<F: Fn(J) -> Option<J> + Send + Sync + 'static>(
+    /// that runs a job.
+    pub(crate) fn start<F: Fn(J, &Turn<'_>) -> Next<J> + Send + Sync + 'static>(
         setup: WorkerSetup<'_>,
         run: impl FnOnce(Sender<PendingRepublish>) -> F,
     ) -> Result<Self> {
@@ -83,24 +85,34 @@ impl<J: Job> Workers<J> {
             RepublishConfirms::start(confirms_setup).map_err(no_thread)?;
         let run = run(republishes.clone());
         let owner_for_log = owner.to_owned();
-        let run = move |job| {
+        let run = move |job: J, turn: &Turn<'_>| {
             // A reply store is user code too and may panic. The delivery is then requeued, and goes
             // to the suspect queue.
-            catch(|| run(job)).unwrap_or_else(|_| {
+            catch(|| run(job, turn)).unwrap_or_else(|_| {
                 // Not here: a logger that panics must not end the worker.
                 log_relay::log(
                     log::Level::Error,
                     "coney::worker",
                     format_args!("{owner_for_log}: a worker panicked while processing a message"),
                 );
-                None
+                Next::Done
             })
         };
         let run = Arc::new(run);
-        let alone = Arc::clone(&run);
-        let pool = Pool::start(owner, count, broker.spin_for(), move |job| run(job));
-        let suspects = format!("{owner}-suspect");
-        let suspects = Pool::start(&suspects, 1, Duration::ZERO, move |job| alone(job));
+        let setup = PoolSetup {
+            name: owner,
+            workers: count,
+            spin_for: broker.spin_for(),
+            end_idle: None,
+        };
+        let pool = Pool::start(&setup, run.clone());
+        let setup = PoolSetup {
+            name: &format!("{owner}-suspect"),
+            workers: 1,
+            spin_for: Duration::ZERO,
+            end_idle: None,
+        };
+        let suspects = Pool::start(&setup, run);
         Ok(Self {
             owner: owner.to_owned(),
             owner_process: OwnerProcess::current(),
@@ -122,9 +134,22 @@ impl<J: Job> Workers<J> {
         self.dead_letter_fault.get()
     }
 
+    /// Adds a class of jobs, of which as many run at the same time as `limit` allows.
+    pub(crate) fn add_class(&self, limit: Limit) -> Class {
+        // Both pools have the same classes.
+        self.suspects.add_class(limit);
+        self.pool.add_class(limit)
+    }
+
     /// Queues a job for the workers. Never blocks. Returns the job if they have been stopped.
     pub(crate) fn submit(&self, job: J) -> Result<(), J> {
         self.pool.submit(job)
+    }
+
+    /// Queues a job of a class for the workers. Never blocks. Returns the job if they have been
+    /// stopped.
+    pub(crate) fn submit_to(&self, class: Class, job: J) -> Result<(), J> {
+        self.pool.submit_to(class, job)
     }
 
     /// Queues a job for the thread that handles messages that may be poison. Never blocks. Returns
@@ -133,27 +158,56 @@ impl<J: Job> Workers<J> {
         self.suspects.submit(job)
     }
 
+    /// Queues a job of a class as [`submit_suspect`](Self::submit_suspect) does.
+    pub(crate) fn submit_suspect_to(&self, class: Class, job: J) -> Result<(), J> {
+        self.suspects.submit_to(class, job)
+    }
+
     /// Returns the number of jobs that wait or run.
     pub(crate) fn busy(&self) -> usize {
-        self.pool.busy() + self.suspects.busy()
+        let count = |status: PoolStatus| status.running + status.waiting;
+        count(self.pool.status()) + count(self.suspects.status())
     }
 
-    /// Removes the jobs that no worker has started and for which `matches` returns true.
-    pub(crate) fn take(&self, matches: impl Fn(&J) -> bool) -> Vec<J> {
-        let mut taken = self.pool.take(&matches);
-        taken.extend(self.suspects.take(&matches));
-        taken
+    /// Removes the jobs of a class that no worker has started.
+    pub(crate) fn clear(&self, class: Class) -> Vec<J> {
+        let mut cleared = self.pool.clear(class);
+        cleared.extend(self.suspects.clear(class));
+        cleared
     }
 
-    /// Removes all jobs that no worker has started.
-    pub(crate) fn clear(&self) -> Vec<J> {
-        self.take(|_| true)
+    /// Removes the jobs that no worker has started.
+    pub(crate) fn clear_unstarted(&self) -> Vec<J> {
+        let mut cleared = self.pool.clear_unstarted();
+        cleared.extend(self.suspects.clear_unstarted());
+        cleared
+    }
+
+    /// Removes the jobs that no worker has started, and those that workers share.
+    pub(crate) fn clear_all(&self) -> Vec<J> {
+        let mut cleared = self.pool.clear_all();
+        cleared.extend(self.suspects.clear_all());
+        cleared
     }
 
     /// Stops the workers after the jobs that they have started. Returns the other jobs.
     pub(crate) fn stop(&self) -> Vec<J> {
         let mut left = self.pool.stop();
         left.extend(self.suspects.stop());
+        left
+    }
+
+    /// Keeps a job that came after the stop, until [`end_left`](Self::end_left). Returns it if that
+    /// was called.
+    pub(crate) fn keep(&self, job: J) -> Result<(), J> {
+        self.pool.keep(job)
+    }
+
+    /// Returns the jobs that were started before the stop and not done after it, and those kept.
+    /// Jobs that follow are discarded: call it when the links are closed.
+    pub(crate) fn end_left(&self) -> Vec<J> {
+        let mut left = self.pool.end_left();
+        left.extend(self.suspects.end_left());
         left
     }
 

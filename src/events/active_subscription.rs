@@ -3,26 +3,20 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::begin_marks::{BeginMarks, MarkedOutcome};
-use super::delay_queue::DelayQueue;
-use super::key_queues::KeyQueues;
 use super::subscription::KeyOf;
 use crate::base::catch::catch;
+use crate::base::deadline;
 use crate::base::log_relay;
-use crate::consumer::{self, AfterDelivery, Dispatcher, Lifetime, LocalAttempts, Tracked, Workers};
+use crate::consumer::{
+    self, AfterDelivery, Class, Dispatcher, Job, Lifetime, LocalAttempts, Next, Shareable, Tracked,
+    Workers,
+};
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
 
 /// The delay before the next attempt at an ordered event that could not be marked.
 const MARK_RETRY_DELAY: Duration = Duration::from_secs(1);
-
-/// The threads that serve all subscriptions of a subscriber.
-pub(super) struct SharedThreads {
-    pub(super) workers: Arc<Workers<EventJob>>,
-    pub(super) delay_queue: DelayQueue<EventJob>,
-}
 
 /// A subscription with its handler and, if it is ordered, the events that wait for their turn.
 pub(super) struct ActiveSubscription {
@@ -30,25 +24,20 @@ pub(super) struct ActiveSubscription {
     pub(super) ordering: Option<KeyOrdering>,
     /// True if the queue is deleted with the connection: its events exist nowhere else.
     pub(super) is_broadcast: bool,
-    pub(super) shared_threads: Arc<SharedThreads>,
+    /// The workers of all subscriptions of the subscriber.
+    pub(super) workers: Arc<Workers<EventJob>>,
+    /// The class of its events; of an ordered subscription, those whose keys have been read.
+    pub(super) class: Class,
 }
 
 /// The ordering of a subscription's events by a key.
 pub(super) struct KeyOrdering {
-    key: KeyOf,
-    key_queues: Mutex<KeyQueues<PendingEvent>>,
+    pub(super) key: KeyOf,
+    /// The class of the events whose keys have not been read: one job at a time, so that they are
+    /// added to the lanes of their keys in the order of their arrival.
+    pub(super) arrivals: Class,
     /// `None` for a broadcast, whose events no other process takes over.
-    marks: Option<BeginMarks>,
-}
-
-impl KeyOrdering {
-    pub(super) fn by(key: KeyOf, marks: Option<BeginMarks>) -> Self {
-        Self {
-            key,
-            key_queues: Mutex::new(KeyQueues::new()),
-            marks,
-        }
-    }
+    pub(super) marks: Option<BeginMarks>,
 }
 
 /// An event that waits for a worker.
@@ -74,67 +63,69 @@ impl PendingEvent {
             Self::Retry(tracked, _) => tracked.delivery(),
         }
     }
+}
 
-    /// Returns the event, if there was no attempt at it in this process.
-    fn into_fresh(self) -> Option<Delivery> {
-        match self {
-            Self::Fresh(delivery) => Some(delivery),
-            Self::Retry(..) => None,
-        }
+/// A job for a worker: an event of a subscription.
+pub(super) struct EventJob {
+    subscription: Arc<ActiveSubscription>,
+    event: PendingEvent,
+    /// True for an event of an ordered subscription whose key has not been read.
+    is_arrival: bool,
+}
+
+impl Shareable for EventJob {}
+
+impl consumer::Job for EventJob {
+    fn discard(self) {
+        self.event.forget();
     }
 }
-
-/// A job for a worker.
-pub(super) enum EventJob {
-    /// An event of an unordered subscription.
-    Event {
-        subscription: Arc<ActiveSubscription>,
-        event: PendingEvent,
-    },
-    /// The distribution of new events to the queues of their keys.
-    Arrivals(Arc<ActiveSubscription>),
-    /// The next event of a key.
-    Key(Arc<ActiveSubscription>, String),
-}
-
-impl consumer::Job for EventJob {}
 
 impl EventJob {
-    pub(super) fn run(self) {
-        match self {
-            Self::Event {
-                subscription,
-                event,
-            } => {
-                if let Some((event, delay)) = subscription.process(event) {
-                    let job = Self::Event {
-                        subscription: Arc::clone(&subscription),
-                        event,
-                    };
-                    subscription.shared_threads.delay_queue.add(delay, job);
-                }
+    /// Handles the event, or reads its key.
+    pub(super) fn run(self) -> Next<Self> {
+        let Self {
+            subscription,
+            event,
+            is_arrival,
+        } = self;
+        if let (true, Some(ordering)) = (is_arrival, &subscription.ordering) {
+            let key = subscription.key_of(ordering, event.delivery());
+            return Next::Enter {
+                class: subscription.class,
+                key: Some(key),
+                job: Self {
+                    event,
+                    is_arrival: false,
+                    subscription,
+                },
+            };
+        }
+        match subscription.process(event) {
+            None => Next::Done,
+            Some((event, delay)) => {
+                let job = Self {
+                    event,
+                    is_arrival: false,
+                    subscription,
+                };
+                Next::Later(job, deadline::after(delay))
             }
-            Self::Arrivals(subscription) => subscription.distribute(),
-            Self::Key(subscription, key) => subscription.advance(key),
         }
     }
 
-    /// Returns true if this is an event of that unordered subscription. Jobs of ordered ones check
-    /// for themselves which events are left.
-    fn is_event_of(&self, subscription: &Arc<ActiveSubscription>) -> bool {
-        matches!(self, Self::Event { subscription: own, .. } if Arc::ptr_eq(own, subscription))
+    /// Returns true if the event keeps its order among others.
+    pub(super) fn is_ordered(&self) -> bool {
+        self.subscription.ordering.is_some()
     }
 
-    /// Republishes an event that no worker has started. Blocks at most until `deadline`.
+    /// Republishes the event if there was no attempt at it in this process. Blocks at most until
+    /// `deadline`.
     pub(super) fn give_back(self, deadline: Instant) {
-        if let Self::Event {
-            subscription,
-            event,
-        } = self
-            && !subscription.is_broadcast
-            && let Some(delivery) = event.into_fresh()
+        if let PendingEvent::Fresh(delivery) = self.event
+            && !self.subscription.is_broadcast
         {
-            subscription.dispatcher.give_back(delivery, deadline);
+            self.subscription.dispatcher.give_back(delivery, deadline);
         }
     }
 }
@@ -215,28 +206,6 @@ impl ActiveSubscription {
         }
     }
 
-    /// Distributes arrivals to the queues of their keys, in order: one job at a time does this.
-    fn distribute(self: &Arc<Self>) {
-        let Some(ordering) = &self.ordering else {
-            return;
-        };
-        loop {
-            let next = ordering.key_queues.lock().next_arrival();
-            let Some((event, epoch)) = next else { return };
-            let key = self.key_of(ordering, event.delivery());
-            let entered = ordering.key_queues.lock().enter(&key, event, epoch);
-            match entered {
-                Ok(true) => drop(
-                    self.shared_threads
-                        .workers
-                        .submit(EventJob::Key(Arc::clone(self), key)),
-                ),
-                Ok(false) => {}
-                Err(event) => event.forget(),
-            }
-        }
-    }
-
     /// Returns the key of an event. Events without a readable key all have the empty one.
     fn key_of(&self, ordering: &KeyOrdering, delivery: &Delivery) -> String {
         let Ok(message) = ServiceMessage::decode(&delivery.message().body) else {
@@ -246,46 +215,14 @@ impl ActiveSubscription {
         key.ok().flatten().unwrap_or_default()
     }
 
-    /// Handles the first event of a key, and submits a job for the next one.
-    fn advance(self: &Arc<Self>, key: String) {
-        let Some(ordering) = &self.ordering else {
-            return;
-        };
-        let next = ordering.key_queues.lock().take(&key);
-        if let Some((event, epoch)) = next
-            && let Some((event, delay)) = self.process(event)
-        {
-            let returned = ordering.key_queues.lock().put_back(&key, event, epoch);
-            match returned {
-                Ok(()) => {
-                    let job = EventJob::Key(Arc::clone(self), key);
-                    return self.shared_threads.delay_queue.add(delay, job);
-                }
-                // The connection was lost meanwhile: the broker redelivers the event.
-                Err(event) => event.forget(),
+    /// Drops the events that wait: the broker redelivers them.
+    fn drop_waiting(&self) {
+        let arrivals = self.ordering.as_ref().map(|ordering| ordering.arrivals);
+        for class in arrivals.into_iter().chain([self.class]) {
+            for job in self.workers.clear(class) {
+                job.discard();
             }
         }
-        if ordering.key_queues.lock().has_more(&key) {
-            let _ = self
-                .shared_threads
-                .workers
-                .submit(EventJob::Key(Arc::clone(self), key));
-        }
-    }
-
-    /// Removes all events that wait for their turn.
-    pub(super) fn take_waiting(&self) -> Vec<PendingEvent> {
-        let waiting = self
-            .ordering
-            .iter()
-            .flat_map(|it| it.key_queues.lock().clear());
-        waiting.collect()
-    }
-
-    /// Returns the number of events that wait for their turn.
-    pub(super) fn waiting(&self) -> usize {
-        let ordering = self.ordering.as_ref();
-        ordering.map_or(0, |ordering| ordering.key_queues.lock().len())
     }
 }
 
@@ -303,33 +240,29 @@ impl Sink for EventSink {
         let Some(subscription) = self.subscription.upgrade() else {
             return Err(delivery);
         };
-        let workers = &subscription.shared_threads.workers;
-        let Some(ordering) = &subscription.ordering else {
-            let job = EventJob::Event {
-                subscription: Arc::clone(&subscription),
-                event: PendingEvent::Fresh(delivery),
-            };
-            let submitted = match self.suspects {
-                true => workers.submit_suspect(job),
-                false => workers.submit(job),
-            };
-            return match submitted {
-                Err(EventJob::Event {
-                    event: PendingEvent::Fresh(delivery),
-                    ..
-                }) => Err(delivery),
-                _ => Ok(Vec::new()),
-            };
+        let ordering = subscription.ordering.as_ref();
+        let class = ordering.map_or(subscription.class, |ordering| ordering.arrivals);
+        let job = EventJob {
+            event: PendingEvent::Fresh(delivery),
+            is_arrival: ordering.is_some(),
+            subscription: Arc::clone(&subscription),
         };
-        let is_first = ordering
-            .key_queues
-            .lock()
-            .arrive(PendingEvent::Fresh(delivery));
-        if is_first {
-            // If the workers have been stopped, `take_waiting` removes the event.
-            let _ = workers.submit(EventJob::Arrivals(Arc::clone(&subscription)));
+        let submitted = match self.suspects {
+            true => subscription.workers.submit_suspect_to(class, job),
+            false => subscription.workers.submit_to(class, job),
+        };
+        // After the stop an ordered event is kept: events requeued one by one would change places.
+        let kept = submitted.or_else(|job| match job.is_ordered() {
+            true => subscription.workers.keep(job),
+            false => Err(job),
+        });
+        match kept {
+            Err(EventJob {
+                event: PendingEvent::Fresh(delivery),
+                ..
+            }) => Err(delivery),
+            _ => Ok(Vec::new()),
         }
-        Ok(Vec::new())
     }
 
     fn returned(&self, _returned: Returned) -> Vec<Publication> {
@@ -351,18 +284,7 @@ impl Sink for EventSink {
             {
                 marks.lost();
             }
-            for event in subscription.take_waiting() {
-                event.forget();
-            }
-            for job in subscription
-                .shared_threads
-                .workers
-                .take(|job| job.is_event_of(&subscription))
-            {
-                if let EventJob::Event { event, .. } = job {
-                    event.forget();
-                }
-            }
+            subscription.drop_waiting();
         }
         Vec::new()
     }

@@ -7,8 +7,6 @@
 mod active_subscription;
 mod begin_marks;
 mod builder;
-mod delay_queue;
-mod key_queues;
 pub(crate) mod options;
 pub(crate) mod publisher;
 mod start;

@@ -5,17 +5,14 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
-use super::active_subscription::{
-    ActiveSubscription, EventJob, EventSink, KeyOrdering, SharedThreads,
-};
+use super::active_subscription::{ActiveSubscription, EventJob, EventSink, KeyOrdering};
 use super::begin_marks::BeginMarks;
-use super::delay_queue::DelayQueue;
 use super::subscriber::Running;
 use super::subscription::{DeliveryScope, Untyped};
 use super::{EventSubscriber, EventSubscriberBuilder};
 use crate::consumer::{
-    self, ClockOffsets, ConsumedQueue, Dispatcher, Handlers, NestedClient, Republisher,
-    RequestExecutor, Retries, Settled, Workers, layered,
+    self, ClockOffsets, ConsumedQueue, Dispatcher, Handlers, Limit, NestedClient, Republisher,
+    RequestExecutor, Retries, Settled, Turn, Workers, layered,
 };
 use crate::error::Result;
 use crate::topology::{self, EVENT_EXCHANGE, Topology};
@@ -48,24 +45,12 @@ impl EventSubscriber {
             settled: settled.clone(),
             consumer_timeout: builder.options.consumer_timeout,
         };
-        let workers = Workers::start(setup, |_| {
-            |job: EventJob| {
-                job.run();
-                None
-            }
-        })?;
-        let workers = Arc::new(workers);
-        let submit = {
-            let workers = Arc::clone(&workers);
-            move |job| drop(workers.submit(job))
-        };
-        let shared_threads = Arc::new(SharedThreads {
-            workers,
-            delay_queue: DelayQueue::start(service, submit)?,
-        });
+        let workers = Arc::new(Workers::start(setup, |_| {
+            |job: EventJob, _: &Turn<'_>| job.run()
+        })?);
         let mut subscriber = Self {
             service: service.clone(),
-            shared_threads,
+            workers,
             subscriptions: Vec::new(),
             ordered_connection: in_order,
             lifetime: Arc::default(),
@@ -97,7 +82,7 @@ impl EventSubscriber {
                 connection,
                 settled,
                 &nested,
-                &subscriber.shared_threads,
+                &subscriber.workers,
             )?;
             let sink = |suspects| {
                 let subscription = Arc::downgrade(&subscription);
@@ -190,7 +175,7 @@ impl EventSubscriberBuilder {
         connection: &Broker,
         settled: Arc<Settled>,
         nested: &Arc<NestedClient>,
-        shared_threads: &Arc<SharedThreads>,
+        workers: &Arc<Workers<EventJob>>,
     ) -> Result<Arc<ActiveSubscription>> {
         let options = &self.options;
         let delays = options.retry_delays.clone();
@@ -221,7 +206,7 @@ impl EventSubscriberBuilder {
                     is_ordered: subscription.key.is_some() || is_broadcast,
                 },
                 retries,
-                republishes: shared_threads.workers.republishes().clone(),
+                republishes: workers.republishes().clone(),
             },
             settled,
             redelivery_limit: limit,
@@ -233,7 +218,11 @@ impl EventSubscriberBuilder {
                     true => None,
                     false => Some(BeginMarks::open(connection, queue, limit)?),
                 };
-                Some(KeyOrdering::by(key, marks))
+                Some(KeyOrdering {
+                    key,
+                    arrivals: workers.add_class(Limit::AtMost(1)),
+                    marks,
+                })
             }
             None => None,
         };
@@ -241,7 +230,8 @@ impl EventSubscriberBuilder {
             dispatcher,
             ordering,
             is_broadcast,
-            shared_threads: Arc::clone(shared_threads),
+            class: workers.add_class(Limit::None),
+            workers: Arc::clone(workers),
         }))
     }
 }

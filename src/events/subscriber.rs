@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::active_subscription::{ActiveSubscription, SharedThreads};
+use super::active_subscription::{ActiveSubscription, EventJob};
 use crate::base::deadline;
-use crate::consumer::{Left, Lifetime, drain};
+use crate::consumer::{Left, Lifetime, Workers, drain};
 use crate::error::{ErrorKind, Result};
 use crate::transport::{Broker, LinkHandle};
 
@@ -35,7 +35,7 @@ use crate::transport::{Broker, LinkHandle};
 #[must_use = "dropping the subscriber shuts it down"]
 pub struct EventSubscriber {
     pub(super) service: String,
-    pub(super) shared_threads: Arc<SharedThreads>,
+    pub(super) workers: Arc<Workers<EventJob>>,
     pub(super) subscriptions: Vec<Running>,
     /// The connection of the ordered subscriptions: only its end requeues all unsettled events in
     /// one step. Otherwise the next instance would get later events first.
@@ -85,7 +85,7 @@ impl EventSubscriber {
     /// ```
     pub fn state(&self) -> SubscriberState {
         SubscriberState {
-            dead_letters_refused: self.shared_threads.workers.dead_letter_fault(),
+            dead_letters_refused: self.workers.dead_letter_fault(),
             refused: self.subscriptions.iter().find_map(|it| it.handle.refusal()),
             disconnected: self.lifetime.disconnect_reason(),
             shut_down: self.lifetime.is_closing(),
@@ -114,7 +114,7 @@ impl EventSubscriber {
     }
 
     fn wait_until(&self, deadline: Option<Instant>) -> Option<Result<()>> {
-        if let Err(error) = self.shared_threads.workers.check_not_worker_thread() {
+        if let Err(error) = self.workers.check_not_worker_thread() {
             return Some(Err(error));
         }
         self.lifetime.wait(&self.service, deadline)
@@ -136,10 +136,7 @@ impl EventSubscriber {
     /// redelivered. [`ErrorKind::Misuse`] if a handler of
     /// this subscriber calls it, or a forked child.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
-        let SharedThreads {
-            workers,
-            delay_queue,
-        } = &*self.shared_threads;
+        let workers = &self.workers;
         workers.check_not_worker_thread()?;
         let deadline = deadline::after(timeout);
         self.lifetime.closing();
@@ -157,11 +154,12 @@ impl EventSubscriber {
                 log::warn!(target: "coney::events", "{}: {error}", self.service);
             }
         }
-        for job in workers.stop() {
+        // Ordered events go back all at once, when their connection is closed.
+        let (ordered, others): (Vec<_>, Vec<_>) =
+            workers.stop().into_iter().partition(EventJob::is_ordered);
+        for job in others {
             job.give_back(soon);
         }
-        // Dropped deliveries go back.
-        drop(delay_queue.stop(deadline));
         let finished = workers.finish(deadline, timeout);
         // The handlers are done; the broker must have their acknowledgements too.
         let was_stopped = self.stopped.swap(true, Ordering::Relaxed);
@@ -174,7 +172,7 @@ impl EventSubscriber {
                 .map(|handle| handle.flush(deadline))
                 .fold(Ok(()), Result::and)
         });
-        self.close(deadline);
+        self.close(deadline, ordered);
         if !was_stopped {
             log::info!(target: "coney::events", "the subscriber of {} has stopped", self.service);
         }
@@ -182,8 +180,8 @@ impl EventSubscriber {
         finished
     }
 
-    /// Closes the links, and then drops the events that wait for their turn.
-    fn close(&self, deadline: Instant) {
+    /// Closes the links, and then drops the ordered events that were not handled.
+    fn close(&self, deadline: Instant, ordered: Vec<EventJob>) {
         let unordered = self
             .subscriptions
             .iter()
@@ -203,8 +201,8 @@ impl EventSubscriber {
             .filter(|running| running.is_ordered())
         {
             running.handle.close();
-            drop(running.subscription.take_waiting());
         }
+        drop((ordered, self.workers.end_left()));
     }
 
     /// Handles the events in the queues of its subscriptions, and then shuts down, as
@@ -232,7 +230,7 @@ impl EventSubscriber {
     /// ```
     pub fn drain(&self, timeout: Duration) -> Result<()> {
         let deadline = deadline::after(timeout);
-        let workers = &self.shared_threads.workers;
+        let workers = &self.workers;
         workers.check_not_worker_thread()?;
         let shared = || {
             self.subscriptions
@@ -244,11 +242,7 @@ impl EventSubscriber {
                 return Ok(Left::NOTHING); // another thread shuts it down
             }
             let mut left = Left {
-                queued: self
-                    .subscriptions
-                    .iter()
-                    .map(|it| it.subscription.waiting())
-                    .sum(),
+                queued: 0,
                 running: workers.busy(),
                 waiting: 0,
             };
@@ -304,17 +298,12 @@ impl Drop for EventSubscriber {
     fn drop(&mut self) {
         if self.broker.is_forked() {
             let subscriptions = std::mem::take(&mut self.subscriptions);
-            std::mem::forget((Arc::clone(&self.shared_threads), subscriptions));
+            std::mem::forget((Arc::clone(&self.workers), subscriptions));
             return;
         }
-        let SharedThreads {
-            workers,
-            delay_queue,
-        } = &*self.shared_threads;
-        if workers.is_worker_thread() {
-            drop(workers.stop());
-            drop(delay_queue.stop(Instant::now()));
-            return self.close(Instant::now());
+        if self.workers.is_worker_thread() {
+            let left = self.workers.stop();
+            return self.close(Instant::now(), left);
         }
         if let Err(error) = self.shutdown(self.shutdown_timeout) {
             log::warn!(target: "coney::events", "{error}");

@@ -38,8 +38,7 @@ impl RequestSink {
 
     /// Removes the messages that no worker has started.
     fn take_messages(&self) -> Vec<ServerJob> {
-        self.workers
-            .take(|job| matches!(job, ServerJob::Message(_)))
+        self.workers.clear_unstarted()
     }
 
     fn submit(&self, delivery: Delivery, suspect: bool) -> Result<Vec<Publication>, Delivery> {
@@ -55,14 +54,16 @@ impl RequestSink {
     }
 }
 
-impl consumer::Job for ServerJob {
+impl consumer::Shareable for ServerJob {
     fn share(&self) -> Option<Self> {
         match self {
             Self::Batch(batch) if batch.has_more() => Some(Self::Batch(Arc::clone(batch))),
             Self::Batch(_) | Self::Message(_) => None,
         }
     }
+}
 
+impl consumer::Job for ServerJob {
     fn stop(&self) {
         if let Self::Batch(batch) = self {
             batch.stop();
@@ -95,7 +96,7 @@ impl Sink for RequestSink {
     /// started ones has no effect. (Messages for this instance alone are gone with its queue, and
     /// could not be answered.)
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
-        for job in self.workers.clear() {
+        for job in self.workers.clear_all() {
             match job {
                 ServerJob::Message(delivery) => drop(delivery.forget()),
                 ServerJob::Batch(batch) => batch.abandon(),

@@ -13,7 +13,7 @@ use super::{ServiceServer, ServiceServerBuilder};
 use crate::base::name::check_service;
 use crate::consumer::{
     AfterDelivery, ClockOffsets, ConsumedQueue, Deduplication, Dispatcher, Handlers, NestedClient,
-    PendingRepublish, Republisher, RequestExecutor, Retries, Settled, WorkerSetup, Workers,
+    Next, PendingRepublish, Republisher, RequestExecutor, Retries, Settled, WorkerSetup, Workers,
     layered,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -83,15 +83,15 @@ impl ServiceServerBuilder {
                 deduplication,
             )));
             let dispatcher = Arc::clone(dispatcher);
-            move |job| match job {
+            move |job, turn| match job {
                 ServerJob::Message(delivery) => match dispatcher.process(delivery) {
-                    AfterDelivery::Batch(batch) => Some(ServerJob::Batch(batch)),
+                    AfterDelivery::Batch(batch) => Next::Shared(ServerJob::Batch(batch)),
                     // Failed messages wait in the broker's retry queues, never in this process.
-                    AfterDelivery::Done | AfterDelivery::LocalRetry(_) => None,
+                    AfterDelivery::Done | AfterDelivery::LocalRetry(_) => Next::Done,
                 },
                 ServerJob::Batch(batch) => {
-                    batch.work(&dispatcher.executor);
-                    None
+                    batch.work(&dispatcher.executor, turn);
+                    Next::Done
                 }
             }
         })?;
