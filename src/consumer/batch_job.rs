@@ -161,7 +161,7 @@ impl BatchJob {
     }
 
     /// Handles items until all have been taken, or the worker's turn is over.
-    pub(crate) fn work(&self, executor: &RequestExecutor, turn: &Turn<'_>) {
+    pub(crate) fn work(&self, executor: &RequestExecutor, turn: &dyn Turn) {
         if self.items.is_empty() {
             return self.finish(executor);
         }

@@ -20,9 +20,11 @@ use crate::base::park::Wakeup;
 /// wakes as many workers as there are jobs. While jobs are put off, one idle worker sleeps no longer
 /// than until the first of them is due.
 pub(super) struct Pool<J: Job> {
-    name: String,
+    setup: PoolSetup,
     shared: Arc<Shared<J>>,
     threads: Mutex<Threads<J>>,
+    /// The sender for the workers' template, until they are started.
+    alive: Mutex<Option<Sender<()>>>,
     /// Disconnects when the last worker has ended.
     ended: Receiver<()>,
 }
@@ -30,7 +32,7 @@ pub(super) struct Pool<J: Job> {
 struct Threads<J> {
     handles: Vec<JoinHandle<()>>,
     last_number: u64,
-    /// The worker that new ones are copies of; `None` once the pool has been stopped.
+    /// The worker that new ones are copies of; `None` before the start and after the stop.
     template: Option<Worker<J>>,
 }
 
@@ -41,8 +43,8 @@ struct Shared<J> {
 }
 
 /// The settings of a pool.
-pub(super) struct PoolSetup<'a> {
-    pub(super) name: &'a str,
+pub(super) struct PoolSetup {
+    pub(super) name: String,
     pub(super) workers: usize,
     /// The time for which a worker stays awake after a job.
     pub(super) spin_for: Duration,
@@ -51,51 +53,78 @@ pub(super) struct PoolSetup<'a> {
     pub(super) end_idle: Option<Duration>,
 }
 
-/// A worker's turn on a job that others share.
-pub(crate) struct Turn<'a>(&'a AtomicBool);
-
-impl Turn<'_> {
+/// The access of a running job to its pool.
+pub(crate) trait Turn {
     /// Returns true while jobs wait that are not shared, and no worker is idle.
-    pub(crate) fn others_wait(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    fn others_wait(&self) -> bool;
+
+    /// Counts the job, or a part of it, as running in another class too, unless that class's limit
+    /// is reached or jobs of it wait. Returns the number of jobs of the class that wait as the
+    /// error.
+    fn try_enter(&self, class: Class) -> Result<(), usize>;
+
+    /// Ends what [`try_enter`](Self::try_enter) has counted.
+    fn leave(&self, class: Class);
+}
+
+impl<J: Job> Turn for Shared<J> {
+    fn others_wait(&self) -> bool {
+        self.others_wait.load(Ordering::Relaxed)
+    }
+
+    fn try_enter(&self, class: Class) -> Result<(), usize> {
+        let mut state = self.state.lock();
+        let waiting = state.schedule.waiting_of(class);
+        if waiting == 0 && state.schedule.try_enter(class) {
+            return Ok(());
+        }
+        Err(waiting)
+    }
+
+    fn leave(&self, class: Class) {
+        let effects = {
+            let mut state = self.state.lock();
+            state.schedule.leave(class);
+            state.effects(None)
+        };
+        effects.carry_out();
     }
 }
 
-type Run<J> = Arc<dyn Fn(J, &Turn<'_>) -> Next<J> + Send + Sync>;
+type Run<J> = Arc<dyn Fn(J, &dyn Turn) -> Next<J> + Send + Sync>;
 
 impl<J: Job> Pool<J> {
-    /// Starts the workers. `run` must not panic; it returns what is left of a job.
-    pub(super) fn start(setup: &PoolSetup<'_>, run: Run<J>) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(PoolState::new(setup.workers, setup.end_idle)),
-            others_wait: AtomicBool::new(false),
-        });
-        let (alive, ended) = bounded::<()>(0);
-        let template = Worker {
-            shared: Arc::clone(&shared),
-            run,
-            number: 0,
-            spin_for: setup.spin_for,
-            _alive: alive,
-        };
-        let threads = Threads {
-            handles: Vec::new(),
-            last_number: 0,
-            template: Some(template),
-        };
-        let pool = Self {
-            name: setup.name.to_owned(),
-            shared,
-            threads: Mutex::new(threads),
+    /// Creates a pool without workers.
+    pub(super) fn new(setup: PoolSetup) -> Self {
+        let (alive, ended) = bounded(0);
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(PoolState::new(setup.workers, setup.end_idle)),
+                others_wait: AtomicBool::new(false),
+            }),
+            threads: Mutex::new(Threads {
+                handles: Vec::new(),
+                last_number: 0,
+                template: None,
+            }),
+            setup,
+            alive: Mutex::new(Some(alive)),
             ended,
-        };
-        match pool.grow(setup.workers) {
-            Ok(()) => Ok(pool),
-            Err(error) => {
-                pool.stop();
-                Err(error)
-            }
         }
+    }
+
+    /// Starts the workers. `run` must not panic; it returns what is left of a job.
+    pub(super) fn start(&self, run: Run<J>) -> std::io::Result<()> {
+        if let Some(alive) = self.alive.lock().take() {
+            self.threads.lock().template = Some(Worker {
+                shared: Arc::clone(&self.shared),
+                run,
+                number: 0,
+                spin_for: self.setup.spin_for,
+                _alive: alive,
+            });
+        }
+        self.grow(self.setup.workers)
     }
 
     /// Starts workers until there are `workers`. Does nothing if there are as many, or the pool has
@@ -112,7 +141,7 @@ impl<J: Job> Pool<J> {
                 }
                 state.add_worker();
             }
-            let started = threads.start_worker(&self.name);
+            let started = threads.start_worker(&self.setup.name);
             if !matches!(started, Ok(true)) {
                 self.shared.state.lock().remove_worker();
                 return started.map(drop);
@@ -148,21 +177,6 @@ impl<J: Job> Pool<J> {
         Ok(())
     }
 
-    /// Counts a running part of another job in a class, unless the class's limit is reached.
-    pub(super) fn try_enter(&self, class: Class) -> bool {
-        self.shared.state.lock().schedule.try_enter(class)
-    }
-
-    /// Ends what [`try_enter`](Self::try_enter) has counted.
-    pub(super) fn leave(&self, class: Class) {
-        let effects = {
-            let mut state = self.shared.state.lock();
-            state.schedule.leave(class);
-            state.effects(None)
-        };
-        effects.carry_out();
-    }
-
     /// Removes the jobs of a class that no worker has started.
     pub(super) fn clear(&self, class: Class) -> Vec<J> {
         self.shared.state.lock().clear(|it| it == class)
@@ -177,11 +191,6 @@ impl<J: Job> Pool<J> {
     /// Removes the jobs that no worker has started, and those that workers share.
     pub(super) fn clear_all(&self) -> Vec<J> {
         self.shared.state.lock().clear(|_| true)
-    }
-
-    /// Returns the number of jobs of a class that wait.
-    pub(super) fn waiting_of(&self, class: Class) -> usize {
-        self.shared.state.lock().schedule.waiting_of(class)
     }
 
     /// Returns the counts of the pool.
@@ -207,6 +216,7 @@ impl<J: Job> Pool<J> {
         for worker in idle {
             worker.wake();
         }
+        drop(self.alive.lock().take());
         drop(self.threads.lock().template.take());
         left
     }
@@ -258,7 +268,7 @@ impl<J: Job> Drop for Pool<J> {
 }
 
 impl<J: Job> Threads<J> {
-    /// Starts a worker. Returns false if the pool has been stopped.
+    /// Starts a worker. Returns false if the pool has no template for one.
     fn start_worker(&mut self, pool: &str) -> std::io::Result<bool> {
         let Some(template) = &self.template else {
             return Ok(false);
@@ -315,8 +325,7 @@ impl<J: Job> Worker<J> {
             was_woken = false;
             match step {
                 Step::Run(job, place) => {
-                    let turn = Turn(&self.shared.others_wait);
-                    ended = Some((place, (self.run)(job, &turn)));
+                    ended = Some((place, (self.run)(job, &*self.shared)));
                 }
                 Step::Sleep(until) => match self.sleep(&wakeup, until) {
                     Some(woken) => was_woken = woken,

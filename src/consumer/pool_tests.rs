@@ -19,12 +19,15 @@ fn pool(
     run: impl Fn(usize) -> Next<usize> + Send + Sync + 'static,
 ) -> Pool<usize> {
     let setup = PoolSetup {
-        name: "test",
+        name: "test".to_owned(),
         workers,
         spin_for: Duration::ZERO,
         end_idle,
     };
-    Pool::start(&setup, Arc::new(move |job, _: &Turn<'_>| run(job))).unwrap()
+    let pool = Pool::new(setup);
+    pool.start(Arc::new(move |job, _: &dyn Turn| run(job)))
+        .unwrap();
+    pool
 }
 
 /// Returns a pool whose jobs run until `release` is dropped, or receives a message for each; and

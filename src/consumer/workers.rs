@@ -49,11 +49,11 @@ pub(crate) struct WorkerSetup<'a> {
 }
 
 impl<J: Job> Workers<J> {
-    /// Starts the threads. `run` gets the channel for republished messages and returns the function
-    /// that runs a job.
-    pub(crate) fn start<F: Fn(J, &Turn<'_>) -> Next<J> + Send + Sync + 'static>(
+    /// Starts the threads. `run` gets the channel for republished messages and a function that adds a
+    /// class, and returns the function that runs a job.
+    pub(crate) fn start<F: Fn(J, &dyn Turn) -> Next<J> + Send + Sync + 'static>(
         setup: WorkerSetup<'_>,
-        run: impl FnOnce(Sender<PendingRepublish>) -> F,
+        run: impl FnOnce(Sender<PendingRepublish>, &dyn Fn(Limit) -> Class) -> F,
     ) -> Result<Self> {
         let WorkerSetup {
             owner,
@@ -83,9 +83,23 @@ impl<J: Job> Workers<J> {
         };
         let (confirms, republishes) =
             RepublishConfirms::start(confirms_setup).map_err(no_thread)?;
-        let run = run(republishes.clone());
+        let pool = Pool::new(PoolSetup {
+            name: owner.to_owned(),
+            workers: count,
+            spin_for: broker.spin_for(),
+            end_idle: None,
+        });
+        let suspects = Pool::new(PoolSetup {
+            name: format!("{owner}-suspect"),
+            workers: 1,
+            spin_for: Duration::ZERO,
+            end_idle: None,
+        });
+        let run = run(republishes.clone(), &|limit| {
+            add_class(&pool, &suspects, limit)
+        });
         let owner_for_log = owner.to_owned();
-        let run = move |job: J, turn: &Turn<'_>| {
+        let run = move |job: J, turn: &dyn Turn| {
             // A reply store is user code too and may panic. The delivery is then requeued, and goes
             // to the suspect queue.
             catch(|| run(job, turn)).unwrap_or_else(|_| {
@@ -99,25 +113,13 @@ impl<J: Job> Workers<J> {
             })
         };
         let run = Arc::new(run);
-        let setup = PoolSetup {
-            name: owner,
-            workers: count,
-            spin_for: broker.spin_for(),
-            end_idle: None,
-        };
-        let pool = Pool::start(&setup, run.clone());
-        let setup = PoolSetup {
-            name: &format!("{owner}-suspect"),
-            workers: 1,
-            spin_for: Duration::ZERO,
-            end_idle: None,
-        };
-        let suspects = Pool::start(&setup, run);
+        pool.start(run.clone()).map_err(no_thread)?;
+        suspects.start(run).map_err(no_thread)?;
         Ok(Self {
             owner: owner.to_owned(),
             owner_process: OwnerProcess::current(),
-            pool: pool.map_err(no_thread)?,
-            suspects: suspects.map_err(no_thread)?,
+            pool,
+            suspects,
             confirms: Mutex::new(Some((stop, confirms))),
             republishes,
             dead_letter_fault,
@@ -136,9 +138,7 @@ impl<J: Job> Workers<J> {
 
     /// Adds a class of jobs, of which as many run at the same time as `limit` allows.
     pub(crate) fn add_class(&self, limit: Limit) -> Class {
-        // Both pools have the same classes.
-        self.suspects.add_class(limit);
-        self.pool.add_class(limit)
+        add_class(&self.pool, &self.suspects, limit)
     }
 
     /// Queues a job for the workers. Never blocks. Returns the job if they have been stopped.
@@ -265,4 +265,10 @@ impl<J: Job> Workers<J> {
             )
         })
     }
+}
+
+/// Adds a class to both pools, which have the same classes.
+fn add_class<J: Job>(pool: &Pool<J>, suspects: &Pool<J>, limit: Limit) -> Class {
+    suspects.add_class(limit);
+    pool.add_class(limit)
 }

@@ -45,8 +45,8 @@ impl EventSubscriber {
             settled: settled.clone(),
             consumer_timeout: builder.options.consumer_timeout,
         };
-        let workers = Arc::new(Workers::start(setup, |_| {
-            |job: EventJob, _: &Turn<'_>| job.run()
+        let workers = Arc::new(Workers::start(setup, |_, _| {
+            |job: EventJob, _: &dyn Turn| job.run()
         })?);
         let mut subscriber = Self {
             service: service.clone(),

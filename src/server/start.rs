@@ -76,7 +76,7 @@ impl ServiceServerBuilder {
             consumer_timeout: self.options.consumer_timeout,
         };
         let mut dispatcher = None;
-        let workers = Workers::start(setup, |republishes| {
+        let workers = Workers::start(setup, |republishes, _| {
             let dispatcher = dispatcher.insert(Arc::new(self.dispatcher(
                 republishes,
                 settled,
