@@ -1,6 +1,7 @@
 //! All behaviour tests, in one binary. Tests of the behaviour that both brokers share are written
 //! once and run on each (see `on_both!`); `tests/run` provides the servers.
 
+mod administration;
 mod alarms;
 mod async_calls;
 mod batch_contract;
@@ -50,6 +51,7 @@ mod own_stores;
 mod permissions;
 mod php;
 mod poison;
+mod prefetch;
 mod propagated_headers;
 mod queues;
 mod readme;
