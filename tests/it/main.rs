@@ -4,6 +4,7 @@
 mod administration;
 mod alarms;
 mod async_calls;
+mod backlogs;
 mod batch_contract;
 mod batches;
 mod blame;
