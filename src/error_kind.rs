@@ -10,8 +10,9 @@ pub enum ErrorKind {
     /// exist, because none of its servers has ever run. (Once a server has run, its queue
     /// stays; calls then wait for the next server and time out.) For a call
     /// [addressed](crate::CallOptions::instance) to an instance: the instance does not exist,
-    /// or takes no requests now. For a mandatory event: no subscription matches. Nothing ran;
-    /// retrying is safe.
+    /// or takes no requests now. For a mandatory event: no subscription matches. For the
+    /// [depth](crate::Broker::queue_depth) of a queue: it does not exist. Nothing ran; retrying is
+    /// safe.
     NoRoute,
     /// The registry has no live and healthy instance of the service. Nothing was
     /// sent; retrying is safe.
@@ -31,7 +32,7 @@ pub enum ErrorKind {
     Remote,
     /// The service runs but has no handler for the action. Nothing ran.
     UnknownAction,
-    /// A limit or policy of this client refused the call before anything was sent:
+    /// A limit or policy of this client refused the call or command before anything was sent:
     /// [`Error::refused_by`](crate::Error::refused_by) says which.
     Rejected,
     /// The service refused the request before its handler began, or its handler refused it by
@@ -109,7 +110,7 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// The limit or policy of a client that refused a call.
+/// The limit or policy of a client that refused a call or a command.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
@@ -123,6 +124,9 @@ pub enum Refusal {
     Breaker,
     /// The [`Throttle`](crate::resilience::Throttle) holds calls back from a busy service.
     Throttle,
+    /// Too many messages [wait](crate::client::ServiceClientBuilder::max_backlog) for the service of
+    /// a command.
+    Backlog,
     /// A [layer](crate::client::CallLayer) of the client.
     Layer,
 }
@@ -135,6 +139,7 @@ impl Refusal {
             Self::RateLimit => "rate_limit",
             Self::Breaker => "breaker",
             Self::Throttle => "throttle",
+            Self::Backlog => "backlog",
             Self::Layer => "layer",
         }
     }

@@ -69,7 +69,7 @@
 //!
 //! | thread | how many | purpose |
 //! | --- | --- | --- |
-//! | `coney-io-N` | one per connection (a subscriber with an order has a second connection) | owns the connection: publishes, takes deliveries, routes replies, reconnects. Runs no user code |
+//! | `coney-io-N` | one per connection (a subscriber with an order has a second one; [counting a queue](Broker::queue_depth), a scan of the dead letters and [`transport::Link::get`] open one that ends when it is idle) | owns the connection: publishes, takes deliveries, routes replies, reconnects. Runs no user code |
 //! | `coney-watch-N` | one per connection | shuts the socket down when an operation takes too long |
 //! | `amiquip-io` | one per connection | amiquip's: reads and writes the socket |
 //! | `coney-worker-SERVICE-N` | 10 per server or subscriber, and one for redelivered messages | handlers |

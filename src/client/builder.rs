@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ServiceClient;
+use super::backlog_gate::BacklogGates;
 use super::batch::BatchLimits;
 use super::core::ClientCore;
 use super::discovery::Discovery;
@@ -39,6 +40,7 @@ pub struct ServiceClientBuilder {
     require_instance: bool,
     balancer: Option<Box<dyn Balancer>>,
     coalesce: Option<BatchLimits>,
+    pub(super) backlogs: BacklogGates,
     pub(super) extensions: Extensions,
 }
 
@@ -75,6 +77,7 @@ impl ServiceClientBuilder {
             require_instance: true,
             balancer: None,
             coalesce: None,
+            backlogs: BacklogGates::default(),
             extensions: Extensions::default(),
         }
     }
@@ -196,6 +199,7 @@ impl ServiceClientBuilder {
                 ));
             }
         };
+        self.backlogs.check()?;
         self.extensions.open(&self.broker, &self.name, deadline)?;
         let extensions = (!self.extensions.is_empty()).then(|| Box::new(self.extensions));
         let router = Arc::new(Router::new(self.max_in_flight));
@@ -214,6 +218,7 @@ impl ServiceClientBuilder {
             router,
             discovery,
             coalesce,
+            backlogs: self.backlogs,
             extensions,
             callbacks: Arc::default(),
         })))

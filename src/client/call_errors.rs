@@ -71,6 +71,7 @@ impl CallTarget<'_> {
             Refusal::InFlight => format!(
                 "too many calls of {service} are in flight already (max_in_flight of its policies)"
             ),
+            Refusal::Backlog => format!("{service} has too large a backlog"),
             Refusal::Layer => "a layer refused it".to_owned(),
         };
         let text = format!("{self} was not sent: {fault}");
@@ -81,6 +82,18 @@ impl CallTarget<'_> {
     pub(super) fn layer_panicked(self, panic: &str) -> Error {
         let fault = format!("a layer round {self} panicked: {panic}");
         Error::new(ErrorKind::Misuse, fault)
+    }
+
+    /// Creates the error of a command whose service has too many messages waiting.
+    pub(super) fn backlog(self, waiting: usize, most: usize) -> Error {
+        Error::refused(
+            Refusal::Backlog,
+            format!(
+                "{self} was not sent: {waiting} messages wait for {} already, and at most {most} \
+                 may (max_backlog)",
+                self.service
+            ),
+        )
     }
 
     pub(super) fn too_many_in_flight(self, max: usize) -> Error {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::answer::CallReply;
+use super::backlog_gate::BacklogGates;
 use super::call_outcome::CallOutcome;
 use super::decode::CallTarget;
 use super::discovery::{Discovery, InstanceFilter, Route};
@@ -29,6 +30,8 @@ pub(super) struct ClientCore {
     pub(super) discovery: Option<Discovery>,
     /// The limits of a message that several calls share, if they may.
     pub(super) coalesce: Option<CoalesceLimits>,
+    /// The bounds on the backlogs of services that commands are sent to.
+    pub(super) backlogs: BacklogGates,
     /// Policies, layers, fallbacks and caches, if there are any.
     pub(super) extensions: Option<Box<Extensions>>,
     pub(super) callbacks: Arc<LazyCallbackThread>,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::call::{PreparedCall, RequestSpec};
+use super::core::ClientCore;
 use super::decode::CallTarget;
 use super::options::RequestKind;
 use super::pending_confirm::{PendingConfirm, SendTarget};
@@ -99,13 +100,15 @@ impl ServiceClient {
     /// Sends a command and returns before it is confirmed, so that thousands can
     /// be under way. Wait for the confirm through the [`PendingConfirm`].
     ///
-    /// Blocks only while the outgoing queue is full, or 16,384 messages of this connection are
-    /// unconfirmed, at most the timeout, which runs from now. Commands of one
-    /// thread are sent in order.
+    /// Blocks only while the outgoing queue is full, 16,384 messages of this connection are
+    /// unconfirmed, or the service has too large a
+    /// [backlog](crate::client::ServiceClientBuilder::max_backlog), at most the timeout, which runs
+    /// from now. Commands of one thread are sent in order.
     ///
     /// # Errors
     ///
-    /// Fails if the command was not sent: encoding, names, the timeout, a closed broker.
+    /// Fails if the command was not sent: encoding, names, the timeout, the backlog, a closed
+    /// broker.
     ///
     /// ```
     /// # use coney::{Broker, ServiceClient, ServiceServer};
@@ -150,9 +153,13 @@ impl ServiceClient {
         target.check()?;
         let options = &options.request;
         let limit = self.deadline_for(options);
+        let ClientCore {
+            backlogs, broker, ..
+        } = &*self.inner;
+        let closed = || self.inner.router.closed_cause();
+        backlogs.wait(target, broker, limit.deadline, closed)?;
         let spec = RequestSpec::only(target, options, RequestKind::Command, limit);
         let request = self.request_with_room(spec, request)?;
-        let broker = &self.inner.broker;
         let bytes = request.publication.body.len();
         let confirmation = broker
             .publish_confirmed(request.publication, limit.deadline)

@@ -21,7 +21,7 @@ use crate::message::ServiceMessage;
 use crate::message::batch::BATCH_ACTION;
 use crate::topology;
 use crate::transport::x_death::COPIES;
-use crate::transport::{Delivery, LinkHandle, Message, Oversized, Publication};
+use crate::transport::{Delivery, Message, Oversized, Publication};
 
 /// The delay before an oversized message is requeued because its body was not kept.
 const OVERSIZED_RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -168,18 +168,18 @@ impl Dispatcher {
 
     /// Returns the number of messages that wait for another attempt in the broker's retry queues.
     /// Blocks at most until `deadline`.
-    pub(crate) fn count_waiting(
-        &self,
-        handle: &dyn LinkHandle,
-        deadline: Instant,
-    ) -> Result<usize> {
+    pub(crate) fn count_waiting(&self, deadline: Instant) -> Result<usize> {
         let mut queues = self.republisher.retry_queues();
         if !queues.is_empty() && self.executor.deduplication.is_some() {
             queues.insert(self.republisher.queue.retry_queue(POSTPONE_DELAY));
         }
         let mut count = 0;
         for queue in queues {
-            count += handle.backlog(&queue, deadline)?;
+            let depth = self
+                .republisher
+                .broker
+                .queue_depth_until(&queue, deadline)?;
+            count += depth.messages;
         }
         Ok(count)
     }

@@ -57,7 +57,8 @@ impl Left {
 
 /// Blocks until `count` finds nothing left, at most for half of `timeout`, as the shutdown needs the
 /// rest; returns the last count. `count` is called with the end of that half, and must not block
-/// longer. A count that times out, or fails because the connection is lost, is repeated.
+/// longer. A count that times out, or fails because the connection is lost or cannot be made, is
+/// repeated.
 ///
 /// # Errors
 ///
@@ -114,7 +115,7 @@ pub(crate) fn drain(
 fn may_be_repeated(error: &Error) -> bool {
     matches!(
         error.kind(),
-        ErrorKind::ConnectionLost | ErrorKind::TimedOut
+        ErrorKind::Connect | ErrorKind::ConnectionLost | ErrorKind::TimedOut
     )
 }
 

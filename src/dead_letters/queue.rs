@@ -12,7 +12,7 @@ use crate::base::name::shown;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::topology::{self, DEAD_QUEUE};
 use crate::transport::{
-    Broker, ConfirmOutcome, Delivery, LinkHandle, LinkSpec, NoSink, Publication, SendState,
+    Broker, ConfirmOutcome, Delivery, LinkHandle, LinkSpec, NoSink, Publication, SendState, Sink,
 };
 
 /// The longest time in which the broker may return or confirm one message.
@@ -40,7 +40,9 @@ const LOCK_QUEUE: &str = "coney.dead-letters.turn";
 /// another, in any process, waits at most 30 s and then fails with [`ErrorKind::Busy`]. If its
 /// process dies, the broker requeues the dead letters. Each method scans the dead letters that
 /// exist when it starts, with one round trip to the broker for each; the broker holds those that it
-/// has passed, and they take no memory in this process. No threads of its own.
+/// has passed, and they take no memory in this process. Over RabbitMQ they are scanned over the
+/// [administration connection](crate::BrokerBuilder::admin_idle_timeout), so that nothing else waits
+/// for it.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -96,10 +98,12 @@ impl DeadLetters {
     /// # Errors
     ///
     /// Fails with [`ErrorKind::Broker`] if the broker refuses, [`ErrorKind::TimedOut`] if it does
-    /// not answer, and [`ErrorKind::Closed`] after the broker was closed.
+    /// not answer, [`ErrorKind::Connect`] if the administration connection cannot be made, and
+    /// [`ErrorKind::Closed`] after the broker was closed.
     pub fn open(broker: &Broker) -> Result<Self> {
         let spec = LinkSpec::new(topology::for_dead_letters());
-        broker.open(spec, Arc::new(NoSink))?.close();
+        let sink: Arc<dyn Sink> = Arc::new(NoSink);
+        broker.open_for_queries(&spec, &sink, None)?.close();
         Ok(Self {
             broker: broker.clone(),
         })
@@ -110,8 +114,9 @@ impl DeadLetters {
     /// # Errors
     ///
     /// Fails with [`ErrorKind::Busy`] if another scan runs for over 30 s, [`ErrorKind::TimedOut`]
-    /// if the broker takes over 10 s for a step, [`ErrorKind::ConnectionLost`] if the connection is
-    /// lost, and [`ErrorKind::Closed`] after the broker was closed.
+    /// if the broker takes over 10 s for a step, [`ErrorKind::Connect`] or
+    /// [`ErrorKind::ConnectionLost`] if the administration connection cannot be made or is lost, and
+    /// [`ErrorKind::Closed`] after the broker was closed.
     pub fn list(&self, limit: usize) -> Result<Vec<DeadLetter>> {
         self.find(|_| true, limit)
     }
@@ -268,9 +273,10 @@ impl DeadLetters {
 
     /// Opens a link for one scan, which excludes scans on all other connections.
     fn open_scan(&self, deadline: Instant) -> Result<ScanLink> {
+        let spec = LinkSpec::new(topology::for_dead_letters()).exclusive_queue(LOCK_QUEUE);
+        let sink: Arc<dyn Sink> = Arc::new(NoSink);
         loop {
-            let spec = LinkSpec::new(topology::for_dead_letters()).exclusive_queue(LOCK_QUEUE);
-            match self.broker.open(spec, Arc::new(NoSink)) {
+            match self.broker.open_for_queries(&spec, &sink, None) {
                 Ok(handle) => return Ok(ScanLink(handle)),
                 Err(error) if !error.to_string().contains("RESOURCE_LOCKED") => return Err(error),
                 Err(_) if Instant::now() >= deadline => return Err(self.busy()),

@@ -247,17 +247,12 @@ impl EventSubscriber {
                 waiting: 0,
             };
             for running in shared() {
-                left.queued += running.handle.backlog(&running.queue, end)?;
+                left.queued += self.broker.queue_depth_until(&running.queue, end)?.messages;
                 left.running += running.subscription.dispatcher.unsettled();
             }
             if left.queued + left.running == 0 {
-                for Running {
-                    subscription,
-                    handle,
-                    ..
-                } in shared()
-                {
-                    left.waiting += subscription.dispatcher.count_waiting(&**handle, end)?;
+                for running in shared() {
+                    left.waiting += running.subscription.dispatcher.count_waiting(end)?;
                 }
             }
             Ok(left)

@@ -147,7 +147,7 @@ impl ServiceServer {
     ///
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) with the numbers of requests that are
     /// left in the queue and that wait for another attempt, or with the reason why they cannot be
-    /// counted, a memory alarm for example; and the errors of
+    /// counted, a broker that does not answer for example; and the errors of
     /// [`shutdown`](ServiceServer::shutdown).
     ///
     /// ```
@@ -166,17 +166,15 @@ impl ServiceServer {
         let workers = &self.consumers.requests.workers;
         workers.check_not_worker_thread()?;
         let queue = topology::request_queue(&self.service);
-        let Consumers {
-            shared, dispatcher, ..
-        } = &*self.consumers;
+        let dispatcher = &self.consumers.dispatcher;
         let drained = drain(&self.service, timeout, |end| {
             if self.consumers.closed.load(Ordering::SeqCst) {
                 return Ok(Left::NOTHING); // another thread shuts it down
             }
-            let queued = shared.backlog(&queue, end)?;
+            let queued = self.broker.queue_depth_until(&queue, end)?.messages;
             let running = workers.busy() + dispatcher.unsettled();
             let waiting = match queued + running {
-                0 => dispatcher.count_waiting(&**shared, end)?,
+                0 => dispatcher.count_waiting(end)?,
                 _ => 0,
             };
             Ok(Left {

@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::admin_connection::AdminConnection;
 use super::confirm_link::ConfirmLinks;
 use super::memory::MemoryTransport;
 use super::{
-    ConfirmOutcome, ConfirmReceiver, LinkHandle, LinkSpec, Publication, Room, SendState, Sink,
-    Transport,
+    ConfirmOutcome, ConfirmReceiver, LinkHandle, LinkSpec, Publication, QueueDepth, Room,
+    SendState, Sink, Transport,
 };
 use crate::base::callbacks::{LazyCallbackThread, Watched};
 use crate::base::deadline;
 use crate::base::log_relay;
+use crate::base::name::check_short_string;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -37,7 +39,8 @@ const FLUSH_ON_DROP: Duration = Duration::from_millis(100);
 ///
 /// Cheap to clone and to use from several threads; all clones, and every client and server created
 /// from them, use one connection, which closes when the last of them is dropped. (Subscribers whose
-/// events are [in order](crate::Subscription::ordered_by) have a second one of their own.)
+/// events are [in order](crate::Subscription::ordered_by) have a second one of their own, and
+/// [counting a queue](Broker::queue_depth) opens one for a while.)
 ///
 /// ```
 /// use coney::Broker;
@@ -58,6 +61,7 @@ struct Inner {
     owner: OwnerProcess,
     transport: Box<dyn Transport>,
     confirmed: ConfirmLinks,
+    admin: AdminConnection,
     /// The connections that close along with this one.
     second_connections: Mutex<Vec<Weak<Inner>>>,
     /// The lock held by the one scan of the dead letters that may run.
@@ -90,7 +94,8 @@ impl Broker {
         let second_connections = self.inner.second_connections.lock().clone();
         let second_connections = second_connections.iter().filter_map(Weak::upgrade);
         let second_connections = second_connections.map(|other| other.transport.close(deadline));
-        let result = second_connections.fold(Ok(()), Result::and);
+        let result = self.inner.admin.close(deadline);
+        let result = second_connections.fold(result, Result::and);
         let result = result.and(self.inner.transport.close(deadline));
         log_relay::flush(deadline);
         result
@@ -123,6 +128,70 @@ impl Broker {
     /// Returns true if there is a connection, blocked or not. Does not block.
     pub fn is_connected(&self) -> bool {
         self.state().is_connected()
+    }
+
+    /// Returns the number of messages that wait in a queue, and of its consumers, for example for an
+    /// autoscaler. The requests of a service wait in `service.NAME.request`, the events of a
+    /// subscription in `event.SERVICE.SUBSCRIPTION`.
+    ///
+    /// Blocks until the broker has answered, at most 10 s. Over RabbitMQ it is asked over a second
+    /// connection, which opens when it is first needed and ends after [30 s without
+    /// use](crate::BrokerBuilder::admin_idle_timeout): the first one does not wait for the answer,
+    /// and a queue that does not exist costs it nothing.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`ErrorKind::NoRoute`](crate::ErrorKind::NoRoute) if the queue does not exist,
+    /// [`ErrorKind::Broker`](crate::ErrorKind::Broker) if it is exclusive to another connection,
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if the broker does not answer in time,
+    /// [`ErrorKind::Connect`](crate::ErrorKind::Connect) or
+    /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) if the second connection
+    /// cannot be made or is lost, and [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the
+    /// broker was closed.
+    ///
+    /// ```
+    /// use coney::{Broker, ErrorKind, ServiceServer};
+    ///
+    /// let broker = Broker::memory();
+    /// let queue = "service.user-service.request";
+    /// assert_eq!(broker.queue_depth(queue).unwrap_err().kind(), ErrorKind::NoRoute);
+    /// let server = ServiceServer::builder(&broker, "user-service")
+    ///     .respond("ping", |()| ())
+    ///     .start()?;
+    /// let depth = broker.queue_depth(queue)?;
+    /// assert_eq!((depth.messages, depth.consumers), (0, 1));
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn queue_depth(&self, queue: &str) -> Result<QueueDepth> {
+        self.queue_depth_until(queue, deadline::after(OPEN_TIMEOUT))
+    }
+
+    /// Counts as [`queue_depth`](Broker::queue_depth) does; blocks at most until `deadline`.
+    pub(crate) fn queue_depth_until(&self, queue: &str, deadline: Instant) -> Result<QueueDepth> {
+        check_short_string("queue", queue)?;
+        self.check_not_forked()?;
+        let Inner {
+            transport, admin, ..
+        } = &*self.inner;
+        admin.queue_depth(&**transport, queue, deadline)
+    }
+
+    /// Opens a link on the administration connection, for queries. Blocks until the broker has
+    /// declared everything, at most 10 s and at most until `deadline`.
+    pub(crate) fn open_for_queries(
+        &self,
+        spec: &LinkSpec,
+        sink: &Arc<dyn Sink>,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<dyn LinkHandle>> {
+        spec.check()?;
+        self.check_not_forked()?;
+        let longest = deadline::after(OPEN_TIMEOUT);
+        let deadline = deadline.map_or(longest, |deadline| deadline.min(longest));
+        let Inner {
+            transport, admin, ..
+        } = &*self.inner;
+        admin.open(&**transport, spec, sink, deadline)
     }
 
     /// Returns the largest message body that the broker accepts, in bytes: the configured limit, or
@@ -274,6 +343,7 @@ impl Broker {
                 owner: OwnerProcess::current(),
                 transport,
                 confirmed: ConfirmLinks::new(),
+                admin: AdminConnection::default(),
                 second_connections: Mutex::default(),
                 scan_lock: Mutex::default(),
                 callbacks: LazyCallbackThread::default(),
@@ -294,7 +364,9 @@ impl Drop for Broker {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let closed = self.transport.close(Instant::now() + CLOSE_ON_DROP);
+        let deadline = Instant::now() + CLOSE_ON_DROP;
+        let closed = self.admin.close(deadline);
+        let closed = closed.and(self.transport.close(deadline));
         log_relay::flush(Instant::now() + FLUSH_ON_DROP);
         if let Err(error) = closed {
             log::warn!(

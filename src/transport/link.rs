@@ -2,14 +2,15 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
 
-use super::{Broker, Delivery, LinkHandle, LinkSpec, Publication, Returned, Sink};
+use super::{Broker, Delivery, LinkHandle, LinkSpec, NoSink, Publication, Returned, Sink};
 use crate::base::deadline;
 use crate::base::name::check_short_string;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 /// The largest number of deliveries on a reply queue, and of returned messages, that are queued for
 /// [`Link::recv_timeout`] and [`Link::returned_timeout`]; further ones are dropped. A link that
@@ -38,8 +39,10 @@ const QUEUE_BOUND: usize = 1_024;
 /// ```
 pub struct Link {
     /// Keeps the connection open for as long as the link exists.
-    _broker: Broker,
+    broker: Broker,
     handle: Arc<dyn LinkHandle>,
+    /// The link over which messages are got, on the administration connection.
+    getter: Mutex<Option<Arc<dyn LinkHandle>>>,
     deliveries: Receiver<Delivery>,
     returns: Receiver<Returned>,
 }
@@ -62,19 +65,23 @@ impl Link {
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if it does not answer, and
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the broker was closed.
     pub fn open(broker: &Broker, spec: LinkSpec) -> Result<Self> {
-        let prefetch = spec.source.prefetch().map(usize::from);
-        let bound = prefetch.unwrap_or(QUEUE_BOUND);
-        let (deliveries_in, deliveries) = crossbeam_channel::bounded(bound);
+        // Deliveries that must be settled are bounded by the prefetch, which may change.
+        let is_settled = spec.source.prefetch().is_some();
+        let (deliveries_in, deliveries) = match is_settled {
+            true => crossbeam_channel::unbounded(),
+            false => crossbeam_channel::bounded(QUEUE_BOUND),
+        };
         let (returns_in, returns) = crossbeam_channel::bounded(QUEUE_BOUND);
         let sink = Arc::new(LinkSink {
             deliveries: deliveries_in,
-            unsettled: prefetch.map(|_| deliveries.clone()),
+            unsettled: is_settled.then(|| deliveries.clone()),
             returns: returns_in,
         });
         let handle = broker.open(spec, sink)?;
         Ok(Self {
-            _broker: broker.clone(),
+            broker: broker.clone(),
             handle,
+            getter: Mutex::default(),
             deliveries,
             returns,
         })
@@ -103,17 +110,87 @@ impl Link {
     /// Takes the first message off any queue without consuming from it; returns `None` if the queue
     /// is empty. Blocks at most `timeout`.
     ///
-    /// Each message takes a round trip: a consumer is much faster.
+    /// Each message takes a round trip: a consumer is much faster. Over RabbitMQ it is got over the
+    /// [administration connection](crate::BrokerBuilder::admin_idle_timeout), which stays open
+    /// until the message is settled. So a queue that is exclusive to this connection is refused.
+    /// After a refusal the broker requeues the messages that this link has got and not settled.
     ///
     /// # Errors
     ///
     /// Fails with [`ErrorKind::Broker`](crate::ErrorKind::Broker) if there is no such queue,
     /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if the broker does not answer in time,
-    /// and [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the broker was closed.
+    /// [`ErrorKind::Connect`](crate::ErrorKind::Connect) or
+    /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) if that connection cannot be
+    /// made or is lost, and [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the broker was
+    /// closed.
     pub fn get(&self, queue: &str, timeout: Duration) -> Result<Option<Delivery>> {
         check_short_string("queue", queue)?;
-        let got = self.handle.get(queue, deadline::after(timeout))?;
-        Ok(got.map(|(delivery, _)| delivery))
+        self.broker.check_not_forked()?;
+        let deadline = deadline::after(timeout);
+        let present = self.getter.lock().clone();
+        let got = match present {
+            // It may have ended since, with its connection or over a refusal.
+            Some(getter) => match getter.get(queue, deadline) {
+                Err(error) if error.kind() == ErrorKind::Closed => None,
+                got => Some(got),
+            },
+            None => None,
+        };
+        let got = match got {
+            Some(got) => got,
+            None => self.open_getter(deadline)?.get(queue, deadline),
+        };
+        Ok(got?.map(|(delivery, _)| delivery))
+    }
+
+    /// Opens another link to get messages over.
+    fn open_getter(&self, deadline: Instant) -> Result<Arc<dyn LinkHandle>> {
+        let sink: Arc<dyn Sink> = Arc::new(NoSink);
+        let broker = &self.broker;
+        let opened = broker.open_for_queries(&LinkSpec::default(), &sink, Some(deadline))?;
+        let before = self.getter.lock().replace(Arc::clone(&opened));
+        if let Some(before) = before {
+            before.close();
+        }
+        Ok(opened)
+    }
+
+    /// Sets the largest number of unsettled deliveries of a link that
+    /// [consumes a queue](LinkSpec::consume), at least 1. Blocks until the broker has answered, at
+    /// most `timeout`.
+    ///
+    /// Deliveries stay valid, and nothing is redelivered. After a higher prefetch further deliveries
+    /// arrive at once, after a lower one when enough of the earlier ones are settled. RabbitMQ
+    /// itself then may hold more messages for the link, up to both numbers in all, until those
+    /// that were unsettled before are settled. If the link declares its queue with a
+    /// [single active consumer](crate::transport::QueueOptions::single_active_consumer), a higher
+    /// prefetch applies when it next consumes, after a reconnect.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) if the broker does not answer
+    /// in time, and [`ErrorKind::Closed`](crate::ErrorKind::Closed) after the broker was closed.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use coney::Broker;
+    /// # use coney::transport::{Link, LinkSpec, Publication, Topology};
+    /// let second = Duration::from_secs(1);
+    /// let spec = LinkSpec::new(Topology::new().queue("jobs")).consume("jobs", 1);
+    /// let link = Link::open(&Broker::memory(), spec)?;
+    /// for job in [b"a", b"b"] {
+    ///     link.publish(Publication::new("", "jobs", job.to_vec()), second)?;
+    /// }
+    /// let first = link.recv_timeout(second).unwrap();
+    /// link.set_prefetch(2, second)?;
+    /// let next = link.recv_timeout(second).unwrap(); // although the first is not settled
+    /// first.ack();
+    /// next.ack();
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn set_prefetch(&self, count: u16, timeout: Duration) -> Result<()> {
+        let deadline = deadline::after(timeout);
+        self.handle.set_prefetch(count, deadline)
     }
 
     /// Returns the next delivery, or `None` if none arrives within `timeout`.
@@ -131,6 +208,9 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.handle.close();
+        if let Some(getter) = self.getter.get_mut() {
+            getter.close();
+        }
     }
 }
 

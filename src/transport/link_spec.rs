@@ -55,6 +55,14 @@ impl LinkSource {
             Self::Nothing | Self::ReplyQueue => None,
         }
     }
+
+    /// Sets the largest number of unsettled deliveries, if deliveries are settled.
+    pub(crate) fn set_prefetch(&mut self, count: u16) {
+        match self {
+            Self::Queue { prefetch, .. } | Self::OwnQueue { prefetch, .. } => *prefetch = count,
+            Self::Nothing | Self::ReplyQueue => {}
+        }
+    }
 }
 
 impl LinkSpec {
@@ -125,6 +133,16 @@ impl LinkSpec {
     pub(crate) fn paused(mut self, paused: bool) -> Self {
         self.paused = paused;
         self
+    }
+
+    /// Returns true if the link declares its queue with a single active consumer: such a consumer
+    /// loses its turn when it is replaced.
+    pub(super) fn is_single_active(&self) -> bool {
+        let LinkSource::Queue { name, .. } = &self.source else {
+            return false;
+        };
+        let mut queues = self.topology.queues_with_options().iter();
+        queues.any(|(queue, options)| queue == name && options.single_active)
     }
 
     /// Checks every name: one that is too long would corrupt its frame.

@@ -5,6 +5,7 @@
 //! [`ServiceServer`](crate::ServiceServer) are built on links alone. [`Link`] offers the same to
 //! programs, for peers that do not follow coney's contract.
 
+mod admin_connection;
 pub(crate) mod amqp;
 pub(crate) mod broker;
 mod confirm_lanes;
@@ -19,6 +20,7 @@ mod link;
 mod link_spec;
 pub(crate) mod memory;
 mod publication;
+mod queue_depth;
 mod room;
 mod send_state;
 mod traits;
@@ -38,6 +40,7 @@ pub(crate) use self::publication::{
     CoalesceLimits, LONGEST_EXPIRATION, LargeBody, Oversized, is_large,
 };
 pub use self::publication::{Message, Properties, Publication, RareProperties, Returned};
+pub use self::queue_depth::QueueDepth;
 pub(crate) use self::room::{Budget, Room};
 pub(crate) use self::send_state::SendState;
 pub(crate) use self::traits::{LinkHandle, NoSink, Refused, Sink, Transport};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    ConfirmSender, ConnectionState, Delivery, Limits, LinkSpec, Publication, Returned, Room,
+    ConfirmSender, ConnectionState, Delivery, Limits, LinkSpec, Publication, QueueDepth, Returned,
+    Room,
 };
 use crate::error::Result;
 use crate::message::CorrelationId;
@@ -23,6 +24,15 @@ pub(crate) trait Transport: Send + Sync {
     /// Opens a second connection to the same broker, on which messages of `large` bytes can be
     /// sent, if given; returns `None` if the first one serves as well.
     fn second_connection(&self, large: Option<usize>) -> Result<Option<Box<dyn Transport>>>;
+
+    /// Starts a connection for queries of queues beside this one, and returns before it is
+    /// connected; its operations wait for that. It ends when it is lost, and when it has not been
+    /// used for a while. Returns `None` if this one serves as well.
+    fn administration(&self) -> Result<Option<Arc<dyn Transport>>>;
+
+    /// Counts the messages that wait in a queue, and its consumers. Called by user threads, on an
+    /// administration connection; blocks at most until `deadline`.
+    fn queue_depth(&self, queue: &str, deadline: Instant) -> Result<QueueDepth>;
 
     /// Returns true if its connections may be lost and reconnected.
     fn can_reconnect(&self) -> bool;
@@ -64,7 +74,8 @@ pub(crate) trait LinkHandle: Send + Sync {
     ) -> Result<()>;
 
     /// Takes the first message off `queue`; returns it with the number of messages behind it.
-    /// Blocks at most until `deadline`.
+    /// Blocks at most until `deadline`. Used on links of an administration connection, where a
+    /// refusal costs no other link anything: this one then ends, if it has unsettled deliveries.
     fn get(&self, queue: &str, deadline: Instant) -> Result<Option<(Delivery, usize)>>;
 
     /// Stops consuming; after it returns no further delivery reaches the sink, while earlier
@@ -77,13 +88,16 @@ pub(crate) trait LinkHandle: Send + Sync {
     /// `deadline`.
     fn resume_consuming(&self, deadline: Instant) -> Result<()>;
 
+    /// Sets the largest number of unsettled deliveries, at least 1, of a link that consumes with
+    /// acknowledgements; on a paused link it applies when that is resumed. Deliveries stay valid,
+    /// and nothing is redelivered. A link that declares its queue with a single active consumer
+    /// gets no more than before until it consumes anew, as its turn would pass to another consumer.
+    /// Blocks at most until `deadline`.
+    fn set_prefetch(&self, count: u16, deadline: Instant) -> Result<()>;
+
     /// Takes the first message off the queue of the link's own; returns it with the number of
     /// messages behind it. Blocks at most until `deadline`.
     fn get_own(&self, deadline: Instant) -> Result<Option<(Delivery, usize)>>;
-
-    /// Returns the number of messages in `queue` that no consumer has fetched. Blocks at most until
-    /// `deadline`.
-    fn backlog(&self, queue: &str, deadline: Instant) -> Result<usize>;
 
     /// Blocks until the broker has received everything that the link has published and settled, at
     /// most until `deadline`.

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use coney::{Broker, ErrorKind, EventPublisher, EventSubscriber, HandlerError, ServiceServer};
+use coney::{
+    Broker, ErrorKind, EventPublisher, EventSubscriber, HandlerError, Phase, ServiceServer,
+};
 use crossbeam_channel::unbounded;
 
 use crate::support::proxy::{Mode, Proxy};
@@ -222,4 +224,21 @@ fn a_lost_connection_does_not_end_a_drain() {
     });
     assert!(ran.load(Ordering::SeqCst) >= 100);
     server.drain(PATIENCE).unwrap(); // nothing is left to do
+}
+
+#[test]
+fn a_broker_that_does_not_answer_leaves_the_shutdown_its_half() {
+    let proxy = Proxy::start(&amqp_url());
+    let broker = steady(&proxy.url);
+    let service = unique("work");
+    let server = ServiceServer::builder(&broker, &service)
+        .respond("work", |n: u64| n)
+        .start()
+        .unwrap();
+    proxy.back(Mode::Swallow);
+    let error = server.drain(1_000 * MS).unwrap_err();
+    assert_eq!(error.phase(), Some(Phase::Shutdown), "{error}");
+    let uncounted = "the messages that are left cannot be counted";
+    assert!(error.to_string().contains(uncounted), "{error}");
+    proxy.cut_for_good();
 }

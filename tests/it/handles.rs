@@ -8,7 +8,7 @@ use coney::deduplication::MemoryReplyStore;
 use coney::events::EventSubscriberBuilder;
 use coney::registry::{Lookup, MemoryRegistryStore, PickedInstance, Registration, RegistryBuilder};
 use coney::server::ServiceServerBuilder;
-use coney::transport::{Delivery, Link, Message, Publication};
+use coney::transport::{Delivery, Link, Message, Publication, QueueDepth};
 use coney::{
     Batch, Broker, BrokerBuilder, CallOptions, Context, DeadLetters, Error, EventPublisher,
     EventSubscriber, HandlerError, Instance, PendingConfirm, PendingReply, PublishOptions,
@@ -35,6 +35,7 @@ fn handles_cross_threads() {
     is_cloned::<Lookup>();
     is_cloned::<Publication>();
     is_cloned::<Message>();
+    is_cloned::<QueueDepth>();
 
     is_shared::<ServiceServer>();
     is_shared::<EventSubscriber>();

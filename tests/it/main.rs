@@ -1,8 +1,10 @@
 //! All behaviour tests, in one binary. Tests of the behaviour that both brokers share are written
 //! once and run on each (see `on_both!`); `tests/run` provides the servers.
 
+mod administration;
 mod alarms;
 mod async_calls;
+mod backlogs;
 mod batch_contract;
 mod batches;
 mod blame;
@@ -50,6 +52,7 @@ mod own_stores;
 mod permissions;
 mod php;
 mod poison;
+mod prefetch;
 mod propagated_headers;
 mod queues;
 mod readme;

@@ -46,9 +46,12 @@ fn each_part_needs_no_more_in_rabbitmq() {
         r"service\.exchange",
         r"amq\.gen-.*",
     );
-    let client = ServiceClient::new(&broker, "client").unwrap();
+    let client = ServiceClient::builder(&broker, "client").max_backlog(&service, 9);
+    let client = client.build().unwrap();
     assert_eq!(client.call::<u64>(&service, "double", &2).unwrap(), 4);
     client.send(&service, "fail", &1).unwrap();
+    // Counting any queue needs no permission.
+    assert!(broker.queue_depth("dead.letter").is_ok());
 
     let broker = login(
         "looker",

@@ -190,6 +190,18 @@ impl BrokerBuilder {
         self
     }
 
+    /// Sets the time after which the administration connection ends if it is not used. Defaults to
+    /// 30 s.
+    ///
+    /// Queues are counted ([`Broker::queue_depth`]), dead letters are scanned and messages are
+    /// [got](crate::transport::Link::get) over this second connection, with threads of its own, so
+    /// that the first one never waits for them. It opens when it is first needed. A program that
+    /// counts a queue every minute can keep it open by a longer timeout.
+    pub fn admin_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.config.admin_idle_timeout = timeout;
+        self
+    }
+
     /// Connects to RabbitMQ. Blocks until connected, at most the connect timeout plus the
     /// [`initial_connect_timeout`](BrokerBuilder::initial_connect_timeout).
     ///

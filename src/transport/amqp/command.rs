@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use super::coalesce_buffer::CoalesceBuffer;
 use crate::error::Result;
 use crate::transport::{
-    Budget, ConfirmSender, Delivery, Disposition, LinkSpec, Publication, Room, Settler, Sink,
+    Budget, ConfirmSender, Delivery, Disposition, LinkSpec, Publication, QueueDepth, Room, Settler,
+    Sink,
 };
 
 pub(super) type LinkId = u64;
@@ -43,11 +44,11 @@ pub(super) enum Command {
         queue: Option<String>,
         done: Sender<GetResult>,
     },
-    /// Counts the messages in a queue.
-    Backlog {
-        link: LinkId,
+    /// Counts the messages and the consumers of a queue, unless it is too late.
+    Depth {
         queue: String,
-        done: Sender<Result<usize>>,
+        deadline: Instant,
+        done: Sender<Result<QueueDepth>>,
     },
     /// Signals `done` when the broker has all that was sent before.
     Flush {
@@ -58,6 +59,12 @@ pub(super) enum Command {
     Consume {
         link: LinkId,
         on: bool,
+        done: Sender<()>,
+    },
+    /// Changes a link's prefetch.
+    SetPrefetch {
+        link: LinkId,
+        count: u16,
         done: Sender<()>,
     },
     DeleteOwnQueue {
@@ -123,7 +130,8 @@ pub(super) struct CommandSender {
     /// Never full: it holds at most one command for each unsettled delivery,
     /// whose number the prefetch counts bound (those that are held while the dead letters are
     /// listed are settled as one), one for each link with messages in its coalesce buffer, and
-    /// one or two for each thread that opens or closes a link or gets a message from a queue.
+    /// one or two for each thread that opens, closes or changes a link, gets a message from a
+    /// queue or counts those in it.
     pub(super) commands: Sender<Command>,
     /// Bounded by the two budgets.
     outgoing: Sender<Outgoing>,

@@ -28,7 +28,16 @@ pub(super) struct Config {
     pub(super) max_dead_letter: usize,
     /// The limit on the bytes that wait to be sent.
     pub(super) outgoing_bytes: usize,
+    /// The idle timeout of the administration connection.
+    pub(super) admin_idle_timeout: Duration,
+    /// The time after which the connection ends if it is not used. One that has such a timeout is
+    /// not made again after a loss.
+    pub(super) idle_timeout: Option<Duration>,
 }
+
+/// The idle timeout of the administration connection. Connecting takes some milliseconds, so it is
+/// kept between the queries of one task, and not between those of a check that runs once a minute.
+const ADMIN_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Default for Config {
     fn default() -> Self {
@@ -49,6 +58,8 @@ impl Default for Config {
             max_body: DEFAULT_MAX_BODY,
             max_dead_letter: 32 << 20,
             outgoing_bytes: 32 << 20,
+            admin_idle_timeout: ADMIN_IDLE_TIMEOUT,
+            idle_timeout: None,
         }
     }
 }
@@ -58,6 +69,24 @@ impl Config {
     pub(super) fn address(&self) -> String {
         let slash = if self.vhost.starts_with('/') { "" } else { "/" };
         format!("{}:{}{slash}{}", self.host, self.port, self.vhost)
+    }
+
+    /// Returns the configuration of the administration connection beside this one.
+    pub(super) fn administration(&self) -> Self {
+        Self {
+            name: format!("{} (administration)", self.name),
+            initial_connect_timeout: Duration::ZERO,
+            idle_timeout: Some(self.admin_idle_timeout),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the name of the connection in log lines.
+    pub(super) fn log_name(&self) -> String {
+        match self.idle_timeout {
+            Some(_) => format!("{} (administration)", self.address()),
+            None => self.address(),
+        }
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+use amiquip::{AmqpProperties, AmqpValue, ConsumerMessage, FieldTable};
 
 use crate::error::{Error, ErrorKind};
 use crate::topology::{ExchangeKind, QueueOptions};
@@ -186,6 +186,20 @@ impl From<amiquip::Error> for ChannelFailure {
             other => Self::Lost(other.to_string()),
         }
     }
+}
+
+/// Returns the delivery in a consumer's message, or the reason why no more will arrive.
+pub(super) fn delivery_of(message: ConsumerMessage) -> Result<amiquip::Delivery, ChannelFailure> {
+    let lost = match message {
+        ConsumerMessage::Delivery(delivery) => return Ok(delivery),
+        ConsumerMessage::ServerClosedChannel(error) => return Err(error.into()),
+        ConsumerMessage::ServerClosedConnection(error) => error.to_string(),
+        ConsumerMessage::ServerCancelled => {
+            "the broker cancelled a consumer; was its queue deleted?".to_owned()
+        }
+        _ => "a consumer has ended".to_owned(),
+    };
+    Err(ChannelFailure::Lost(lost))
 }
 
 fn table_to_amqp(headers: &HeaderTable) -> FieldTable {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use typed_arena::Arena;
 
@@ -44,13 +44,14 @@ pub(super) struct IoHandle {
 }
 
 impl IoHandle {
-    /// Starts the threads and blocks until the connection is made or has failed.
+    /// Starts the threads; does not wait for the connection. The receiver gets the outcome of the
+    /// first attempt.
     pub(super) fn start(
         config: Config,
         receiver: CommandReceiver,
         limits: Arc<Limits>,
         listener: Option<Listener>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Receiver<Result<()>>)> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         let no_thread = |error: std::io::Error| {
@@ -64,7 +65,7 @@ impl IoHandle {
         let mut threads = Vec::from_iter(listener);
         let (started, first) = bounded(1);
         let mut io = IoThread {
-            peer: config.address().into(),
+            peer: config.log_name().into(),
             config,
             receiver,
             link_table: LinkTable::default(),
@@ -87,15 +88,19 @@ impl IoHandle {
             }
         };
         threads.push(NamedThread::spawn(format!("coney-io-{number}"), run).map_err(no_thread)?);
-        // Blocks no longer than the connect timeout plus the time for retries.
+        let handle = Self {
+            threads: Mutex::new(threads),
+            kill,
+            state,
+        };
+        Ok((handle, first))
+    }
+
+    /// Blocks until the connection is made or has failed: no longer than the connect timeout plus
+    /// the time for retries.
+    pub(super) fn wait_until_connected(self, first: &Receiver<Result<()>>) -> Result<Self> {
         let failed = match first.recv() {
-            Ok(Ok(())) => {
-                return Ok(Self {
-                    threads: Mutex::new(threads),
-                    kill,
-                    state,
-                });
-            }
+            Ok(Ok(())) => return Ok(self),
             Ok(Err(error)) => error,
             Err(_) => Error::new(
                 ErrorKind::Connect,
@@ -103,7 +108,7 @@ impl IoHandle {
             ),
         };
         let soon = deadline::after(JOIN_AFTER_FAILURE);
-        for thread in threads.into_iter().rev() {
+        for thread in self.threads.into_inner().into_iter().rev() {
             let _ = thread.join_deadline(soon);
         }
         Err(failed)
@@ -177,6 +182,9 @@ impl IoThread {
                         "coney::amqp",
                         format_args!("lost the connection to {}: {cause}", self.peer),
                     );
+                    if self.config.idle_timeout.is_some() {
+                        return self.closed(&cause); // another is made when it is needed
+                    }
                     self.link_table.lost(&cause);
                     self.state_notifier.notify(ConnectionState::Lost(cause));
                 }
@@ -225,6 +233,7 @@ impl IoThread {
                 transit,
                 limits: &self.limits,
                 operation_timeout: self.config.operation_timeout,
+                idle_timeout: self.config.idle_timeout,
             };
             let end = match Session::start(self.sessions, &mut connection, &channels, io) {
                 Ok(session) => session.run(),

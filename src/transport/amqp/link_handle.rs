@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 
 use super::coalesce_buffer::{Added, CoalesceBuffer};
-use super::command::{Command, CommandSender, GetResult, LinkId, Outgoing, Refusal};
+use super::command::{Command, GetResult, LinkId, Outgoing, Refusal};
+use super::command_port::CommandPort;
 use crate::base::log_relay;
-use crate::base::thread::OwnerProcess;
-use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::error::{Error, Phase, Result};
 use crate::transport::{
     ConfirmSender, Disposition, Limits, LinkHandle, PartialReply, Publication, Settler, is_large,
 };
@@ -17,57 +17,19 @@ use crate::transport::{
 /// A handle to an open link of a connection.
 pub(super) struct AmqpLinkHandle {
     pub(super) link: LinkId,
-    pub(super) sender: CommandSender,
-    pub(super) peer: Arc<str>,
+    pub(super) port: CommandPort,
     pub(super) limits: Arc<Limits>,
     pub(super) coalesce_buffer: Arc<CoalesceBuffer>,
     pub(super) refusal: Refusal,
-    pub(super) owner: OwnerProcess,
-}
-
-/// The name prefixes of the threads on which amiquip runs, and so the program's logger may.
-const AMIQUIP_THREADS: [&str; 2] = ["amiquip-io", "coney-io-"];
-
-pub(super) fn no_room(peer: &str) -> Error {
-    Error::timed_out(
-        Phase::Send,
-        format!("timed out waiting for room among the messages to be sent to {peer}"),
-    )
-}
-
-pub(super) fn closed(peer: &str) -> Error {
-    Error::new(
-        ErrorKind::Closed,
-        format!("the connection to {peer} has been closed"),
-    )
-    .with_nothing_ran(true)
 }
 
 impl AmqpLinkHandle {
-    /// Returns an error where an operation would wait for its own thread, or, in a forked
-    /// child, for threads that do not exist there.
-    pub(super) fn check_thread(&self) -> Result<()> {
-        self.owner.check(&self.peer)?;
-        let misuse =
-            |fault: String| Err(Error::new(ErrorKind::Misuse, fault).with_nothing_ran(true));
-        let thread = std::thread::current();
-        let name = thread.name().unwrap_or_default();
-        if AMIQUIP_THREADS.iter().any(|it| name.starts_with(it)) {
-            return misuse(format!(
-                "a logger must not use the connection to {} from the thread {name}: it would wait \
-                 for itself; set the log level of amiquip to info",
-                self.peer
-            ));
-        }
-        Ok(())
-    }
-
     /// Adds a request to the coalesce buffer.
     fn publish_coalesced(&self, mut request: Publication, deadline: Instant) -> Result<()> {
-        if !self.sender.make_room(&mut request, deadline) {
-            return Err(match self.sender.is_closed() {
-                true => self.closed(),
-                false => self.no_room(),
+        if !self.port.sender.make_room(&mut request, deadline) {
+            return Err(match self.port.sender.is_closed() {
+                true => self.port.closed(),
+                false => self.port.no_room(),
             });
         }
         let added = self
@@ -75,82 +37,25 @@ impl AmqpLinkHandle {
             .add(Box::new(request), deadline, || self.request_sending());
         match added {
             Added::Waits => Ok(()),
-            Added::TooLate => Err(self.no_room()),
-            Added::Closed => Err(self.closed()),
+            Added::TooLate => Err(self.port.no_room()),
+            Added::Closed => Err(self.port.closed()),
         }
     }
 
     /// Requests that the I/O thread send what is in the coalesce buffer. Fails only after the
     /// end of the connection, which drops what is in the buffer.
     fn request_sending(&self) {
-        let _ = self.command(Command::SendCoalesced { link: self.link });
-    }
-
-    fn no_room(&self) -> Error {
-        no_room(&self.peer)
-    }
-
-    pub(super) fn command(&self, command: Command) -> Result<()> {
-        self.sender
-            .commands
-            .send(command)
-            .map_err(|_| self.closed())
-    }
-
-    /// Sends a command and blocks until it is executed, at most until `deadline`.
-    fn execute(
-        &self,
-        what: &str,
-        deadline: Instant,
-        command: impl FnOnce(LinkId, Sender<()>) -> Command,
-    ) -> Result<()> {
-        self.check_thread()?;
-        let (done, is_done) = bounded(1);
-        self.command(command(self.link, done))?;
-        is_done
-            .recv_deadline(deadline)
-            .map_err(|error| self.no_answer(error.is_timeout(), what))
-    }
-
-    fn closed(&self) -> Error {
-        closed(&self.peer)
+        let _ = self
+            .port
+            .command(Command::SendCoalesced { link: self.link });
     }
 
     fn get_from(&self, queue: Option<&str>, deadline: Instant) -> GetResult {
-        self.query("return a message from a queue", deadline, |link, done| {
-            Command::Get {
-                link,
-                queue: queue.map(str::to_owned),
-                done,
-            }
-        })
-    }
-
-    /// Sends a command and blocks until its result arrives, at most until `deadline`.
-    fn query<T>(
-        &self,
-        what: &str,
-        deadline: Instant,
-        command: impl FnOnce(LinkId, Sender<Result<T>>) -> Command,
-    ) -> Result<T> {
-        self.check_thread()?;
-        let (done, result) = bounded(1);
-        self.command(command(self.link, done))?;
-        match result.recv_deadline(deadline) {
-            Ok(result) => result,
-            Err(error) => Err(self.no_answer(error.is_timeout(), what)),
-        }
-    }
-
-    pub(super) fn no_answer(&self, timed_out: bool, what: &str) -> Error {
-        if timed_out {
-            Error::timed_out(
-                Phase::Broker,
-                format!("{} did not {what} in time", self.peer),
-            )
-        } else {
-            self.closed()
-        }
+        let (link, queue) = (self.link, queue.map(str::to_owned));
+        self.port
+            .query("return a message from a queue", deadline, |done| {
+                Command::Get { link, queue, done }
+            })
     }
 }
 
@@ -161,19 +66,19 @@ impl LinkHandle for AmqpLinkHandle {
         confirm: Option<ConfirmSender>,
         deadline: Instant,
     ) -> Result<()> {
-        self.check_thread()?;
+        self.port.check_thread()?;
         publication.check(&self.limits)?;
         if publication.coalesce.is_some() && !is_large(publication.body.len()) {
             return self.publish_coalesced(publication, deadline);
         }
         let outgoing = Outgoing::new(self.link, publication, confirm);
-        if self.sender.send(outgoing, deadline) {
+        if self.port.sender.send(outgoing, deadline) {
             return Ok(());
         }
-        if self.sender.is_closed() {
-            return Err(self.closed());
+        if self.port.sender.is_closed() {
+            return Err(self.port.closed());
         }
-        Err(self.no_room())
+        Err(self.port.no_room())
     }
 
     fn get(&self, queue: &str, deadline: Instant) -> GetResult {
@@ -184,19 +89,9 @@ impl LinkHandle for AmqpLinkHandle {
         self.get_from(None, deadline)
     }
 
-    fn backlog(&self, queue: &str, deadline: Instant) -> Result<usize> {
-        self.query("count the messages in a queue", deadline, |link, done| {
-            Command::Backlog {
-                link,
-                queue: queue.to_owned(),
-                done,
-            }
-        })
-    }
-
     fn flush(&self, deadline: Instant) -> Result<()> {
         let (done, is_done) = bounded(1);
-        self.command(Command::Flush {
+        self.port.command(Command::Flush {
             link: self.link,
             done,
         })?;
@@ -210,49 +105,68 @@ impl LinkHandle for AmqpLinkHandle {
             format!(
                 "the connection to {} {fault} that the broker has the last replies and \
                  acknowledgements; requests without an acknowledgement are redelivered",
-                self.peer
+                self.port.peer
             ),
         ))
     }
 
     fn stop_consuming(&self, deadline: Instant) -> Result<()> {
-        self.execute("stop consuming", deadline, |link, done| {
-            let on = false;
-            Command::Consume { link, on, done }
-        })
+        let (link, on) = (self.link, false);
+        self.port
+            .execute("stop consuming", deadline, |done| Command::Consume {
+                link,
+                on,
+                done,
+            })
     }
 
     fn resume_consuming(&self, deadline: Instant) -> Result<()> {
-        self.execute("resume consuming", deadline, |link, done| {
-            let on = true;
-            Command::Consume { link, on, done }
-        })
+        let (link, on) = (self.link, true);
+        self.port
+            .execute("resume consuming", deadline, |done| Command::Consume {
+                link,
+                on,
+                done,
+            })
+    }
+
+    fn set_prefetch(&self, count: u16, deadline: Instant) -> Result<()> {
+        let (link, count) = (self.link, count.max(1));
+        self.port
+            .execute("change a prefetch", deadline, |done| Command::SetPrefetch {
+                link,
+                count,
+                done,
+            })
     }
 
     fn delete_own_queue(&self, deadline: Instant) -> Result<()> {
-        self.execute("delete a queue", deadline, |link, done| {
-            Command::DeleteOwnQueue { link, done }
-        })
+        let link = self.link;
+        self.port
+            .execute("delete a queue", deadline, |done| Command::DeleteOwnQueue {
+                link,
+                done,
+            })
     }
 
     fn refusal(&self) -> Option<String> {
-        match self.owner.is_another() {
+        match self.port.owner.is_another() {
             true => None,
             false => self.refusal.lock().clone(),
         }
     }
 
     fn close(&self) {
-        if self.owner.is_another() {
+        if self.port.owner.is_another() {
             return;
         }
-        let _ = self.command(Command::CloseLink { link: self.link });
+        let _ = self.port.command(Command::CloseLink { link: self.link });
     }
 }
 
 impl Settler for AmqpLinkHandle {
     fn settle(&self, session: u64, tag: u64, outcome: Disposition) {
-        let _ = self.command(Command::Settle {
+        let _ = self.port.command(Command::Settle {
             link: self.link,
             session,
             tag,

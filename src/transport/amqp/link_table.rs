@@ -96,10 +96,10 @@ impl LinkTable {
         self.links.insert(link, registered);
     }
 
-    pub(super) fn remove(&mut self, link: LinkId) {
-        if let Some(registered) = self.links.remove(&link) {
-            registered.coalesce_buffer.close();
-        }
+    pub(super) fn remove(&mut self, link: LinkId) -> Option<RegisteredLink> {
+        let removed = self.links.remove(&link)?;
+        removed.coalesce_buffer.close();
+        Some(removed)
     }
 
     /// Sets whether the link is paused, that is, does not consume. Applies after a reconnect
@@ -107,6 +107,13 @@ impl LinkTable {
     pub(super) fn pause(&mut self, link: LinkId, paused: bool) {
         if let Some(registered) = self.links.get_mut(&link) {
             registered.spec.paused = paused;
+        }
+    }
+
+    /// Sets the prefetch of a link. Applies after a reconnect too.
+    pub(super) fn set_prefetch(&mut self, link: LinkId, count: u16) {
+        if let Some(registered) = self.links.get_mut(&link) {
+            registered.spec.source.set_prefetch(count);
         }
     }
 
@@ -136,7 +143,7 @@ impl LinkTable {
                 let queue = queue.as_deref().unwrap_or("the link's own queue");
                 let _ = done.try_send(Err(is_down(&format!("get a message from {queue:?}"))));
             }
-            Command::Backlog { queue, done, .. } => {
+            Command::Depth { queue, done, .. } => {
                 let _ = done.try_send(Err(is_down(&format!("count the messages in {queue:?}"))));
             }
             // What was sent before is lost, or waits for the next connection: dropping `done`
@@ -146,9 +153,13 @@ impl LinkTable {
                 self.pause(link, !on);
                 let _ = done.try_send(());
             }
+            Command::SetPrefetch { link, count, done } => {
+                self.set_prefetch(link, count);
+                let _ = done.try_send(());
+            }
             // The broker deleted the exclusive queue with the connection.
             Command::DeleteOwnQueue { done, .. } => drop(done.try_send(())),
-            Command::CloseLink { link } => self.remove(link),
+            Command::CloseLink { link } => drop(self.remove(link)),
             Command::Close => return true,
         }
         false

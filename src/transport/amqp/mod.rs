@@ -8,6 +8,7 @@
 pub(crate) mod builder;
 mod coalesce_buffer;
 mod command;
+mod command_port;
 mod config;
 mod connect;
 mod convert;

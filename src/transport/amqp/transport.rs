@@ -5,52 +5,60 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 
 use super::coalesce_buffer::CoalesceBuffer;
-use super::command::{self, Command, CommandSender, Refusal, RegisteredLink};
+use super::command::{self, Command, Refusal, RegisteredLink};
+use super::command_port::CommandPort;
 use super::config::Config;
 use super::io_thread::IoHandle;
-use super::link_handle::{AmqpLinkHandle, closed, no_room};
+use super::link_handle::AmqpLinkHandle;
 use super::state_listener::Listener;
 use super::stream::FRAME_MAX;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, Phase, Result};
-use crate::transport::{Limits, LinkHandle, LinkSpec, Room, Settler, Sink, Transport};
+use crate::transport::{Limits, LinkHandle, LinkSpec, QueueDepth, Room, Settler, Sink, Transport};
 
 /// A connection to RabbitMQ, on which links are opened.
 pub(crate) struct AmqpTransport {
-    sender: CommandSender,
+    port: CommandPort,
     io: IoHandle,
     last_link: AtomicU64,
-    peer: Arc<str>,
     limits: Arc<Limits>,
     config: Config,
-    /// The process that made the connection. A forked child has none of the threads that
-    /// serve the connection, and the socket is the parent's.
-    owner: OwnerProcess,
 }
 
 impl AmqpTransport {
     /// Starts the I/O thread and blocks until it has connected or failed to.
     pub(super) fn connect(config: Config, listener: Option<Listener>) -> Result<Self> {
-        let peer = Arc::from(config.address());
+        let (starting, first) = Self::start(config, listener)?;
+        Ok(Self {
+            io: starting.io.wait_until_connected(&first)?,
+            ..starting
+        })
+    }
+
+    /// Starts the I/O thread, which connects. The receiver gets the outcome.
+    fn start(config: Config, listener: Option<Listener>) -> Result<(Self, Receiver<Result<()>>)> {
         let limits = Arc::new(Limits::new(
             config.max_body,
             config.max_dead_letter,
             FRAME_MAX as usize,
         ));
         let (sender, receiver) = command::channels(config.outgoing_bytes);
-        let io = IoHandle::start(config.clone(), receiver, Arc::clone(&limits), listener)?;
-        Ok(Self {
-            sender,
+        let (io, first) = IoHandle::start(config.clone(), receiver, Arc::clone(&limits), listener)?;
+        let starting = Self {
+            port: CommandPort {
+                sender,
+                peer: Arc::from(config.address()),
+                owner: OwnerProcess::current(),
+            },
             io,
             last_link: AtomicU64::new(0),
-            peer,
             limits,
             config,
-            owner: OwnerProcess::current(),
-        })
+        };
+        Ok((starting, first))
     }
 }
 
@@ -63,17 +71,15 @@ impl Transport for AmqpTransport {
     ) -> Result<Arc<dyn LinkHandle>> {
         let handle = Arc::new(AmqpLinkHandle {
             link: self.last_link.fetch_add(1, Ordering::Relaxed) + 1,
-            sender: self.sender.clone(),
-            peer: Arc::clone(&self.peer),
+            port: self.port.clone(),
             limits: Arc::clone(&self.limits),
             coalesce_buffer: Arc::new(CoalesceBuffer::new(self.config.max_body)),
             refusal: Refusal::default(),
-            owner: self.owner,
         });
-        handle.check_thread()?;
+        handle.port.check_thread()?;
         let (done, opened) = bounded(1);
         let settler = Arc::clone(&handle) as Arc<dyn Settler>;
-        handle.command(Command::Open {
+        handle.port.command(Command::Open {
             link: handle.link,
             registered: RegisteredLink {
                 spec,
@@ -89,7 +95,7 @@ impl Transport for AmqpTransport {
             Ok(Err(error)) => Err(error),
             Err(error) => {
                 handle.close();
-                Err(handle.no_answer(
+                Err(handle.port.no_answer(
                     error.is_timeout(),
                     "declare the queues and exchanges of the link",
                 ))
@@ -109,30 +115,47 @@ impl Transport for AmqpTransport {
         Ok(Some(Box::new(another)))
     }
 
+    fn administration(&self) -> Result<Option<Arc<dyn Transport>>> {
+        let (starting, _) = Self::start(self.config.administration(), None)?;
+        Ok(Some(Arc::new(starting)))
+    }
+
+    fn queue_depth(&self, queue: &str, deadline: Instant) -> Result<QueueDepth> {
+        let queue = queue.to_owned();
+        self.port
+            .query("count the messages in a queue", deadline, |done| {
+                Command::Depth {
+                    queue,
+                    deadline,
+                    done,
+                }
+            })
+    }
+
     fn can_reconnect(&self) -> bool {
         true
     }
 
     fn reserve(&self, bytes: usize, deadline: Option<Instant>) -> Result<Option<Arc<Room>>> {
-        match self.sender.reserve(bytes, deadline) {
+        match self.port.sender.reserve(bytes, deadline) {
             Some(room) => Ok(Some(room)),
-            None if self.sender.is_closed() => Err(closed(&self.peer)),
-            None => Err(no_room(&self.peer)),
+            None if self.port.sender.is_closed() => Err(self.port.closed()),
+            None => Err(self.port.no_room()),
         }
     }
 
     /// Closes the connection. Does nothing in a forked child, as the connection is the parent's.
     fn close(&self, deadline: Instant) -> Result<()> {
-        if self.owner.is_another() {
+        if self.port.owner.is_another() {
             return Ok(());
         }
-        let _ = self.sender.commands.send(Command::Close);
+        let _ = self.port.sender.commands.send(Command::Close);
         if self.io.join(deadline) {
             return Ok(());
         }
         Err(Error::timed_out(
             Phase::Shutdown,
-            format!("the connection to {} did not close in time", self.peer),
+            format!("the connection to {} did not close in time", self.port.peer),
         ))
     }
 
@@ -150,7 +173,7 @@ impl Transport for AmqpTransport {
     }
 
     fn address(&self) -> &str {
-        &self.peer
+        &self.port.peer
     }
 }
 

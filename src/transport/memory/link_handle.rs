@@ -76,11 +76,6 @@ impl LinkHandle for MemoryLinkHandle {
         got.ok_or_else(closed)?
     }
 
-    fn backlog(&self, queue: &str, _deadline: Instant) -> Result<usize> {
-        let backlog = self.shared.with(|state| state.backlog(queue));
-        backlog.ok_or_else(closed)?
-    }
-
     /// Returns at once, because every operation is complete when its call returns.
     fn flush(&self, _deadline: Instant) -> Result<()> {
         Ok(())
@@ -96,6 +91,12 @@ impl LinkHandle for MemoryLinkHandle {
             .shared
             .with(|state| state.start_consuming(self.link, Instant::now()));
         resumed.ok_or_else(closed)?
+    }
+
+    fn set_prefetch(&self, count: u16, _deadline: Instant) -> Result<()> {
+        self.shared
+            .with(|state| state.set_prefetch(self.link, count.max(1), Instant::now()));
+        Ok(())
     }
 
     fn delete_own_queue(&self, _deadline: Instant) -> Result<()> {

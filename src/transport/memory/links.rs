@@ -121,6 +121,18 @@ impl State {
         }
     }
 
+    /// Sets the prefetch of a link whose deliveries are settled.
+    pub(super) fn set_prefetch(&mut self, link: LinkId, count: u16, now: Instant) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        if let Some(prefetch) = &mut state.prefetch {
+            *prefetch = count.into();
+        }
+        let consuming = state.consuming;
+        self.dispatch_to(consuming, now);
+    }
+
     /// Deletes the exclusive queues of a link.
     pub(super) fn delete_own_queues(&mut self, link: LinkId) {
         let owned = self.queues.iter();

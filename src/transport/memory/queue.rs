@@ -61,6 +61,11 @@ impl MemoryQueue {
         self.ready.len()
     }
 
+    /// Returns the number of consumers.
+    pub(super) fn consumers(&self) -> usize {
+        self.consumers.len()
+    }
+
     /// Returns true if the queue is at one of its bounds.
     pub(super) fn is_full(&self) -> bool {
         self.ready.len() >= MAX_MESSAGES || self.bytes >= MAX_BYTES

@@ -11,7 +11,8 @@ use crate::base::log_relay;
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::DEAD_QUEUE;
 use crate::transport::{
-    ConfirmOutcome, ConfirmSender, Delivery, Disposition, Message, Publication, Returned, Sink,
+    ConfirmOutcome, ConfirmSender, Delivery, Disposition, Message, Publication, QueueDepth,
+    Returned, Sink,
 };
 
 /// Everything the broker holds, as one plain struct with no lock and no clock of its own, so that a
@@ -53,10 +54,6 @@ impl State {
             })?
             .route(key, &mut queues);
         Ok(queues)
-    }
-
-    pub(super) fn queue_len(&self, queue: QueueId) -> usize {
-        self.queues.get(&queue).map_or(0, MemoryQueue::len)
     }
 
     /// Returns true if a queue accepts no more messages. The dead-letter queue makes room instead,
@@ -194,12 +191,16 @@ impl State {
         }
     }
 
-    /// Returns the number of messages in a queue that no consumer has fetched.
-    pub(super) fn backlog(&self, queue: &str) -> Result<usize> {
-        let found = self.queue_names.get(queue);
-        found
-            .map(|&id| self.queue_len(id))
-            .ok_or_else(|| Error::new(ErrorKind::Broker, format!("there is no queue {queue:?}")))
+    /// Counts the messages in a queue that no consumer has fetched, and its consumers.
+    pub(super) fn queue_depth(&mut self, queue: &str, now: Instant) -> Result<QueueDepth> {
+        let found = self.queue_names.get(queue).copied();
+        let id = found.ok_or_else(|| QueueDepth::no_queue(queue))?;
+        self.expire(id, now);
+        let queue = self.queues.get(&id);
+        Ok(QueueDepth {
+            messages: queue.map_or(0, MemoryQueue::len),
+            consumers: queue.map_or(0, MemoryQueue::consumers),
+        })
     }
 
     /// Routes and publishes a message. If its exchange does not exist the message is lost, as in

@@ -12,7 +12,7 @@ use super::state::State;
 use super::timer::Timer;
 use crate::base::thread::OwnerProcess;
 use crate::error::Result;
-use crate::transport::{Limits, LinkHandle, LinkSpec, Room, Settler, Sink, Transport};
+use crate::transport::{Limits, LinkHandle, LinkSpec, QueueDepth, Room, Settler, Sink, Transport};
 
 /// The largest body, in bytes: the default over RabbitMQ too, so that moving there changes nothing.
 const MAX_BODY: usize = crate::transport::DEFAULT_MAX_BODY;
@@ -78,6 +78,18 @@ impl Transport for MemoryTransport {
     /// Returns none: closing a link requeues everything in one step here.
     fn second_connection(&self, _large: Option<usize>) -> Result<Option<Box<dyn Transport>>> {
         Ok(None)
+    }
+
+    /// Returns none: no query waits for a broker here.
+    fn administration(&self) -> Result<Option<Arc<dyn Transport>>> {
+        Ok(None)
+    }
+
+    fn queue_depth(&self, queue: &str, _deadline: Instant) -> Result<QueueDepth> {
+        let depth = self
+            .shared
+            .with(|state| state.queue_depth(queue, Instant::now()));
+        depth.ok_or_else(closed)?
     }
 
     fn can_reconnect(&self) -> bool {

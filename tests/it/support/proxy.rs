@@ -102,9 +102,14 @@ impl Proxy {
         self.cut_from(0);
     }
 
+    /// Closes every later connection at once.
+    pub fn refuse_later(&self) {
+        self.refuses.store(true, Ordering::SeqCst);
+    }
+
     /// Cuts all connections, and closes every later one at once.
     pub fn cut_for_good(&self) {
-        self.refuses.store(true, Ordering::SeqCst);
+        self.refuse_later();
         self.cut();
     }
 

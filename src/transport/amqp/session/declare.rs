@@ -108,7 +108,8 @@ pub(super) fn consume<'c>(
     }
 }
 
-fn consume_from<'c>(
+/// Starts a consumer of a queue.
+pub(super) fn consume_from<'c>(
     channel: &'c Channel,
     name: &str,
     prefetch: u16,

@@ -98,6 +98,7 @@ impl Session<'_> {
                     self.send_large()?;
                 }
                 LoopEvent::RetryRefused => self.retry_refused()?,
+                LoopEvent::Idle => return Err(SessionEnd::Closed),
                 LoopEvent::Sweep => {
                     self.next_sweep = Instant::now() + SWEEP_INTERVAL;
                     self.large.drop_expired();
@@ -148,6 +149,7 @@ impl Session<'_> {
 
     pub(super) fn command(&mut self, command: Command) -> Result<(), SessionEnd> {
         let _armed = self.arm();
+        self.last_command = Instant::now();
         match command {
             Command::Open { link, registered } => {
                 self.io.link_table.add(link, registered);
@@ -166,10 +168,16 @@ impl Session<'_> {
             }
             Command::SendCoalesced { link } => self.send_coalesced(link),
             Command::Get { link, queue, done } => self.get(link, queue.as_deref(), &done),
-            Command::Backlog { link, queue, done } => {
-                self.query(link, &queue, &done, |link_channel| {
-                    link_channel.backlog(&queue)
-                })
+            Command::Depth {
+                queue,
+                deadline,
+                done,
+            } => self.depth(&queue, deadline, &done),
+            Command::SetPrefetch { link, count, done } => {
+                self.io.link_table.set_prefetch(link, count);
+                self.set_prefetch(link)?;
+                let _ = done.try_send(());
+                Ok(())
             }
             Command::Flush { link, done } => {
                 self.large.flushes.push((link, done));

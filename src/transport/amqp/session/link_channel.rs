@@ -1,6 +1,6 @@
 //! The channel of a link in one session.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use amiquip::{Channel, Confirm, Consumer, ConsumerMessage, Delivery as AmqpDelivery, Return};
@@ -30,13 +30,15 @@ pub(super) struct LinkChannel<'c> {
     sink: Arc<dyn Sink>,
     settler: Arc<dyn Settler>,
     pub(super) acknowledges: bool,
-    prefetch: u16,
+    pub(super) prefetch: u16,
     expects_returns: bool,
     pub(super) requeues_at_once: bool,
     pub(super) confirm_state: Option<ConfirmState>,
     /// The unsettled deliveries by tag, without their messages: amiquip settles deliveries, not
     /// tags.
     pub(super) unsettled: HashMap<u64, AmqpDelivery>,
+    /// Deliveries that arrived beyond the prefetch, which the broker counts anew for each consumer.
+    pub(super) waiting: VecDeque<AmqpDelivery>,
     /// True if there are unsettled deliveries that are not in `unsettled`.
     pub(super) has_held: bool,
     /// The queue that excludes other connections.
@@ -83,6 +85,7 @@ impl<'c> LinkChannel<'c> {
             requeues_at_once: link.spec.requeues_at_once,
             confirm_state,
             unsettled: HashMap::new(),
+            waiting: VecDeque::new(),
             has_held: false,
             shared,
             exclusive_queue: link.spec.exclusive_queue,
@@ -128,6 +131,17 @@ impl<'c> LinkChannel<'c> {
     /// Returns true if the link only publishes, so that another channel would serve as well.
     pub(super) fn only_publishes(&self) -> bool {
         self.consumer.is_none() && self.unsettled.is_empty() && !self.has_held && !self.acknowledges
+    }
+
+    /// Returns true if the link only gets messages, so that no more than these ends with it.
+    pub(super) fn only_gets(&self) -> bool {
+        self.consumer.is_none() && self.confirm_state.is_none() && !self.acknowledges
+    }
+
+    /// Returns true if the connection must stay for the link's sake.
+    pub(super) fn is_in_use(&self) -> bool {
+        let has_deliveries = !self.unsettled.is_empty() || self.has_held;
+        has_deliveries || self.consumer.is_some() || self.exclusive_queue.is_some()
     }
 
     /// Settles the outcomes of the unconfirmed messages after the broker has closed the channel
@@ -190,21 +204,17 @@ impl<'c> LinkChannel<'c> {
             let Some(receiver) = self.deliveries() else {
                 return Ok(());
             };
-            let lost = match receiver.try_recv() {
-                Ok(ConsumerMessage::Delivery(delivery)) => {
-                    self.pass_on(delivery, session, fallbacks)?;
-                    continue;
+            let delivery = match receiver.try_recv() {
+                Ok(message) => convert::delivery_of(message)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => {
+                    return Err(ChannelFailure::Lost("a consumer has ended".to_owned()));
                 }
-                Ok(ConsumerMessage::ServerClosedChannel(error)) => return Err(error.into()),
-                Ok(ConsumerMessage::ServerClosedConnection(error)) => error.to_string(),
-                Ok(ConsumerMessage::ServerCancelled) => {
-                    "the broker cancelled a consumer; was its queue deleted?".to_owned()
-                }
-                Ok(_) => "a consumer has ended".to_owned(),
-                Err(error) if error.is_empty() => return Ok(()),
-                Err(_) => "a consumer has ended".to_owned(),
             };
-            return Err(ChannelFailure::Lost(lost));
+            match self.has_room() {
+                true => self.pass_on(delivery, session, fallbacks)?,
+                false => self.waiting.push_back(delivery),
+            }
         }
         Ok(())
     }
@@ -231,14 +241,6 @@ impl<'c> LinkChannel<'c> {
             Some(queue) => self.get(&queue, session),
             None => Ok(None),
         }
-    }
-
-    /// Returns the number of ready messages in a queue.
-    pub(super) fn backlog(&mut self, queue: &str) -> Result<usize, ChannelFailure> {
-        let queue = self.channel.queue_declare_passive(queue)?;
-        Ok(queue
-            .declared_message_count()
-            .map_or(0, |count| usize::try_from(count).unwrap_or(usize::MAX)))
     }
 
     /// Makes a round trip, after which the broker has all that was published and settled before.

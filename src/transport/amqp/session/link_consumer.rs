@@ -24,6 +24,9 @@ impl<'c> LinkChannel<'c> {
             self.channel
                 .queue_unbind(queue, exchange, key, no_arguments)?;
         }
+        for delivery in std::mem::take(&mut self.waiting) {
+            self.pass_on(delivery, session, fallbacks)?;
+        }
         consumer.cancel()?;
         // Up to the last message: amiquip sends it after it has answered the cancel,
         // and ends the whole connection if the receiver has been dropped by then.

@@ -1,17 +1,14 @@
-//! The operations on the links of a session: opening, closing, queries, repairs.
+//! The operations on the links of a session: opening, consuming, closing, repairs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::Sender;
 
 use super::idle_channel::IdleChannel;
 use super::link_channel::{LinkChannel, SessionShared};
 use super::state::lost;
 use super::{Session, SessionEnd};
 use crate::base::log_relay;
-use crate::error::{Error, ErrorKind};
-use crate::transport::amqp::command::{GetResult, LinkId};
+use crate::transport::amqp::command::LinkId;
 use crate::transport::amqp::convert::ChannelFailure;
 
 /// The delay before the next attempt to open a link that the broker has refused to
@@ -145,6 +142,20 @@ impl<'c> Session<'c> {
         }
     }
 
+    /// Changes the prefetch of an open link.
+    pub(super) fn set_prefetch(&mut self, link: LinkId) -> Result<(), SessionEnd> {
+        let registered = self.io.link_table.get_mut(link);
+        let (Some(registered), Some(link_channel)) =
+            (registered, self.link_channels.get_mut(&link))
+        else {
+            return Ok(());
+        };
+        let mut fallbacks = Vec::new();
+        let changed = link_channel.set_prefetch(&registered.spec, self.number, &mut fallbacks);
+        self.io.link_table.send_first(link, fallbacks);
+        changed.map_err(lost)
+    }
+
     /// Closes a link after sending the messages accepted before.
     pub(super) fn close_link(&mut self, link: LinkId) -> Result<(), SessionEnd> {
         self.io.link_table.remove(link);
@@ -161,75 +172,6 @@ impl<'c> Session<'c> {
             Some(Err(failure)) => return Err(lost(failure)),
         }
         Ok(())
-    }
-
-    /// Gets the first message of a queue, as a [`query`](Self::query).
-    pub(super) fn get(
-        &mut self,
-        link: LinkId,
-        queue: Option<&str>,
-        done: &Sender<GetResult>,
-    ) -> Result<(), SessionEnd> {
-        let number = self.number;
-        // A message for which the caller does not wait any more is requeued as it is dropped.
-        self.query(
-            link,
-            queue.unwrap_or("the link's own queue"),
-            done,
-            |link_channel| match queue {
-                Some(queue) => link_channel.get(queue, number),
-                None => link_channel.get_own(number),
-            },
-        )
-    }
-
-    /// Runs a query on a link's channel and sends its result to `done`. A refused query, such as
-    /// of a queue that does not exist, costs the channel; a link that loses nothing with it gets
-    /// another.
-    pub(super) fn query<T>(
-        &mut self,
-        link: LinkId,
-        queue: &str,
-        done: &Sender<Result<T, Error>>,
-        query: impl FnOnce(&mut LinkChannel<'c>) -> Result<T, ChannelFailure>,
-    ) -> Result<(), SessionEnd> {
-        let Some(link_channel) = self.link_channels.get_mut(&link) else {
-            let registered = self.io.link_table.get_mut(link);
-            let reason = registered.and_then(|it| it.refusal.lock().clone());
-            let _ = done.try_send(Err(Error::new(
-                ErrorKind::Broker,
-                format!(
-                    "the broker refuses to open this link: {}",
-                    reason.unwrap_or_default()
-                ),
-            )));
-            return Ok(());
-        };
-        match query(link_channel) {
-            Ok(result) => {
-                let _ = done.try_send(Ok(result));
-                Ok(())
-            }
-            Err(ChannelFailure::Refused(error)) => {
-                let cause = error.to_string();
-                let _ = done.try_send(Err(error));
-                if !link_channel.is_replaceable() {
-                    return Err(SessionEnd::Lost(cause));
-                }
-                let channel = link_channel.channel_id();
-                self.link_channels.remove(&link);
-                self.forget_channel(channel);
-                self.open_link(link)
-            }
-            Err(ChannelFailure::Lost(cause)) => {
-                let lost = Error::new(
-                    ErrorKind::ConnectionLost,
-                    format!("the connection was lost while {queue:?} was read: {cause}"),
-                );
-                let _ = done.try_send(Err(lost));
-                Err(SessionEnd::Lost(cause))
-            }
-        }
     }
 
     /// Replaces a failed channel of a link. If the broker has closed it, and the link only

@@ -20,6 +20,8 @@ pub(super) enum LoopEvent {
     /// amiquip has written frames, so there may be room for more.
     Room,
     RetryRefused,
+    /// The session has not been used for its idle timeout.
+    Idle,
     /// Messages have to wait, and it is time to drop the expired ones.
     Sweep,
 }
@@ -38,6 +40,10 @@ impl Session<'_> {
         }
         if is_due(sweep_at) {
             return LoopEvent::Sweep;
+        }
+        let idle_at = self.idle_at();
+        if is_due(idle_at) && self.io.receiver.commands.is_empty() {
+            return LoopEvent::Idle;
         }
         let mut select = Select::new();
         let mut wakes = Vec::with_capacity(4 + 3 * self.link_channels.len());
@@ -84,7 +90,7 @@ impl Session<'_> {
             let other = turn.then(|| select.try_ready().ok()).flatten();
             return other.map_or(LoopEvent::Outgoing, |index| wakes.swap_remove(index));
         }
-        let until = [retry_at, sweep_at].into_iter().flatten().min();
+        let until = [retry_at, sweep_at, idle_at].into_iter().flatten().min();
         let ready = match until {
             None => Some(select.ready()),
             Some(at) => select.ready_deadline(at).ok(),
@@ -92,6 +98,7 @@ impl Session<'_> {
         match ready {
             Some(index) => wakes.swap_remove(index),
             None if is_due(retry_at) => LoopEvent::RetryRefused,
+            None if is_due(idle_at) => LoopEvent::Idle,
             None => LoopEvent::Sweep,
         }
     }

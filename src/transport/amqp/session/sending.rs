@@ -29,10 +29,17 @@ impl Session<'_> {
             }
             outcome => outcome,
         };
-        match self.link_channels.get_mut(&link) {
-            Some(link_channel) => link_channel.settle(tag, outcome).map_err(lost),
-            None => Ok(()),
+        let Some(link_channel) = self.link_channels.get_mut(&link) else {
+            return Ok(());
+        };
+        link_channel.settle(tag, outcome).map_err(lost)?;
+        if link_channel.waiting.is_empty() {
+            return Ok(());
         }
+        let mut fallbacks = Vec::new();
+        let result = link_channel.pass_on_waiting(self.number, &mut fallbacks);
+        self.io.link_table.send_first(link, fallbacks);
+        result.map_err(lost)
     }
 
     /// Returns true if more may be handed to amiquip: the broker is not blocked, and amiquip

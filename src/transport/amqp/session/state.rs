@@ -41,6 +41,8 @@ pub(in crate::transport::amqp) struct Session<'c> {
     pub(super) deferred: VecDeque<Command>,
     /// The time at which the links that the broker refused to open are tried again.
     pub(super) retry_refused_at: Option<Instant>,
+    /// The time of the last command.
+    pub(super) last_command: Instant,
     /// The time from which expired messages are dropped again, if any have to wait.
     pub(super) next_sweep: Instant,
     /// Messages with large bodies.
@@ -62,6 +64,8 @@ pub(in crate::transport::amqp) struct SessionContext<'c> {
     pub(in crate::transport::amqp) transit: Arc<Transit>,
     pub(in crate::transport::amqp) limits: &'c Limits,
     pub(in crate::transport::amqp) operation_timeout: Duration,
+    /// The time after which the session ends if it is not used.
+    pub(in crate::transport::amqp) idle_timeout: Option<Duration>,
 }
 
 /// The interval at which expired messages are dropped while messages have to wait.
@@ -94,6 +98,7 @@ impl<'c> Session<'c> {
             blocked: false,
             deferred: VecDeque::new(),
             retry_refused_at: None,
+            last_command: Instant::now(),
             next_sweep: Instant::now() + SWEEP_INTERVAL,
             large: LargeMessages::default(),
             open_channels: 0,
@@ -101,6 +106,13 @@ impl<'c> Session<'c> {
             yield_turn: Cell::new(false),
             io,
         })
+    }
+
+    /// Returns the time at which the session ends, unless it is used before.
+    pub(super) fn idle_at(&self) -> Option<Instant> {
+        let timeout = self.io.idle_timeout?;
+        let in_use = self.link_channels.values().any(LinkChannel::is_in_use);
+        (!in_use).then(|| self.last_command + timeout)
     }
 
     /// Guards one operation on the connection: if it takes longer than the
