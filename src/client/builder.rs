@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::ServiceClient;
 use super::batch::BatchLimits;
 use super::core::ClientCore;
+use super::delayed::BoundServices;
 use super::discovery::Discovery;
 use super::extensions::Extensions;
 use super::router::Router;
@@ -216,6 +217,7 @@ impl ServiceClientBuilder {
             coalesce,
             extensions,
             callbacks: Arc::default(),
+            delayed: BoundServices::default(),
         })))
     }
 }

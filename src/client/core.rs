@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use super::answer::CallReply;
 use super::call_outcome::CallOutcome;
 use super::decode::CallTarget;
+use super::delayed::BoundServices;
 use super::discovery::{Discovery, InstanceFilter, Route};
 use super::extensions::Extensions;
 use super::options::RequestOptions;
@@ -32,6 +33,7 @@ pub(super) struct ClientCore {
     /// Policies, layers, fallbacks and caches, if there are any.
     pub(super) extensions: Option<Box<Extensions>>,
     pub(super) callbacks: Arc<LazyCallbackThread>,
+    pub(super) delayed: BoundServices,
 }
 
 const CLIENT_CLOSED: &str = "the client has been closed";

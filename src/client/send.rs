@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::call::{PreparedCall, RequestSpec};
 use super::decode::CallTarget;
+use super::delayed::check_delay;
 use super::options::RequestKind;
 use super::pending_confirm::{PendingConfirm, SendTarget};
 use super::{SendOptions, ServiceClient};
@@ -100,8 +101,8 @@ impl ServiceClient {
     /// be under way. Wait for the confirm through the [`PendingConfirm`].
     ///
     /// Blocks only while the outgoing queue is full, or 16,384 messages of this connection are
-    /// unconfirmed, at most the timeout, which runs from now. Commands of one
-    /// thread are sent in order.
+    /// unconfirmed, and before the first command with a [delay](SendOptions::after), at most the
+    /// timeout, which runs from now. Commands of one thread are sent in order.
     ///
     /// # Errors
     ///
@@ -149,9 +150,13 @@ impl ServiceClient {
         }
         target.check()?;
         let options = &options.request;
+        let after = check_delay(target, options.after)?;
         let limit = self.deadline_for(options);
         let spec = RequestSpec::only(target, options, RequestKind::Command, limit);
-        let request = self.request_with_room(spec, request)?;
+        let mut request = self.request_with_room(spec, request)?;
+        if let Some(after) = after {
+            self.delay(target, &mut request.publication, after, limit.deadline)?;
+        }
         let broker = &self.inner.broker;
         let bytes = request.publication.body.len();
         let confirmation = broker
