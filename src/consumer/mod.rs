@@ -49,7 +49,9 @@ pub use self::layer::{HandlerLayer, HandlerReply, NextHandler};
 pub(crate) use self::lifetime::Lifetime;
 pub(crate) use self::local_retry::LocalAttempts;
 pub use self::memory_reply_store::MemoryReplyStore;
-pub(crate) use self::options::{ConsumedQueue, Options, check_retry_delays, parking_delay};
+pub(crate) use self::options::{
+    ConsumedQueue, Options, check_number_of_delays, check_retry_delays, parking_delay,
+};
 pub(crate) use self::pool::Job;
 pub use self::reply_store::{ClaimOutcome, ReplyStore, StoreError};
 pub(crate) use self::republish_confirms::PendingRepublish;

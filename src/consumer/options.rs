@@ -37,7 +37,7 @@ pub(crate) struct Options {
 /// The largest number of retry delays in a list.
 const MAX_RETRIES: usize = 20;
 
-/// The largest number of different delays in all lists of a server. Each has a queue.
+/// The largest number of different delays in all lists of a server or subscriber. Each has a queue.
 const MAX_DELAYS: usize = 64;
 
 impl Default for Options {
@@ -134,17 +134,7 @@ impl Options {
         for delays in self.delay_lists() {
             check_retry_delays(owner, delays)?;
         }
-        let different: HashSet<&Duration> = self.delay_lists().flatten().collect();
-        if different.len() > MAX_DELAYS {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!(
-                    "{owner}: its retry delays are {} different ones; at most {MAX_DELAYS} are \
-                     allowed, as each has a queue",
-                    different.len()
-                ),
-            ));
-        }
+        check_number_of_delays(owner, self.delay_lists().flatten())?;
         if let Some(name) = self.propagate.iter().find(|name| is_reserved_header(name)) {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
@@ -174,6 +164,24 @@ pub(crate) fn check_retry_delays(owner: &str, delays: &[Duration]) -> Result<()>
     Err(Error::new(
         ErrorKind::InvalidConfig,
         format!("{owner}: at most {MAX_RETRIES} retry delays are allowed, of 1 ms to 49 days"),
+    ))
+}
+
+/// Checks that all retry delays of a server or a subscriber do not need too many queues.
+pub(crate) fn check_number_of_delays<'d>(
+    owner: &str,
+    delays: impl Iterator<Item = &'d Duration>,
+) -> Result<()> {
+    let different = delays.collect::<HashSet<_>>().len();
+    if different <= MAX_DELAYS {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidConfig,
+        format!(
+            "{owner}: its retry delays are {different} different ones; at most {MAX_DELAYS} are \
+             allowed, as each has a queue"
+        ),
     ))
 }
 

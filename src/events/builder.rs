@@ -14,7 +14,7 @@ use crate::base::name::{check_service, check_subscription};
 use crate::client::ServiceClient;
 use crate::consumer::{
     Context, HandlerError, HandlerLayer, HandlerReply, HandlerResult, LONGEST_HELD, NextHandler,
-    Options, ReplyStore, check_retry_delays,
+    Options, ReplyStore, check_number_of_delays, check_retry_delays,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology;
@@ -288,6 +288,12 @@ impl EventSubscriberBuilder {
             }
         }
         self.options.check(&self.service)?;
+        let own = self
+            .subscriptions
+            .iter()
+            .filter_map(|it| it.retry_delays.as_ref());
+        let all = own.chain([&self.options.retry_delays]).flatten();
+        check_number_of_delays(&self.service, all)?;
         let mut queues = HashSet::new();
         for subscription in &self.subscriptions {
             if let Some(delays) = &subscription.retry_delays {

@@ -100,9 +100,9 @@ fn delays_of_up_to_30_days_are_accepted(broker: &Broker) {
     assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
     assert!(error.is_safe_to_retry(), "{error}");
     let link = Link::open(broker, LinkSpec::new(Topology::new())).unwrap();
-    let mut waiting = |level: u32| {
+    let waiting = |level: u32| {
         let queue = format!("coney.delay.level.{level}");
-        std::iter::from_fn(|| link.get(&queue).unwrap())
+        std::iter::from_fn(|| link.get(&queue, PATIENCE).unwrap())
             .map(|it| it.ack())
             .count()
     };
@@ -322,11 +322,6 @@ fn what_comes_back_to_a_deleted_queue_is_a_dead_letter_and_holds_up_no_other() {
             .send_with(&gone, "work", &n, &after(2_000 * MS))
             .unwrap();
     }
-    let _failing = ServiceServer::builder(&broker, &gone)
-        .retry_delays([500 * MS])
-        .handler("work", |_: u64| Err::<(), _>("no luck"))
-        .start()
-        .unwrap();
     rabbit.ctl(&["delete_queue", &format!("service.{gone}.request")]);
     client.send(&works, "work", &1).unwrap();
     client
@@ -341,7 +336,6 @@ fn what_comes_back_to_a_deleted_queue_is_a_dead_letter_and_holds_up_no_other() {
     let letter = letters_of(&broker, &gone).remove(0);
     assert_eq!((letter.reason(), letter.attempts()), ("no_queue", 0));
     assert_eq!(letter.action(), Some("work"));
-    drop(_failing);
     let (_again, replayed) = working(&broker, &gone);
     let dead = DeadLetters::open(&broker).unwrap();
     assert_eq!(
