@@ -8,8 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// AMQP's limit on exchange, queue and routing key names, in bytes.
 const SHORT_STRING_MAX: usize = 255;
 
-/// The longest service name, in bytes: queue names contain it, and the longest of them is
-/// `service.….retry.MILLISECONDS`.
+/// The longest service name, in bytes: queue names contain it, and those of earlier versions,
+/// `service.….retry.MILLISECONDS`, were the longest.
 const SERVICE_MAX: usize = SHORT_STRING_MAX - "service..retry.4294967295".len();
 
 pub(crate) fn check_service(name: &str) -> Result<()> {

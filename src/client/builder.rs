@@ -8,6 +8,7 @@ use super::ServiceClient;
 use super::backlog_gate::BacklogGates;
 use super::batch::BatchLimits;
 use super::core::ClientCore;
+use super::delayed::BoundServices;
 use super::discovery::Discovery;
 use super::extensions::Extensions;
 use super::router::Router;
@@ -221,6 +222,7 @@ impl ServiceClientBuilder {
             backlogs: self.backlogs,
             extensions,
             callbacks: Arc::default(),
+            delayed: BoundServices::default(),
         })))
     }
 }

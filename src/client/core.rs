@@ -9,6 +9,7 @@ use super::answer::CallReply;
 use super::backlog_gate::BacklogGates;
 use super::call_outcome::CallOutcome;
 use super::decode::CallTarget;
+use super::delayed::BoundServices;
 use super::discovery::{Discovery, InstanceFilter, Route};
 use super::extensions::Extensions;
 use super::options::RequestOptions;
@@ -35,6 +36,7 @@ pub(super) struct ClientCore {
     /// Policies, layers, fallbacks and caches, if there are any.
     pub(super) extensions: Option<Box<Extensions>>,
     pub(super) callbacks: Arc<LazyCallbackThread>,
+    pub(super) delayed: BoundServices,
 }
 
 const CLIENT_CLOSED: &str = "the client has been closed";

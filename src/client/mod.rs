@@ -22,6 +22,7 @@ mod call_tables;
 mod coalesced;
 mod core;
 mod decode;
+mod delayed;
 mod discovery;
 mod extended_builder;
 mod extensions;

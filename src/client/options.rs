@@ -29,6 +29,8 @@ pub(crate) struct RequestOptions {
     pub(super) balance_key: Option<String>,
     pub(super) no_retry: bool,
     pub(super) cache: CacheUse,
+    /// The time for which a command waits in the broker.
+    pub(super) after: Option<Duration>,
     headers: Vec<(String, String)>,
 }
 
@@ -123,6 +125,7 @@ impl fmt::Debug for RequestOptions {
             .field("message_id", &self.message_id)
             .field("instance", &self.instance)
             .field("balance_key", &self.balance_key)
+            .field("after", &self.after)
             .field("headers", &names)
             .finish()
     }
@@ -306,6 +309,42 @@ impl SendOptions {
     /// command. At most 255 bytes. Defaults to a new id for each command.
     pub fn message_id(mut self, id: impl Into<String>) -> Self {
         self.request.message_id = Some(id.into());
+        self
+    }
+
+    /// Sets the time for which the command waits in the broker, from the confirm on, before the
+    /// service can handle it: at least `delay`, and up to 1 % or 100 ms longer. At most 30 days.
+    /// Defaults to no delay.
+    ///
+    /// The command is confirmed as any other, and survives restarts of the broker; neither this
+    /// program nor the service has to run meanwhile. It waits in queues that all services share,
+    /// `coney.delay.level.0` to `.24`: 100 ms, 200 ms, 400 ms and so on. A command whose service has
+    /// no queue any more when it is due goes to the [`DeadLetters`](crate::DeadLetters).
+    ///
+    /// The first command with a delay declares these queues, and the first one to a service binds
+    /// its queue to their exchange, which needs
+    /// more permissions than other commands, and takes up to a second.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # use coney::{Broker, ServiceServer};
+    /// use coney::{SendOptions, ServiceClient};
+    /// # let broker = Broker::memory();
+    /// # let (done, orders) = std::sync::mpsc::channel();
+    /// # let server = ServiceServer::builder(&broker, "order-service")
+    /// #     .handler("cancel_unpaid", move |n: u64| done.send(n)).start()?;
+    ///
+    /// let client = ServiceClient::new(&broker, "shop")?;
+    /// # let minute = 2;
+    /// # let in_half_an_hour = SendOptions::new().after(Duration::from_millis(30 * minute));
+    /// # client.send_with("order-service", "cancel_unpaid", &1, &in_half_an_hour)?;
+    /// # assert_eq!(orders.recv().unwrap(), 1);
+    /// let in_half_an_hour = SendOptions::new().after(Duration::from_secs(30 * 60));
+    /// client.send_with("order-service", "cancel_unpaid", &4711, &in_half_an_hour)?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.request.after = Some(delay);
         self
     }
 }

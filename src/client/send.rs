@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::call::{PreparedCall, RequestSpec};
 use super::core::ClientCore;
 use super::decode::CallTarget;
+use super::delayed::check_delay;
 use super::options::RequestKind;
 use super::pending_confirm::{PendingConfirm, SendTarget};
 use super::{SendOptions, ServiceClient};
@@ -102,8 +103,9 @@ impl ServiceClient {
     ///
     /// Blocks only while the outgoing queue is full, 16,384 messages of this connection are
     /// unconfirmed, or the service has too large a
-    /// [backlog](crate::client::ServiceClientBuilder::max_backlog), at most the timeout, which runs
-    /// from now. Commands of one thread are sent in order.
+    /// [backlog](crate::client::ServiceClientBuilder::max_backlog), and before the first command with
+    /// a [delay](SendOptions::after), at most the timeout, which runs from now. Commands of one
+    /// thread are sent in order.
     ///
     /// # Errors
     ///
@@ -152,6 +154,7 @@ impl ServiceClient {
         }
         target.check()?;
         let options = &options.request;
+        let after = check_delay(target, options.after)?;
         let limit = self.deadline_for(options);
         let ClientCore {
             backlogs, broker, ..
@@ -159,7 +162,10 @@ impl ServiceClient {
         let closed = || self.inner.router.closed_cause();
         backlogs.wait(target, broker, limit.deadline, closed)?;
         let spec = RequestSpec::only(target, options, RequestKind::Command, limit);
-        let request = self.request_with_room(spec, request)?;
+        let mut request = self.request_with_room(spec, request)?;
+        if let Some(after) = after {
+            self.delay(target, &mut request.publication, after, limit.deadline)?;
+        }
         let bytes = request.publication.body.len();
         let confirmation = broker
             .publish_confirmed(request.publication, limit.deadline)

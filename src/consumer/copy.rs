@@ -1,5 +1,7 @@
 //! The copies of messages that are republished.
 
+use std::borrow::Cow;
+
 use super::failure::describe;
 use super::republisher::{DELIVERY_COUNT, MAX_ERROR_BYTES, Republisher};
 use crate::transport::x_death::{ATTEMPTS, COPIES, GIVEN_UP, LEFT_OUT, REDELIVERIES};
@@ -11,7 +13,7 @@ impl Republisher {
     pub(super) fn copy(
         &self,
         delivery: &Delivery,
-        exchange: &'static str,
+        exchange: impl Into<Cow<'static, str>>,
         key: String,
     ) -> Publication {
         let message = delivery.message();
@@ -20,6 +22,7 @@ impl Republisher {
             expiration: None,
             ..message.properties.clone()
         };
+        properties.remove_delay();
         let are_sendable = properties.has_sendable_headers();
         let headers = &mut properties.headers;
         // A quorum queue counts its own deliveries only.

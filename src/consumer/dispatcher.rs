@@ -8,7 +8,6 @@ use super::batch_job::BatchJob;
 use super::executor::{HandlerOutcome, RequestExecutor, unknown_action};
 use super::failure::{MessageFailure, Reason};
 use super::local_retry::{LocalAttempts, LocalRetry};
-use super::options::POSTPONE_DELAY;
 use super::reply_target::ReplyTarget;
 use super::republisher::{DELIVERY_COUNT, Republisher};
 use super::request::{DeliveryInfo, Request};
@@ -68,6 +67,7 @@ impl Dispatcher {
         delivery: Tracked,
         attempt: LocalAttempts,
     ) -> AfterDelivery {
+        self.republisher.waiting.returned(delivery.message());
         if let Some(failure) = self.republisher.parked_failure(delivery.delivery()) {
             // The reply was sent when the message was parked.
             self.republisher
@@ -133,7 +133,10 @@ impl Dispatcher {
             }
             HandlerOutcome::Unavailable(refusal) => {
                 let retry = match refusal.retry_after {
-                    Some(after) => self.republisher.refused(delivery, attempt, after),
+                    Some(after) => {
+                        let action = &envelope.action;
+                        self.republisher.refused(delivery, attempt, action, after)
+                    }
                     None => self.republisher.park(delivery, attempt),
                 };
                 return retry.into();
@@ -143,7 +146,11 @@ impl Dispatcher {
                 self.reply(delivery, &target, body);
             }
             HandlerOutcome::Failed(error) => {
-                return self.republisher.failed(delivery, attempt, error).into();
+                let action = &envelope.action;
+                return self
+                    .republisher
+                    .failed(delivery, attempt, action, error)
+                    .into();
             }
         }
         AfterDelivery::Done
@@ -166,22 +173,18 @@ impl Dispatcher {
         self.settled.running()
     }
 
-    /// Returns the number of messages that wait for another attempt in the broker's retry queues.
-    /// Blocks at most until `deadline`.
+    /// Returns the number of messages that wait in the broker for another attempt, as far as this
+    /// process has put them off. Blocks at most until `deadline`.
     pub(crate) fn count_waiting(&self, deadline: Instant) -> Result<usize> {
-        let mut queues = self.republisher.retry_queues();
-        if !queues.is_empty() && self.executor.deduplication.is_some() {
-            queues.insert(self.republisher.queue.retry_queue(POSTPONE_DELAY));
-        }
-        let mut count = 0;
-        for queue in queues {
-            let depth = self
-                .republisher
-                .broker
-                .queue_depth_until(&queue, deadline)?;
-            count += depth.messages;
-        }
-        Ok(count)
+        let waiting = self.republisher.waiting.count();
+        let suspects = match self.republisher.suspect_queue() {
+            Some(queue) => {
+                let broker = &self.republisher.broker;
+                broker.queue_depth_until(&queue, deadline)?.messages
+            }
+            None => 0,
+        };
+        Ok(waiting + suspects)
     }
 
     /// Returns a message that may be processed; moves or dead-letters one that may be poison.

@@ -166,11 +166,11 @@ impl RequestExecutor {
                 HandlerOutcome::Done(target.is_reply_wanted().then_some(body))
             }
             // Nothing has been done: the claim is released.
-            Ok(Err(error)) if error.retry_after().is_some() => {
+            Ok(Err(error)) if error.is_busy() => {
                 self.log_error(request, &error);
                 HandlerOutcome::Unavailable(Unavailable {
                     fault: error.message().to_owned().into(),
-                    retry_after: error.retry_after(),
+                    retry_after: error.retry_delay(),
                 })
             }
             Ok(Err(error)) => {

@@ -91,8 +91,10 @@ pub struct HandlerError {
     /// True if the handler did not run, because the payload does not decode.
     undecodable: bool,
     nested: Option<ErrorKind>,
-    /// The delay that a busy handler names.
-    retry_after: Option<Duration>,
+    /// True if the handler refused the request and has done nothing.
+    is_busy: bool,
+    /// The delay before the next attempt, if the handler names it.
+    retry_delay: Option<Duration>,
 }
 
 impl HandlerError {
@@ -104,7 +106,8 @@ impl HandlerError {
             do_not_retry: false,
             undecodable: false,
             nested: None,
-            retry_after: None,
+            is_busy: false,
+            retry_delay: None,
         }
     }
 
@@ -120,7 +123,8 @@ impl HandlerError {
     /// `retry_after`, for a longer one each time it is put off again, and at most for the longest.
     /// A server that [deduplicates](crate::server::ServiceServerBuilder::deduplicate) takes the
     /// request as new when it comes again. The setters of the code and of
-    /// [finality](HandlerError::do_not_retry) leave a busy error unchanged.
+    /// [finality](HandlerError::do_not_retry) leave a busy error unchanged. To fail a command or an
+    /// event with a delay of its own, see [`retry_after`](HandlerError::retry_after).
     ///
     /// ```
     /// use std::time::Duration;
@@ -141,9 +145,37 @@ impl HandlerError {
     pub fn busy(message: impl Into<String>, retry_after: Duration) -> Self {
         Self {
             code: Some(error_code::BUSY.to_owned()),
-            retry_after: Some(retry_after),
+            is_busy: true,
+            retry_delay: Some(retry_after),
             ..Self::new(message)
         }
+    }
+
+    /// Sets the delay before the next attempt, in place of the one of the
+    /// [retry delays](crate::server::ServiceServerBuilder::retry_delays): the command or event has
+    /// failed, the attempt counts, and the next one begins after `delay`, or up to 1 % or 100 ms
+    /// later. At most 30 days, and 25 minutes for [ordered](crate::Subscription::ordered_by) and
+    /// [broadcast](crate::Subscription::broadcast) events; a longer delay counts as that. After the
+    /// last attempt the message is dead-lettered all the same. The caller of a call gets the error
+    /// without the delay. Of a [busy](HandlerError::busy) error this replaces the delay. Defaults to
+    /// the delay of the attempt's number.
+    ///
+    /// A message whose delay is not one of the server's retry delays waits in queues of the broker
+    /// that all services share, `coney.delay.level.N`. They are declared when they are first needed.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use coney::{HandlerError, HandlerResult};
+    ///
+    /// fn submit(_report: u64) -> HandlerResult {
+    ///     let closed_for = Duration::from_secs(2 * 60 * 60);
+    ///     Err(HandlerError::new("the office is closed").retry_after(closed_for))
+    /// }
+    /// assert_eq!(submit(1).unwrap_err().retry_delay(), Some(Duration::from_secs(7_200)));
+    /// ```
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_delay = Some(delay);
+        self
     }
 
     /// Marks the error as final: another attempt would fail too. A command that fails with it
@@ -162,7 +194,7 @@ impl HandlerError {
     /// # assert!(ship("XX").is_err());
     /// ```
     pub fn do_not_retry(mut self) -> Self {
-        self.do_not_retry = self.retry_after.is_none();
+        self.do_not_retry = !self.is_busy;
         self
     }
 
@@ -171,7 +203,7 @@ impl HandlerError {
     /// set themselves: with one of those the error has no code, since callers would take a
     /// handler that has begun for one that has not.
     pub fn with_code(mut self, code: impl Into<String>) -> Self {
-        if self.retry_after.is_none() {
+        if !self.is_busy {
             self.code = Some(code.into()).filter(|code| !error_code::is_reserved(code));
         }
         self
@@ -198,9 +230,15 @@ impl HandlerError {
         !self.do_not_retry
     }
 
-    /// Returns the delay of a [busy](HandlerError::busy) error; `None` for every other error.
-    pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+    /// Returns true if the error refuses the request for now: see [`busy`](HandlerError::busy).
+    pub fn is_busy(&self) -> bool {
+        self.is_busy
+    }
+
+    /// Returns the delay before the next attempt that the handler has set, by
+    /// [`busy`](HandlerError::busy) or [`retry_after`](HandlerError::retry_after).
+    pub fn retry_delay(&self) -> Option<Duration> {
+        self.retry_delay
     }
 
     /// Returns the kind of the nested call's error that this was converted from, if it was.
@@ -262,7 +300,8 @@ impl fmt::Debug for HandlerError {
             .field("message", &self.message)
             .field("code", &self.code)
             .field("nested", &self.nested)
-            .field("retry_after", &self.retry_after)
+            .field("is_busy", &self.is_busy)
+            .field("retry_delay", &self.retry_delay)
             .finish_non_exhaustive()
     }
 }
@@ -290,10 +329,23 @@ mod tests {
         let second = Duration::from_secs(1);
         let busy = HandlerError::busy("too much to do", second);
         let busy = busy.with_code("card_declined").do_not_retry();
-        assert_eq!(busy.retry_after(), Some(second));
+        assert_eq!(busy.retry_delay(), Some(second));
         assert_eq!(busy.code(), Some("busy"));
-        assert!(busy.is_retryable());
-        assert_eq!(HandlerError::new("other").retry_after(), None);
+        assert!(busy.is_retryable() && busy.is_busy());
+        assert_eq!(busy.retry_after(2 * second).retry_delay(), Some(2 * second));
+        assert_eq!(HandlerError::new("other").retry_delay(), None);
+    }
+
+    #[test]
+    fn an_error_with_a_delay_of_its_own_is_not_busy() {
+        let second = Duration::from_secs(1);
+        let error = HandlerError::new("closed")
+            .with_code("closed")
+            .retry_after(second);
+        assert_eq!(error.retry_delay(), Some(second));
+        assert_eq!(error.code(), Some("closed"));
+        assert!(!error.is_busy() && error.is_retryable());
+        assert!(!error.do_not_retry().is_retryable(), "final all the same");
     }
 
     #[test]

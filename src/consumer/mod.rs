@@ -19,6 +19,7 @@ mod leases;
 mod lifetime;
 mod local_retry;
 mod memory_reply_store;
+mod next_attempt;
 mod options;
 mod pool;
 mod pool_state;
@@ -33,6 +34,7 @@ mod schedule;
 mod schedule_tests;
 mod settled;
 mod tracked;
+mod waiting_copies;
 mod workers;
 
 pub(crate) use self::batch_job::BatchJob;
@@ -53,13 +55,16 @@ pub use self::layer::{HandlerLayer, HandlerReply, NextHandler};
 pub(crate) use self::lifetime::Lifetime;
 pub(crate) use self::local_retry::LocalAttempts;
 pub use self::memory_reply_store::MemoryReplyStore;
-pub(crate) use self::options::{ConsumedQueue, Options};
+pub(crate) use self::options::{
+    ConsumedQueue, Options, check_number_of_delays, check_retry_delays, parking_delay,
+};
 pub(crate) use self::pool::Turn;
 pub(crate) use self::pool_state::{Job, Next};
 pub use self::reply_store::{ClaimOutcome, ReplyStore, StoreError};
 pub(crate) use self::republish_confirms::PendingRepublish;
 pub(crate) use self::republisher::Republisher;
-pub(crate) use self::retries::Retries;
+pub(crate) use self::retries::{LONGEST_HELD, Retries};
 pub(crate) use self::settled::Settled;
 pub(crate) use self::tracked::Tracked;
+pub(crate) use self::waiting_copies::WaitingCopies;
 pub(crate) use self::workers::{WorkerSetup, Workers};

@@ -1,9 +1,10 @@
 //! The settings that servers and subscribers have in common, and the queue that they consume.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Deduplication, HandlerLayer, ReplyStore};
+use super::{Deduplication, HandlerLayer, ReplyStore, Retries};
 use crate::client::ServiceClient;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::is_reserved_header;
@@ -17,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) prefetch: u16,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) retry_delays: Vec<Duration>,
+    /// The retry delays of single actions.
+    pub(crate) action_delays: HashMap<String, Vec<Duration>>,
     pub(crate) redelivery_limit: u32,
     pub(crate) deduplication: Option<(Arc<dyn ReplyStore>, Duration)>,
     pub(crate) deduplication_lease: Duration,
@@ -31,8 +34,11 @@ pub(crate) struct Options {
     pub(crate) propagate: Vec<String>,
 }
 
-/// The largest number of retry delays. Each has a queue of its own.
+/// The largest number of retry delays in a list.
 const MAX_RETRIES: usize = 20;
+
+/// The largest number of different delays in all lists of a server or subscriber. Each has a queue.
+const MAX_DELAYS: usize = 64;
 
 impl Default for Options {
     fn default() -> Self {
@@ -41,6 +47,7 @@ impl Default for Options {
             prefetch: 10,
             shutdown_timeout: Duration::from_secs(10),
             retry_delays: [1, 5, 25, 125].map(Duration::from_secs).to_vec(),
+            action_delays: HashMap::new(),
             redelivery_limit: 5,
             deduplication: None,
             deduplication_lease: Duration::from_secs(60),
@@ -64,17 +71,35 @@ const PARKING_DELAY: Duration = Duration::from_secs(60);
 impl Options {
     /// Returns the delay for messages that cannot be processed or dead-lettered now: the longest
     /// retry delay.
-    pub(crate) fn parking_delay(&self) -> Duration {
-        let longest = self.retry_delays.iter().max();
-        longest.copied().unwrap_or(PARKING_DELAY)
+    fn parking_delay(&self) -> Duration {
+        parking_delay(&self.retry_delays)
     }
 
-    /// Returns the delays of all queues in which messages wait between attempts.
-    pub(crate) fn queue_delays(&self) -> Vec<Duration> {
-        let mut delays = self.retry_delays.clone();
-        delays.push(self.parking_delay());
+    /// Returns the delays of all queues in which messages wait between attempts; `own` are the
+    /// retry delays of a subscription that does not use those of all.
+    pub(crate) fn queue_delays(&self, own: Option<&[Duration]>) -> Vec<Duration> {
+        let mut delays: Vec<Duration> = match own {
+            Some(own) => own.to_vec(),
+            None => self.delay_lists().flatten().copied().collect(),
+        };
+        delays.push(parking_delay(own.unwrap_or(&self.retry_delays)));
         delays.extend(self.deduplication.is_some().then_some(POSTPONE_DELAY));
         delays
+    }
+
+    fn delay_lists(&self) -> impl Iterator<Item = &Vec<Duration>> {
+        self.action_delays.values().chain([&self.retry_delays])
+    }
+
+    /// Returns the retries of messages that wait in the broker, or, if they are `held`, in this
+    /// process.
+    pub(crate) fn retries(&self, are_held: bool) -> Retries {
+        Retries {
+            are_held,
+            delays: self.retry_delays.clone(),
+            of_actions: self.action_delays.clone(),
+            parking: self.parking_delay(),
+        }
     }
 
     /// Starts deduplicating the requests of `scope`, if a reply store is set.
@@ -106,15 +131,10 @@ impl Options {
                 format!("{owner}: workers and prefetch must be at least 1"),
             ));
         }
-        let is_delay = |delay: &Duration| (1..=u32::MAX.into()).contains(&delay.as_millis());
-        if self.retry_delays.len() > MAX_RETRIES || !self.retry_delays.iter().all(is_delay) {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!(
-                    "{owner}: at most {MAX_RETRIES} retry delays are allowed, of 1 ms to 49 days"
-                ),
-            ));
+        for delays in self.delay_lists() {
+            check_retry_delays(owner, delays)?;
         }
+        check_number_of_delays(owner, self.delay_lists().flatten())?;
         if let Some(name) = self.propagate.iter().find(|name| is_reserved_header(name)) {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
@@ -128,12 +148,49 @@ impl Options {
     }
 }
 
+/// Returns the delay for messages that cannot be processed or dead-lettered now: the longest of the
+/// retry delays.
+pub(crate) fn parking_delay(retry_delays: &[Duration]) -> Duration {
+    let longest = retry_delays.iter().max();
+    longest.copied().unwrap_or(PARKING_DELAY)
+}
+
+/// Checks a list of retry delays.
+pub(crate) fn check_retry_delays(owner: &str, delays: &[Duration]) -> Result<()> {
+    let is_delay = |delay: &Duration| (1..=u32::MAX.into()).contains(&delay.as_millis());
+    if delays.len() <= MAX_RETRIES && delays.iter().all(is_delay) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidConfig,
+        format!("{owner}: at most {MAX_RETRIES} retry delays are allowed, of 1 ms to 49 days"),
+    ))
+}
+
+/// Checks that all retry delays of a server or a subscriber do not need too many queues.
+pub(crate) fn check_number_of_delays<'d>(
+    owner: &str,
+    delays: impl Iterator<Item = &'d Duration>,
+) -> Result<()> {
+    let different = delays.collect::<HashSet<_>>().len();
+    if different <= MAX_DELAYS {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidConfig,
+        format!(
+            "{owner}: its retry delays are {different} different ones; at most {MAX_DELAYS} are \
+             allowed, as each has a queue"
+        ),
+    ))
+}
+
 /// A queue that is consumed with handlers, and the names derived from it.
 pub(crate) struct ConsumedQueue {
     /// The service that consumes the queue, for logs and errors.
     pub(crate) owner: String,
     pub(crate) queue: String,
-    /// The prefix of the names of its retry queues and its suspect queue.
+    /// The beginning of the name of its suspect queue.
     pub(crate) stem: String,
     /// True if no message may leave the queue and be republished to it: the events are in order, or
     /// the queue is deleted with this process.
@@ -141,11 +198,6 @@ pub(crate) struct ConsumedQueue {
 }
 
 impl ConsumedQueue {
-    /// Returns the name of the queue in which failed messages wait for `delay`.
-    pub(super) fn retry_queue(&self, delay: Duration) -> String {
-        topology::retry_queue(&self.stem, delay)
-    }
-
     /// Returns the name of the queue in which messages that may be poison are handled one at a
     /// time.
     pub(crate) fn suspect_queue(&self) -> String {

@@ -9,11 +9,12 @@ use parking_lot::Mutex;
 
 use super::settled::Settled;
 use super::tracked::Tracked;
+use super::waiting_copies::{WaitTicket, WaitingCopies};
 use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::base::thread::NamedThread;
 use crate::error::Result;
-use crate::topology::Topology;
+use crate::topology::{Topology, is_delay};
 use crate::transport::{
     Broker, ConfirmOutcome, ConfirmReceiver, LinkSpec, NoSink, Publication, SendState,
 };
@@ -25,29 +26,77 @@ pub(super) const REPUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// message: without a pause the message would be redelivered at once.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 
+/// The name of RabbitMQ's error for an exchange or a queue that does not exist.
+const NOT_FOUND: &str = "NOT_FOUND";
+
 /// The longest interval between two checks for handlers that run for long.
 const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A message whose copy has been published and is not confirmed yet.
-pub(crate) struct PendingRepublish {
+/// A message and the copy to publish of it.
+pub(super) struct Republish {
     pub(super) delivery: Tracked,
-    /// The routing key of the copy: the queue that it goes to, or, of a dead letter, the queue
-    /// in which it failed.
-    pub(super) to: String,
+    pub(super) copy: Publication,
+    /// The copy's place among those that wait, if it comes back after a delay.
+    pub(super) ticket: Option<WaitTicket>,
     /// The reply, to be sent when the original is acknowledged.
     pub(super) reply: Option<Publication>,
     /// The copy to be published if the broker does not confirm the first one.
     pub(super) second: Option<SecondCopy>,
-    pub(super) confirmation: Result<ConfirmReceiver>,
-    pub(super) deadline: Instant,
+}
+
+impl Republish {
+    /// Publishes the copy. Blocks as [`Broker::publish_confirmed`].
+    pub(super) fn publish(
+        self,
+        broker: &Broker,
+        waiting: &Arc<WaitingCopies>,
+        deadline: Instant,
+    ) -> PendingRepublish {
+        let mut copy = self.copy;
+        let to = match is_delay(&copy.exchange) {
+            true => copy.exchange.clone().into_owned(),
+            false => copy.routing_key.clone(),
+        };
+        copy.send_state = Some(SendState::of_copy(deadline).into());
+        PendingRepublish {
+            delivery: self.delivery,
+            to,
+            ticket: self.ticket,
+            waiting: Arc::clone(waiting),
+            reply: self.reply,
+            second: self.second,
+            confirmation: broker.publish_confirmed(copy, deadline),
+            deadline,
+        }
+    }
+}
+
+/// A message whose copy has been published and is not confirmed yet.
+pub(crate) struct PendingRepublish {
+    delivery: Tracked,
+    /// The queue that the copy goes to, or, of a dead letter, the queue in which it failed.
+    to: String,
+    ticket: Option<WaitTicket>,
+    waiting: Arc<WaitingCopies>,
+    reply: Option<Publication>,
+    second: Option<SecondCopy>,
+    confirmation: Result<ConfirmReceiver>,
+    deadline: Instant,
 }
 
 /// A copy for another queue, in case that the broker does not confirm the first one.
 pub(crate) enum SecondCopy {
     /// A dead letter, for the queue in which it waits until it can be dead-lettered.
-    Parked(Publication),
+    Parked(DelayedCopy),
     /// A message for another attempt, for the queue that stands in for its own.
-    Retry(Publication),
+    Retry(DelayedCopy),
+}
+
+/// A copy that comes back after a delay.
+pub(crate) struct DelayedCopy {
+    pub(super) publication: Publication,
+    /// The longest time for which it waits.
+    pub(super) delay: Duration,
 }
 
 /// The reason why messages cannot be dead-lettered now, if any; shown in the server's state.
@@ -155,6 +204,8 @@ impl RepublishSetup {
         let PendingRepublish {
             delivery,
             to,
+            ticket,
+            waiting,
             reply,
             second,
             confirmation,
@@ -169,11 +220,15 @@ impl RepublishSetup {
                         "{}: messages can be dead-lettered again", self.service
                     );
                 }
+                ticket.into_iter().for_each(WaitTicket::keep);
                 delivery.done(reply);
                 return None;
             }
-            // The delivery is void too: the broker redelivers the message.
-            Ok(Some(ConfirmOutcome::Lost(_))) => return None,
+            // The delivery is void too: the broker redelivers the message. It may have the copy.
+            Ok(Some(ConfirmOutcome::Lost(_))) => {
+                ticket.into_iter().for_each(WaitTicket::keep);
+                return None;
+            }
             Ok(Some(ConfirmOutcome::Dropped)) => {
                 "the broker was closed, or accepts nothing".to_owned()
             }
@@ -181,7 +236,12 @@ impl RepublishSetup {
                 self.declare();
                 format!("the queue did not exist ({reason})")
             }
-            Ok(Some(ConfirmOutcome::Refused(reason))) => reason,
+            Ok(Some(ConfirmOutcome::Refused(reason))) => {
+                if reason.contains(NOT_FOUND) {
+                    self.declare(); // an exchange was deleted
+                }
+                reason
+            }
             Ok(Some(ConfirmOutcome::TooLarge(_))) => {
                 "it is larger than the broker accepts".to_owned()
             }
@@ -198,16 +258,16 @@ impl RepublishSetup {
                         self.service
                     );
                 }
-                return Some(self.publish_second(delivery, copy, reply));
+                return Some(self.publish_second(delivery, copy, reply, &waiting));
             }
             Some(SecondCopy::Retry(copy)) => {
                 log::warn!(
                     target: "coney::worker",
                     "{}: a message cannot be republished to {to:?} and goes to {:?} instead: \
                      {fault}",
-                    self.service, copy.routing_key
+                    self.service, copy.publication.exchange
                 );
-                return Some(self.publish_second(delivery, copy, reply));
+                return Some(self.publish_second(delivery, copy, reply, &waiting));
             }
             None => {}
         }
@@ -228,19 +288,18 @@ impl RepublishSetup {
     fn publish_second(
         &self,
         delivery: Tracked,
-        mut copy: Publication,
+        copy: DelayedCopy,
         reply: Option<Publication>,
+        waiting: &Arc<WaitingCopies>,
     ) -> PendingRepublish {
-        let deadline = deadline::after(REPUBLISH_TIMEOUT);
-        copy.send_state = Some(SendState::of_copy(deadline).into());
-        PendingRepublish {
+        let republish = Republish {
             delivery,
-            to: copy.routing_key.clone(),
+            ticket: Some(waiting.add(&copy.publication, copy.delay)),
+            copy: copy.publication,
             reply,
             second: None,
-            confirmation: self.broker.publish_confirmed(copy, deadline),
-            deadline,
-        }
+        };
+        republish.publish(&self.broker, waiting, deadline::after(REPUBLISH_TIMEOUT))
     }
 
     /// Warns of handlers that have run for 80 % of the time after which the broker requeues an

@@ -2,7 +2,6 @@
 //! letters. The broker confirms each copy before the original is acknowledged, so a fault may
 //! duplicate a message, but never lose it.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,20 +9,21 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::failure::{MessageFailure, Reason, describe};
-use super::local_retry::LocalRetry;
-use super::options::POSTPONE_DELAY;
-use super::republish_confirms::{PendingRepublish, REPUBLISH_TIMEOUT, SecondCopy};
+use super::republish_confirms::{
+    DelayedCopy, PendingRepublish, REPUBLISH_TIMEOUT, Republish, SecondCopy,
+};
 use super::retries::Retries;
 use super::tracked::Tracked;
-use super::{ConsumedQueue, HandlerError, LocalAttempts};
+use super::waiting_copies::WaitingCopies;
+use super::{ConsumedQueue, LocalAttempts};
 use crate::base::deadline;
 use crate::base::text::prefix;
 use crate::message::Body;
-use crate::topology::DEAD_EXCHANGE;
+use crate::topology::{self, DEAD_EXCHANGE, RETURN_EXCHANGE};
 use crate::transport::x_death::{
-    ATTEMPTS, COPIES, Death, FIRST_ERROR, GIVEN_UP, LAST_ERROR, LEFT_OUT, REDELIVERIES,
+    ATTEMPTS, Death, FIRST_ERROR, GIVEN_UP, LAST_ERROR, LEFT_OUT, REDELIVERIES,
 };
-use crate::transport::{Broker, ConfirmOutcome, Delivery, Publication, SendState};
+use crate::transport::{Broker, ConfirmOutcome, Delivery, Publication};
 
 /// The header in which a quorum queue counts the deliveries of a message.
 pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
@@ -40,21 +40,15 @@ pub(crate) struct Republisher {
     pub(crate) broker: Broker,
     pub(crate) queue: ConsumedQueue,
     pub(crate) retries: Retries,
+    pub(crate) waiting: Arc<WaitingCopies>,
     pub(crate) republishes: Sender<PendingRepublish>,
 }
 
 impl Republisher {
-    /// Returns the queues in which messages wait for another attempt; none if they wait in this
-    /// process.
-    pub(super) fn retry_queues(&self) -> BTreeSet<String> {
-        match &self.retries {
-            Retries::Held { .. } => BTreeSet::new(),
-            Retries::Queued { delays, parking } => {
-                let delays = delays.iter().chain([parking]);
-                let queues = delays.map(|delay| self.queue.retry_queue(*delay));
-                queues.chain([self.queue.suspect_queue()]).collect()
-            }
-        }
+    /// Returns the queue whose messages the queue's depth does not count: that of suspects; none if
+    /// they stay in their queue.
+    pub(super) fn suspect_queue(&self) -> Option<String> {
+        (!self.retries.are_held()).then(|| self.queue.suspect_queue())
     }
 
     /// Returns true if the message was delivered before, by the broker's redelivered flag or by the
@@ -99,120 +93,6 @@ impl Republisher {
         self.republish_until(deadline.min(limit), delivery, copy, None, None);
     }
 
-    /// Schedules the next attempt of a one-way message whose handler has failed, or dead-letters
-    /// the message.
-    pub(super) fn failed(
-        &self,
-        delivery: Tracked,
-        attempt: LocalAttempts,
-        error: HandlerError,
-    ) -> Option<LocalRetry> {
-        let before = self.failed_attempts(delivery.delivery(), &attempt);
-        let delay = match self.retries.delays().get(before) {
-            Some(&delay) if error.is_retryable() => delay,
-            _ => {
-                let reason = match error.is_retryable() {
-                    true => Reason::RetriesExhausted,
-                    false if error.is_undecodable() => Reason::Undecodable,
-                    false => Reason::Rejected,
-                };
-                let failure = MessageFailure::new(reason, error.message());
-                self.dead_letter(delivery, &failure, &attempt, None);
-                return None;
-            }
-        };
-        log::info!(
-            target: "coney::worker",
-            "{}: attempt {} at {} failed, the next is in {delay:?}: {}",
-            self.queue.owner, before + 1, describe(delivery.message()),
-            clip(error.message(), MAX_ERROR_BYTES).escape_debug()
-        );
-        if self.retries.are_held() {
-            let error = clip(error.message(), MAX_ERROR_BYTES).to_owned();
-            let attempt = LocalAttempts {
-                failed: attempt.failed + 1,
-                refused: 0,
-                first_error: attempt.first_error.or(Some(error)),
-            };
-            return Some(LocalRetry {
-                delivery,
-                attempt,
-                delay: jittered(delay),
-            });
-        }
-        let mut copy = self.copy(delivery.delivery(), "", self.queue.retry_queue(delay));
-        copy.properties.expiration = Some(jittered(delay));
-        let headers = &mut copy.properties.headers;
-        Death::forget(headers);
-        headers.remove(REDELIVERIES); // the worker has survived the attempt
-        headers.insert(ATTEMPTS, i64::try_from(before + 1).unwrap_or(i64::MAX));
-        if headers.text(FIRST_ERROR).is_none() {
-            headers.insert(FIRST_ERROR, clip(error.message(), self.max_error_bytes()));
-        }
-        let second = self.stand_in_copy(&copy, delay);
-        self.republish(delivery, copy, None, second);
-        None
-    }
-
-    /// Schedules a message for later that another worker is handling now.
-    pub(super) fn postpone(&self, delivery: Tracked, attempt: LocalAttempts) -> Option<LocalRetry> {
-        self.put_off(delivery, attempt, POSTPONE_DELAY)
-    }
-
-    /// Schedules a message that cannot be processed now for after the longest of the delays.
-    /// Nothing ran, so no attempt is used up.
-    pub(super) fn park(&self, delivery: Tracked, attempt: LocalAttempts) -> Option<LocalRetry> {
-        self.put_off(delivery, attempt, self.retries.parking())
-    }
-
-    /// Schedules a message for later whose handler refused it as busy. Nothing was done, so no
-    /// attempt is used up. The delay grows with the number of times that the message was
-    /// republished, or refused in this process, so that a handler that stays busy is run rarely.
-    pub(super) fn refused(
-        &self,
-        delivery: Tracked,
-        mut attempt: LocalAttempts,
-        after: Duration,
-    ) -> Option<LocalRetry> {
-        let copies = delivery.message().properties.headers.int(COPIES);
-        let copies = copies.map_or(0, |copies| usize::try_from(copies).unwrap_or(0));
-        let delay = self
-            .retries
-            .refusal_delay(after, copies.saturating_add(attempt.refused));
-        attempt.refused += 1;
-        self.put_off(delivery, attempt, delay)
-    }
-
-    fn put_off(
-        &self,
-        delivery: Tracked,
-        attempt: LocalAttempts,
-        delay: Duration,
-    ) -> Option<LocalRetry> {
-        if self.retries.are_held() {
-            return Some(LocalRetry {
-                delivery,
-                attempt,
-                delay,
-            });
-        }
-        let mut copy = self.copy(delivery.delivery(), "", self.queue.retry_queue(delay));
-        Death::forget(&mut copy.properties.headers);
-        let second = self.stand_in_copy(&copy, delay);
-        self.republish(delivery, copy, None, second);
-        None
-    }
-
-    /// Returns the copy to publish if the retry queue with `delay` does not take the first one. It
-    /// waits there as long as it would have here, unless the other delay is shorter.
-    fn stand_in_copy(&self, copy: &Publication, delay: Duration) -> Option<SecondCopy> {
-        let other = self.retries.stand_in(delay)?;
-        let mut second = copy.clone();
-        second.routing_key = self.queue.retry_queue(other);
-        second.properties.expiration.get_or_insert(delay);
-        Some(SecondCopy::Retry(second))
-    }
-
     /// Publishes a message to the dead letters, and then sends the reply.
     pub(super) fn dead_letter(
         &self,
@@ -225,7 +105,7 @@ impl Republisher {
         let (mut copy, death) = self.dead_copy(&delivery, failure, attempt);
         let parked = self.parked_copy(&copy, failure, death.count);
         death.add(&mut copy.properties.headers);
-        self.republish(delivery, copy, reply, parked.map(SecondCopy::Parked));
+        self.republish(delivery, copy, reply, parked);
     }
 
     /// Publishes a message whose body is larger than `max_body` to the dead letters, and then sends
@@ -300,7 +180,11 @@ impl Republisher {
         let death = Death {
             queue,
             reason: failure.reason.as_str().to_owned(),
-            exchange: message.exchange.clone().into_owned(),
+            // After a delay it is in its queue as if it had been published there.
+            exchange: match &*message.exchange {
+                RETURN_EXCHANGE => String::new(),
+                exchange => exchange.to_owned(),
+            },
             routing_key: message.routing_key.clone(),
             count: attempts,
             time: deadline::unix_millis_after(Duration::ZERO) / 1_000,
@@ -316,17 +200,21 @@ impl Republisher {
         copy: &Publication,
         failure: &MessageFailure,
         attempts: i64,
-    ) -> Option<Publication> {
-        let Retries::Queued { parking, .. } = &self.retries else {
+    ) -> Option<SecondCopy> {
+        if self.retries.are_held() {
             return None;
-        };
+        }
+        let delay = self.retries.parking();
         let mut parked = copy.clone();
-        parked.exchange = "".into();
-        parked.routing_key = self.queue.retry_queue(*parking);
+        parked.exchange = topology::delay_exchange(delay).into();
+        parked.routing_key = self.queue.queue.clone();
         let headers = &mut parked.properties.headers;
         headers.insert(GIVEN_UP, failure.reason.as_str());
         headers.insert(ATTEMPTS, attempts);
-        Some(parked)
+        Some(SecondCopy::Parked(DelayedCopy {
+            publication: parked,
+            delay,
+        }))
     }
 
     /// Returns the failure of a message that was parked because it could not be dead-lettered.
@@ -354,35 +242,47 @@ impl Republisher {
         &self,
         deadline: Instant,
         delivery: Tracked,
-        mut copy: Publication,
+        copy: Publication,
         reply: Option<Publication>,
         second: Option<SecondCopy>,
     ) {
-        let to = copy.routing_key.clone();
-        copy.send_state = Some(SendState::of_copy(deadline).into());
-        let confirmation = self.broker.publish_confirmed(copy, deadline);
-        // Fails if the shutdown has timed out and the receiving thread has ended; the delivery is
-        // then requeued as it is dropped.
-        let _ = self.republishes.send(PendingRepublish {
+        let republish = Republish {
             delivery,
-            to,
+            copy,
+            ticket: None,
             reply,
             second,
-            confirmation,
-            deadline,
-        });
+        };
+        self.publish(republish, deadline);
+    }
+
+    /// Publishes a copy that comes back after a delay, as [`republish`](Self::republish).
+    pub(super) fn republish_delayed(
+        &self,
+        delivery: Tracked,
+        copy: DelayedCopy,
+        second: Option<DelayedCopy>,
+    ) {
+        let ticket = self.waiting.add(&copy.publication, copy.delay);
+        let republish = Republish {
+            delivery,
+            copy: copy.publication,
+            ticket: Some(ticket),
+            reply: None,
+            second: second.map(SecondCopy::Retry),
+        };
+        self.publish(republish, deadline::after(REPUBLISH_TIMEOUT));
+    }
+
+    fn publish(&self, republish: Republish, deadline: Instant) {
+        let pending = republish.publish(&self.broker, &self.waiting, deadline);
+        // Fails if the shutdown has timed out and the receiving thread has ended; the delivery is
+        // then requeued as it is dropped.
+        let _ = self.republishes.send(pending);
     }
 }
 
 /// Cuts an error to at most `max` bytes.
-fn clip(error: &str, max: usize) -> &str {
+pub(super) fn clip(error: &str, max: usize) -> &str {
     prefix(error, max)
-}
-
-/// Shortens a delay by up to a fifth at random, so that messages that failed at the same time are
-/// not retried at the same time.
-fn jittered(delay: Duration) -> Duration {
-    delay
-        .mul_f64(1.0 - 0.2 * fastrand::f64())
-        .max(Duration::from_millis(1))
 }

@@ -1,42 +1,62 @@
 //! The delays between the attempts at a message.
 
+use std::collections::HashMap;
 use std::time::Duration;
+
+/// The longest time for which a message may wait in this process: RabbitMQ gives up a consumer that
+/// has not acknowledged for 30 minutes.
+pub(crate) const LONGEST_HELD: Duration = Duration::from_secs(25 * 60);
 
 /// The delays before a failed message's second attempt, its third, and so on, and the place where
 /// it waits.
-pub(crate) enum Retries {
-    /// Messages wait in a queue of the broker for each delay, and block nothing.
-    Queued {
-        delays: Vec<Duration>,
-        /// The delay of messages that cannot be processed or dead-lettered now.
-        parking: Duration,
-    },
-    /// Messages wait in this process, unacknowledged: their order matters, or the queue is deleted
-    /// with this process.
-    Held {
-        delays: Vec<Duration>,
-        parking: Duration,
-    },
+pub(crate) struct Retries {
+    /// True if messages wait in this process, unacknowledged: their order matters, or the queue is
+    /// deleted with this process. Otherwise they wait in queues of the broker, and block nothing.
+    pub(crate) are_held: bool,
+    pub(crate) delays: Vec<Duration>,
+    /// The delays of the actions that have their own.
+    pub(crate) of_actions: HashMap<String, Vec<Duration>>,
+    /// The delay of messages that cannot be processed or dead-lettered now.
+    pub(crate) parking: Duration,
 }
 
 impl Retries {
-    /// Returns the delays before the second attempt, the third, and so on.
-    pub(super) fn delays(&self) -> &[Duration] {
-        let (Self::Queued { delays, .. } | Self::Held { delays, .. }) = self;
-        delays
+    /// Returns the delays of an action before the second attempt, the third, and so on.
+    fn delays(&self, action: &str) -> &[Duration] {
+        self.of_actions.get(action).unwrap_or(&self.delays)
+    }
+
+    /// Returns the delay after `failed` attempts before the one that has just failed; `None` if
+    /// that was the last one.
+    pub(super) fn next_delay(&self, action: &str, failed: usize) -> Option<Duration> {
+        self.delays(action).get(failed).copied()
     }
 
     /// Returns the delay of messages that cannot be processed or dead-lettered now.
     pub(super) fn parking(&self) -> Duration {
-        let (Self::Queued { parking, .. } | Self::Held { parking, .. }) = self;
-        *parking
+        self.parking
+    }
+
+    /// Returns true if there is a queue with this delay.
+    pub(super) fn has_queue(&self, delay: Duration) -> bool {
+        self.all().any(|other| other == delay)
+    }
+
+    fn all(&self) -> impl Iterator<Item = Duration> {
+        let lists = self.of_actions.values().chain([&self.delays]);
+        lists.flatten().copied().chain([self.parking])
+    }
+
+    /// Returns the part of a delay for which a message can wait in this process.
+    pub(super) fn held(&self, delay: Duration) -> Duration {
+        delay.min(LONGEST_HELD)
     }
 
     /// Returns the delay of the queue that stands in for the one with `delay`: the next longer delay,
     /// or the next shorter one of the longest. Returns `None` if there is no other queue.
     pub(super) fn stand_in(&self, delay: Duration) -> Option<Duration> {
-        let delays = self.delays().iter().copied().chain([self.parking()]);
-        let (longer, shorter): (Vec<_>, Vec<_>) = delays
+        let (longer, shorter): (Vec<_>, Vec<_>) = self
+            .all()
             .filter(|other| *other != delay)
             .partition(|other| *other > delay);
         longer.into_iter().min().or(shorter.into_iter().max())
@@ -44,14 +64,14 @@ impl Retries {
 
     /// Returns true if messages wait in this process.
     pub(super) fn are_held(&self) -> bool {
-        matches!(self, Self::Held { .. })
+        self.are_held
     }
 
     /// Returns the delay of a message that its handler refuses for the time `after`: the
-    /// shortest of the delays that is long enough, or the one with the index `step` in their
+    /// shortest of the action's delays that is long enough, or the one with the index `step` in their
     /// order if that is longer; at most the longest.
-    pub(super) fn refusal_delay(&self, after: Duration, step: usize) -> Duration {
-        let mut delays = self.delays().to_vec();
+    pub(super) fn refusal_delay(&self, action: &str, after: Duration, step: usize) -> Duration {
+        let mut delays = self.delays(action).to_vec();
         delays.sort_unstable();
         let long_enough = delays.partition_point(|delay| *delay < after);
         let delay = delays.get(long_enough.max(step)).copied();
@@ -67,8 +87,10 @@ mod tests {
     use super::*;
 
     fn seconds(delays: &[u64], parking: u64) -> Retries {
-        Retries::Queued {
+        Retries {
+            are_held: false,
             delays: delays.iter().copied().map(Duration::from_secs).collect(),
+            of_actions: HashMap::new(),
             parking: Duration::from_secs(parking),
         }
     }
@@ -77,7 +99,7 @@ mod tests {
     fn a_refused_message_waits_long_enough_and_longer_each_time() {
         let retries = seconds(&[25, 1, 5, 125], 125);
         let delay = |after, step| {
-            let delay = retries.refusal_delay(Duration::from_secs(after), step);
+            let delay = retries.refusal_delay("a", Duration::from_secs(after), step);
             delay.as_secs()
         };
         assert_eq!(
@@ -92,9 +114,27 @@ mod tests {
             "there is no queue with a longer delay"
         );
         assert_eq!(
-            seconds(&[], 60).refusal_delay(Duration::ZERO, 0).as_secs(),
+            seconds(&[], 60)
+                .refusal_delay("a", Duration::ZERO, 0)
+                .as_secs(),
             60
         );
+    }
+
+    #[test]
+    fn an_action_may_have_delays_of_its_own() {
+        let mut retries = seconds(&[1, 5], 5);
+        let hour = Duration::from_secs(3_600);
+        retries.of_actions.insert("mail".to_owned(), vec![hour]);
+        retries.of_actions.insert("once".to_owned(), vec![]);
+        assert_eq!(retries.next_delay("mail", 0), Some(hour));
+        assert_eq!(retries.next_delay("mail", 1), None);
+        assert_eq!(retries.next_delay("once", 0), None);
+        assert_eq!(retries.next_delay("other", 1), Some(Duration::from_secs(5)));
+        assert!(retries.has_queue(hour) && !retries.has_queue(2 * hour));
+        assert_eq!(retries.stand_in(Duration::from_secs(5)), Some(hour));
+        assert_eq!(retries.refusal_delay("mail", Duration::ZERO, 0), hour);
+        assert_eq!(retries.held(hour), LONGEST_HELD);
     }
 
     #[test]
@@ -114,7 +154,7 @@ mod tests {
         ) {
             let longest = delays.iter().copied().max().unwrap_or(60);
             let retries = seconds(&delays, longest);
-            let delay = |step| retries.refusal_delay(Duration::from_secs(after), step).as_secs();
+            let delay = |step| retries.refusal_delay("a", Duration::from_secs(after), step).as_secs();
             prop_assert!(delays.contains(&delay(step)) || delay(step) == longest);
             prop_assert!(delay(step) >= after.min(longest));
             prop_assert!(delay(step + 1) >= delay(step));

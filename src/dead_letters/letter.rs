@@ -42,12 +42,16 @@ impl DeadLetter {
             },
             Err(_) => Envelope::default(),
         };
+        let death = deaths.into_iter().next().unwrap_or_else(|| Death {
+            queue: message.routing_key.clone(),
+            count: 1,
+            ..Death::default()
+        });
         Self {
-            death: deaths.into_iter().next().unwrap_or_else(|| Death {
-                queue: message.routing_key.clone(),
-                count: 1,
-                ..Death::default()
-            }),
+            death: match topology::is_delay(&death.queue) {
+                true => returned_to_nothing(&message, death.time),
+                false => death,
+            },
             message,
             envelope,
         }
@@ -66,13 +70,13 @@ impl DeadLetter {
 
     /// Returns the reason for which it was dead-lettered: `rejected` (its handler ruled out another
     /// attempt), `retries_exhausted`, `undecodable`, `no_handler`, `delivery_limit` (workers died
-    /// while they handled it), or a reason of RabbitMQ's such as `expired`. Empty if the headers
+    /// while they handled it), `no_queue` (its queue was gone when it came back from a delay), or a reason of RabbitMQ's such as `expired`. Empty if the headers
     /// give no reason.
     pub fn reason(&self) -> &str {
         &self.death.reason
     }
 
-    /// Returns the number of attempts.
+    /// Returns the number of attempts; 0 if it has only waited for its first one.
     pub fn attempts(&self) -> u64 {
         u64::try_from(self.death.count).unwrap_or(0)
     }
@@ -133,6 +137,7 @@ impl DeadLetter {
     /// one that marks the replay.
     pub(super) fn properties_as_new(&self) -> Properties {
         let mut properties = self.message.properties.clone();
+        properties.remove_delay();
         let headers = &mut properties.headers;
         Death::forget(headers);
         for name in [ATTEMPTS, REDELIVERIES, FIRST_ERROR, LAST_ERROR] {
@@ -171,6 +176,19 @@ impl DeadLetter {
             Arc::make_mut(&mut self.message).oversized = Some(oversized);
         }
         self
+    }
+}
+
+/// Returns the death of a message that came back from a delay when its queue, the routing key, was
+/// gone: the broker's own record names the queue of the delay.
+fn returned_to_nothing(message: &Message, time: u64) -> Death {
+    Death {
+        queue: message.routing_key.clone(),
+        reason: "no_queue".to_owned(),
+        routing_key: message.routing_key.clone(),
+        count: message.properties.headers.int(ATTEMPTS).unwrap_or(0),
+        time,
+        ..Death::default()
     }
 }
 

@@ -13,15 +13,12 @@ use super::{EventSubscriber, Subscription};
 use crate::base::name::{check_service, check_subscription};
 use crate::client::ServiceClient;
 use crate::consumer::{
-    Context, HandlerError, HandlerLayer, HandlerReply, HandlerResult, NextHandler, Options,
-    ReplyStore,
+    Context, HandlerError, HandlerLayer, HandlerReply, HandlerResult, LONGEST_HELD, NextHandler,
+    Options, ReplyStore, check_number_of_delays, check_retry_delays,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology;
 use crate::transport::Broker;
-
-/// RabbitMQ gives up a consumer that has not acknowledged for 30 minutes.
-const LONGEST_HELD: Duration = Duration::from_secs(25 * 60);
 
 /// The options and subscriptions of an [`EventSubscriber`]. Made by
 /// [`EventSubscriber::builder`].
@@ -159,7 +156,8 @@ impl EventSubscriberBuilder {
     /// is, five attempts. An empty list means one attempt.
     ///
     /// Events of a group, or of a singleton, wait in queues of the broker,
-    /// `QUEUE.retry.MILLISECONDS`. Those that are [ordered](Subscription::ordered_by) or
+    /// `coney.delay.MILLISECONDS`, which all services share; up to a tenth of each delay is cut off
+    /// at random. Those that are [ordered](Subscription::ordered_by) or
     /// [broadcast](Subscription::broadcast) wait in this process, in their place, and no delay
     /// may be longer than 25 minutes then; their attempts are counted anew after another instance has taken over.
     pub fn retry_delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
@@ -180,8 +178,8 @@ impl EventSubscriberBuilder {
     }
 
     /// Skips an event that the subscription has handled in the last `ttl`. While the store does
-    /// not answer, no event is handled: events wait in the longest retry queue, ordered and
-    /// broadcast ones in this process, and no attempt is used up. Defaults to no deduplication.
+    /// not answer, no event is handled: events wait for the longest of the retry delays,
+    /// ordered and broadcast ones in this process, and no attempt is used up. Defaults to no deduplication.
     pub fn deduplicate(mut self, store: impl ReplyStore + 'static, ttl: Duration) -> Self {
         self.options.deduplication = Some((Arc::new(store), ttl));
         self
@@ -279,21 +277,28 @@ impl EventSubscriberBuilder {
                 "a service that subscribes has no dot in its name, as its queues' names do",
             );
         }
-        let is_held = |it: &Untyped| it.key.is_some() || it.scope == DeliveryScope::Broadcast;
-        let too_long = self
-            .options
-            .retry_delays
-            .iter()
-            .any(|delay| *delay > LONGEST_HELD);
-        if too_long && self.subscriptions.iter().any(is_held) {
-            return invalid(
-                "ordered and broadcast events wait unacknowledged: no delay of retry_delays may \
-                 be longer than 25 minutes",
-            );
+        for subscription in self.subscriptions.iter().filter(|it| it.is_held()) {
+            let delays = subscription.retry_delays.as_ref();
+            let mut delays = delays.unwrap_or(&self.options.retry_delays).iter();
+            if delays.any(|delay| *delay > LONGEST_HELD) {
+                return invalid(
+                    "ordered and broadcast events wait unacknowledged: no delay of retry_delays \
+                     may be longer than 25 minutes",
+                );
+            }
         }
         self.options.check(&self.service)?;
+        let own = self
+            .subscriptions
+            .iter()
+            .filter_map(|it| it.retry_delays.as_ref());
+        let all = own.chain([&self.options.retry_delays]).flatten();
+        check_number_of_delays(&self.service, all)?;
         let mut queues = HashSet::new();
         for subscription in &self.subscriptions {
+            if let Some(delays) = &subscription.retry_delays {
+                check_retry_delays(&self.service, delays)?;
+            }
             check_subscription("pattern", &subscription.pattern)?;
             let queue = self.queue(subscription);
             check_subscription("name of a subscription's queue", &queue)?;

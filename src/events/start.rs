@@ -12,7 +12,7 @@ use super::subscription::{DeliveryScope, Untyped};
 use super::{EventSubscriber, EventSubscriberBuilder};
 use crate::consumer::{
     self, ClockOffsets, ConsumedQueue, Dispatcher, Handlers, Limit, NestedClient, Republisher,
-    RequestExecutor, Retries, Settled, Turn, Workers, layered,
+    RequestExecutor, Settled, Turn, WaitingCopies, Workers, layered, parking_delay,
 };
 use crate::error::Result;
 use crate::topology::{self, EVENT_EXCHANGE, Topology};
@@ -135,7 +135,9 @@ impl EventSubscriberBuilder {
 
     fn topology(&self, subscription: &Untyped, queue: &str) -> Topology {
         let pattern = &subscription.pattern;
-        let delays = self.options.queue_delays();
+        let delays = self
+            .options
+            .queue_delays(subscription.retry_delays.as_deref());
         match (subscription.scope, &subscription.key) {
             (DeliveryScope::Broadcast, _) => {
                 topology::for_events().and(topology::for_dead_letters())
@@ -178,13 +180,12 @@ impl EventSubscriberBuilder {
         workers: &Arc<Workers<EventJob>>,
     ) -> Result<Arc<ActiveSubscription>> {
         let options = &self.options;
-        let delays = options.retry_delays.clone();
-        let parking = options.parking_delay();
         let is_broadcast = subscription.scope == DeliveryScope::Broadcast;
-        let retries = match is_broadcast || subscription.key.is_some() {
-            true => Retries::Held { delays, parking },
-            false => Retries::Queued { delays, parking },
-        };
+        let mut retries = options.retries(subscription.is_held());
+        if let Some(delays) = subscription.retry_delays {
+            retries.parking = parking_delay(&delays);
+            retries.delays = delays;
+        }
         let limit = options.redelivery_limit;
         let executor = RequestExecutor {
             owner: self.service.clone(),
@@ -192,7 +193,7 @@ impl EventSubscriberBuilder {
             handlers: Handlers::One(layered(subscription.handler, &options.layers)),
             deduplication: options.start_deduplication(queue)?,
             clocks: ClockOffsets::default(),
-            busy_retry_after: parking,
+            busy_retry_after: retries.parking,
             nested: Arc::clone(nested),
         };
         let dispatcher = Dispatcher {
@@ -206,6 +207,7 @@ impl EventSubscriberBuilder {
                     is_ordered: subscription.key.is_some() || is_broadcast,
                 },
                 retries,
+                waiting: Arc::new(WaitingCopies::new()),
                 republishes: workers.republishes().clone(),
             },
             settled,

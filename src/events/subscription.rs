@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -51,6 +52,8 @@ pub(super) struct Untyped {
     pub(super) handler: Handler,
     pub(super) scope: DeliveryScope,
     pub(super) key: Option<KeyOf>,
+    /// The retry delays, if they are not those of the subscriber.
+    pub(super) retry_delays: Option<Vec<Duration>>,
 }
 
 /// The receivers of an event.
@@ -177,6 +180,7 @@ impl<T> Subscription<T> {
                 handler,
                 scope: DeliveryScope::Group,
                 key: None,
+                retry_delays: None,
             },
             event: PhantomData,
         }
@@ -204,7 +208,35 @@ impl<T> Subscription<T> {
     }
 }
 
+impl<T> Subscription<T> {
+    /// Sets the delays between the attempts at an event of this subscription, as
+    /// [`EventSubscriberBuilder::retry_delays`](crate::events::EventSubscriberBuilder::retry_delays)
+    /// does for all subscriptions. Defaults to those.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use coney::{Broker, EventSubscriber, Subscription};
+    ///
+    /// let subscriber = EventSubscriber::builder(&Broker::memory(), "billing")
+    ///     .subscribe(
+    ///         Subscription::to("order.paid", |order: u64| Err::<(), _>(format!("no bill for {order}")))
+    ///             .retry_delays([60, 600, 3_600].map(Duration::from_secs)),
+    ///     )
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn retry_delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
+        self.untyped.retry_delays = Some(delays.into_iter().collect());
+        self
+    }
+}
+
 impl Untyped {
+    /// Returns true if failed events wait in this process.
+    pub(super) fn is_held(&self) -> bool {
+        self.key.is_some() || self.scope == DeliveryScope::Broadcast
+    }
+
     /// Returns the name in the queue's name.
     pub(super) fn label(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.pattern)

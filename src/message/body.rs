@@ -76,6 +76,11 @@ impl Body {
         self.bytes.is_empty()
     }
 
+    /// Returns the bytes as they are: without the name of a reply queue.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Returns true if the sender waits for a reply on its link's reply queue.
     pub(crate) fn wants_reply_queue(&self) -> bool {
         self.placeholder.is_some()

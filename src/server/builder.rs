@@ -91,42 +91,6 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// Sets the delays before the second attempt at a failed command, the third, and so on;
-    /// after the last attempt the command is dead-lettered.
-    /// Defaults to 1 s, 5 s, 25 s and 125 s, that is, five attempts. An empty list means one
-    /// attempt.
-    ///
-    /// A command is a request without `reply_to`. It waits in a queue of the
-    /// broker, `service.NAME.retry.MILLISECONDS`, and not in a worker; these are
-    /// quorum queues with message TTL, which RabbitMQ has from 3.10 on. Calls
-    /// are not retried: their callers get the error.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use coney::{Broker, ServiceServer};
-    /// let server = ServiceServer::builder(&Broker::memory(), "mailer")
-    ///     .handler("mail", |_: String| Err::<(), _>("no network"))
-    ///     .retry_delays([Duration::from_secs(10), Duration::from_secs(600)])
-    ///     .start()?;
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn retry_delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
-        self.options.retry_delays = delays.into_iter().collect();
-        self
-    }
-
-    /// Sets the number of redeliveries of a request whose worker process died. One more, and
-    /// the request is dead-lettered, and its caller gets the code `poison`. Defaults to 5.
-    ///
-    /// Only requests that had begun count. A redelivered request is moved to the queue
-    /// `service.NAME.suspect`, from which each process handles one at a time. A request that
-    /// this process has finished, and could not settle because its connection was lost, is
-    /// settled when it is redelivered and not run again.
-    pub fn redelivery_limit(mut self, redeliveries: u32) -> Self {
-        self.options.redelivery_limit = redeliveries;
-        self
-    }
-
     /// Runs a request once: if it was handled in the last `ttl`, it gets the reply of the first
     /// time, and a repeated command is acknowledged. Requests are the same if their message id,
     /// action and source service are. Repeated requests are redelivered ones, those that a
@@ -135,8 +99,8 @@ impl ServiceServerBuilder {
     /// may be repeated; only [final](crate::HandlerError::do_not_retry) errors are remembered.
     ///
     /// While the store does not answer, no request is run: calls are answered with
-    /// [`ErrorKind::Busy`](crate::ErrorKind::Busy), commands wait in the longest retry queue, and no attempt is used
-    /// up; after [a while](ServiceServerBuilder::reply_store_outage_limit) the server
+    /// [`ErrorKind::Busy`](crate::ErrorKind::Busy), commands wait for the
+    /// longest of the retry delays, and no attempt is used up; after [a while](ServiceServerBuilder::reply_store_outage_limit) the server
     /// stops consuming until the store answers again. Defaults to no deduplication.
     pub fn deduplicate(mut self, store: impl ReplyStore + 'static, ttl: Duration) -> Self {
         self.options.deduplication = Some((Arc::new(store), ttl));

@@ -13,8 +13,8 @@ use super::{ServiceServer, ServiceServerBuilder};
 use crate::base::name::check_service;
 use crate::consumer::{
     AfterDelivery, ClockOffsets, ConsumedQueue, Deduplication, Dispatcher, Handlers, NestedClient,
-    Next, PendingRepublish, Republisher, RequestExecutor, Retries, Settled, WorkerSetup, Workers,
-    layered,
+    Next, PendingRepublish, Republisher, RequestExecutor, Settled, WaitingCopies, WorkerSetup,
+    Workers, layered,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
@@ -54,12 +54,13 @@ impl ServiceServerBuilder {
                 "{} has no handlers: every request gets an error reply", self.service
             );
         }
+        self.check_actions()?;
         let mut actions: Vec<String> = self.handlers.keys().cloned().collect();
         actions.sort_unstable();
         let deduplication = self.options.start_deduplication(&self.service)?;
         let health = self.start_health(deduplication.clone())?;
         let verdict = health.as_ref().and_then(Health::first_verdict);
-        let delays = self.options.queue_delays();
+        let delays = self.options.queue_delays(None);
         let topology = topology::for_service(&self.service, &delays, self.quorum);
         let (service, broker, count) = (
             self.service.clone(),
@@ -86,7 +87,7 @@ impl ServiceServerBuilder {
             move |job, turn| match job {
                 ServerJob::Message(delivery) => match dispatcher.process(delivery) {
                     AfterDelivery::Batch(batch) => Next::Shared(ServerJob::Batch(batch)),
-                    // Failed messages wait in the broker's retry queues, never in this process.
+                    // Failed messages wait in queues of the broker, never in this process.
                     AfterDelivery::Done | AfterDelivery::LocalRetry(_) => Next::Done,
                 },
                 ServerJob::Batch(batch) => {
@@ -178,7 +179,6 @@ impl ServiceServerBuilder {
         settled: Arc<Settled>,
         deduplication: Option<Arc<Deduplication>>,
     ) -> Dispatcher {
-        let parking = self.options.parking_delay();
         let options = &mut self.options;
         let registered = self.registry.is_some();
         let handlers = std::mem::take(&mut self.handlers).into_iter();
@@ -208,10 +208,8 @@ impl ServiceServerBuilder {
                     stem: topology::service_stem(&self.service),
                     is_ordered: false,
                 },
-                retries: Retries::Queued {
-                    delays: std::mem::take(&mut options.retry_delays),
-                    parking,
-                },
+                retries: options.retries(false),
+                waiting: Arc::new(WaitingCopies::new()),
                 republishes,
             },
             settled,

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use super::dead::{DEAD_QUEUE, NO_DELIVERY_LIMIT, for_dead_letters};
+use super::delays;
 use super::direct::{self, DIRECT_REPLY_TO};
 use super::{ExchangeKind, QueueOptions, Topology};
 
@@ -51,12 +53,6 @@ pub(crate) fn for_suspects(stem: &str, single_active: bool) -> Topology {
     Topology::new().queue_with(suspect_queue(stem), counting)
 }
 
-/// Returns the name of the queue in which messages wait `delay` for their next attempt. The delay
-/// is in the name because a queue's arguments cannot be changed.
-pub(crate) fn retry_queue(stem: &str, delay: Duration) -> String {
-    format!("{stem}.retry.{}", delay.as_millis())
-}
-
 /// The exchange for all events; the routing key is the event's name.
 pub(crate) const EVENT_EXCHANGE: &str = "event.exchange";
 
@@ -72,9 +68,6 @@ pub(crate) fn singleton_queue(subscription: &str) -> String {
     format!("singleton.{subscription}")
 }
 
-/// The exchange for all dead letters; the routing key is the queue in which the message died.
-pub(crate) const DEAD_EXCHANGE: &str = "dead.exchange";
-
 /// Returns true if a queue belongs to a service: one for its requests, or for a subscription.
 pub(crate) fn is_queue_of(queue: &str, service: &str) -> bool {
     let after = |stem: &str| queue.strip_prefix(stem)?.strip_prefix(service);
@@ -82,9 +75,6 @@ pub(crate) fn is_queue_of(queue: &str, service: &str) -> bool {
         || after("service.").is_some_and(|rest| rest.starts_with(".instance."))
         || after("event.").is_some_and(|rest| rest.starts_with('.'))
 }
-
-/// The queue for all dead letters.
-pub(crate) const DEAD_QUEUE: &str = "dead.letter";
 
 /// Returns true if a reply may be sent to a queue: one named by the broker, or one that stands for
 /// a client's channel. A reply to any other queue is written with the server's permissions to
@@ -100,10 +90,11 @@ pub(crate) fn may_take_replies(queue: &str, any: bool) -> bool {
     let ours = queue.starts_with("service.")
         && (queue.ends_with(".request")
             || queue.ends_with(".suspect")
-            || queue.contains(".retry.")
+            || queue.contains(".retry.") // of an earlier version, until they are empty
             || queue.contains(".instance."))
         || queue.starts_with("event.")
-        || queue.starts_with("singleton.");
+        || queue.starts_with("singleton.")
+        || delays::is_delay(queue);
     any && !ours && queue != DEAD_QUEUE
 }
 
@@ -123,7 +114,7 @@ pub(crate) fn for_events() -> Topology {
 }
 
 /// Returns the topology of a subscription with a durable queue: that queue, bound with its
-/// pattern, one for each delay between attempts, and the dead-letter queue.
+/// pattern, the queues of the delays between attempts, and the dead-letter queue.
 pub(crate) fn for_subscription(
     queue: &str,
     options: QueueOptions,
@@ -134,7 +125,7 @@ pub(crate) fn for_subscription(
         .and(for_dead_letters())
         .queue_with(queue, options)
         .bind(queue, EVENT_EXCHANGE, pattern)
-        .and(for_retries(queue, queue, retry_delays))
+        .and(for_retries(queue, retry_delays))
 }
 
 /// Returns the options of a queue whose messages keep their order whatever fails: one consumer at a
@@ -145,24 +136,8 @@ pub(crate) fn in_order() -> QueueOptions {
         .single_active_consumer()
 }
 
-/// Returns the topology for publishing and reading dead letters.
-pub(crate) fn for_dead_letters() -> Topology {
-    Topology::new()
-        .exchange(DEAD_EXCHANGE, ExchangeKind::Topic)
-        .queue(DEAD_QUEUE)
-        .bind(DEAD_QUEUE, DEAD_EXCHANGE, "#")
-}
-
-/// A delivery limit that is never reached. coney counts redeliveries itself, and dead-letters with
-/// a reason; the broker, which would drop the message, must not be first.
-pub(crate) const NO_DELIVERY_LIMIT: u32 = 2_000_000_000;
-
-/// Returns the topology that a service needs before it can take requests: its queue, one queue for
-/// each delay between attempts, and the dead-letter queue.
-///
-/// The retry queues are quorum queues even if the request queue is not, because only quorum queues
-/// dead-letter with a confirm; a classic queue that is killed at the wrong moment loses the message
-/// that it is dead-lettering.
+/// Returns the topology that a service needs before it can take requests: its queue, the queues of
+/// the delays between attempts, which all services share, and the dead-letter queue.
 pub(crate) fn for_service(service: &str, retry_delays: &[Duration], quorum: bool) -> Topology {
     let queue = request_queue(service);
     let requests = match quorum {
@@ -174,24 +149,15 @@ pub(crate) fn for_service(service: &str, retry_delays: &[Duration], quorum: bool
         .queue_with(&queue, requests)
         .bind(&queue, SERVICE_EXCHANGE, request_key(service))
         .and(for_suspects(&service_stem(service), false))
-        .and(for_retries(&service_stem(service), &queue, retry_delays))
+        .and(for_retries(&queue, retry_delays))
 }
 
-/// Returns the topology of the retry queues of `queue`.
-fn for_retries(stem: &str, queue: &str, retry_delays: &[Duration]) -> Topology {
-    let mut seen = Vec::new();
-    let mut topology = Topology::new();
-    for &delay in retry_delays {
-        if !seen.contains(&delay) {
-            seen.push(delay);
-            let wait = QueueOptions::new()
-                .quorum(NO_DELIVERY_LIMIT)
-                .message_ttl(delay)
-                .dead_letter_to("", queue);
-            topology = topology.queue_with(retry_queue(stem, delay), wait);
-        }
+/// Returns the topology for the retries of the messages of `queue`.
+fn for_retries(queue: &str, retry_delays: &[Duration]) -> Topology {
+    match retry_delays {
+        [] => Topology::new(),
+        delays => delays::returns_to(queue).and(delays::for_delays(delays)),
     }
-    topology
 }
 
 #[cfg(test)]
@@ -200,11 +166,11 @@ mod tests {
 
     #[test]
     fn replies_are_sent_to_reply_queues_only() {
-        let second = Duration::from_secs(1);
         let stem = service_stem("user-service");
         for ours in [
             request_queue("user-service"),
-            retry_queue(&stem, second),
+            "service.user-service.retry.1000".to_owned(),
+            delays::delay_exchange(Duration::from_secs(1)),
             suspect_queue(&stem),
             DEAD_QUEUE.to_owned(),
             instance_queue("user-service", "i1"),
@@ -236,12 +202,8 @@ mod tests {
         );
         assert_eq!(options(&plain, DEAD_QUEUE), Some(QueueOptions::new()));
         assert_eq!(plain.queues().count(), 4);
-        assert!(
-            options(&plain, "service.s.retry.1000")
-                .unwrap()
-                .quorum
-                .is_some()
-        );
+        let wait = options(&plain, "coney.delay.1000").unwrap();
+        assert!(wait.quorum.is_some());
         let quorum = for_service("s", &[second], true);
         assert!(
             options(&quorum, "service.s.request")

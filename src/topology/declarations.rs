@@ -1,5 +1,6 @@
 //! Declarations of exchanges, queues and bindings.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The rule by which an exchange routes a message to queues.
@@ -13,6 +14,9 @@ pub enum ExchangeKind {
     Topic,
     /// Routes to every bound queue.
     Fanout,
+    /// Routes to the queues [bound with headers](Topology::bind_headers) that the message has,
+    /// whatever its routing key.
+    Headers,
 }
 
 /// The exchanges, durable queues and bindings that must exist before a link is used. They are
@@ -31,6 +35,8 @@ pub enum ExchangeKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topology {
     exchanges: Vec<(String, ExchangeKind)>,
+    /// The alternate exchanges, by the exchanges that have one.
+    alternates: BTreeMap<String, String>,
     queues: Vec<(String, QueueOptions)>,
     bindings: Vec<Binding>,
 }
@@ -53,7 +59,8 @@ pub struct Topology {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueOptions {
     pub(crate) message_ttl: Option<Duration>,
-    pub(crate) dead_letter_to: Option<(String, String)>,
+    /// The dead-letter exchange, and the routing key that replaces those of the messages, if any.
+    pub(crate) dead_letter_to: Option<(String, Option<String>)>,
     pub(crate) quorum: Option<u32>,
     pub(crate) single_active: bool,
 }
@@ -80,7 +87,30 @@ impl QueueOptions {
         exchange: impl Into<String>,
         routing_key: impl Into<String>,
     ) -> Self {
-        self.dead_letter_to = Some((exchange.into(), routing_key.into()));
+        self.dead_letter_to = Some((exchange.into(), Some(routing_key.into())));
+        self
+    }
+
+    /// Sets the dead-letter exchange as [`dead_letter_to`](QueueOptions::dead_letter_to) does, with
+    /// messages keeping their routing keys: what was published for a queue can wait here, and then
+    /// go to that queue. Defaults to none.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use coney::transport::{ExchangeKind, QueueOptions, Topology};
+    ///
+    /// let wait = QueueOptions::new()
+    ///     .message_ttl(Duration::from_secs(10))
+    ///     .dead_letter_through("");
+    /// // A message published to the exchange is in the queue of its routing key 10 s later.
+    /// let topology = Topology::new()
+    ///     .exchange("in-10-s", ExchangeKind::Fanout)
+    ///     .queue_with("in-10-s", wait)
+    ///     .bind("in-10-s", "in-10-s", "");
+    /// # let _ = topology;
+    /// ```
+    pub fn dead_letter_through(mut self, exchange: impl Into<String>) -> Self {
+        self.dead_letter_to = Some((exchange.into(), None));
         self
     }
 
@@ -105,6 +135,8 @@ pub(crate) struct Binding {
     pub(crate) queue: String,
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
+    /// The headers that a message must have, for a headers exchange.
+    pub(crate) headers: Vec<(String, String)>,
 }
 
 impl Topology {
@@ -117,6 +149,19 @@ impl Topology {
     pub fn exchange(mut self, name: impl Into<String>, kind: ExchangeKind) -> Self {
         self.exchanges.push((name.into(), kind));
         self
+    }
+
+    /// Adds a durable exchange with an alternate one, which gets the messages that the exchange
+    /// routes to no queue.
+    pub(crate) fn exchange_or(
+        mut self,
+        name: impl Into<String>,
+        kind: ExchangeKind,
+        alternate: impl Into<String>,
+    ) -> Self {
+        let name = name.into();
+        self.alternates.insert(name.clone(), alternate.into());
+        self.exchange(name, kind)
     }
 
     /// Adds a durable queue: not exclusive, not auto-deleted, no arguments.
@@ -141,6 +186,37 @@ impl Topology {
             queue: queue.into(),
             exchange: exchange.into(),
             routing_key: routing_key.into(),
+            headers: Vec::new(),
+        });
+        self
+    }
+
+    /// Binds a queue to a [headers exchange](ExchangeKind::Headers): it gets the messages that have
+    /// all of these headers, with these texts.
+    ///
+    /// ```
+    /// use coney::transport::{ExchangeKind, Topology};
+    ///
+    /// let topology = Topology::new()
+    ///     .exchange("reports", ExchangeKind::Headers)
+    ///     .queue("reports.daily")
+    ///     .bind_headers("reports.daily", "reports", [("period", "day")]);
+    /// # let _ = topology;
+    /// ```
+    pub fn bind_headers<N: Into<String>, V: Into<String>>(
+        mut self,
+        queue: impl Into<String>,
+        exchange: impl Into<String>,
+        headers: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        let headers = headers.into_iter();
+        self.bindings.push(Binding {
+            queue: queue.into(),
+            exchange: exchange.into(),
+            routing_key: String::new(),
+            headers: headers
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
         });
         self
     }
@@ -148,6 +224,11 @@ impl Topology {
     /// Returns the exchanges, in the order of their declaration.
     pub fn exchanges(&self) -> &[(String, ExchangeKind)] {
         &self.exchanges
+    }
+
+    /// Returns the alternate exchange of an exchange, if it has one.
+    pub(crate) fn alternate(&self, exchange: &str) -> Option<&str> {
+        self.alternates.get(exchange).map(String::as_str)
     }
 
     /// Returns the names of the queues, in the order of their declaration.
@@ -171,6 +252,7 @@ impl Topology {
     /// Adds the declarations of `other`.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.exchanges.extend(other.exchanges);
+        self.alternates.extend(other.alternates);
         self.queues.extend(other.queues);
         self.bindings.extend(other.bindings);
         self

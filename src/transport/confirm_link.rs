@@ -28,6 +28,8 @@ pub(super) struct ConfirmLinks {
     commands: Lanes,
     events: Lanes,
     republished: Lanes,
+    /// Commands and retries with any delay but a configured one.
+    delayed: Lanes,
     window: Arc<ConfirmWindow>,
 }
 
@@ -40,6 +42,7 @@ impl ConfirmLinks {
             commands: Lanes::default(),
             events: Lanes::default(),
             republished: Lanes::default(),
+            delayed: Lanes::default(),
             window: Arc::new(ConfirmWindow::new(WINDOW)),
         }
     }
@@ -64,6 +67,9 @@ impl ConfirmLinks {
         let (lanes, topology) = match &*publication.exchange {
             topology::SERVICE_EXCHANGE => (&self.commands, topology::for_requests()),
             topology::EVENT_EXCHANGE => (&self.events, topology::for_events()),
+            level if topology::is_delay_level(level) => {
+                (&self.delayed, topology::for_delay_levels())
+            }
             // The consumer of republished messages has declared their targets.
             _ => (&self.republished, Topology::new()),
         };
@@ -74,7 +80,11 @@ impl ConfirmLinks {
         };
         let to = Destination {
             exchange: &publication.exchange,
-            routing_key: &publication.routing_key,
+            // The messages of a delay are all for its queue, whatever they are for afterwards.
+            routing_key: match topology::is_delay(&publication.exchange) {
+                true => "",
+                false => &publication.routing_key,
+            },
         };
         let (link, place) = opener.way(lanes, to)?;
         let (confirm, confirmation) = confirmation::pair(permit);

@@ -154,7 +154,7 @@ impl LinkSpec {
             check_short_string("queue", queue)?;
             if let Some((exchange, key)) = &options.dead_letter_to {
                 check_short_string("exchange", exchange)?;
-                check_short_string("routing key", key)?;
+                check_short_string("routing key", key.as_deref().unwrap_or_default())?;
             }
             if options
                 .message_ttl
@@ -170,6 +170,9 @@ impl LinkSpec {
             check_short_string("queue", &binding.queue)?;
             check_short_string("exchange", &binding.exchange)?;
             check_short_string("routing key", &binding.routing_key)?;
+            for (name, _) in &binding.headers {
+                check_short_string("header of a binding", name)?;
+            }
         }
         match &self.source {
             LinkSource::Queue { name, .. } | LinkSource::OwnQueue { name, .. } => {

@@ -9,7 +9,7 @@ use super::{HeaderTable, Limits, Room, SendState};
 use crate::base::name::check_short_string;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Body, CorrelationId, batch};
-use crate::topology::SERVICE_EXCHANGE;
+use crate::topology::{SERVICE_EXCHANGE, is_delay_header};
 
 /// The properties of a message, beside its body.
 ///
@@ -91,6 +91,18 @@ impl Properties {
         // These headers name further routing keys.
         self.headers.remove("CC");
         self.headers.remove("BCC");
+    }
+
+    /// Removes the headers that name levels of a delay, which is over or another one now.
+    pub(crate) fn remove_delay(&mut self) {
+        let names = self.headers.iter().map(|(name, _)| name);
+        let levels: Vec<String> = names
+            .filter(|name| is_delay_header(name))
+            .map(str::to_owned)
+            .collect();
+        for name in levels {
+            self.headers.remove(&name);
+        }
     }
 
     pub(crate) fn has_sendable_headers(&self) -> bool {

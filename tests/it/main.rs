@@ -22,6 +22,7 @@ mod connecting;
 mod contract;
 mod dead_letters;
 mod deduplication;
+mod delays;
 mod discovery;
 mod documents;
 mod drained;

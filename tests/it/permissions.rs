@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use coney::redis::Redis;
 use coney::{
-    Broker, DeadLetters, EventPublisher, EventSubscriber, Instance, ServiceClient, ServiceServer,
-    Subscription,
+    Broker, Context, DeadLetters, EventPublisher, EventSubscriber, HandlerError, Instance,
+    SendOptions, ServiceClient, ServiceServer, Subscription,
 };
 use crossbeam_channel::unbounded;
 
@@ -29,14 +29,20 @@ fn each_part_needs_no_more_in_rabbitmq() {
 
     let broker = login(
         "server",
-        &format!(r"service\.exchange|dead\.exchange|dead\.letter|{own}"),
-        &format!(r"amq\.default|dead\.exchange|dead\.letter|{own}"),
-        &format!(r"service\.exchange|dead\.exchange|{own}"),
+        &format!(r"service\.exchange|dead\.exchange|dead\.letter|coney\.delay\..*|{own}"),
+        &format!(r"amq\.default|dead\.exchange|dead\.letter|coney\.delay\..*|{own}"),
+        &format!(r"service\.exchange|dead\.exchange|coney\.delay\..*|{own}"),
     );
     let server = ServiceServer::builder(&broker, &service)
-        .retry_delays([Duration::from_millis(10)])
+        .retry_delays([10, 20].map(Duration::from_millis))
         .respond("double", |n: u64| 2 * n)
-        .handler("fail", |_: u64| Err::<(), _>("no luck"))
+        .handler_with_context("fail", |context: &Context<'_>, _: u64| {
+            let error = HandlerError::new("no luck");
+            Err::<(), _>(match context.attempt() {
+                1 => error.retry_after(Duration::from_millis(150)),
+                _ => error,
+            })
+        })
         .start()
         .unwrap();
 
@@ -66,10 +72,27 @@ fn each_part_needs_no_more_in_rabbitmq() {
     assert_eq!(dead.purge(|_| true).unwrap(), 1);
 
     let broker = login(
+        "delayer",
+        r"service\.exchange|amq\.gen-.*|dead\.exchange|dead\.letter|coney\.delay\..*",
+        &format!(r"dead\.exchange|dead\.letter|coney\.delay\..*|service\.{service}\.request"),
+        r"amq\.gen-.*|dead\.exchange|coney\.delay\..*",
+    );
+    let later = ServiceClient::new(&broker, "delayer").unwrap();
+    let options = SendOptions::new().after(Duration::from_millis(300));
+    later.send_with(&service, "fail", &1, &options).unwrap();
+    eventually("it is a dead letter", || dead.list(10).unwrap().len() == 1);
+    let failure = dead.list(10).unwrap().remove(0);
+    assert_eq!(
+        (failure.reason(), failure.attempts()),
+        ("retries_exhausted", 3)
+    );
+    assert_eq!(dead.purge(|_| true).unwrap(), 1);
+
+    let broker = login(
         "subscriber",
-        &format!(r"event\.exchange|dead\.exchange|dead\.letter|{event}"),
-        &format!(r"amq\.default|dead\.exchange|dead\.letter|{event}"),
-        &format!(r"event\.exchange|dead\.exchange|{event}"),
+        &format!(r"event\.exchange|dead\.exchange|dead\.letter|coney\.delay\..*|{event}"),
+        &format!(r"amq\.default|dead\.exchange|dead\.letter|coney\.delay\..*|{event}"),
+        &format!(r"event\.exchange|dead\.exchange|coney\.delay\..*|{event}"),
     );
     let (handled, events) = unbounded();
     let failing = handled.clone();

@@ -18,8 +18,8 @@ fn suspend(rabbit: &Server, queue: &str) {
 }
 
 /// Starts a server whose action `work` fails at the first attempt; the receiver gets the number of
-/// each command at the second one.
-fn serve(broker: &Broker, service: &str) -> (ServiceServer, Receiver<u32>) {
+/// each command at the second one, `delay` ms later.
+fn serve(broker: &Broker, service: &str, delay: u32) -> (ServiceServer, Receiver<u32>) {
     let (done, finished) = unbounded();
     let is_first = AtomicBool::new(true);
     let server = ServiceServer::builder(broker, service)
@@ -30,24 +30,24 @@ fn serve(broker: &Broker, service: &str) -> (ServiceServer, Receiver<u32>) {
             done.send(n).unwrap();
             Ok(())
         })
-        .retry_delays([50 * MS, 150 * MS])
+        .retry_delays([delay * MS, 150 * MS])
         .start()
         .unwrap();
     (server, finished)
 }
 
 #[test]
-fn an_unavailable_retry_queue_loses_nothing_and_holds_up_no_other() {
+fn an_unavailable_delay_queue_loses_nothing_and_holds_up_no_other() {
     let rabbit = Server::rabbitmq();
     let broker = Broker::connect(rabbit.url()).unwrap();
     let (broken, works) = (unique("broken"), unique("works"));
-    let (_broken, broken_done) = serve(&broker, &broken);
-    let (_works, works_done) = serve(&broker, &works);
-    suspend(&rabbit, &format!("service.{broken}.retry.50"));
+    let (_broken, broken_done) = serve(&broker, &broken, 50);
+    let (_works, works_done) = serve(&broker, &works, 60);
+    suspend(&rabbit, "coney.delay.50");
     let client = client(&broker);
     client.send(&broken, "work", &1).unwrap();
     client.send(&works, "work", &2).unwrap();
-    // The message of the broken queue goes to the next one.
+    // The message for the broken queue goes to that of the next delay.
     assert_eq!(broken_done.recv_timeout(PATIENCE), Ok(1));
     assert_eq!(works_done.recv_timeout(PATIENCE), Ok(2));
 }

@@ -125,11 +125,27 @@ pub(super) fn exchange_type(kind: ExchangeKind) -> amiquip::ExchangeType {
         ExchangeKind::Direct => amiquip::ExchangeType::Direct,
         ExchangeKind::Topic => amiquip::ExchangeType::Topic,
         ExchangeKind::Fanout => amiquip::ExchangeType::Fanout,
+        ExchangeKind::Headers => amiquip::ExchangeType::Headers,
     }
 }
 
+pub(super) fn exchange_arguments(alternate: Option<&str>) -> FieldTable {
+    let alternate = alternate.map(|name| ("alternate-exchange".to_owned(), text(name)));
+    alternate.into_iter().collect()
+}
+
+/// Returns the arguments of a binding by these headers, none of them for other bindings.
+pub(super) fn binding_arguments(headers: &[(String, String)]) -> FieldTable {
+    let headers = headers.iter();
+    let headers = headers.map(|(name, value)| (name.clone(), text(value)));
+    headers.collect() // by default a message must have all of them
+}
+
+fn text(text: &str) -> AmqpValue {
+    AmqpValue::LongString(text.to_owned())
+}
+
 pub(super) fn queue_arguments(options: &QueueOptions) -> FieldTable {
-    let text = |text: &str| AmqpValue::LongString(text.to_owned());
     let mut arguments = FieldTable::new();
     let mut add = |name: &str, value| arguments.insert(name.to_owned(), value);
     if let Some(ttl) = options.message_ttl {
@@ -138,7 +154,9 @@ pub(super) fn queue_arguments(options: &QueueOptions) -> FieldTable {
     }
     if let Some((exchange, key)) = &options.dead_letter_to {
         add("x-dead-letter-exchange", text(exchange));
-        add("x-dead-letter-routing-key", text(key));
+        if let Some(key) = key {
+            add("x-dead-letter-routing-key", text(key));
+        }
     }
     if options.single_active {
         add("x-single-active-consumer", AmqpValue::Boolean(true));

@@ -4,7 +4,7 @@ use super::exchange::Exchange;
 use super::queue::{LinkId, MemoryQueue, QueueId};
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
-use crate::topology::{QueueOptions, Topology};
+use crate::topology::{ExchangeKind, QueueOptions, Topology};
 
 impl State {
     pub(super) fn declare(&mut self, topology: &Topology) -> Result<()> {
@@ -12,11 +12,17 @@ impl State {
             let exchange = self
                 .exchanges
                 .entry(name.clone())
-                .or_insert_with(|| Exchange::new(*kind));
+                .or_insert_with(|| Exchange::new(*kind, topology.alternate(name)));
             if exchange.kind() != *kind {
                 return Err(Error::new(
                     ErrorKind::Broker,
                     format!("the exchange {name:?} exists with another kind than {kind:?}"),
+                ));
+            }
+            if exchange.alternate.as_deref() != topology.alternate(name) {
+                return Err(Error::new(
+                    ErrorKind::Broker,
+                    format!("the exchange {name:?} exists with another alternate exchange"),
                 ));
             }
         }
@@ -42,12 +48,16 @@ impl State {
                 return Err(Error::new(
                     ErrorKind::Broker,
                     format!(
-                        "cannot bind the queue {:?} to the exchange {:?}: one of them is missing",
+                        "NOT_FOUND: cannot bind the queue {:?} to the exchange {:?}, as one of them is \
+                         missing",
                         binding.queue, binding.exchange
                     ),
                 ));
             };
-            exchange.bind(&binding.routing_key, queue);
+            match exchange.kind() {
+                ExchangeKind::Headers => exchange.bind_headers(&binding.headers, queue),
+                _ => exchange.bind(&binding.routing_key, queue),
+            }
         }
         Ok(())
     }

@@ -4,19 +4,29 @@ use std::collections::HashMap;
 
 use super::queue::QueueId;
 use crate::topology::ExchangeKind;
+use crate::transport::{HeaderTable, HeaderValue};
 
 /// An exchange: bindings, and the rule by which messages are routed to them.
 pub(super) struct Exchange {
     kind: ExchangeKind,
+    /// The exchange for messages that this one routes to no queue.
+    pub(super) alternate: Option<String>,
     /// The bound queues by routing key or pattern; the empty key holds a fanout's queues.
     bindings: HashMap<String, Vec<QueueId>>,
+    /// The queues bound to a headers exchange, with the headers that a message must have.
+    by_headers: Vec<(RequiredHeaders, QueueId)>,
 }
 
+/// The names and texts of the headers that a message must have.
+type RequiredHeaders = Vec<(String, String)>;
+
 impl Exchange {
-    pub(super) fn new(kind: ExchangeKind) -> Self {
+    pub(super) fn new(kind: ExchangeKind, alternate: Option<&str>) -> Self {
         Self {
             kind,
+            alternate: alternate.map(str::to_owned),
             bindings: HashMap::new(),
+            by_headers: Vec::new(),
         }
     }
 
@@ -27,7 +37,7 @@ impl Exchange {
     pub(super) fn bind(&mut self, key: &str, queue: QueueId) {
         let key = match self.kind {
             ExchangeKind::Fanout => "",
-            ExchangeKind::Direct | ExchangeKind::Topic => key,
+            ExchangeKind::Direct | ExchangeKind::Topic | ExchangeKind::Headers => key,
         };
         let bound = self.bindings.entry(key.to_owned()).or_default();
         if !bound.contains(&queue) {
@@ -35,15 +45,25 @@ impl Exchange {
         }
     }
 
+    /// Binds a queue to a headers exchange.
+    pub(super) fn bind_headers(&mut self, headers: &[(String, String)], queue: QueueId) {
+        let binding = (headers.to_vec(), queue);
+        if !self.by_headers.contains(&binding) {
+            self.by_headers.push(binding);
+        }
+    }
+
     pub(super) fn unbind_all(&mut self, queue: QueueId) {
+        self.by_headers.retain(|(_, id)| *id != queue);
         self.bindings.retain(|_, bound| {
             bound.retain(|&id| id != queue);
             !bound.is_empty()
         });
     }
 
-    /// Adds the queues that a message with this routing key is routed to, each once.
-    pub(super) fn route(&self, key: &str, into: &mut Vec<QueueId>) {
+    /// Adds the queues that a message with this routing key and these headers is routed to, each
+    /// once.
+    pub(super) fn route(&self, key: &str, headers: &HeaderTable, into: &mut Vec<QueueId>) {
         match self.kind {
             ExchangeKind::Direct => into.extend(self.bindings.get(key).into_iter().flatten()),
             ExchangeKind::Fanout => into.extend(self.bindings.get("").into_iter().flatten()),
@@ -56,8 +76,22 @@ impl Exchange {
                 into.sort_unstable();
                 into.dedup();
             }
+            ExchangeKind::Headers => {
+                for (required, queue) in &self.by_headers {
+                    if has_all(headers, required) {
+                        into.push(*queue);
+                    }
+                }
+                into.sort_unstable();
+                into.dedup();
+            }
         }
     }
+}
+
+fn has_all(headers: &HeaderTable, required: &[(String, String)]) -> bool {
+    let has = |(name, text): &(String, String)| matches!(headers.get(name), Some(HeaderValue::Text(value)) if value == text);
+    required.iter().all(has)
 }
 
 /// Checks a routing key against a pattern: `*` stands for exactly one word, `#` for any number of
@@ -120,17 +154,40 @@ mod tests {
 
     #[test]
     fn each_queue_gets_a_message_once() {
-        let mut exchange = Exchange::new(ExchangeKind::Topic);
+        let mut exchange = Exchange::new(ExchangeKind::Topic, None);
         exchange.bind("order.*", 1);
         exchange.bind("#", 1);
         exchange.bind("order.*", 1);
         exchange.bind("user.*", 2);
         let mut queues = vec![];
-        exchange.route("order.created", &mut queues);
+        exchange.route("order.created", &HeaderTable::new(), &mut queues);
         assert_eq!(queues, [1]);
         exchange.unbind_all(1);
         queues.clear();
-        exchange.route("order.created", &mut queues);
+        exchange.route("order.created", &HeaderTable::new(), &mut queues);
         assert!(queues.is_empty());
+    }
+
+    #[test]
+    fn a_headers_exchange_routes_by_headers_only() {
+        let mut exchange = Exchange::new(ExchangeKind::Headers, None);
+        let wanted =
+            [("a", "1"), ("b", "2")].map(|(name, text)| (name.to_owned(), text.to_owned()));
+        exchange.bind_headers(&wanted, 1);
+        exchange.bind_headers(&wanted, 1);
+        exchange.bind_headers(&wanted[..1], 2);
+        let routed = |headers: &HeaderTable| {
+            let mut queues = vec![];
+            exchange.route("k", headers, &mut queues);
+            queues
+        };
+        let mut headers = HeaderTable::new();
+        assert!(routed(&headers).is_empty());
+        headers.insert("a", "1");
+        assert_eq!(routed(&headers), [2]);
+        headers.insert("b", "2");
+        assert_eq!(routed(&headers), [1, 2]);
+        headers.insert("a", 1);
+        assert!(routed(&headers).is_empty());
     }
 }

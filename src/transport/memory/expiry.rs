@@ -52,6 +52,7 @@ impl State {
             return;
         };
         let dead = &entry.message;
+        let key = key.unwrap_or_else(|| dead.routing_key.clone());
         let mut properties = Properties {
             expiration: None, // or it would expire again at once
             ..dead.properties.clone()
@@ -66,7 +67,8 @@ impl State {
         };
         death.add(&mut properties.headers);
         let deaths = Death::read(&properties.headers);
-        let mut queues = self.route(&exchange, &key).unwrap_or_default();
+        let routed = self.route(&exchange, &key, &properties.headers);
+        let mut queues = routed.unwrap_or_default();
         queues.retain(|id| {
             let name = self.queues.get(id).map(|queue| queue.name.as_str());
             let round = deaths

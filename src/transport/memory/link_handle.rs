@@ -33,7 +33,11 @@ impl LinkHandle for MemoryLinkHandle {
         }
         let mut guard = self.shared.state.lock();
         let state = guard.as_mut().ok_or_else(closed)?;
-        let queues = state.route(&publication.exchange, &publication.routing_key)?;
+        let queues = state.route(
+            &publication.exchange,
+            &publication.routing_key,
+            &publication.properties.headers,
+        )?;
         let now = Instant::now();
         for &queue in &queues {
             state.expire(queue, now);

@@ -5,6 +5,8 @@
 //! other processes are left to RabbitMQ.
 
 mod declare;
+#[cfg(test)]
+mod delays_tests;
 mod exchange;
 mod expiry;
 mod link_handle;

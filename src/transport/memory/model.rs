@@ -179,7 +179,7 @@ proptest! {
                     let mut publication = Publication::new("x", key, model.published.to_be_bytes().to_vec());
                     publication.mandatory = mandatory;
                     publication.properties.expiration = expires_in.map(Duration::from_millis);
-                    let to = state.route(&publication.exchange, &publication.routing_key).unwrap();
+                    let to = state.route(&publication.exchange, &publication.routing_key, &publication.properties.headers).unwrap();
                     state.publish(publisher, publication, None, &to, now);
                     match queue {
                         Some(queue) => model.ready[queue].push(Waiting {

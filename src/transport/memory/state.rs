@@ -11,8 +11,8 @@ use crate::base::log_relay;
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::DEAD_QUEUE;
 use crate::transport::{
-    ConfirmOutcome, ConfirmSender, Delivery, Disposition, Message, Publication, QueueDepth,
-    Returned, Sink,
+    ConfirmOutcome, ConfirmSender, Delivery, Disposition, HeaderTable, Message, Publication,
+    QueueDepth, Returned, Sink,
 };
 
 /// Everything the broker holds, as one plain struct with no lock and no clock of its own, so that a
@@ -38,21 +38,32 @@ impl State {
     }
 
     /// Returns the queues that a message would be routed to.
-    pub(super) fn route(&self, exchange: &str, key: &str) -> Result<Vec<QueueId>> {
+    pub(super) fn route(
+        &self,
+        exchange: &str,
+        key: &str,
+        headers: &HeaderTable,
+    ) -> Result<Vec<QueueId>> {
         let mut queues = Vec::with_capacity(1);
         if exchange.is_empty() {
             queues.extend(self.queue_names.get(key));
             return Ok(queues);
         }
-        self.exchanges
-            .get(exchange)
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Broker,
-                    format!("there is no exchange {exchange:?}"),
-                )
-            })?
-            .route(key, &mut queues);
+        let mut exchange = self.exchanges.get(exchange).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Broker,
+                format!("there is no exchange {exchange:?}"),
+            )
+        })?;
+        // An alternate exchange that is missing, or leads back, ends the search.
+        for _ in 0..self.exchanges.len() {
+            exchange.route(key, headers, &mut queues);
+            let alternate = exchange.alternate.as_ref().filter(|_| queues.is_empty());
+            match alternate.and_then(|name| self.exchanges.get(name)) {
+                Some(next) => exchange = next,
+                None => break,
+            }
+        }
         Ok(queues)
     }
 
@@ -207,7 +218,11 @@ impl State {
     /// RabbitMQ.
     fn send(&mut self, link: LinkId, publication: Publication, now: Instant) {
         let queues = self
-            .route(&publication.exchange, &publication.routing_key)
+            .route(
+                &publication.exchange,
+                &publication.routing_key,
+                &publication.properties.headers,
+            )
             .unwrap_or_default();
         self.publish(link, publication, None, &queues, now);
     }

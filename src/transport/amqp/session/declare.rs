@@ -15,6 +15,7 @@ pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Chan
     for (name, kind) in topology.exchanges() {
         let durable = ExchangeDeclareOptions {
             durable: true,
+            arguments: convert::exchange_arguments(topology.alternate(name)),
             ..ExchangeDeclareOptions::default()
         };
         channel.exchange_declare(convert::exchange_type(*kind), name, durable)?;
@@ -28,12 +29,11 @@ pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Chan
         channel.queue_declare(name, durable)?;
     }
     for binding in topology.bindings() {
-        let no_arguments = FieldTable::default();
         channel.queue_bind(
             &binding.queue,
             &binding.exchange,
             &binding.routing_key,
-            no_arguments,
+            convert::binding_arguments(&binding.headers),
         )?;
     }
     Ok(())
