@@ -16,6 +16,11 @@ pub(crate) mod handler_error;
 mod layer;
 mod leases;
 mod lifetime;
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "the worker pool does not use it yet")
+)]
+mod load;
 mod local_retry;
 mod memory_reply_store;
 mod options;
@@ -45,6 +50,7 @@ pub(crate) use self::handler_error::{HandlerError, HandlerResult};
 pub(crate) use self::layer::layered;
 pub use self::layer::{HandlerLayer, HandlerReply, NextHandler};
 pub(crate) use self::lifetime::Lifetime;
+pub use self::load::{Scaling, Shed, WorkerCount};
 pub(crate) use self::local_retry::LocalAttempts;
 pub use self::memory_reply_store::MemoryReplyStore;
 pub(crate) use self::options::{ConsumedQueue, Options};
