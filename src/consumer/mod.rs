@@ -17,6 +17,11 @@ mod lane;
 mod layer;
 mod leases;
 mod lifetime;
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "the worker pool does not use it yet")
+)]
+mod load;
 mod local_retry;
 mod memory_reply_store;
 mod next_attempt;
@@ -53,6 +58,7 @@ pub(crate) use self::lane::{Class, Limit, Shareable};
 pub(crate) use self::layer::layered;
 pub use self::layer::{HandlerLayer, HandlerReply, NextHandler};
 pub(crate) use self::lifetime::Lifetime;
+pub use self::load::{Scaling, Shed, WorkerCount};
 pub(crate) use self::local_retry::LocalAttempts;
 pub use self::memory_reply_store::MemoryReplyStore;
 pub(crate) use self::options::{

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::gcra::Gcra;
 use super::rate_limit::RateLimit;
-use super::window::Window;
+use crate::base::window::Window;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A budget of retries: a share of the calls of the last 10 s, and a small reserve for clients

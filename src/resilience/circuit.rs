@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
 use super::breaker_change::{BreakerState, Transition};
-use super::window::Window;
+use crate::base::window::Window;
 
 /// The time closed after which the next open period is the first again.
 const FORGET_AFTER: Duration = Duration::from_secs(30);

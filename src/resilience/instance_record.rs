@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::circuit::LATE_END;
 use super::ejection::Ejection;
-use super::latencies::Latencies;
-use super::window::Window;
+use crate::base::recent_times::RecentTimes;
+use crate::base::window::Window;
 
 /// The latest attempts at one instance, and its ejection.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(super) struct InstanceRecord {
     in_a_row: u32,
     /// All attempts, and the failed ones.
     recent: Window<10, 2>,
-    pub(super) latencies: Latencies,
+    pub(super) latencies: RecentTimes,
     /// True if its failures are a reason to eject it, whether or not it may be ejected.
     pub(super) is_failing: bool,
     is_ejected: bool,
@@ -48,7 +48,7 @@ impl InstanceRecord {
         Self {
             in_a_row: 0,
             recent: Window::new(RATE_TIME),
-            latencies: Latencies::default(),
+            latencies: RecentTimes::default(),
             is_failing: false,
             is_ejected: false,
             since: None,
@@ -168,7 +168,7 @@ impl InstanceRecord {
         self.is_failing = false;
         self.in_a_row = 0;
         self.recent = Window::new(RATE_TIME);
-        self.latencies = Latencies::default();
+        self.latencies = RecentTimes::default();
     }
 
     /// Ends the ejection of an instance that may still fail.

@@ -13,7 +13,6 @@ mod circuit;
 mod ejection;
 mod gcra;
 mod instance_record;
-mod latencies;
 mod outliers;
 #[cfg(test)]
 mod outliers_model_tests;
@@ -30,7 +29,6 @@ mod service_state;
 mod settings;
 mod sync;
 mod throttle;
-mod window;
 
 pub use self::breaker::Breaker;
 pub use self::breaker_change::{BreakerChange, BreakerState};

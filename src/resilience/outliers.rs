@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::ejection::Ejection;
 use super::instance_record::InstanceRecord;
-use super::latencies::microseconds;
+use crate::base::recent_times::microseconds;
 
 /// The instances of a service, with what their latest attempts say of them.
 pub(crate) struct Outliers {

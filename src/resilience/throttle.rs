@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::window::Window;
+use crate::base::window::Window;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The chance that the service, while overloaded, accepts so many requests in a row that the counts

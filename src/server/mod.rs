@@ -13,4 +13,4 @@ mod start;
 pub use self::builder::ServiceServerBuilder;
 pub use self::service_server::ServerState;
 pub(crate) use self::service_server::ServiceServer;
-pub use crate::consumer::{HandlerLayer, HandlerReply, NextHandler};
+pub use crate::consumer::{HandlerLayer, HandlerReply, NextHandler, Scaling, Shed, WorkerCount};

@@ -1,34 +1,34 @@
-//! The median of an instance's latest latencies.
+//! The median of the latest durations of one kind.
 
 use std::time::Duration;
 
-/// The number of latencies that are kept: with fewer, one burst of expensive calls would move the
+/// The number of durations that are kept: with fewer, one burst of expensive calls would move the
 /// median; with more, an instance that becomes slow would be noticed late.
 const KEPT: usize = 16;
 
-/// The number of latencies without which there is no median.
+/// The number of durations without which there is no median.
 const ENOUGH: usize = 10;
 
-/// The latest latencies of an instance, in microseconds.
+/// The latest durations of one kind, such as an instance's latencies, in microseconds.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Latencies {
+pub(crate) struct RecentTimes {
     kept: [u32; KEPT],
-    /// The number of all latencies since the start.
+    /// The number of all durations since the start.
     count: usize,
-    /// The median, until another latency is added.
+    /// The median, until another duration is added.
     median: Option<u32>,
 }
 
-impl Latencies {
-    /// Adds a latency in place of the oldest.
-    pub(super) fn add(&mut self, latency: Duration) {
-        self.kept[self.count % KEPT] = microseconds(latency);
+impl RecentTimes {
+    /// Adds a duration in place of the oldest.
+    pub(crate) fn add(&mut self, duration: Duration) {
+        self.kept[self.count % KEPT] = microseconds(duration);
         self.count += 1;
         self.median = None;
     }
 
-    /// Returns the median in microseconds, the upper one of two, if there are enough latencies.
-    pub(super) fn median(&mut self) -> Option<u32> {
+    /// Returns the median in microseconds, the upper one of two, if there are enough durations.
+    pub(crate) fn median(&mut self) -> Option<u32> {
         if self.count < ENOUGH {
             return None;
         }
@@ -43,7 +43,7 @@ impl Latencies {
 }
 
 /// Returns a duration in microseconds; one of more than an hour counts as an hour.
-pub(super) fn microseconds(duration: Duration) -> u32 {
+pub(crate) fn microseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
@@ -57,14 +57,14 @@ mod tests {
         fn the_median_is_that_of_the_last_sixteen(
             added in prop::collection::vec(0..1_000u32, 1..60),
         ) {
-            let mut latencies = Latencies::default();
+            let mut times = RecentTimes::default();
             for (n, micros) in added.iter().enumerate() {
-                latencies.add(Duration::from_micros(u64::from(*micros)));
+                times.add(Duration::from_micros(u64::from(*micros)));
                 let mut last = added[(n + 1).saturating_sub(16)..=n].to_vec();
                 last.sort_unstable();
                 let median = (n + 1 >= 10).then(|| last[last.len() / 2]);
-                prop_assert_eq!(latencies.median(), median);
-                prop_assert_eq!(latencies.median(), median);
+                prop_assert_eq!(times.median(), median);
+                prop_assert_eq!(times.median(), median);
             }
         }
     }

@@ -1,0 +1,35 @@
+//! Overload and scaling of a server or a subscriber: their settings, and the plain structs that
+//! carry them out.
+//!
+//! The structs have no clock, no lock and no thread: each takes the time of every step as an
+//! argument. [`LoadControl`] combines those that decide about a request; its owner keeps it behind
+//! one lock, which is held for one short step before a request runs and one after it.
+
+mod action_times;
+mod admission;
+mod bulkhead;
+mod decayed_mean;
+mod estimate;
+mod overdue;
+mod processor;
+mod saturation;
+mod scaler;
+#[cfg(test)]
+mod scaler_simulation_tests;
+mod scaling;
+mod shed;
+#[cfg(test)]
+mod simulation_tests;
+mod worker_count;
+
+pub(crate) use self::admission::{
+    Admitted, Arrival, BusyReason, LoadControl, LoadSettings, RunTicket,
+};
+pub(crate) use self::estimate::QueueDepth;
+pub(crate) use self::overdue::{Overdue, OverdueRun};
+pub(crate) use self::processor::ProcessorMeter;
+pub(crate) use self::saturation::Occupancy;
+pub(crate) use self::scaler::{Observation, Scaler};
+pub use self::scaling::Scaling;
+pub use self::shed::Shed;
+pub use self::worker_count::WorkerCount;

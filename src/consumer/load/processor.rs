@@ -1,0 +1,155 @@
+//! The processor time that the workers use, and for which they wait.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::time::{Duration, Instant};
+
+/// Linux's file with a thread's time on a processor, its time waiting for one, and the number of
+/// its turns, in nanoseconds. An open file goes on to show the thread that opened it.
+const FILE: &str = "/proc/thread-self/schedstat";
+
+/// The longest time between two readings that are compared: what workers did long ago says nothing
+/// about the present.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The most that counts of the time waiting for a processor, as a multiple of the time on one.
+/// Handlers that sleep wait for a processor for a moment after each sleep, on a busy machine for a
+/// multiple of the time that they use: that is no reason against more of them.
+const MOST_DELAY: f64 = 4.0;
+
+/// The processor clock of one worker's thread.
+#[derive(Debug)]
+pub(crate) struct WorkerClock(File);
+
+/// A reading of a clock: the time on a processor, and the time waiting for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Reading {
+    ran: u64,
+    waited: u64,
+}
+
+impl WorkerClock {
+    /// Opens the clock of the calling thread. Returns `None` where there is none: on systems other
+    /// than Linux.
+    pub(crate) fn of_this_thread() -> Option<Self> {
+        let mut clock = Self(File::open(FILE).ok()?);
+        clock.read()?;
+        Some(clock)
+    }
+
+    /// Reads the clock. Returns `None` once the thread has ended.
+    fn read(&mut self) -> Option<Reading> {
+        let mut text = [0; 128];
+        self.0.rewind().ok()?;
+        let length = self.0.read(&mut text).ok()?;
+        parse(&text[..length])
+    }
+}
+
+fn parse(text: &[u8]) -> Option<Reading> {
+    let mut numbers = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
+    let mut next = || numbers.next()?.parse().ok();
+    Some(Reading {
+        ran: next()?,
+        waited: next()?,
+    })
+}
+
+/// The processors that the workers would use if there were enough.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct ProcessorDemand(pub(crate) f64);
+
+impl ProcessorDemand {
+    /// Computes the demand from the processors that the workers used on average, and the number of
+    /// workers that waited for one on average.
+    pub(super) fn of(used: f64, waited: f64) -> Self {
+        Self(used + waited.min(MOST_DELAY * used))
+    }
+}
+
+/// The meter of all workers' processor clocks. Reading one takes about a microsecond.
+#[derive(Debug, Default)]
+pub(crate) struct ProcessorMeter {
+    clocks: Vec<(WorkerClock, Reading)>,
+    read_at: Option<Instant>,
+}
+
+impl ProcessorMeter {
+    /// Adds the clock of a worker that has started.
+    pub(crate) fn add(&mut self, mut clock: WorkerClock) {
+        if let Some(reading) = clock.read() {
+            self.clocks.push((clock, reading));
+        }
+    }
+
+    /// Reads all clocks, and returns the demand since the last time. `None` if that is too long
+    /// ago, or there is no clock. Clocks of threads that have ended are removed.
+    pub(crate) fn read(&mut self, now: Instant) -> Option<ProcessorDemand> {
+        let (mut ran, mut waited) = (0, 0);
+        self.clocks.retain_mut(|(clock, last)| {
+            let Some(reading) = clock.read() else {
+                return false;
+            };
+            ran += reading.ran.saturating_sub(last.ran);
+            waited += reading.waited.saturating_sub(last.waited);
+            *last = reading;
+            true
+        });
+        let passed = now.saturating_duration_since(self.read_at.replace(now)?);
+        if passed.is_zero() || passed > LONGEST_INTERVAL || self.clocks.is_empty() {
+            return None;
+        }
+        let share = |nanos: u64| nanos as f64 / passed.as_nanos() as f64;
+        Some(ProcessorDemand::of(share(ran), share(waited)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+    use std::thread;
+
+    #[test]
+    fn the_numbers_of_linux_are_read() {
+        let reading = Reading {
+            ran: 82_716,
+            waited: 602_996,
+        };
+        assert_eq!(parse(b"82716 602996 2\n"), Some(reading));
+        assert_eq!(parse(b"82716"), None);
+        assert_eq!(parse(b""), None);
+    }
+
+    #[test]
+    fn waiting_counts_as_demand_in_proportion_to_running() {
+        assert_eq!(ProcessorDemand::of(1.0, 3.0), ProcessorDemand(4.0));
+        assert_eq!(ProcessorDemand::of(0.01, 3.0), ProcessorDemand(0.05));
+    }
+
+    #[test]
+    fn a_thread_that_computes_is_seen_from_another_until_it_ends() {
+        let (clocks, opened) = bounded(1);
+        let (stop, stopped) = bounded::<()>(0);
+        let thread = thread::spawn(move || {
+            clocks.send(WorkerClock::of_this_thread()).unwrap();
+            while stopped.try_recv() == Err(crossbeam_channel::TryRecvError::Empty) {}
+        });
+        let mut meter = ProcessorMeter::default();
+        assert_eq!(meter.read(Instant::now()), None);
+        match opened.recv().unwrap() {
+            Some(clock) => meter.add(clock),
+            None => assert!(!cfg!(target_os = "linux")),
+        }
+        let has_clock = !meter.clocks.is_empty();
+        let mut demand = 0.0;
+        while has_clock && demand <= 0.0 {
+            thread::yield_now();
+            demand = meter.read(Instant::now()).map_or(0.0, |demand| demand.0);
+        }
+        drop(stop);
+        thread.join().unwrap();
+        let _ = meter.read(Instant::now());
+        assert!(meter.clocks.is_empty());
+    }
+}
