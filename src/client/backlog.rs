@@ -67,7 +67,8 @@ impl Backlog {
         }
     }
 
-    /// Decides on one command, whose sender may ask for the depth if `may_ask` is true.
+    /// Decides on one command, whose sender has time left to ask for the depth, or to wait for the
+    /// first answer, if `may_ask` is true.
     pub(super) fn admit(&mut self, now: Instant, may_ask: bool) -> Admission {
         let ask_at = self.ask_at();
         if may_ask && !self.is_asking && ask_at.is_none_or(|at| at <= now) {
@@ -76,7 +77,7 @@ impl Backlog {
             return Admission::Ask;
         }
         match self.depth {
-            Depth::None if self.is_asking => Admission::Wait(None),
+            Depth::None if self.is_asking && may_ask => Admission::Wait(None),
             Depth::Known(_) if self.waiting() >= self.most => {
                 Admission::Wait(ask_at.filter(|_| !self.is_asking))
             }
