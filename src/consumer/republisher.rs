@@ -183,20 +183,43 @@ impl Republisher {
         self.put_off(delivery, attempt, delay)
     }
 
+    /// Schedules a message for its turn in a rate limit. Nothing was done, so no attempt is used up.
+    pub(super) fn put_off_by_limit(
+        &self,
+        delivery: Tracked,
+        attempt: LocalAttempts,
+        turn: Duration,
+    ) -> Option<LocalRetry> {
+        let delay = self.retries.refusal_delay(turn, 0);
+        self.put_off_for(delivery, attempt, delay, turn.min(delay))
+    }
+
     fn put_off(
         &self,
         delivery: Tracked,
         attempt: LocalAttempts,
         delay: Duration,
     ) -> Option<LocalRetry> {
+        self.put_off_for(delivery, attempt, delay, delay)
+    }
+
+    /// Puts a message off for `time`, in the retry queue with `delay`, which is at least as long.
+    fn put_off_for(
+        &self,
+        delivery: Tracked,
+        attempt: LocalAttempts,
+        delay: Duration,
+        time: Duration,
+    ) -> Option<LocalRetry> {
         if self.retries.are_held() {
             return Some(LocalRetry {
                 delivery,
                 attempt,
-                delay,
+                delay: time,
             });
         }
         let mut copy = self.copy(delivery.delivery(), "", self.queue.retry_queue(delay));
+        copy.properties.expiration = (time < delay).then(|| time.max(Duration::from_millis(1)));
         Death::forget(&mut copy.properties.headers);
         let second = self.stand_in_copy(&copy, delay);
         self.republish(delivery, copy, None, second);

@@ -15,7 +15,7 @@ use super::subscription::{DeliveryScope, Untyped};
 use super::{EventSubscriber, EventSubscriberBuilder};
 use crate::consumer::{
     self, ClockOffsets, ConsumedQueue, Dispatcher, Handlers, NestedClient, Republisher,
-    RequestExecutor, Retries, Settled, Workers, layered,
+    RequestExecutor, RequestLimits, Retries, Settled, Workers, layered,
 };
 use crate::error::Result;
 use crate::topology::{self, EVENT_EXCHANGE, Topology};
@@ -200,11 +200,14 @@ impl EventSubscriberBuilder {
             true => Retries::Held { delays, parking },
             false => Retries::Queued { delays, parking },
         };
-        let limit = options.redelivery_limit;
+        let redelivery_limit = options.redelivery_limit;
+        let limit = subscription.limit();
         let executor = RequestExecutor {
             owner: self.service.clone(),
             instance_id: None,
             handlers: Handlers::One(layered(subscription.handler, &options.layers)),
+            limits: RequestLimits::of_all(limit),
+            longest_turn: parking,
             deduplication: options.start_deduplication(queue)?,
             clocks: ClockOffsets::default(),
             busy_retry_after: parking,
@@ -224,14 +227,14 @@ impl EventSubscriberBuilder {
                 republishes: shared_threads.workers.republishes().clone(),
             },
             settled,
-            redelivery_limit: limit,
+            redelivery_limit,
             any_reply_queue: false,
         };
         let ordering = match subscription.key {
             Some(key) => {
                 let marks = match is_broadcast {
                     true => None,
-                    false => Some(BeginMarks::open(connection, queue, limit)?),
+                    false => Some(BeginMarks::open(connection, queue, redelivery_limit)?),
                 };
                 Some(KeyOrdering::by(key, marks))
             }

@@ -5,8 +5,11 @@ use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 
-use crate::consumer::{Context, Handler, HandlerError, HandlerResult, of_event, of_raw_event};
+use crate::consumer::{
+    Context, Handler, HandlerError, HandlerResult, LimitSettings, of_event, of_raw_event,
+};
 use crate::message::Json;
+use crate::resilience::RateLimit;
 
 /// A subscription to events: a name pattern, a handler, and how the events are shared. For
 /// [`EventSubscriberBuilder::subscribe`](crate::events::EventSubscriberBuilder::subscribe).
@@ -51,6 +54,7 @@ pub(super) struct Untyped {
     pub(super) handler: Handler,
     pub(super) scope: DeliveryScope,
     pub(super) key: Option<KeyOf>,
+    pub(super) limit: Option<RateLimit>,
 }
 
 /// The receivers of an event.
@@ -177,6 +181,7 @@ impl<T> Subscription<T> {
                 handler,
                 scope: DeliveryScope::Group,
                 key: None,
+                limit: None,
             },
             event: PhantomData,
         }
@@ -196,6 +201,32 @@ impl<T> Subscription<T> {
         self
     }
 
+    /// Sets the rate at which the handler gets events. An event over it waits for its turn, in the
+    /// broker as one that is retried does, or in this process if events are
+    /// [ordered](Subscription::ordered_by) or [broadcast](Subscription::broadcast). It loses no
+    /// attempt by that. Defaults to no limit.
+    ///
+    /// A limit that is shared with other processes needs
+    /// [`shared_by`](RateLimit::shared_by). An invalid one is an error of
+    /// [`start`](crate::events::EventSubscriberBuilder::start).
+    ///
+    /// ```
+    /// use coney::resilience::RateLimit;
+    /// use coney::{Broker, EventSubscriber, Subscription};
+    ///
+    /// let subscriber = EventSubscriber::builder(&Broker::memory(), "mailer")
+    ///     .subscribe(
+    ///         Subscription::listen("order.paid", |order: u64| println!("a mail for {order}"))
+    ///             .limit(RateLimit::per_second(20)),
+    ///     )
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn limit(mut self, rate: RateLimit) -> Self {
+        self.untyped.limit = Some(rate);
+        self
+    }
+
     /// Delivers every event to one subscriber in the whole system, of whatever service; when
     /// it ends, the next takes over. Subscriptions with the same name compete.
     pub fn singleton(mut self) -> Self {
@@ -205,6 +236,12 @@ impl<T> Subscription<T> {
 }
 
 impl Untyped {
+    /// Returns the settings of the limit.
+    pub(super) fn limit(&self) -> Option<LimitSettings> {
+        let rate = self.limit.clone()?;
+        Some(LimitSettings { rate, key: None })
+    }
+
     /// Returns the name in the queue's name.
     pub(super) fn label(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.pattern)

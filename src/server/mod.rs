@@ -5,6 +5,7 @@
 mod builder;
 mod handlers;
 mod health;
+mod limits;
 pub(crate) mod service_server;
 mod sources;
 mod start;

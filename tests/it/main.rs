@@ -39,6 +39,7 @@ mod layered_ends;
 mod layers;
 mod layers_of_handlers;
 mod ledger;
+mod limits;
 mod load_limits;
 mod lookups;
 #[cfg(feature = "redis")]
@@ -61,6 +62,8 @@ mod registry;
 mod retries;
 mod retry_limits;
 mod servers;
+#[cfg(feature = "redis")]
+mod shared_limits;
 mod store_outages;
 mod support;
 mod tidy;
