@@ -288,7 +288,7 @@
 //! | [`Breaker`](crate::resilience::Breaker) | refuses calls at once while the service fails, and probes whether it is back |
 //! | [`Throttle`](crate::resilience::Throttle) | holds calls back while the service answers that it is busy |
 //! | [`Ejection`](crate::resilience::Ejection) | with a balancer, leaves out an instance that fails or is slow |
-//! | [`RateLimit`](crate::resilience::RateLimit), [`max_in_flight`](crate::resilience::Resilience::max_in_flight) | bound what is sent to a service |
+//! | [`RateLimit`](crate::resilience::RateLimit), [`max_in_flight`](crate::resilience::Resilience::max_in_flight) | bound what is sent to a service; a server [limits](crate::server::ServiceServerBuilder::limit) what it takes by the same type |
 //!
 //! A [`fallback`](crate::client::ServiceClientBuilder::fallback) answers in the place of a service
 //! that [is unavailable](crate::Error::is_unavailable):

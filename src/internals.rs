@@ -1,4 +1,5 @@
-//! The pending table and the policies for this crate's own benchmarks; not part of the API.
+//! The pending table, the policies and rate limits for this crate's own benchmarks; not part of the
+//! API.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use crossbeam_channel::bounded;
 
 use crate::client::pending_table::{self, PendingCall, Waiter, Wake};
 use crate::message::CorrelationId;
-use crate::resilience::{Resilience, ServicePolicies};
+use crate::resilience::{Limiter, RateLimit, Resilience, ServicePolicies, Turn};
 use crate::transport::SendState;
 
 /// A client's pending table, alone.
@@ -66,7 +67,7 @@ impl Policies {
         let now = Instant::now();
         let deadline = now + Duration::from_secs(5);
         self.0.called(now);
-        let Ok(None) = self.0.reserve(now, Duration::from_secs(5)) else {
+        let Ok(Turn::Now) = self.0.reserve(now, Duration::from_secs(5), false) else {
             return false;
         };
         let Ok(permit) = self.0.admit(now, deadline) else {
@@ -75,5 +76,21 @@ impl Policies {
         let took = Some(Duration::from_micros(5));
         permit.ended(Ok(()), took, true, false, Instant::now());
         true
+    }
+}
+
+/// The rate limit of a server's action, alone.
+#[derive(Debug)]
+pub struct ActionLimit(Limiter);
+
+impl ActionLimit {
+    /// Creates a limit of all requests together, or one for each key.
+    pub fn new(rate: &RateLimit, has_keys: bool) -> Self {
+        Self(Limiter::new(rate, has_keys))
+    }
+
+    /// Checks a request; false if it is refused.
+    pub fn admits(&self, key: Option<&str>, now: Instant) -> bool {
+        self.0.admit(key, now, Duration::ZERO, None).is_ok()
     }
 }

@@ -79,6 +79,7 @@
 //! | `coney-health-SERVICE` | one per server with health checks | the checks |
 //! | `coney-heartbeat-N` | one per registry, from its first registration on | registers, and renews the heartbeats |
 //! | `coney-lookup-N` | one per registry, from its first look-up on | asks the store |
+//! | `coney-limit-NAME` | one per [rate limit](resilience::RateLimit) shared in Redis, from the first call on | leases tokens |
 //! | `coney-redis-N` | two per Redis handle | make its connections |
 //! | `coney-state-N` | one per connection with an [`on_state_change`](BrokerBuilder::on_state_change) listener | the listener |
 //! | `coney-callback-NAME` | one per client, and one per connection for confirms, from the first callback on | callbacks and their timeouts, attempts of calls with callbacks, listeners of circuit breakers |

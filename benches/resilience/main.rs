@@ -12,6 +12,7 @@
 mod busy;
 mod cache;
 mod cost;
+#[path = "../support/figure.rs"]
 mod figure;
 mod instances;
 mod killed;

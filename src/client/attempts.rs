@@ -17,7 +17,7 @@ use super::sent_attempt::{AttemptEnd, SentAttempt};
 use super::sent_call::SentCall;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::MessageId;
-use crate::resilience::ServicePolicies;
+use crate::resilience::{ServicePolicies, Turn};
 
 /// The attempts at one call, at most one at a time. Driven by the thread that waits for the call.
 pub(super) struct Attempts {
@@ -44,11 +44,19 @@ enum State {
     /// The next attempt begins at this moment.
     Due {
         at: Instant,
-        /// True if its place in the rate limit is reserved.
-        is_reserved: bool,
+        place: RatePlace,
     },
     Sent(SentAttempt),
     Ended,
+}
+
+/// The place of an attempt in the rate limit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RatePlace {
+    None,
+    /// It was looked for, and there was none.
+    Missed,
+    Reserved,
 }
 
 impl Attempts {
@@ -71,7 +79,7 @@ impl Attempts {
             may_have_run: false,
             state: State::Due {
                 at: Instant::now(),
-                is_reserved: false,
+                place: RatePlace::None,
             },
         }
     }
@@ -114,11 +122,11 @@ impl Attempts {
     ) -> Option<Result<CallReply>> {
         loop {
             let result = match &mut self.state {
-                &mut State::Due { at, is_reserved } => {
+                &mut State::Due { at, place } => {
                     let now = sleep_until(at, until, &call.client.inner)?;
                     // A balancer may panic: the call has ended then.
                     self.state = State::Ended;
-                    match self.begin(call, is_reserved, now) {
+                    match self.begin(call, place, now) {
                         Ok(()) => continue,
                         Err(error) => Err(error),
                     }
@@ -149,7 +157,7 @@ impl Attempts {
                     Some(at) => {
                         self.state = State::Due {
                             at,
-                            is_reserved: false,
+                            place: RatePlace::None,
                         };
                     }
                     None => {
@@ -167,25 +175,28 @@ impl Attempts {
     fn begin<Req: Serialize + ?Sized>(
         &mut self,
         call: &CallSender<'_, Req>,
-        is_reserved: bool,
+        place: RatePlace,
         now: Instant,
     ) -> Result<()> {
         let limit = self.attempt_limit(now);
         let mut permit = None;
         if let Some(policies) = &self.policies {
             let refused = |refused| call.target.refused(refused);
-            if !is_reserved {
-                if self.made == 0 {
+            if place != RatePlace::Reserved {
+                let is_again = place == RatePlace::Missed;
+                if self.made == 0 && !is_again {
                     policies.called(now);
                 }
                 // The time of the attempt itself begins with its turn.
                 let left = self.limit.deadline.saturating_duration_since(now);
-                let reserved = policies.reserve(now, left).map_err(refused)?;
-                if let Some(at) = reserved {
-                    self.state = State::Due {
-                        at,
-                        is_reserved: true,
-                    };
+                let turn = policies.reserve(now, left, is_again).map_err(refused)?;
+                let (at, place) = match turn {
+                    Turn::Now => (now, RatePlace::Reserved),
+                    Turn::Reserved(at) => (at, RatePlace::Reserved),
+                    Turn::NotBefore(at) => (at, RatePlace::Missed),
+                };
+                if turn != Turn::Now {
+                    self.state = State::Due { at, place };
                     return Ok(());
                 }
             }
@@ -303,7 +314,7 @@ impl Attempts {
         }
         self.state = State::Due {
             at,
-            is_reserved: false,
+            place: RatePlace::None,
         };
         None
     }

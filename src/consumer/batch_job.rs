@@ -258,8 +258,9 @@ impl BatchJob {
         };
         let begin = Instant::now();
         let deadline = executor.deadline(&request.headers, self.info, target);
+        let mut info = self.info;
         loop {
-            match executor.run(&request, handler, self.info, target) {
+            match executor.run(&request, handler, info, target) {
                 HandlerOutcome::Done(body) => return body.unwrap_or_default(),
                 HandlerOutcome::Failed(error) => {
                     return target.failure(error.message(), error.code());
@@ -268,9 +269,13 @@ impl BatchJob {
                 HandlerOutcome::Unavailable(refusal) => {
                     return executor.busy_reply(target, &refusal);
                 }
+                HandlerOutcome::OverLimit(over) => {
+                    return executor.limited_reply(target, request.action, over);
+                }
                 HandlerOutcome::InProgress
                     if deadline.is_some() || begin.elapsed() < IN_PROGRESS_TIMEOUT =>
                 {
+                    info.is_admitted = true;
                     thread::sleep(IN_PROGRESS_INTERVAL);
                 }
                 HandlerOutcome::InProgress => {

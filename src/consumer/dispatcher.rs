@@ -100,6 +100,7 @@ impl Dispatcher {
                 .failed_attempts(delivery.delivery(), &attempt),
             arrived: delivery.delivery().arrived(),
             is_copy: message.properties.headers.get(COPIES).is_some(),
+            is_admitted: false,
         };
         target.may_have_run = info.redelivered;
         if !executor.handlers.send_replies() {
@@ -139,6 +140,16 @@ impl Dispatcher {
                     }
                     None => self.republisher.park(delivery, attempt),
                 };
+                return retry.into();
+            }
+            HandlerOutcome::OverLimit(over) if target.is_reply_wanted() => {
+                let body = executor.limited_reply(&target, &envelope.action, over);
+                self.reply(delivery, &target, body);
+            }
+            HandlerOutcome::OverLimit(over) => {
+                let retry = self
+                    .republisher
+                    .put_off_by_limit(delivery, attempt, over.turn);
                 return retry.into();
             }
             HandlerOutcome::Failed(error) if target.is_reply_wanted() => {

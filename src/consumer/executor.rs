@@ -11,6 +11,7 @@ use super::context::NestedClient;
 use super::deduplication::{Admission, Deduplication};
 use super::handler::Handler;
 use super::handler_error::HandlerError;
+use super::limits::{LimitOutcome, OverLimit, RequestLimits};
 use super::reply_target::ReplyTarget;
 use super::request::{DeliveryInfo, Request};
 use crate::base::catch::catch;
@@ -25,6 +26,9 @@ pub(crate) struct RequestExecutor {
     /// The instance id in replies, if the server has a registry.
     pub(crate) instance_id: Option<String>,
     pub(crate) handlers: Handlers,
+    pub(crate) limits: RequestLimits,
+    /// The longest time for which a request is put off that is over a limit.
+    pub(crate) longest_turn: Duration,
     pub(crate) deduplication: Option<Arc<Deduplication>>,
     pub(crate) nested: Arc<NestedClient>,
     /// The offsets of the callers' clocks.
@@ -64,6 +68,8 @@ pub(super) enum HandlerOutcome {
     InProgress,
     /// The request cannot be handled now; nothing has been done.
     Unavailable(Unavailable),
+    /// The request is over a rate limit; nothing has been done.
+    OverLimit(OverLimit),
 }
 
 /// The reason why a request cannot be handled now.
@@ -82,7 +88,22 @@ impl RequestExecutor {
     /// Returns the body of a `busy` reply.
     pub(super) fn busy_reply(&self, target: &ReplyTarget<'_>, refusal: &Unavailable) -> Vec<u8> {
         let retry_after = refusal.retry_after.unwrap_or(self.busy_retry_after);
-        target.busy(&refusal.fault, retry_after)
+        target.busy(error_code::BUSY, &refusal.fault, retry_after)
+    }
+
+    /// Returns the body of a `rate_limited` reply.
+    pub(super) fn limited_reply(
+        &self,
+        target: &ReplyTarget<'_>,
+        action: &str,
+        over: OverLimit,
+    ) -> Vec<u8> {
+        let (owner, after) = (&self.owner, over.retry_after);
+        let fault = format!(
+            "{owner}.{} is over its rate limit, which has its next free place in about {after:?}",
+            shown(action)
+        );
+        target.busy(error_code::RATE_LIMITED, &fault, after)
     }
 
     /// Returns the moment when the caller of a request stops waiting, if the caller waits for a
@@ -126,6 +147,22 @@ impl RequestExecutor {
                 request,
                 HandlerError::new(fault).with_reserved_code(error_code::EXPIRED),
             );
+        }
+        // Before anything is claimed: the store is spared what is over the limit.
+        if !info.is_admitted {
+            match self
+                .limits
+                .admit(&context, !target.is_reply_wanted(), self.longest_turn)
+            {
+                LimitOutcome::Admitted => {}
+                LimitOutcome::Over(over) => {
+                    self.log_over(request, over);
+                    return HandlerOutcome::OverLimit(over);
+                }
+                LimitOutcome::Panicked(panic) => {
+                    return self.panicked(request, "the key of its limit", &panic);
+                }
+            }
         }
         let claim = match &self.deduplication {
             None => None,
@@ -185,16 +222,26 @@ impl RequestExecutor {
                 }
                 self.failed(request, error)
             }
-            Err(panic) => {
-                let action = shown(request.action);
-                log::error!(
-                    target: "coney::worker",
-                    "{}.{action} panicked while handling the message {}: {}",
-                    self.owner, shown(request.message_id), shown(&panic)
-                );
-                HandlerOutcome::Failed(panicked(&action))
-            }
+            Err(panic) => self.panicked(request, "the handler", &panic),
         }
+    }
+
+    fn panicked(&self, request: &Request<'_>, what: &str, panic: &str) -> HandlerOutcome {
+        let action = shown(request.action);
+        log::error!(
+            target: "coney::worker",
+            "{}.{action}: {what} panicked at the message {}: {}",
+            self.owner, shown(request.message_id), shown(panic)
+        );
+        HandlerOutcome::Failed(panicked(&action))
+    }
+
+    fn log_over(&self, request: &Request<'_>, over: OverLimit) {
+        log::debug!(
+            target: "coney::worker",
+            "{}.{} is over its rate limit ({}), the next place is free in {:?}",
+            self.owner, shown(request.action), shown(request.message_id), over.retry_after
+        );
     }
 
     fn failed(&self, request: &Request<'_>, error: HandlerError) -> HandlerOutcome {

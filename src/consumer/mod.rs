@@ -17,6 +17,7 @@ mod lane;
 mod layer;
 mod leases;
 mod lifetime;
+mod limits;
 #[cfg_attr(
     not(test),
     allow(dead_code, reason = "the worker pool does not use it yet")
@@ -58,6 +59,7 @@ pub(crate) use self::lane::{Class, Limit, Shareable};
 pub(crate) use self::layer::layered;
 pub use self::layer::{HandlerLayer, HandlerReply, NextHandler};
 pub(crate) use self::lifetime::Lifetime;
+pub(crate) use self::limits::{LimitSettings, RequestLimits};
 pub use self::load::{Scaling, Shed, WorkerCount};
 pub(crate) use self::local_retry::LocalAttempts;
 pub use self::memory_reply_store::MemoryReplyStore;

@@ -118,6 +118,27 @@ impl Republisher {
         self.put_off(delivery, attempt, delay)
     }
 
+    /// Schedules a message for its turn in a rate limit. Nothing was done, so no attempt is used up.
+    pub(super) fn put_off_by_limit(
+        &self,
+        delivery: Tracked,
+        attempt: LocalAttempts,
+        turn: Duration,
+    ) -> Option<LocalRetry> {
+        if self.retries.are_held() {
+            return Some(LocalRetry {
+                delivery,
+                attempt,
+                delay: self.retries.held(turn),
+            });
+        }
+        // A time of its own in a queue of other delays would hold up those behind it.
+        let copy = self.delayed_copy(&delivery, Wait::Levels(turn));
+        let second = self.stand_in_copy(&copy, Wait::Levels(turn));
+        self.republish_delayed(delivery, copy, second);
+        None
+    }
+
     /// Schedules a message for after `delay`, which one of this server's queues has.
     fn put_off(
         &self,

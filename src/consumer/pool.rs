@@ -65,6 +65,12 @@ pub(crate) trait Turn {
 
     /// Ends what [`try_enter`](Self::try_enter) has counted.
     fn leave(&self, class: Class);
+
+    /// Returns the counts of the pool.
+    fn status(&self) -> PoolStatus;
+
+    /// Lets one worker end after its job.
+    fn end_one_worker(&self);
 }
 
 impl<J: Job> Turn for Shared<J> {
@@ -88,6 +94,15 @@ impl<J: Job> Turn for Shared<J> {
             state.effects(None)
         };
         effects.carry_out();
+    }
+
+    fn status(&self) -> PoolStatus {
+        self.state.lock().status()
+    }
+
+    fn end_one_worker(&self) {
+        let mut state = self.state.lock();
+        state.most = state.most.saturating_sub(1).max(1);
     }
 }
 

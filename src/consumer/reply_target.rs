@@ -106,12 +106,13 @@ impl<'a> ReplyTarget<'a> {
         Reply::failure_by(self.instance_id, error, code, None, self.message_id)
     }
 
-    /// Returns the body of a `busy` reply: nothing ran, and another attempt may succeed later.
-    pub(super) fn busy(&self, error: &str, retry_after: Duration) -> Vec<u8> {
+    /// Returns the body of a reply with the code `busy` or `rate_limited`: nothing ran, and another
+    /// attempt may succeed later.
+    pub(super) fn busy(&self, code: &str, error: &str, retry_after: Duration) -> Vec<u8> {
         if self.may_have_run {
-            return self.failure(error, Some(error_code::BUSY));
+            return self.failure(error, Some(code));
         }
-        let (code, after) = (Some(error_code::BUSY), Some(retry_after));
+        let (code, after) = (Some(code), Some(retry_after));
         Reply::failure_by(self.instance_id, error, code, after, self.message_id)
     }
 
@@ -189,9 +190,9 @@ mod tests {
             (reply.error_code.map(String::from), reply.retry_after)
         };
         let second = Duration::from_secs(1);
-        let busy = code(target(false).busy("x", second));
+        let busy = code(target(false).busy("busy", "x", second));
         assert_eq!(busy, (Some("busy".to_owned()), Some(second)));
-        assert_eq!(code(target(true).busy("x", second)), (None, None));
+        assert_eq!(code(target(true).busy("busy", "x", second)), (None, None));
         for name in ["expired", "unknown_action", "bad_request"] {
             let first = code(target(false).failure("x", Some(name)));
             assert_eq!(first.0.as_deref(), Some(name));

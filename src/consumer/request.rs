@@ -38,4 +38,6 @@ pub(super) struct DeliveryInfo {
     pub(super) arrived: Instant,
     /// True if the message is a republished copy.
     pub(super) is_copy: bool,
+    /// True if the rate limits have admitted the request already.
+    pub(super) is_admitted: bool,
 }

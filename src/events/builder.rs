@@ -258,8 +258,8 @@ impl EventSubscriberBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidConfig`] for invalid names and patterns, two
-    /// subscriptions with one queue, no workers, invalid delays, or one of coney's own headers to
-    /// be passed on; [`ErrorKind::Io`] if a thread cannot be started;
+    /// subscriptions with one queue, no workers, invalid delays or limits, or one of coney's own
+    /// headers to be passed on; [`ErrorKind::Io`] if a thread cannot be started;
     /// [`ErrorKind::Broker`] if the broker refuses, [`ErrorKind::TimedOut`] if it does not
     /// answer, [`ErrorKind::Closed`] after the broker was closed, [`ErrorKind::Connect`] if
     /// the second connection cannot be made.
@@ -300,6 +300,10 @@ impl EventSubscriberBuilder {
                 check_retry_delays(&self.service, delays)?;
             }
             check_subscription("pattern", &subscription.pattern)?;
+            if let Some(limit) = subscription.limit() {
+                let (service, name) = (&self.service, subscription.label());
+                limit.check(format_args!("{service}'s subscription {name:?}"), false)?;
+            }
             let queue = self.queue(subscription);
             check_subscription("name of a subscription's queue", &queue)?;
             if !queues.insert(queue.clone()) {

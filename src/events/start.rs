@@ -12,7 +12,7 @@ use super::subscription::{DeliveryScope, Untyped};
 use super::{EventSubscriber, EventSubscriberBuilder};
 use crate::consumer::{
     self, ClockOffsets, ConsumedQueue, Dispatcher, Handlers, Limit, NestedClient, Republisher,
-    RequestExecutor, Settled, Turn, WaitingCopies, Workers, layered, parking_delay,
+    RequestExecutor, RequestLimits, Settled, Turn, WaitingCopies, Workers, layered, parking_delay,
 };
 use crate::error::Result;
 use crate::topology::{self, EVENT_EXCHANGE, Topology};
@@ -182,15 +182,18 @@ impl EventSubscriberBuilder {
         let options = &self.options;
         let is_broadcast = subscription.scope == DeliveryScope::Broadcast;
         let mut retries = options.retries(subscription.is_held());
+        let limit = subscription.limit();
         if let Some(delays) = subscription.retry_delays {
             retries.parking = parking_delay(&delays);
             retries.delays = delays;
         }
-        let limit = options.redelivery_limit;
+        let redelivery_limit = options.redelivery_limit;
         let executor = RequestExecutor {
             owner: self.service.clone(),
             instance_id: None,
             handlers: Handlers::One(layered(subscription.handler, &options.layers)),
+            limits: RequestLimits::of_all(limit),
+            longest_turn: retries.parking,
             deduplication: options.start_deduplication(queue)?,
             clocks: ClockOffsets::default(),
             busy_retry_after: retries.parking,
@@ -211,14 +214,14 @@ impl EventSubscriberBuilder {
                 republishes: workers.republishes().clone(),
             },
             settled,
-            redelivery_limit: limit,
+            redelivery_limit,
             any_reply_queue: false,
         };
         let ordering = match subscription.key {
             Some(key) => {
                 let marks = match is_broadcast {
                     true => None,
-                    false => Some(BeginMarks::open(connection, queue, limit)?),
+                    false => Some(BeginMarks::open(connection, queue, redelivery_limit)?),
                 };
                 Some(KeyOrdering {
                     key,

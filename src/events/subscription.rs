@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::consumer::{Context, Handler, HandlerError, HandlerResult, of_event, of_raw_event};
+use crate::consumer::{
+    Context, Handler, HandlerError, HandlerResult, LimitSettings, of_event, of_raw_event,
+};
 use crate::message::Json;
+use crate::resilience::RateLimit;
 
 /// A subscription to events: a name pattern, a handler, and how the events are shared. For
 /// [`EventSubscriberBuilder::subscribe`](crate::events::EventSubscriberBuilder::subscribe).
@@ -54,6 +57,7 @@ pub(super) struct Untyped {
     pub(super) key: Option<KeyOf>,
     /// The retry delays, if they are not those of the subscriber.
     pub(super) retry_delays: Option<Vec<Duration>>,
+    pub(super) limit: Option<RateLimit>,
 }
 
 /// The receivers of an event.
@@ -181,6 +185,7 @@ impl<T> Subscription<T> {
                 scope: DeliveryScope::Group,
                 key: None,
                 retry_delays: None,
+                limit: None,
             },
             event: PhantomData,
         }
@@ -197,6 +202,32 @@ impl<T> Subscription<T> {
     /// instance. A failed event waits for its next attempt in this process.
     pub fn broadcast(mut self) -> Self {
         self.untyped.scope = DeliveryScope::Broadcast;
+        self
+    }
+
+    /// Sets the rate at which the handler gets events. An event over it waits for its turn, in the
+    /// broker as one that is retried does, or in this process if events are
+    /// [ordered](Subscription::ordered_by) or [broadcast](Subscription::broadcast). It loses no
+    /// attempt by that. Defaults to no limit.
+    ///
+    /// A limit that is shared with other processes needs
+    /// [`shared_by`](RateLimit::shared_by). An invalid one is an error of
+    /// [`start`](crate::events::EventSubscriberBuilder::start).
+    ///
+    /// ```
+    /// use coney::resilience::RateLimit;
+    /// use coney::{Broker, EventSubscriber, Subscription};
+    ///
+    /// let subscriber = EventSubscriber::builder(&Broker::memory(), "mailer")
+    ///     .subscribe(
+    ///         Subscription::listen("order.paid", |order: u64| println!("a mail for {order}"))
+    ///             .limit(RateLimit::per_second(20)),
+    ///     )
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn limit(mut self, rate: RateLimit) -> Self {
+        self.untyped.limit = Some(rate);
         self
     }
 
@@ -235,6 +266,12 @@ impl Untyped {
     /// Returns true if failed events wait in this process.
     pub(super) fn is_held(&self) -> bool {
         self.key.is_some() || self.scope == DeliveryScope::Broadcast
+    }
+
+    /// Returns the settings of the limit.
+    pub(super) fn limit(&self) -> Option<LimitSettings> {
+        let rate = self.limit.clone()?;
+        Some(LimitSettings { rate, key: None })
     }
 
     /// Returns the name in the queue's name.

@@ -150,8 +150,8 @@ impl RedisBuilder {
         self
     }
 
-    /// Sets the maximum number of connections. Defaults to 4. A registry uses two; a reply
-    /// store uses one for each worker that is waiting for it.
+    /// Sets the maximum number of connections. Defaults to 4. A registry uses two, a shared rate
+    /// limit one; a reply store uses one for each worker that is waiting for it.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self

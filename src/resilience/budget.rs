@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::gcra::Gcra;
-use super::rate_limit::RateLimit;
+use super::rate::Rate;
 use crate::base::window::Window;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -132,7 +132,7 @@ const RESERVED_SECONDS: u32 = 10;
 impl Budget {
     /// Creates a budget whose reserve is full.
     pub(crate) fn new(share: f64, reserve: u32) -> Self {
-        let limit = RateLimit::per_second(reserve).burst(reserve.saturating_mul(RESERVED_SECONDS));
+        let limit = Rate::per_second(reserve).burst(reserve.saturating_mul(RESERVED_SECONDS));
         Self {
             share,
             recent: Window::new(SHARE_TIME),

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::rate_limit::RateLimit;
+use super::keyed::Bucket;
+use super::rate::Rate;
 
 /// A rate limit that admits calls now, or reserves moments for them.
 ///
@@ -27,7 +28,7 @@ pub(crate) struct Gcra {
 
 impl Gcra {
     /// Creates the state of a limit that is checked.
-    pub(crate) fn new(limit: &RateLimit) -> Self {
+    pub(crate) fn new(limit: &Rate) -> Self {
         let interval = limit.period.as_nanos();
         let early = limit.most_at_once().saturating_sub(1);
         Self {
@@ -37,6 +38,14 @@ impl Gcra {
             tolerance: interval * u128::from(early),
             next: 0,
         }
+    }
+
+    /// Creates the state of a limit whose burst is used up.
+    pub(crate) fn used_up(limit: &Rate, now: Instant) -> Self {
+        let mut gcra = Self::new(limit);
+        gcra.origin = Some(now);
+        gcra.next = gcra.tolerance + gcra.interval;
+        gcra
     }
 
     /// Admits a call now, or reserves the first free moment for it.
@@ -73,6 +82,17 @@ impl Gcra {
     }
 }
 
+/// The longest time until a limit counts as idle: it is longer than any process runs.
+const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 100);
+
+impl Bucket for Gcra {
+    /// Returns the moment from which the state is that of a new limit.
+    fn idle_at(&self) -> Option<Instant> {
+        let time = nanoseconds(self.next.div_ceil(self.ticks_per_nanosecond));
+        self.origin?.checked_add(time.min(FAR))
+    }
+}
+
 /// Returns a number of nanoseconds as a duration.
 fn nanoseconds(count: u128) -> Duration {
     const SECOND: u128 = 1_000_000_000;
@@ -91,7 +111,7 @@ mod tests {
 
     #[test]
     fn three_per_second_are_10800_per_hour() {
-        let mut limit = Gcra::new(&RateLimit::per_second(3));
+        let mut limit = Gcra::new(&Rate::per_second(3));
         let start = Instant::now();
         let mut last = start;
         assert_eq!(limit.reserve(start, HOUR), Ok(None));
@@ -109,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_admitted_after_a_pause() {
-        let mut limit = Gcra::new(&RateLimit::per_second(100).burst(5));
+        let mut limit = Gcra::new(&Rate::per_second(100).burst(5));
         let mut now = Instant::now();
         for _ in 0..3 {
             for _ in 0..5 {
@@ -125,11 +145,11 @@ mod tests {
     fn the_extremes_do_not_overflow() {
         let (rare, frequent) = (Duration::MAX, Duration::from_nanos(1));
         for limit in [
-            RateLimit::every(rare).burst(u32::MAX),
-            RateLimit::every(rare),
-            RateLimit::every(frequent).burst(u32::MAX),
-            RateLimit::per_second(u32::MAX).burst(u32::MAX),
-            RateLimit::per_second(u32::MAX).burst(1),
+            Rate::every(rare).burst(u32::MAX),
+            Rate::every(rare),
+            Rate::every(frequent).burst(u32::MAX),
+            Rate::per_second(u32::MAX).burst(u32::MAX),
+            Rate::per_second(u32::MAX).burst(1),
         ] {
             let mut limit = Gcra::new(&limit);
             let start = Instant::now();
@@ -144,7 +164,7 @@ mod tests {
 
     #[test]
     fn an_older_moment_reserves_like_the_latest() {
-        let mut limit = Gcra::new(&RateLimit::per_second(10));
+        let mut limit = Gcra::new(&Rate::per_second(10));
         let start = Instant::now();
         let late = start + Duration::from_millis(20);
         assert_eq!(limit.reserve(late, HOUR), Ok(None));
@@ -161,7 +181,7 @@ mod tests {
             steps in prop::collection::vec((0..200_000_000u64, 0..3u32), 1..150),
         ) {
             let period = Duration::from_millis(period);
-            let limit = RateLimit { calls, period, burst: Some(burst) };
+            let limit = Rate { calls, period, burst: Some(burst) };
             let mut gcra = Gcra::new(&limit);
             let mut now = Instant::now();
             let mut moments = Vec::new();
@@ -199,7 +219,7 @@ mod tests {
             calls in 1..500u32,
             burst in 1..20u32,
         ) {
-            let mut gcra = Gcra::new(&RateLimit::per_second(calls).burst(burst));
+            let mut gcra = Gcra::new(&Rate::per_second(calls).burst(burst));
             let start = Instant::now();
             let (mut now, mut admitted) = (start, 0);
             while now < start + Duration::from_secs(2) {

@@ -13,6 +13,9 @@ mod circuit;
 mod ejection;
 mod gcra;
 mod instance_record;
+mod keyed;
+mod lease;
+mod limiter;
 mod outliers;
 #[cfg(test)]
 mod outliers_model_tests;
@@ -23,22 +26,32 @@ mod policies;
 mod policies_shuttle_tests;
 #[cfg(test)]
 mod policies_tests;
+mod rate;
 mod rate_limit;
 mod retry;
 mod service_state;
 mod settings;
+mod shared_limit;
+#[cfg(test)]
+mod shared_limit_tests;
 mod sync;
 mod throttle;
+mod token_source;
+mod turns;
 
 pub use self::breaker::Breaker;
 pub use self::breaker_change::{BreakerChange, BreakerState};
 pub use self::breaker_handle::BreakerHandle;
 pub use self::budget::RetryBudget;
 pub use self::ejection::Ejection;
+pub(crate) use self::limiter::Limiter;
 pub(crate) use self::policies::{Permit, Report, ServicePolicies};
 pub use self::rate_limit::RateLimit;
 pub use self::retry::Retry;
-pub(crate) use self::service_state::{Place, Refused};
+pub(crate) use self::service_state::{Place, Refused, Turn};
 pub use self::settings::Resilience;
+pub(crate) use self::shared_limit::CountPeers;
 pub use self::throttle::Throttle;
+#[cfg(feature = "redis")]
+pub(crate) use self::token_source::{Lease, LeaseRequest, LeaseTerms, TokenSource};
 pub use crate::error_kind::Refusal;

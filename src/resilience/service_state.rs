@@ -30,6 +30,26 @@ pub(crate) struct Refused {
     pub(crate) retry_after: Option<Duration>,
 }
 
+impl Refused {
+    /// Returns the refusal by a rate limit that has a free place in this time.
+    pub(super) fn by_rate(after: Duration) -> Self {
+        Self {
+            by: Refusal::RateLimit,
+            retry_after: Some(after),
+        }
+    }
+}
+
+/// The turn of an attempt in the rate limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Now,
+    /// The attempt has a place at this moment.
+    Reserved(Instant),
+    /// There may be a place at this moment, to be looked for again.
+    NotBefore(Instant),
+}
+
 /// The places of requests that wait for replies.
 struct Places {
     most: usize,
@@ -91,7 +111,8 @@ pub(super) struct AttemptOutcome {
 impl ServiceState {
     pub(super) fn new(settings: &Resilience) -> Self {
         Self {
-            rate: settings.rate.as_ref().map(Gcra::new),
+            rate: (settings.rate.as_ref().filter(|it| !it.is_shared()))
+                .map(|it| Gcra::new(&it.rate())),
             circuit: settings.breaker.as_ref().map(Circuit::new),
             throttle: settings.throttle.as_ref().map(ThrottleState::new),
             places: settings.max_in_flight.map(Places::new),
@@ -100,15 +121,12 @@ impl ServiceState {
         }
     }
 
-    /// Reserves a place in the rate limit: `None` is now.
+    /// Reserves a place in the rate limit of this client alone. Admits all under another.
     pub(super) fn reserve(
         &mut self,
         now: Instant,
         longest_wait: Duration,
-    ) -> Result<Option<Instant>, Refused> {
-        let Some(rate) = &mut self.rate else {
-            return Ok(None);
-        };
+    ) -> Result<Turn, Refused> {
         // To wait for a turn and be refused then would help no caller.
         if let Some(after) = (self.circuit.as_ref()).and_then(|circuit| circuit.retry_after(now)) {
             return Err(Refused {
@@ -116,11 +134,14 @@ impl ServiceState {
                 retry_after: Some(after),
             });
         }
-        let reserved = rate.reserve(now, longest_wait);
-        reserved.map_err(|after| Refused {
-            by: Refusal::RateLimit,
-            retry_after: Some(after),
-        })
+        let Some(rate) = &mut self.rate else {
+            return Ok(Turn::Now);
+        };
+        match rate.reserve(now, longest_wait) {
+            Ok(None) => Ok(Turn::Now),
+            Ok(Some(at)) => Ok(Turn::Reserved(at)),
+            Err(after) => Err(Refused::by_rate(after)),
+        }
     }
 
     /// Admits an attempt by the breaker, the throttle and the bound of attempts in flight. Each that

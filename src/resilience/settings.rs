@@ -119,7 +119,8 @@ impl Resilience {
             return Err(Error::new(ErrorKind::InvalidConfig, fault));
         }
         self.retry.as_ref().map_or(Ok(()), Retry::check)?;
-        self.rate.as_ref().map_or(Ok(()), RateLimit::check)?;
+        let rate = self.rate.as_ref();
+        rate.map_or(Ok(()), |rate| rate.check(false))?;
         self.breaker.as_ref().map_or(Ok(()), Breaker::check)?;
         self.throttle.as_ref().map_or(Ok(()), Throttle::check)?;
         self.ejection.as_ref().map_or(Ok(()), Ejection::check)

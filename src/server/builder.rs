@@ -9,7 +9,8 @@ use super::ServiceServer;
 use super::health::Check;
 use crate::client::ServiceClient;
 use crate::consumer::{
-    Context, Handler, HandlerLayer, HandlerReply, HandlerResult, NextHandler, Options, ReplyStore,
+    Context, Handler, HandlerLayer, HandlerReply, HandlerResult, LimitSettings, NextHandler,
+    Options, ReplyStore,
 };
 use crate::error::Error;
 use crate::registry::{Instance, Registry};
@@ -36,6 +37,8 @@ pub struct ServiceServerBuilder {
     pub(super) service: String,
     pub(super) handlers: HashMap<String, Handler>,
     pub(super) options: Options,
+    /// The rate limits of actions.
+    pub(super) limits: Vec<(String, LimitSettings)>,
     pub(super) quorum: bool,
     pub(super) registry: Option<Registry>,
     pub(super) instance: Instance,
@@ -59,6 +62,7 @@ impl ServiceServerBuilder {
             service: service.to_owned(),
             handlers: HashMap::new(),
             options: Options::default(),
+            limits: Vec::new(),
             quorum: false,
             registry: None,
             instance: Instance::new(),

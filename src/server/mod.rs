@@ -5,6 +5,7 @@
 mod builder;
 mod handlers;
 mod health;
+mod limits;
 mod retry_settings;
 pub(crate) mod service_server;
 mod sources;

@@ -8,13 +8,14 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::health::{Check, CheckedServer, Health, HealthVerdict};
+use super::limits::count_instances;
 use super::sources::{Consumers, OwnQueue, RequestSink, ServerJob, SuspectSink};
 use super::{ServiceServer, ServiceServerBuilder};
 use crate::base::name::check_service;
 use crate::consumer::{
     AfterDelivery, ClockOffsets, ConsumedQueue, Deduplication, Dispatcher, Handlers, NestedClient,
-    Next, PendingRepublish, Republisher, RequestExecutor, Settled, WaitingCopies, WorkerSetup,
-    Workers, layered,
+    Next, PendingRepublish, Republisher, RequestExecutor, RequestLimits, Settled, WaitingCopies,
+    WorkerSetup, Workers, layered,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
@@ -37,8 +38,8 @@ impl ServiceServerBuilder {
     ///
     /// Fails with [`ErrorKind::InvalidConfig`] if a name is empty, too long or contains characters
     /// that names must not have, an action has two handlers, the number of workers or the prefetch
-    /// is 0, the retry delays are too many or out of range, or one of coney's own headers is to be
-    /// passed on; with [`ErrorKind::Broker`] if the
+    /// is 0, the retry delays are too many or out of range, one of coney's own headers is to be
+    /// passed on, or a rate limit is invalid or of an action without a handler; with [`ErrorKind::Broker`] if the
     /// broker refuses a queue or a consumer; with [`ErrorKind::TimedOut`] if the broker does not
     /// answer in time; with [`ErrorKind::Io`] if a thread cannot be started; and with
     /// [`ErrorKind::Closed`] if the broker was closed before.
@@ -48,6 +49,7 @@ impl ServiceServerBuilder {
         }
         check_service(&self.service)?;
         self.options.check(&self.service)?;
+        self.check_limits()?;
         if self.handlers.is_empty() {
             log::warn!(
                 target: "coney::server",
@@ -180,13 +182,20 @@ impl ServiceServerBuilder {
         deduplication: Option<Arc<Deduplication>>,
     ) -> Dispatcher {
         let options = &mut self.options;
+        let retries = options.retries(false);
         let registered = self.registry.is_some();
+        let count_peers = self
+            .registry
+            .as_ref()
+            .map(|it| count_instances(it, &self.service));
         let handlers = std::mem::take(&mut self.handlers).into_iter();
         let handlers = handlers.map(|(action, it)| (action, layered(it, &options.layers)));
         let executor = RequestExecutor {
             owner: self.service.clone(),
             instance_id: registered.then(|| self.instance.id().to_owned()),
             handlers: Handlers::ByAction(handlers.collect()),
+            limits: RequestLimits::by_action(std::mem::take(&mut self.limits), count_peers),
+            longest_turn: retries.parking,
             deduplication,
             clocks: ClockOffsets::default(),
             busy_retry_after: BUSY_RETRY_AFTER,
@@ -208,7 +217,7 @@ impl ServiceServerBuilder {
                     stem: topology::service_stem(&self.service),
                     is_ordered: false,
                 },
-                retries: options.retries(false),
+                retries,
                 waiting: Arc::new(WaitingCopies::new()),
                 republishes,
             },

@@ -28,6 +28,7 @@ const SERVER: &[&str] = &[
     "error_kind",
     "message",
     "registry",
+    "resilience",
     "topology",
     "transport",
     "verdict",
@@ -61,7 +62,10 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("consumer", SERVER),
     ("server", SERVER),
     ("events", SERVER),
-    ("redis", &["base", "consumer", "error", "registry"]),
+    (
+        "redis",
+        &["base", "consumer", "error", "registry", "resilience"],
+    ),
     ("dead_letters", SERVER),
     ("guide", &[]),
     (

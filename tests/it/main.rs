@@ -42,6 +42,7 @@ mod layered_ends;
 mod layers;
 mod layers_of_handlers;
 mod ledger;
+mod limits;
 mod load_limits;
 mod lookups;
 #[cfg(feature = "redis")]
@@ -65,6 +66,8 @@ mod registry;
 mod retries;
 mod retry_limits;
 mod servers;
+#[cfg(feature = "redis")]
+mod shared_limits;
 mod store_outages;
 mod support;
 mod tidy;

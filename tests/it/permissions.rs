@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use coney::redis::Redis;
+use coney::resilience::RateLimit;
 use coney::{
     Broker, Context, DeadLetters, EventPublisher, EventSubscriber, HandlerError, Instance,
     SendOptions, ServiceClient, ServiceServer, Subscription,
@@ -162,4 +163,17 @@ fn each_part_needs_no_more_in_redis() {
         .unwrap();
     let client = ServiceClient::new(&broker, "client").unwrap();
     assert_eq!(client.call::<u64>("work", "double", &2).unwrap(), 4);
+
+    let url = login("limits", "~coney:limit:* +ping +eval +time +get +set");
+    let limit = RateLimit::every(PATIENCE).burst(1_000);
+    let limit = limit.shared(&Redis::new(&url).unwrap(), "permitted");
+    let _limited = ServiceServer::builder(&broker, "limited")
+        .respond("double", |n: u64| 2 * n)
+        .limit("double", limit.shared_by(1))
+        .start()
+        .unwrap();
+    eventually("Redis counts the calls", || {
+        let _ = client.call::<u64>("limited", "double", &2);
+        redis.ctl(&["EXISTS", "coney:limit:permitted"]) == "1"
+    });
 }

@@ -3,14 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::action_times::{ActionTimes, TimeLeft};
-use super::bulkhead::{BulkheadAnswer, Bulkheads};
 use super::estimate::{Backlog, Means, QueueDepth};
 use super::saturation::{Occupancy, Saturation};
 use super::shed::{Shed, Shedder};
-
-/// The time that a caller is asked to wait for a place in a bulkhead whose action has not run often
-/// enough to know better.
-const FIRST_BUSY_AFTER: Duration = Duration::from_secs(1);
 
 /// The settings of a [`LoadControl`]. Actions have numbers, which their owner chooses.
 #[derive(Clone, Debug, Default)]
@@ -18,8 +13,6 @@ pub(crate) struct LoadSettings {
     /// The number of actions: their numbers are below it.
     pub(crate) actions: usize,
     pub(crate) shed: Option<Shed>,
-    /// The actions with bulkheads, and how many of their requests may run at a time.
-    pub(crate) at_most: Vec<(usize, usize)>,
 }
 
 /// A request that a worker has taken and may run.
@@ -35,8 +28,6 @@ pub(crate) struct Arrival {
     /// True for one request of each message: for a message of its own, and for the first request of
     /// a batch.
     pub(crate) opens_message: bool,
-    /// True if the request can wait in this process without its worker; false in a batch.
-    pub(crate) may_wait: bool,
 }
 
 /// The decision about a request.
@@ -44,31 +35,16 @@ pub(crate) struct Arrival {
 pub(crate) enum Admitted {
     /// The request runs. The ticket goes to [`LoadControl::finished`] afterwards.
     Run(RunTicket),
-    /// The request waits in this process, after the others of its action, until
-    /// [`LoadControl::finished`] or [`LoadControl::resume`] calls for it.
-    PutAside,
-    /// The call is answered as busy.
-    Busy { after: Duration, reason: BusyReason },
-    /// The command is republished to the queue of its action's bulkhead.
-    Move,
+    /// The call is answered as busy: too many requests wait in the queue.
+    Busy { after: Duration },
     /// The call is answered as expired: it has less time left than its action takes.
     Expired,
 }
 
-/// The reason why a call is refused as busy.
+/// The begin of one request, for [`LoadControl::finished`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BusyReason {
-    /// Too many requests wait in the queue.
-    Overload,
-    /// As many requests of the action run as may at a time.
-    Bulkhead,
-}
-
-/// The leave to run one request. Given back exactly once, by [`LoadControl::finished`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a ticket that is not given back occupies a place in its action's bulkhead"]
 pub(crate) struct RunTicket {
-    pub(crate) action: usize,
+    action: usize,
     began: Instant,
     opens_message: bool,
     is_probe: bool,
@@ -81,7 +57,6 @@ pub(crate) struct LoadControl {
     backlog: Backlog,
     times: ActionTimes,
     shedder: Option<Shedder>,
-    bulkheads: Bulkheads,
 }
 
 impl LoadControl {
@@ -91,14 +66,12 @@ impl LoadControl {
             backlog: Backlog::default(),
             times: ActionTimes::new(settings.actions),
             shedder: settings.shed.as_ref().map(Shedder::new),
-            bulkheads: Bulkheads::new(&settings.at_most),
         }
     }
 
     /// Decides about a request that a worker has taken; the worker counts as busy in `occupancy`.
     ///
-    /// A call that would be too late anyhow is the first to go, as it needs nothing. A place in a
-    /// bulkhead comes last: only a request that nothing else refuses gets one.
+    /// A call that would be too late anyhow is the first to go, as it needs nothing.
     pub(crate) fn admit(
         &mut self,
         now: Instant,
@@ -117,58 +90,25 @@ impl LoadControl {
         if arrival.is_call
             && let Some(after) = self.shed(now, arrival, occupancy)
         {
-            let reason = BusyReason::Overload;
-            return Admitted::Busy { after, reason };
+            return Admitted::Busy { after };
         }
-        let Arrival {
-            action, is_call, ..
-        } = *arrival;
-        let prefetch = occupancy.prefetch;
-        let answer = self
-            .bulkheads
-            .admit(action, is_call, arrival.may_wait, prefetch);
-        match answer {
-            BulkheadAnswer::Run => Admitted::Run(ticket(now, arrival, is_probe)),
-            BulkheadAnswer::PutAside => Admitted::PutAside,
-            BulkheadAnswer::Move => Admitted::Move,
-            BulkheadAnswer::Busy => Admitted::Busy {
-                after: self.busy_after(action),
-                reason: BusyReason::Bulkhead,
-            },
-        }
+        Admitted::Run(RunTicket {
+            action: arrival.action,
+            began: now,
+            opens_message: arrival.opens_message,
+            is_probe,
+        })
     }
 
-    /// Decides about a request that was put aside and to which a place has passed. Returns also
-    /// whether the place has passed on to the next one of the action, because this one is too late.
-    pub(crate) fn resume(&mut self, now: Instant, arrival: &Arrival) -> (Admitted, bool) {
-        match self.check_time(now, arrival) {
-            TimeLeft::TooLittle => {
-                let passed_on = self.bulkheads.finished(arrival.action);
-                (Admitted::Expired, passed_on)
-            }
-            left => {
-                let is_probe = left == TimeLeft::Probe;
-                (Admitted::Run(ticket(now, arrival, is_probe)), false)
-            }
-        }
-    }
-
-    /// Records that a request which was put aside has been removed: its connection was lost, or the
-    /// server shuts down.
-    pub(crate) fn removed(&mut self, action: usize) {
-        self.bulkheads.removed(action);
-    }
-
-    /// Takes a ticket back. `ran` is false if the handler did not run after all, because the
-    /// request was a repeated one for example. Returns true if the first request of the action that
-    /// was put aside is to be [resumed](LoadControl::resume).
+    /// Records that an admitted request has ended. `ran` is false if the handler did not run after
+    /// all, because the request was a repeated one for example.
     pub(crate) fn finished(
         &mut self,
         now: Instant,
         ticket: RunTicket,
         ran: bool,
         occupancy: &Occupancy,
-    ) -> bool {
+    ) {
         self.saturation.update(now, occupancy);
         if ran {
             let took = now.saturating_duration_since(ticket.began);
@@ -176,7 +116,6 @@ impl LoadControl {
             self.times
                 .add(now, action, took, opens_message, ticket.is_probe);
         }
-        self.bulkheads.finished(ticket.action)
     }
 
     /// Returns whether the caller of a call waits for long enough.
@@ -197,14 +136,9 @@ impl LoadControl {
         shedder.refuse(now, estimate, handling, occupancy.workers)
     }
 
-    /// Returns the time after which a place in the action's bulkhead is likely to be free.
-    fn busy_after(&mut self, action: usize) -> Duration {
-        let (waiting, places) = self.bulkheads.waiting(action);
-        let rounds = u32::try_from(waiting / places + 1).unwrap_or(u32::MAX);
-        let median = self.times.median(action);
-        median.map_or(FIRST_BUSY_AFTER, |median| {
-            median.saturating_mul(rounds).min(10 * FIRST_BUSY_AFTER)
-        })
+    /// Returns the median time of an action, if it has run often enough.
+    pub(crate) fn median(&mut self, action: usize) -> Option<Duration> {
+        self.times.median(action)
     }
 
     /// Returns the estimated wait of a request that arrives now.
@@ -212,6 +146,11 @@ impl LoadControl {
         let is_saturated = self.saturation.since(now).is_some();
         let means = self.times.means().unwrap_or_default();
         self.backlog.wait(now, is_saturated, occupancy, means)
+    }
+
+    /// Returns true if calls may be refused.
+    pub(crate) fn sheds(&self) -> bool {
+        self.shedder.is_some()
     }
 
     /// Returns the mean time of a request, if any has ended.
@@ -247,15 +186,6 @@ impl LoadControl {
     }
 }
 
-fn ticket(now: Instant, arrival: &Arrival, is_probe: bool) -> RunTicket {
-    RunTicket {
-        action: arrival.action,
-        began: now,
-        opens_message: arrival.opens_message,
-        is_probe,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,7 +198,6 @@ mod tests {
         left: None,
         timeout: None,
         opens_message: true,
-        may_wait: true,
     };
 
     const COMMAND: Arrival = Arrival {
@@ -285,11 +214,10 @@ mod tests {
         batched: 0,
     };
 
-    fn control(at_most: &[(usize, usize)]) -> LoadControl {
+    fn control() -> LoadControl {
         LoadControl::new(&LoadSettings {
             actions: 2,
             shed: Some(Shed::new().above(200 * MS)),
-            at_most: at_most.to_vec(),
         })
     }
 
@@ -297,12 +225,12 @@ mod tests {
         let Admitted::Run(ticket) = control.admit(now, &COMMAND, &FULL) else {
             panic!("refused");
         };
-        assert!(!control.finished(now + took, ticket, true, &FULL));
+        control.finished(now + took, ticket, true, &FULL);
     }
 
     /// Returns a control that has been saturated for long, with these messages in the queue.
-    fn overloaded(at_most: &[(usize, usize)], shared: u64) -> (LoadControl, Instant) {
-        let mut control = control(at_most);
+    fn overloaded(shared: u64) -> (LoadControl, Instant) {
+        let mut control = control();
         let mut now = Instant::now();
         for _ in 0..16 {
             run(&mut control, now, 50 * MS);
@@ -321,15 +249,14 @@ mod tests {
 
     #[test]
     fn refusals_lower_the_estimate_until_calls_run_again() {
-        let (mut control, now) = overloaded(&[], 11);
+        let (mut control, now) = overloaded(11);
         assert_eq!(control.wait(now, &FULL), 550 * MS);
         let first = control.admit(now, &CALL, &FULL);
         assert!(matches!(first, Admitted::Run(_)), "a tenth runs");
         for wait in [450, 400, 350, 300, 250] {
             let after = wait * MS;
-            let reason = BusyReason::Overload;
             let refused = control.admit(now, &CALL, &FULL);
-            assert_eq!(refused, Admitted::Busy { after, reason });
+            assert_eq!(refused, Admitted::Busy { after });
         }
         let call = control.admit(now, &CALL, &FULL);
         assert!(matches!(call, Admitted::Run(_)), "{call:?}");
@@ -337,7 +264,7 @@ mod tests {
 
     #[test]
     fn commands_are_never_refused_and_old_samples_refuse_nothing() {
-        let (mut control, now) = overloaded(&[], 1_000);
+        let (mut control, now) = overloaded(1_000);
         let _ = control.admit(now, &CALL, &FULL);
         for _ in 0..100 {
             let command = control.admit(now, &COMMAND, &FULL);
@@ -352,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_server_without_saturation_refuses_no_call() {
-        let (mut control, now) = overloaded(&[], 1_000);
+        let (mut control, now) = overloaded(1_000);
         let free = Occupancy { busy: 0, ..FULL };
         control.update(now, &free);
         let later = now + 21 * MS;
@@ -365,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_call_without_the_time_that_its_action_takes_is_expired_and_a_command_never() {
-        let (mut control, now) = overloaded(&[], 0);
+        let (mut control, now) = overloaded(0);
         let late = Arrival {
             left: Some(49 * MS),
             ..CALL
@@ -379,54 +306,5 @@ mod tests {
         };
         let command = control.admit(now, &command, &FULL);
         assert!(matches!(command, Admitted::Run(_)));
-    }
-
-    #[test]
-    fn a_place_in_a_bulkhead_passes_over_requests_that_are_too_late() {
-        let occupancy = Occupancy {
-            busy: 1,
-            workers: 8,
-            prefetch: 10,
-            ..FULL
-        };
-        let (mut control, now) = overloaded(&[(0, 1)], 0);
-        let Admitted::Run(ticket) = control.admit(now, &CALL, &occupancy) else {
-            panic!("refused");
-        };
-        for _ in 0..4 {
-            let aside = control.admit(now, &CALL, &occupancy);
-            assert_eq!(aside, Admitted::PutAside);
-        }
-        let (after, reason) = (250 * MS, BusyReason::Bulkhead);
-        let refused = control.admit(now, &CALL, &occupancy);
-        assert_eq!(refused, Admitted::Busy { after, reason });
-        assert_eq!(control.admit(now, &COMMAND, &occupancy), Admitted::Move);
-        let in_batch = Arrival {
-            may_wait: false,
-            ..COMMAND
-        };
-        let refused = control.admit(now, &in_batch, &occupancy);
-        assert_eq!(refused, Admitted::Busy { after, reason });
-        assert!(control.finished(now, ticket, false, &occupancy));
-        let late = Arrival {
-            left: Some(MS),
-            ..CALL
-        };
-        // The first late one runs as a probe.
-        let (probe, more) = control.resume(now, &late);
-        let Admitted::Run(ticket) = probe else {
-            panic!("{probe:?}");
-        };
-        assert!(!more && control.finished(now, ticket, true, &occupancy));
-        // What was a probe of no time at all has cleared the record.
-        for _ in 0..16 {
-            control.times.add(now, 0, 50 * MS, true, false);
-        }
-        let _ = control.times.check(now, 0, MS);
-        let (expired, more) = control.resume(now, &late);
-        assert_eq!((expired, more), (Admitted::Expired, true));
-        control.removed(0);
-        let (last, more) = control.resume(now, &CALL);
-        assert!(matches!(last, Admitted::Run(_)) && !more);
     }
 }

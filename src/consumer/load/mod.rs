@@ -7,10 +7,11 @@
 
 mod action_times;
 mod admission;
-mod bulkhead;
 mod decayed_mean;
 mod estimate;
+mod gate;
 mod overdue;
+mod overdue_watch;
 mod processor;
 mod saturation;
 mod scaler;
@@ -22,11 +23,10 @@ mod shed;
 mod simulation_tests;
 mod worker_count;
 
-pub(crate) use self::admission::{
-    Admitted, Arrival, BusyReason, LoadControl, LoadSettings, RunTicket,
-};
+pub(crate) use self::admission::{Admitted, Arrival, LoadControl, LoadSettings, RunTicket};
 pub(crate) use self::estimate::QueueDepth;
-pub(crate) use self::overdue::{Overdue, OverdueRun};
+pub(crate) use self::gate::{Entrance, LoadGate};
+pub(crate) use self::overdue_watch::OverdueWatch;
 pub(crate) use self::processor::ProcessorMeter;
 pub(crate) use self::saturation::Occupancy;
 pub(crate) use self::scaler::{Observation, Scaler};

@@ -89,7 +89,6 @@ impl Simulation {
         let settings = LoadSettings {
             actions: 1,
             shed: setup.shed.then(Shed::new),
-            at_most: Vec::new(),
         };
         Self {
             setup,
@@ -203,7 +202,6 @@ impl Simulation {
                 left: call.is_call.then_some(left),
                 timeout: call.is_call.then_some(self.setup.timeout),
                 opens_message: true,
-                may_wait: true,
             };
             let now = self.start + self.now;
             // What servers check without load control.
@@ -227,7 +225,6 @@ impl Simulation {
                     self.outcome.expired += 1;
                     REFUSAL
                 }
-                Admitted::PutAside | Admitted::Move => unreachable!("there is no bulkhead"),
             };
             self.at(takes, Event::End(worker));
         }
@@ -239,7 +236,7 @@ impl Simulation {
         self.unsettled -= 1;
         let Some(ticket) = ticket else { return };
         let now = self.start + self.now;
-        assert!(!self.control.finished(now, ticket, true, &occupancy));
+        self.control.finished(now, ticket, true, &occupancy);
         let took = self.now - call.sent;
         let in_surge = self.now < SURGE;
         match call.is_call {

@@ -131,5 +131,11 @@ fn what_comes_back_to_no_queue_is_a_dead_letter() {
         now = next;
     }
     assert_eq!(now, start + path.delay());
-    assert_eq!(state.queue_depth(DEAD_QUEUE, Instant::now()).unwrap().messages, 100);
+    assert_eq!(
+        state
+            .queue_depth(DEAD_QUEUE, Instant::now())
+            .unwrap()
+            .messages,
+        100
+    );
 }

@@ -1,4 +1,4 @@
-//! The lines of the report.
+//! The lines of a report: figures, and the bounds that they have to keep.
 
 use std::fmt;
 
@@ -6,9 +6,11 @@ use serde::Serialize;
 
 /// The bound of a figure.
 #[derive(Clone, Copy)]
+#[allow(dead_code, reason = "not every benchmark has all of them")]
 pub enum Bound {
     AtMost(f64),
     AtLeast(f64),
+    Within(f64, f64),
 }
 
 impl Bound {
@@ -16,6 +18,7 @@ impl Bound {
         match self {
             Self::AtMost(most) => value <= most,
             Self::AtLeast(least) => value >= least,
+            Self::Within(least, most) => (least..=most).contains(&value),
         }
     }
 }
@@ -25,6 +28,9 @@ impl fmt::Display for Bound {
         match self {
             Self::AtMost(most) => write!(f, "≤ {}", rounded(*most)),
             Self::AtLeast(least) => write!(f, "≥ {}", rounded(*least)),
+            Self::Within(least, most) => {
+                write!(f, "{} to {}", rounded(*least), rounded(*most))
+            }
         }
     }
 }
@@ -69,6 +75,7 @@ fn rounded(value: f64) -> f64 {
 }
 
 /// Returns the median, the upper one of two.
+#[allow(dead_code, reason = "not every benchmark needs it")]
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
