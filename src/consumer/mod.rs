@@ -11,19 +11,23 @@ mod dispatcher;
 mod drain;
 mod executor;
 mod failure;
+mod failure_meter;
+mod failure_rate;
 mod handler;
 pub(crate) mod handler_error;
 mod layer;
 mod leases;
 mod lifetime;
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "the worker pool does not use it yet")
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the worker pool does not use it yet"
 )]
 mod load;
 mod local_retry;
 mod memory_reply_store;
 mod options;
+mod pause_on_failures;
 mod pool;
 mod reply_store;
 mod reply_target;
@@ -43,6 +47,7 @@ pub(crate) use self::deduplication::Deduplication;
 pub(crate) use self::dispatcher::{AfterDelivery, Dispatcher};
 pub(crate) use self::drain::{Left, drain};
 pub(crate) use self::executor::{Handlers, RequestExecutor};
+pub(crate) use self::failure_meter::FailureMeter;
 pub(crate) use self::handler::{
     Handler, infallible, is_result, of_event, of_raw_event, raw, typed,
 };
@@ -54,6 +59,7 @@ pub use self::load::{Scaling, Shed, WorkerCount};
 pub(crate) use self::local_retry::LocalAttempts;
 pub use self::memory_reply_store::MemoryReplyStore;
 pub(crate) use self::options::{ConsumedQueue, Options};
+pub use self::pause_on_failures::PauseOnFailures;
 pub(crate) use self::pool::Job;
 pub use self::reply_store::{ClaimOutcome, ReplyStore, StoreError};
 pub(crate) use self::republish_confirms::PendingRepublish;
