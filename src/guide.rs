@@ -359,7 +359,9 @@
 //! [`EventSubscriber::state`](crate::EventSubscriber::state) do not block. A server or subscriber is
 //! not healthy once its shutdown has begun, nor while the broker refuses one of its consumers. A
 //! [health check](crate::server::ServiceServerBuilder::health_check) that fails three times in a
-//! row makes the server stop consuming until it passes.
+//! row makes the server stop consuming until it passes twice; with
+//! [`pause_on_failures`](crate::server::ServiceServerBuilder::pause_on_failures) so does a large
+//! share of failed attempts, for half a minute at a time.
 //!
 //! **Dead letters.** [`DeadLetters`](crate::DeadLetters) lists, replays and purges; the example
 //! `dead_letters` does so from the command line.

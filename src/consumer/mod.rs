@@ -11,6 +11,8 @@ mod dispatcher;
 mod drain;
 mod executor;
 mod failure;
+mod failure_meter;
+mod failure_rate;
 mod handler;
 pub(crate) mod handler_error;
 mod lane;
@@ -18,15 +20,17 @@ mod layer;
 mod leases;
 mod lifetime;
 mod limits;
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "the worker pool does not use it yet")
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the worker pool does not use it yet"
 )]
 mod load;
 mod local_retry;
 mod memory_reply_store;
 mod next_attempt;
 mod options;
+mod pause_on_failures;
 mod pool;
 mod pool_state;
 mod reply_store;
@@ -51,6 +55,7 @@ pub(crate) use self::deduplication::Deduplication;
 pub(crate) use self::dispatcher::{AfterDelivery, Dispatcher};
 pub(crate) use self::drain::{Left, drain};
 pub(crate) use self::executor::{Handlers, RequestExecutor};
+pub(crate) use self::failure_meter::FailureMeter;
 pub(crate) use self::handler::{
     Handler, infallible, is_result, of_event, of_raw_event, raw, typed,
 };
@@ -66,6 +71,7 @@ pub use self::memory_reply_store::MemoryReplyStore;
 pub(crate) use self::options::{
     ConsumedQueue, Options, check_number_of_delays, check_retry_delays, parking_delay,
 };
+pub use self::pause_on_failures::PauseOnFailures;
 pub(crate) use self::pool::Turn;
 pub(crate) use self::pool_state::{Job, Next};
 pub use self::reply_store::{ClaimOutcome, ReplyStore, StoreError};

@@ -10,7 +10,7 @@ use super::health::Check;
 use crate::client::ServiceClient;
 use crate::consumer::{
     Context, Handler, HandlerLayer, HandlerReply, HandlerResult, LimitSettings, NextHandler,
-    Options, ReplyStore,
+    Options, PauseOnFailures, ReplyStore,
 };
 use crate::error::Error;
 use crate::registry::{Instance, Registry};
@@ -45,6 +45,8 @@ pub struct ServiceServerBuilder {
     pub(super) checks: Vec<Check>,
     pub(super) health_interval: Duration,
     pub(super) health_failures: u32,
+    pub(super) health_successes: u32,
+    pub(super) pause_on_failures: Option<PauseOnFailures>,
     pub(super) fault: Option<Error>,
 }
 
@@ -69,6 +71,8 @@ impl ServiceServerBuilder {
             checks: Vec::new(),
             health_interval: Duration::from_secs(5),
             health_failures: 3,
+            health_successes: 2,
+            pause_on_failures: None,
             fault: None,
         }
     }
@@ -273,55 +277,6 @@ impl ServiceServerBuilder {
     /// always the server's. Defaults to an empty description.
     pub fn instance(mut self, instance: Instance) -> Self {
         self.instance = instance;
-        self
-    }
-
-    /// Adds a check of something that the handlers need, such as a database. It runs every
-    /// [`health_interval`](ServiceServerBuilder::health_interval) on a thread of
-    /// the server's, `coney-health-SERVICE`, one check after the other; a panic is a failure.
-    ///
-    /// While a check fails, with or without a registry, the server consumes nothing: requests
-    /// that it has not begun go to the other instances, and calls without a look-up wait for it
-    /// or for another instance. In the registry the instance is marked as unhealthy, and
-    /// look-ups leave it out. Every reader of the registry can read the check's error, of which
-    /// 200 bytes are stored: it should have no secret in it.
-    ///
-    /// A check should have a timeout of its own: while one hangs, the last result stands.
-    /// [`start`](ServiceServerBuilder::start) waits for the first round of all checks, and
-    /// treats one of over 10 s as a failure.
-    ///
-    /// ```
-    /// # use coney::{Broker, ServiceServer};
-    /// let server = ServiceServer::builder(&Broker::memory(), "user-service")
-    ///     .respond("get_user", |id: u64| id)
-    ///     .health_check("disk", || std::fs::metadata("/").map(drop))
-    ///     .start()?;
-    /// # Ok::<(), coney::Error>(())
-    /// ```
-    pub fn health_check<E, F>(mut self, name: impl Into<String>, check: F) -> Self
-    where
-        F: Fn() -> std::result::Result<(), E> + Send + Sync + 'static,
-        E: fmt::Display,
-    {
-        self.checks.push(Check {
-            name: name.into(),
-            run: Box::new(move || check().map_err(|error| error.to_string())),
-            fails_at_once: false,
-        });
-        self
-    }
-
-    /// Sets the pause between two rounds of checks, at least 1 ms. Defaults to 5 s.
-    pub fn health_interval(mut self, interval: Duration) -> Self {
-        self.health_interval = interval;
-        self
-    }
-
-    /// Sets the number of failures of a check in a row after which the server stops consuming.
-    /// At the start one failure is enough, and afterwards one success resumes. 0 counts as 1.
-    /// Defaults to 3.
-    pub fn health_failures(mut self, failures: u32) -> Self {
-        self.health_failures = failures;
         self
     }
 }

@@ -1,15 +1,17 @@
-//! The health checks of a server: an unhealthy one stops consuming.
+//! The health of a server: one whose checks or attempts fail stops consuming.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 
+use super::health_rounds::{Fault, HealthRounds, HealthVerdict};
 use super::sources::Consumers;
 use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::base::log_relay;
 use crate::base::thread::NamedThread;
+use crate::consumer::FailureMeter;
 use crate::registry::Registration;
 
 /// The longest time for which starting a server waits for the first verdict.
@@ -34,9 +36,16 @@ pub(super) struct Check {
     pub(super) fails_at_once: bool,
 }
 
-/// The result of all checks: the name and the error of a failed check, or `None` if the server is
-/// healthy.
-pub(super) type HealthVerdict = Option<String>;
+/// The sources of a server's health.
+pub(super) struct HealthSetup<'a> {
+    pub(super) service: &'a str,
+    pub(super) checks: Vec<Check>,
+    pub(super) interval: Duration,
+    pub(super) failures: u32,
+    pub(super) successes: u32,
+    /// The meter of failed attempts, if the server pauses on failures, and its signal.
+    pub(super) meter: Option<(Arc<FailureMeter>, Receiver<()>)>,
+}
 
 /// The parts of a server that follow the verdict.
 pub(super) struct CheckedServer {
@@ -55,22 +64,20 @@ pub(super) struct Health {
 
 impl Health {
     /// Starts the thread that runs the checks. It ends with [`stop`](Health::stop).
-    pub(super) fn start(
-        service: &str,
-        checks: Vec<Check>,
-        interval: Duration,
-        failures: u32,
-    ) -> std::io::Result<Self> {
+    pub(super) fn start(setup: HealthSetup<'_>) -> std::io::Result<Self> {
         let (first, verdict) = bounded(1);
         // One slot, for the one server. Dropping the sender stops the thread.
         let (watched, watched_receiver) = bounded(1);
-        let name = format!("coney-health-{service}");
+        let name = format!("coney-health-{}", setup.service);
+        let checks = setup.checks;
+        let (meter, tripped) = setup.meter.unzip();
         let checking = Checking {
-            service: service.to_owned(),
-            failed: vec![0; checks.len()],
+            service: setup.service.to_owned(),
+            rounds: HealthRounds::new(checks.len(), setup.failures, setup.successes),
             checks,
-            interval: interval.max(MIN_INTERVAL),
-            failures: failures.max(1),
+            interval: setup.interval.max(MIN_INTERVAL),
+            meter,
+            tripped: tripped.unwrap_or_else(never),
         };
         let thread = NamedThread::spawn(name, move || checking.run(&first, &watched_receiver))?;
         Ok(Self {
@@ -107,20 +114,22 @@ impl Health {
 struct Checking {
     service: String,
     checks: Vec<Check>,
-    /// The number of times that each check has failed in a row.
-    failed: Vec<u32>,
+    rounds: HealthRounds,
     interval: Duration,
-    /// The number of failures in a row that make the server unhealthy.
-    failures: u32,
+    meter: Option<Arc<FailureMeter>>,
+    /// The meter's signal. It stays connected as long as the meter is here.
+    tripped: Receiver<()>,
 }
 
 impl Checking {
     fn run(mut self, first: &Sender<HealthVerdict>, watched: &Receiver<CheckedServer>) {
-        let mut now = self.check(1);
+        self.check();
+        let mut now = self.rounds.verdict();
         let _ = first.try_send(now.clone());
         let Ok(server) = watched.recv() else { return };
         // This differs from `now` if the first checks took too long.
         let mut verdict = server.verdict.clone();
+        let mut next_round = Instant::now() + self.interval;
         loop {
             if now != verdict {
                 server.consumers.unhealthy.lock().clone_from(&now);
@@ -131,44 +140,65 @@ impl Checking {
                 registration.set_unhealthy(now.as_deref());
             }
             verdict = now;
-            match watched.recv_timeout(self.interval) {
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
+            let pause = self.meter.as_ref().and_then(|it| it.paused(Instant::now()));
+            let next = pause.map_or(next_round, |pause| pause.until.min(next_round));
+            select! {
+                recv(watched) -> _ => return,
+                recv(self.tripped) -> _ => {}
+                default(next.saturating_duration_since(Instant::now())) => {}
             }
-            // An unhealthy server stays so until all checks pass.
-            let failures = if verdict.is_some() { 1 } else { self.failures };
-            now = self.check(failures);
+            if Instant::now() >= next_round {
+                self.check();
+                next_round = Instant::now() + self.interval;
+            }
+            now = self.rounds.verdict().or_else(|| {
+                let pause = self.meter.as_ref()?.paused(Instant::now())?;
+                Some(pause.reason)
+            });
         }
     }
 
-    /// Runs all checks up to the first one that has failed `failures` times in a row, and returns
-    /// its name and error.
-    fn check(&mut self, failures: u32) -> HealthVerdict {
-        let mut checks = self.checks.iter().zip(&mut self.failed);
-        checks.find_map(|(check, failed)| {
-            let result = catch(&check.run);
-            let fault = match result {
+    /// Runs all checks, up to the first one that makes the server unhealthy.
+    fn check(&mut self) {
+        let mut found = None;
+        for (number, check) in self.checks.iter().enumerate() {
+            let fault = match catch(&check.run) {
                 Ok(Ok(())) => {
-                    *failed = 0;
-                    return None;
+                    self.rounds.passed(number);
+                    continue;
                 }
                 Ok(Err(fault)) => fault,
                 Err(_) => "it panicked".to_owned(),
             };
-            *failed = failed.saturating_add(1);
-            if *failed < failures && !check.fails_at_once {
-                log_relay::log(
-                    log::Level::Info,
-                    TARGET,
-                    format_args!(
-                        "{}: the health check {} failed, {failed} of {failures} times: {fault}",
-                        self.service, check.name
-                    ),
-                );
-                return None;
-            }
-            Some(format!("{}: {fault}", check.name))
-        })
+            let Some(failed) = self.rounds.failed(number, check.fails_at_once) else {
+                found = Some(Fault {
+                    text: format!("{}: {fault}", check.name),
+                    is_immediate: check.fails_at_once,
+                });
+                break;
+            };
+            log_relay::log(
+                log::Level::Info,
+                TARGET,
+                format_args!(
+                    "{}: the health check {} failed, {failed} of {} times: {fault}",
+                    self.service,
+                    check.name,
+                    self.rounds.failures()
+                ),
+            );
+        }
+        self.rounds.end(found);
+        if let Some((passed, needed)) = self.rounds.recovering() {
+            log_relay::log(
+                log::Level::Info,
+                TARGET,
+                format_args!(
+                    "{}: all health checks passed, {passed} of {needed} times",
+                    self.service
+                ),
+            );
+        }
     }
 
     /// Pauses or resumes consuming, and notes the verdict in the registry.

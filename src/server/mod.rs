@@ -5,6 +5,8 @@
 mod builder;
 mod handlers;
 mod health;
+mod health_rounds;
+mod health_settings;
 mod limits;
 mod retry_settings;
 pub(crate) mod service_server;
@@ -14,4 +16,6 @@ mod start;
 pub use self::builder::ServiceServerBuilder;
 pub use self::service_server::ServerState;
 pub(crate) use self::service_server::ServiceServer;
-pub use crate::consumer::{HandlerLayer, HandlerReply, NextHandler, Scaling, Shed, WorkerCount};
+pub use crate::consumer::{
+    HandlerLayer, HandlerReply, NextHandler, PauseOnFailures, Scaling, Shed, WorkerCount,
+};

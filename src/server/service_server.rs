@@ -246,7 +246,8 @@ impl ServiceServer {
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerState {
-    /// The health check that fails, and its error: the server consumes nothing.
+    /// The health check that fails, and its error, or the share of the attempts that failed: the
+    /// server consumes nothing.
     pub unhealthy: Option<String>,
     /// The reason why the broker refused the last dead letter, until it accepts one
     /// again. Meanwhile such messages wait in a retry queue, and hold nothing up.

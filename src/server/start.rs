@@ -7,15 +7,16 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::health::{Check, CheckedServer, Health, HealthVerdict};
+use super::health::{Check, CheckedServer, Health, HealthSetup};
+use super::health_rounds::HealthVerdict;
 use super::limits::count_instances;
 use super::sources::{Consumers, OwnQueue, RequestSink, ServerJob, SuspectSink};
 use super::{ServiceServer, ServiceServerBuilder};
 use crate::base::name::check_service;
 use crate::consumer::{
-    AfterDelivery, ClockOffsets, ConsumedQueue, Deduplication, Dispatcher, Handlers, NestedClient,
-    Next, PendingRepublish, Republisher, RequestExecutor, RequestLimits, Settled, WaitingCopies,
-    WorkerSetup, Workers, layered,
+    AfterDelivery, ClockOffsets, ConsumedQueue, Deduplication, Dispatcher, FailureMeter,
+    HandlerLayer, Handlers, NestedClient, Next, PendingRepublish, Republisher, RequestExecutor,
+    RequestLimits, Settled, WaitingCopies, WorkerSetup, Workers, layered,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
@@ -38,8 +39,9 @@ impl ServiceServerBuilder {
     ///
     /// Fails with [`ErrorKind::InvalidConfig`] if a name is empty, too long or contains characters
     /// that names must not have, an action has two handlers, the number of workers or the prefetch
-    /// is 0, the retry delays are too many or out of range, one of coney's own headers is to be
-    /// passed on, or a rate limit is invalid or of an action without a handler; with [`ErrorKind::Broker`] if the
+    /// is 0, the retry delays are too many or out of range, a rate limit is invalid or of an action
+    /// without a handler, the settings of a pause on failures are out of range, or one of coney's
+    /// own headers is to be passed on; with [`ErrorKind::Broker`] if the
     /// broker refuses a queue or a consumer; with [`ErrorKind::TimedOut`] if the broker does not
     /// answer in time; with [`ErrorKind::Io`] if a thread cannot be started; and with
     /// [`ErrorKind::Closed`] if the broker was closed before.
@@ -50,6 +52,9 @@ impl ServiceServerBuilder {
         check_service(&self.service)?;
         self.options.check(&self.service)?;
         self.check_limits()?;
+        if let Some(pause) = &self.pause_on_failures {
+            pause.check(&self.service)?;
+        }
         if self.handlers.is_empty() {
             log::warn!(
                 target: "coney::server",
@@ -154,15 +159,25 @@ impl ServiceServerBuilder {
             run: Box::new(move || it.check()),
             fails_at_once: true,
         }));
-        if checks.is_empty() {
+        let meter = self.pause_on_failures.as_ref().map(|settings| {
+            let (meter, tripped) = FailureMeter::new(settings);
+            let meter = Arc::new(meter);
+            // The innermost: what other layers make of a result is no failure of the handler.
+            let layer = Arc::clone(&meter) as Arc<dyn HandlerLayer>;
+            self.options.layers.push(layer);
+            (meter, tripped)
+        });
+        if checks.is_empty() && meter.is_none() {
             return Ok(None);
         }
-        let health = Health::start(
-            &self.service,
+        let health = Health::start(HealthSetup {
+            service: &self.service,
             checks,
-            self.health_interval,
-            self.health_failures,
-        );
+            interval: self.health_interval,
+            failures: self.health_failures,
+            successes: self.health_successes,
+            meter,
+        });
         health.map(Some).map_err(|error| {
             Error::new(
                 ErrorKind::Io,

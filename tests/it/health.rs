@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use coney::server::PauseOnFailures;
 use coney::{Broker, CallOptions, ErrorKind, EventSubscriber, Instance, Registry, ServiceServer};
 
 use crate::support::instance_echo::{answering_instance, finder, server};
@@ -14,6 +15,8 @@ on_both!(
     a_server_that_starts_unhealthy_waits,
     a_check_that_panics_is_a_failure_and_one_that_hangs_holds_up_no_shutdown,
     the_state_shows_the_check_that_fails_now,
+    a_check_must_pass_several_times_in_a_row,
+    too_many_failures_pause_a_server_until_its_handler_works,
     nothing_is_healthy_after_its_shutdown,
 );
 
@@ -157,6 +160,97 @@ fn the_state_shows_the_check_that_fails_now(broker: &Broker) {
         failing.store(number, Ordering::SeqCst);
         eventually("it shows", || server.state().unhealthy.as_deref() == shown);
     }
+}
+
+fn a_check_must_pass_several_times_in_a_row(broker: &Broker) {
+    let (enter, entered) = crossbeam_channel::bounded::<()>(0);
+    let (step, results) = crossbeam_channel::bounded::<bool>(0);
+    let server = ServiceServer::builder(broker, &unique("who"))
+        .health_interval(MS)
+        .health_failures(2)
+        .health_successes(3)
+        .health_check("disk", move || {
+            let _ = enter.send(());
+            match results.recv() {
+                Ok(true) | Err(_) => Ok(()),
+                Ok(false) => Err("full"),
+            }
+        });
+    let server = std::thread::spawn(move || server.start().unwrap());
+    entered.recv_timeout(PATIENCE).unwrap();
+    step.send(true).unwrap();
+    let server = server.join().unwrap();
+    let unhealthy = Some("disk: full".to_owned());
+    for (passes, before) in [
+        (false, None),
+        (true, None),
+        (false, None),
+        (false, None),
+        (true, unhealthy.clone()),
+        (true, unhealthy.clone()),
+        (false, unhealthy.clone()),
+        (true, unhealthy.clone()),
+        (true, unhealthy.clone()),
+        (true, unhealthy.clone()),
+        (true, None),
+    ] {
+        // A check begins only after the verdict on the one before has been applied.
+        entered.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(server.state().unhealthy, before, "{passes}");
+        step.send(passes).unwrap();
+    }
+    drop((entered, step));
+    server.shutdown(PATIENCE).unwrap();
+}
+
+fn too_many_failures_pause_a_server_until_its_handler_works(broker: &Broker) {
+    let (registry, service) = (Registry::memory(), unique("mail"));
+    let works = Arc::new(AtomicBool::new(false));
+    let (attempts, mails) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (is_up, attempt, sent) = (works.clone(), attempts.clone(), mails.clone());
+    let server = ServiceServer::builder(broker, &service)
+        .workers(2)
+        .prefetch(2)
+        .retry_delays([10 * MS; 20])
+        .registry(&registry)
+        .respond("ping", |n: u64| n)
+        .handler("mail", move |_: u64| {
+            attempt.fetch_add(1, Ordering::SeqCst);
+            match is_up.load(Ordering::SeqCst) {
+                true => Ok(sent.fetch_add(1, Ordering::SeqCst)),
+                false => Err("no network"),
+            }
+        })
+        .pause_on_failures(
+            PauseOnFailures::new()
+                .minimum_attempts(5)
+                .pause_for(500 * MS),
+        )
+        .start()
+        .unwrap();
+    let client = client(broker);
+    for n in 0..10 {
+        client.send(&service, "mail", &n).unwrap();
+    }
+    let reason = || server.state().unhealthy.unwrap_or_default();
+    eventually("it pauses", || {
+        reason().starts_with("too many failures: 5 of 5 attempts within 10s, the last of them at")
+    });
+    eventually("the registry shows it", || {
+        let found = registry.lookup(&service).unwrap();
+        let shown = found.all().next().and_then(Instance::unhealthy_reason);
+        shown.is_some_and(|shown| shown.starts_with("too many failures"))
+    });
+    let before = attempts.load(Ordering::SeqCst);
+    eventually("one more attempt pauses it again", || {
+        attempts.load(Ordering::SeqCst) > before && reason().contains("1 of 1 attempts")
+    });
+    works.store(true, Ordering::SeqCst);
+    eventually("all mails are sent", || {
+        mails.load(Ordering::SeqCst) == 10 && server.state().is_healthy()
+    });
+    assert_eq!(client.call::<u64>(&service, "ping", &7).unwrap(), 7);
+    server.shutdown(PATIENCE).unwrap();
 }
 
 fn nothing_is_healthy_after_its_shutdown(broker: &Broker) {

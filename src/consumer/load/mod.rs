@@ -7,6 +7,8 @@
 
 mod action_times;
 mod admission;
+#[cfg(test)]
+mod admission_tests;
 mod decayed_mean;
 mod estimate;
 mod gate;
