@@ -75,6 +75,15 @@ impl Republisher {
         self.republish(delivery, copy, None, None);
     }
 
+    /// Moves a command to the queue of its action's bound. Nothing was done, so no attempt is used
+    /// up.
+    pub(super) fn move_to(&self, delivery: Tracked, queue: &str) {
+        let mut copy = self.copy(delivery.delivery(), "", queue.to_owned());
+        copy.properties.expiration = delivery.message().properties.expiration;
+        Death::forget(&mut copy.properties.headers);
+        self.republish(delivery, copy, None, None);
+    }
+
     /// Republishes a message that was fetched and not started to its own queue, as new: another
     /// worker gets it, and it does not count as redelivered.
     ///
