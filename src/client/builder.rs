@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::ServiceClient;
 use super::batch::BatchLimits;
+use super::bound_services::BoundServices;
 use super::core::ClientCore;
-use super::delayed::BoundServices;
 use super::discovery::Discovery;
 use super::extensions::Extensions;
 use super::router::Router;

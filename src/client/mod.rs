@@ -9,6 +9,7 @@ mod attempts;
 pub(crate) mod batch;
 mod batch_support;
 mod batch_table;
+mod bound_services;
 mod builder;
 mod call;
 mod call_errors;
