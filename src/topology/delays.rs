@@ -54,8 +54,8 @@ const UNIT_MS: u64 = 100;
 /// The number of levels: enough for [`LONGEST_DELAY`].
 const LEVELS: u32 = 25;
 
-/// The largest number of levels in which a message waits. A delay that takes more is rounded up, by
-/// less than 1 %.
+/// The largest number of levels in which a message waits. A delay that would take more is rounded
+/// up, by less than 1 %.
 const MOST_HOPS: u32 = 8;
 
 /// Returns true if this is the name of an exchange or a queue for delays.
