@@ -150,7 +150,7 @@ impl Session<'_> {
         let _armed = self.arm();
         match command {
             Command::Open { link, registered } => {
-                self.io.link_table.add(link, registered);
+                self.io.link_table.add(link, *registered);
                 self.open_link(link)
             }
             Command::Settle {
