@@ -12,6 +12,7 @@ mod backlog_gate;
 pub(crate) mod batch;
 mod batch_support;
 mod batch_table;
+mod bound_services;
 mod builder;
 mod call;
 mod call_errors;

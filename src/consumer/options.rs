@@ -61,7 +61,7 @@ impl Default for Options {
 }
 
 /// The delay of a repeated request while the first one is being handled. Servers and subscribers
-/// that deduplicate have a retry queue with this delay.
+/// that deduplicate use the queue of this delay.
 pub(crate) const POSTPONE_DELAY: Duration = Duration::from_secs(1);
 
 /// The parking delay if no retry delays are set.

@@ -1,4 +1,4 @@
-//! Republishing: copies of messages go to a retry queue for another attempt, or to the dead
+//! Republishing: copies of messages go to a delay's queue for another attempt, or to the dead
 //! letters. The broker confirms each copy before the original is acknowledged, so a fault may
 //! duplicate a message, but never lose it.
 

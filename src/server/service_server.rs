@@ -167,8 +167,10 @@ impl ServiceServer {
     }
 
     /// Handles the requests in the service's queue, and then shuts down: for programs that end
-    /// when their work is done. Goes on until the queue is empty, no handler runs and no command
-    /// waits for another attempt, or half of `timeout` is over; the shutdown has the rest.
+    /// when their work is done. Goes on until the queue is empty, no handler runs and no command that
+    /// this server has put off waits for another attempt, or half of `timeout` is over; the shutdown
+    /// has the rest. Commands that others have put off, or that were sent for
+    /// [later](crate::SendOptions::after), are not waited for.
     ///
     /// Blocks at most `timeout`. Other servers of the service go on, and may take the requests
     /// that this one waits for. Requests that are left at the end stay in their queue: with
@@ -291,7 +293,7 @@ pub struct ServerState {
     /// server consumes nothing.
     pub unhealthy: Option<String>,
     /// The reason why the broker refused the last dead letter, until it accepts one
-    /// again. Meanwhile such messages wait in a retry queue, and hold nothing up.
+    /// again. Meanwhile such messages wait as failed ones do, and hold nothing up.
     pub dead_letters_refused: Option<String>,
     /// The reason why the broker refused, after a reconnect, to let the server consume its queue or
     /// the instance's own. It is tried again every 10 s.

@@ -222,7 +222,17 @@ mod tests {
             Some(QueueOptions::new())
         );
         assert_eq!(options(&plain, DEAD_QUEUE), Some(QueueOptions::new()));
-        assert_eq!(plain.queues().count(), 4);
+        let queues: Vec<&str> = plain.queues().collect();
+        assert_eq!(
+            queues,
+            [
+                DEAD_QUEUE,
+                "service.s.request",
+                "service.s.suspect",
+                "coney.delay.missing",
+                "coney.delay.1000",
+            ]
+        );
         let wait = options(&plain, "coney.delay.1000").unwrap();
         assert!(wait.quorum.is_some());
         let quorum = for_service("s", &[second], true);
