@@ -329,6 +329,8 @@
 //! error replies. In a handler, the error of a nested call keeps its kind and code
 //! ([`HandlerError`](crate::HandlerError)); its caller gets the code, as a reply of this service.
 //!
+//! What a server does when more arrives than it can handle is the subject of [`load`].
+//!
 //! # Testing
 //!
 //! [`Broker::memory`](crate::Broker::memory) and
@@ -382,3 +384,5 @@
 //! [`Broker`](crate::Broker) fail at once with [`ErrorKind::Misuse`](crate::ErrorKind::Misuse), also
 //! for calls that the parent made. Dropping them leaves the parent's connection alone. Connect
 //! after the fork.
+
+pub mod load;

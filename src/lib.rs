@@ -72,10 +72,10 @@
 //! | `coney-io-N` | one per connection (a subscriber with an order has a second one; [counting a queue](Broker::queue_depth), a scan of the dead letters and [`transport::Link::get`] open one that ends when it is idle) | owns the connection: publishes, takes deliveries, routes replies, reconnects. Runs no user code |
 //! | `coney-watch-N` | one per connection | shuts the socket down when an operation takes too long |
 //! | `amiquip-io` | one per connection | amiquip's: reads and writes the socket |
-//! | `coney-worker-SERVICE-N` | 10 per server or subscriber, and one for redelivered messages | handlers |
+//! | `coney-worker-SERVICE-N` | 10 per server or subscriber, or as many as its load needs, and one for redelivered messages | handlers |
 //! | `coney-lease-SCOPE` | one per server, or subscription, that deduplicates | renews the claims of handlers that run for long |
 //! | `coney-confirm-SERVICE` | one per server or subscriber | acknowledges republished messages once the broker has confirmed the copies |
-//! | `coney-delay-SERVICE` | one per subscriber | waits for the next attempt at events that are retried in their place |
+//! | `coney-load-SERVICE` | one per server or subscriber with a range of workers, load shedding, a handler timeout or a pause on failures | counts what waits while all workers are busy, starts workers, finds overdue handlers |
 //! | `coney-health-SERVICE` | one per server with health checks | the checks |
 //! | `coney-heartbeat-N` | one per registry, from its first registration on | registers, and renews the heartbeats |
 //! | `coney-lookup-N` | one per registry, from its first look-up on | asks the store |
