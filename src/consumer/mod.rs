@@ -21,6 +21,7 @@ mod local_retry;
 mod memory_reply_store;
 mod options;
 mod pool;
+mod put_off;
 mod reply_store;
 mod reply_target;
 mod republish_confirms;

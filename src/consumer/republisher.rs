@@ -183,43 +183,20 @@ impl Republisher {
         self.put_off(delivery, attempt, delay)
     }
 
-    /// Schedules a message for its turn in a rate limit. Nothing was done, so no attempt is used up.
-    pub(super) fn put_off_by_limit(
-        &self,
-        delivery: Tracked,
-        attempt: LocalAttempts,
-        turn: Duration,
-    ) -> Option<LocalRetry> {
-        let delay = self.retries.refusal_delay(turn, 0);
-        self.put_off_for(delivery, attempt, delay, turn.min(delay))
-    }
-
     fn put_off(
         &self,
         delivery: Tracked,
         attempt: LocalAttempts,
         delay: Duration,
     ) -> Option<LocalRetry> {
-        self.put_off_for(delivery, attempt, delay, delay)
-    }
-
-    /// Puts a message off for `time`, in the retry queue with `delay`, which is at least as long.
-    fn put_off_for(
-        &self,
-        delivery: Tracked,
-        attempt: LocalAttempts,
-        delay: Duration,
-        time: Duration,
-    ) -> Option<LocalRetry> {
         if self.retries.are_held() {
             return Some(LocalRetry {
                 delivery,
                 attempt,
-                delay: time,
+                delay,
             });
         }
         let mut copy = self.copy(delivery.delivery(), "", self.queue.retry_queue(delay));
-        copy.properties.expiration = (time < delay).then(|| time.max(Duration::from_millis(1)));
         Death::forget(&mut copy.properties.headers);
         let second = self.stand_in_copy(&copy, delay);
         self.republish(delivery, copy, None, second);
@@ -228,7 +205,7 @@ impl Republisher {
 
     /// Returns the copy to publish if the retry queue with `delay` does not take the first one. It
     /// waits there as long as it would have here, unless the other delay is shorter.
-    fn stand_in_copy(&self, copy: &Publication, delay: Duration) -> Option<SecondCopy> {
+    pub(super) fn stand_in_copy(&self, copy: &Publication, delay: Duration) -> Option<SecondCopy> {
         let other = self.retries.stand_in(delay)?;
         let mut second = copy.clone();
         second.routing_key = self.queue.retry_queue(other);
@@ -362,7 +339,7 @@ impl Republisher {
 
     /// Publishes the copy. Once the broker has confirmed it, another thread replies and
     /// acknowledges the original.
-    fn republish(
+    pub(super) fn republish(
         &self,
         delivery: Tracked,
         copy: Publication,

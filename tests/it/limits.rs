@@ -307,7 +307,7 @@ fn limits_that_cannot_work_are_refused_at_the_start() {
         assert!(error.to_string().contains(wanted), "{error}");
     }
     // The order of the builder's calls is free.
-    ServiceServer::builder(&broker, "free")
+    let _server = ServiceServer::builder(&broker, "free")
         .limit("mail", only(1))
         .respond("mail", |n: u64| n)
         .start()
