@@ -236,7 +236,7 @@ impl Republisher {
 
     /// Publishes the copy. Once the broker has confirmed it, another thread replies and
     /// acknowledges the original.
-    fn republish(
+    pub(super) fn republish(
         &self,
         delivery: Tracked,
         copy: Publication,

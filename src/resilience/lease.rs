@@ -244,8 +244,14 @@ impl Bucket for Leases {
 /// A time that is as good as for ever, and far from overflowing an `Instant`.
 const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-/// Returns the largest number of tokens that are leased at once.
-pub(super) fn most_leased(rate: &Rate) -> u32 {
+/// Returns the largest number of tokens that are leased at once: those of a lease's time, or half of
+/// a burst that is larger than usual, so that a few requests can use it.
+fn most_leased(rate: &Rate) -> u32 {
+    ahead(rate).max(rate.most_at_once() / 2)
+}
+
+/// Returns the number of tokens that are given out ahead of their time.
+pub(super) fn ahead(rate: &Rate) -> u32 {
     rate.calls_in(LEASE_TIME).max(1)
 }
 

@@ -11,9 +11,10 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use super::gcra::Gcra;
 use super::keyed::{Bucket, KeyedTable};
 use super::lease::LEASE_TIME;
+use super::peers::CountPeers;
 use super::rate::Rate;
 use super::rate_limit::RateLimit;
-use super::shared_limit::{CountPeers, MOST_KEYS, SharedLimit};
+use super::shared_limit::{MOST_KEYS, SharedLimit};
 use super::turns::Turns;
 
 /// The longest time for which a worker waits for the turn of a request that is about due. A request

@@ -21,6 +21,7 @@ mod outliers;
 mod outliers_model_tests;
 #[cfg(test)]
 mod outliers_tests;
+mod peers;
 mod policies;
 #[cfg(test)]
 mod policies_shuttle_tests;
@@ -45,12 +46,12 @@ pub use self::breaker_handle::BreakerHandle;
 pub use self::budget::RetryBudget;
 pub use self::ejection::Ejection;
 pub(crate) use self::limiter::Limiter;
+pub(crate) use self::peers::CountPeers;
 pub(crate) use self::policies::{Permit, Report, ServicePolicies};
 pub use self::rate_limit::RateLimit;
 pub use self::retry::Retry;
 pub(crate) use self::service_state::{Place, Refused, Turn};
 pub use self::settings::Resilience;
-pub(crate) use self::shared_limit::CountPeers;
 pub use self::throttle::Throttle;
 #[cfg(feature = "redis")]
 pub(crate) use self::token_source::{Lease, LeaseRequest, LeaseTerms, TokenSource};

@@ -10,13 +10,11 @@ use super::breaker_change::{BreakerChange, BreakerState, Transition};
 use super::budget::RetryBudget;
 use super::circuit::{Circuit, CircuitPermit};
 use super::outliers::EjectionChange;
-use super::rate_limit::RateLimit;
 use super::retry::Retry;
 use super::service_state::{
-    Admitted, AttemptOutcome, PickedAttempt, Place, Refused, ServiceState, Turn,
+    Admitted, AttemptOutcome, PickedAttempt, Place, Refused, ServiceState, Turn, shared_turn,
 };
 use super::settings::Resilience;
-use super::shared_limit::SharedLimit;
 use super::sync::{Mutex, MutexGuard};
 use crate::base::catch::catch;
 use crate::error::{Error, ErrorKind};
@@ -28,7 +26,6 @@ pub(crate) struct ServicePolicies {
     service: String,
     pub(super) settings: Resilience,
     budget: Option<RetryBudget>,
-    shared_limit: Option<Arc<SharedLimit>>,
     state: Mutex<ServiceState>,
     /// Hands a change of the breaker's state to its listener; does not wait.
     report: Report,
@@ -45,7 +42,6 @@ impl ServicePolicies {
             service: service.to_owned(),
             settings: settings.clone(),
             budget: retry.map(Retry::budget_of_service),
-            shared_limit: settings.rate.as_ref().and_then(RateLimit::shared_limit),
             state: Mutex::new(ServiceState::new(settings)),
             report,
             changes: Mutex::new(Changes::default()),
@@ -95,9 +91,8 @@ impl ServicePolicies {
         }
     }
 
-    /// Reserves the place of an attempt in the rate limit. `is_again` if the attempt has looked for
-    /// one before. Blocks only for a limit that is shared, while its store is being asked: for at
-    /// most a tenth of a second and not beyond `longest_wait`.
+    /// Reserves the place of an attempt in the rate limit; `is_again` if it has looked for one before.
+    /// For a limit that is shared it blocks a short time, without the lock.
     pub(crate) fn reserve(
         &self,
         now: Instant,
@@ -108,15 +103,7 @@ impl ServicePolicies {
             return Ok(Turn::Now);
         }
         let turn = self.state.lock().reserve(now, longest_wait)?;
-        let Some(shared) = &self.shared_limit else {
-            return Ok(turn);
-        };
-        let until = now + longest_wait;
-        match shared.take(None, until, is_again) {
-            Ok(()) => Ok(Turn::Now),
-            Err(wait) if wait > longest_wait => Err(Refused::by_rate(wait)),
-            Err(wait) => Ok(Turn::NotBefore(now + wait)),
-        }
+        shared_turn(&self.settings, now, longest_wait, is_again).unwrap_or(Ok(turn))
     }
 
     /// Admits an attempt by the breaker, the throttle and the bound of calls in flight, in this

@@ -9,8 +9,7 @@ use shuttle::{check_random, thread};
 use self::policies::{Permit, ServicePolicies};
 use super::breaker_change::{BreakerChange, BreakerState};
 use super::{Breaker, Ejection, Resilience};
-use super::{breaker, breaker_change, budget, circuit, outliers, rate_limit, retry};
-use super::{service_state, settings, shared_limit};
+use super::{breaker, breaker_change, budget, circuit, outliers, retry, service_state, settings};
 use crate::error::{Error, ErrorKind};
 use crate::error_kind::Refusal;
 

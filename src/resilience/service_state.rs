@@ -50,6 +50,23 @@ pub(crate) enum Turn {
     NotBefore(Instant),
 }
 
+/// Looks for a place in the rate limit that several processes share; `None` if there is no such
+/// limit. Blocks while the limit's store is being asked: for at most a tenth of a second, and not
+/// beyond `longest_wait`.
+pub(super) fn shared_turn(
+    settings: &Resilience,
+    now: Instant,
+    longest_wait: Duration,
+    is_again: bool,
+) -> Option<Result<Turn, Refused>> {
+    let shared = settings.rate.as_ref()?.shared_limit()?;
+    Some(match shared.take(None, now + longest_wait, is_again) {
+        Ok(()) => Ok(Turn::Now),
+        Err(wait) if wait > longest_wait => Err(Refused::by_rate(wait)),
+        Err(wait) => Ok(Turn::NotBefore(now + wait)),
+    })
+}
+
 /// The places of requests that wait for replies.
 struct Places {
     most: usize,

@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::keyed::{Bucket, KeyedTable};
-use super::lease::{LATE_AFTER, Leases, RETRY_GAP, Taken, most_leased};
+use super::lease::{LATE_AFTER, Leases, RETRY_GAP, Taken, ahead};
+use super::peers::{CountPeers, Peers};
 use super::rate::Rate;
 use super::token_source::{LeaseRequest, LeaseTerms, TokenSource};
 use super::turns::Turns;
@@ -52,14 +52,8 @@ struct Shared {
     work: Condvar,
     /// Wakes the callers that wait for an answer.
     answers: Condvar,
-    /// The number of processes that share the limit, as it is set, or was counted last.
-    set_peers: Option<u32>,
-    peers: AtomicU32,
-    count_peers: Mutex<Option<Weak<dyn Fn() -> Option<u32> + Send + Sync>>>,
+    peers: Peers,
 }
-
-/// The way to count the processes that share a limit; `None` if that is not known now.
-pub(crate) type CountPeers = Arc<dyn Fn() -> Option<u32> + Send + Sync>;
 
 struct State {
     keys: KeyedTable<KeyState>,
@@ -97,7 +91,7 @@ impl SharedLimit {
         source: Arc<dyn TokenSource>,
         set_peers: Option<u32>,
     ) -> Self {
-        let most_free = rate.most_at_once().saturating_add(most_leased(&rate));
+        let most_free = rate.most_at_once().saturating_add(ahead(&rate));
         let state = State {
             keys: KeyedTable::new(MOST_KEYS),
             active: Vec::new(),
@@ -115,9 +109,7 @@ impl SharedLimit {
                 state: Mutex::new(state),
                 work: Condvar::new(),
                 answers: Condvar::new(),
-                set_peers,
-                peers: AtomicU32::new(0),
-                count_peers: Mutex::new(None),
+                peers: Peers::new(set_peers),
             }),
             thread: Mutex::new(None),
         }
@@ -126,7 +118,7 @@ impl SharedLimit {
     /// Sets the way to count the processes, unless their number is set, for as long as `count` is
     /// kept. The thread counts them every five seconds, while there are calls and the store answers.
     pub(crate) fn count_peers_by(&self, count: &CountPeers) {
-        *self.shared.count_peers.lock() = Some(Arc::downgrade(count));
+        self.shared.peers.count_by(count);
     }
 
     /// Takes a token for a call; `is_again` if it has looked for one before. Waits for an answer of the store only if one is on its way that may
@@ -175,7 +167,11 @@ impl SharedLimit {
     ) -> Duration {
         let shared = &*self.shared;
         // Each of the processes puts off requests on its own.
-        let interval = shared.terms.rate.interval().saturating_mul(shared.peers());
+        let interval = shared
+            .terms
+            .rate
+            .interval()
+            .saturating_mul(shared.peers.get());
         let mut state = shared.state.lock();
         let turns = &mut shared.key_state(&mut state, &table_key(key), now).turns;
         turns.take(now, wait, interval, longest)
@@ -201,12 +197,6 @@ impl SharedLimit {
 }
 
 impl Shared {
-    /// Returns the number of processes.
-    fn peers(&self) -> u32 {
-        let counted = || self.peers.load(Ordering::Relaxed);
-        self.set_peers.unwrap_or_else(counted).max(1)
-    }
-
     fn key_state<'a>(&self, state: &'a mut State, key: &str, now: Instant) -> &'a mut KeyState {
         state.keys.entry(key, now, || KeyState {
             leases: Leases::new(self.terms.rate),
@@ -222,7 +212,7 @@ impl Shared {
             leases, is_active, ..
         } = self.key_state(state, key, now);
         let taken = match is_silent || leases.is_late(now) {
-            true => leases.take_of_share(now, self.peers()),
+            true => leases.take_of_share(now, self.peers.get()),
             false => leases.take(now, is_again),
         };
         let Some(due) = leases.next_request(now) else {
@@ -252,11 +242,11 @@ impl Shared {
                 let (requests, wake_at) = due_requests(&mut state, now);
                 if !requests.is_empty() {
                     state = self.ask(state, &requests);
-                    let is_counted = self.peers.load(Ordering::Relaxed) > 0;
-                    if now >= next_count && !(state.is_silent && is_counted) {
+                    let is_useful = !state.is_silent || !self.peers.is_known();
+                    if now >= next_count && is_useful {
                         next_count = now + PEERS_INTERVAL;
                         drop(state);
-                        self.count_peers();
+                        self.peers.count();
                         state = self.state.lock();
                     }
                     continue;
@@ -321,17 +311,6 @@ impl Shared {
         state
     }
 
-    /// Counts the processes, for the time in which the store does not answer.
-    fn count_peers(&self) {
-        let count = self.count_peers.lock().as_ref().and_then(Weak::upgrade);
-        if self.set_peers.is_none()
-            && let Some(count) = count
-            && let Ok(Some(peers)) = catch(|| count())
-        {
-            self.peers.store(peers.max(1), Ordering::Relaxed);
-        }
-    }
-
     fn log_silence(&self, fault: &str) {
         // On another thread: a logger that panics must not end this one.
         log_relay::log(
@@ -340,7 +319,7 @@ impl Shared {
             format_args!(
                 "the rate limit {:?} is counted by this process alone, as one of {}: {fault}",
                 self.name,
-                self.peers()
+                self.peers.get()
             ),
         );
     }

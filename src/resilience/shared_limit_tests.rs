@@ -9,8 +9,9 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::gcra::Gcra;
+use super::peers::CountPeers;
 use super::rate::Rate;
-use super::shared_limit::{CountPeers, SharedLimit};
+use super::shared_limit::SharedLimit;
 use super::token_source::{Lease, LeaseRequest, LeaseTerms, TokenSource};
 use crate::error::{Error, ErrorKind, Result};
 
