@@ -52,18 +52,16 @@ pub(super) struct Entered<'t> {
 }
 
 impl Bulkheads {
-    /// Creates the bounds. Fewer than half of the prefetch wait in this process, all actions
-    /// together, and at least one of each.
+    /// Creates the bounds, of each of which `waiting` requests may wait in this process.
     pub(crate) fn new(
         setups: &[BulkheadSetup],
-        prefetch: u16,
+        waiting: u16,
         add_class: &dyn Fn(Limit) -> Class,
     ) -> Self {
-        let share = usize::from(prefetch.saturating_sub(1) / 2) / setups.len().max(1);
         let bulkheads = setups.iter().map(|setup| {
             let bulkhead = Bulkhead {
                 class: add_class(Limit::AtMost(usize::from(setup.limit))),
-                waiting: share.max(1),
+                waiting: usize::from(waiting),
                 queue: setup.queue.clone(),
                 limit: setup.limit,
             };
@@ -72,6 +70,13 @@ impl Bulkheads {
         Self {
             by_action: bulkheads.collect(),
         }
+    }
+
+    /// Returns the number of requests of each bound that may wait in this process: fewer than half
+    /// of the prefetch, all bounds together, and at least one of each.
+    pub(crate) fn waiting_for(bounds: usize, prefetch: u16) -> u16 {
+        let bounds = u16::try_from(bounds.max(1)).unwrap_or(u16::MAX);
+        (prefetch.saturating_sub(1) / 2 / bounds).max(1)
     }
 
     /// Returns the bounds.

@@ -71,7 +71,8 @@ impl ServiceServerBuilder {
     /// Sets the number of requests of one action that this server runs at the same time, so that
     /// the others find free workers. Defaults to no bound of its own for any action.
     ///
-    /// A few more requests wait in this process, fewer than half of the prefetch. Calls beyond
+    /// A few more requests wait in this process, fewer than half of the prefetch, which is larger by
+    /// as many unless it is set. Calls beyond
     /// those are answered as [`ErrorKind::Busy`](crate::ErrorKind::Busy), with the usual time of the
     /// action as the time to wait. Commands beyond those are moved to a queue of their own,
     /// `service.NAME.class.ACTION`, from which servers with the bound take them as they have

@@ -78,6 +78,10 @@ impl ServiceServerBuilder {
             topology.and(topology::for_class(&self.service, action))
         });
         let (service, broker) = (self.service.clone(), self.broker.clone());
+        let bounds = bulkheads.len();
+        let waiting = Bulkheads::waiting_for(bounds, self.options.load.first_prefetch());
+        let room = waiting.saturating_mul(u16::try_from(bounds).unwrap_or(u16::MAX));
+        self.options.load.waiting_room = room.min(MOST_WAITING);
         let load = self.options.load.clone();
         let gate = Arc::new(load.gate(self.handlers.len()));
         // One slot: the number of such calls is read when the message arrives.
@@ -94,7 +98,7 @@ impl ServiceServerBuilder {
         };
         let mut dispatcher = None;
         let workers = Workers::start(setup, |republishes, add_class| {
-            let bulkheads = Bulkheads::new(&bulkheads, load.first_prefetch(), add_class);
+            let bulkheads = Bulkheads::new(&bulkheads, waiting, add_class);
             let parts = DispatcherParts {
                 republishes,
                 settled,
@@ -278,6 +282,9 @@ struct DispatcherParts {
     load: Arc<LoadGate>,
     own_calls: Option<Arc<OwnServiceCalls>>,
 }
+
+/// The largest number by which the prefetch grows because of bounds of actions.
+const MOST_WAITING: u16 = 1_000;
 
 /// The delay that a `busy` reply asks a caller to wait before it retries.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -16,6 +16,9 @@ pub(crate) struct LoadOptions {
     pub(crate) workers: WorkerCount,
     /// The prefetch that the program has set.
     pub(crate) prefetch: Option<u16>,
+    /// The number of messages that may wait in this process for a place of their action, beside
+    /// the prefetch that the workers need.
+    pub(crate) waiting_room: u16,
     pub(crate) scaling: Scaling,
     pub(crate) shed: Option<Shed>,
     pub(crate) handler_timeout: Option<Duration>,
@@ -32,6 +35,7 @@ impl Default for LoadOptions {
         Self {
             workers: WorkerCount::from(10),
             prefetch: None,
+            waiting_room: 0,
             scaling: Scaling::new(),
             shed: None,
             handler_timeout: None,
@@ -48,8 +52,8 @@ impl LoadOptions {
         match (self.prefetch, self.workers.is_fixed()) {
             (Some(prefetch), true) => prefetch,
             (Some(prefetch), false) => prefetch.max(for_workers),
-            (None, true) if self.shed.is_none() => DEFAULT_PREFETCH,
-            (None, _) => for_workers,
+            (None, true) if self.shed.is_none() => DEFAULT_PREFETCH + self.waiting_room,
+            (None, _) => for_workers.saturating_add(self.waiting_room),
         }
     }
 
