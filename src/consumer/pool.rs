@@ -374,12 +374,16 @@ impl<J: Job> Worker<J> {
             return Some(true);
         }
         let mut state = self.shared.state.lock();
-        match state.sleep_ended(self.number, begun) {
+        let ends = state.sleep_ended(self.number, begun);
+        // Another worker has to wait for what is put off.
+        let effects = (ends == Some(true)).then(|| state.effects(None));
+        drop(state);
+        effects.into_iter().for_each(Effects::carry_out);
+        match ends {
             Some(true) => None,
             Some(false) => Some(false),
             // Another thread has chosen this worker, and wakes it now.
             None => {
-                drop(state);
                 wakeup.wait(Duration::ZERO);
                 Some(true)
             }

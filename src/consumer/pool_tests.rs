@@ -170,3 +170,28 @@ fn a_worker_too_many_ends_after_its_job() {
     pool.stop();
     pool.join(soon()).unwrap();
 }
+
+#[test]
+fn a_job_that_is_put_off_runs_although_the_worker_that_waited_for_it_has_ended() {
+    let (send, jobs) = crossbeam_channel::unbounded();
+    let (release, gate) = bounded::<()>(0);
+    let idle = Duration::from_millis(5);
+    let pool = pool(1, Some(idle), move |job| {
+        if job < 100 {
+            let _ = gate.recv();
+            return Next::Later(job + 100, Instant::now() + 20 * idle);
+        }
+        send.send(job).unwrap();
+        Next::Done
+    });
+    for job in 0..8 {
+        pool.submit(job).unwrap();
+    }
+    pool.grow(8).unwrap();
+    drop(release);
+    for _ in 0..8 {
+        jobs.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+    pool.stop();
+    pool.join(soon()).unwrap();
+}
