@@ -37,15 +37,20 @@ impl FailureMeter {
     /// Creates a meter, and the receiver of a signal when consuming is to pause.
     pub(crate) fn new(settings: &PauseOnFailures) -> (Self, Receiver<()>) {
         let (tripped, signal) = bounded(1);
-        let meter = Self {
+        (Self::with_signal(settings, tripped), signal)
+    }
+
+    /// Creates a meter that sends a message to `tripped`, which has room for one, when consuming is
+    /// to pause.
+    pub(crate) fn with_signal(settings: &PauseOnFailures, tripped: Sender<()>) -> Self {
+        Self {
             settings: settings.clone(),
             state: Mutex::new(State {
                 rate: FailureRate::new(settings),
                 last: String::new(),
             }),
             tripped,
-        };
-        (meter, signal)
+        }
     }
 
     /// Returns the present pause, if there is one.

@@ -41,6 +41,7 @@ mod schedule;
 mod schedule_tests;
 mod settled;
 mod tracked;
+mod turn;
 mod waiting_copies;
 mod workers;
 
@@ -53,7 +54,7 @@ pub(crate) use self::deduplication::Deduplication;
 pub(crate) use self::dispatcher::{AfterDelivery, Dispatcher};
 pub(crate) use self::drain::{Left, drain};
 pub(crate) use self::executor::{Handlers, NumberedHandler, RequestExecutor};
-pub(crate) use self::failure_meter::FailureMeter;
+pub(crate) use self::failure_meter::{FailureMeter, FailurePause};
 pub(crate) use self::handler::{
     Handler, infallible, is_result, of_event, of_raw_event, raw, typed,
 };
@@ -64,16 +65,17 @@ pub use self::layer::{HandlerLayer, HandlerReply, NextHandler};
 pub(crate) use self::lifetime::Lifetime;
 pub(crate) use self::limits::{LimitSettings, RequestLimits};
 pub(crate) use self::load::{
-    LoadGate, LoadThread, LoadThreadSetup, QueueDepth as LoadQueueDepth, WatchedWorkers,
+    LoadGate, LoadOptions, LoadThread, LoadThreadSetup, QueueDepth as LoadQueueDepth,
+    WatchedWorkers,
 };
-pub use self::load::{Scaling, Shed, WorkerCount};
+pub use self::load::{Scaling, Shed, WorkerCount, WorkerLoad};
 pub(crate) use self::local_retry::LocalAttempts;
 pub use self::memory_reply_store::MemoryReplyStore;
 pub(crate) use self::options::{
     ConsumedQueue, Options, check_number_of_delays, check_retry_delays, parking_delay,
 };
 pub use self::pause_on_failures::PauseOnFailures;
-pub(crate) use self::pool::Turn;
+
 pub(crate) use self::pool_state::{Job, Next, PoolStatus};
 pub use self::reply_store::{ClaimOutcome, ReplyStore, StoreError};
 pub(crate) use self::republish_confirms::PendingRepublish;
@@ -81,5 +83,6 @@ pub(crate) use self::republisher::Republisher;
 pub(crate) use self::retries::{LONGEST_HELD, Retries};
 pub(crate) use self::settled::Settled;
 pub(crate) use self::tracked::Tracked;
+pub(crate) use self::turn::Turn;
 pub(crate) use self::waiting_copies::WaitingCopies;
 pub(crate) use self::workers::{WorkerSetup, Workers};

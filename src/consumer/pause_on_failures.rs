@@ -15,8 +15,8 @@ type FailureFn = dyn Fn(&HandlerError) -> bool + Send + Sync;
 /// The longest pause, a day: far from overflowing an `Instant`.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60 * 24);
 
-/// A kill switch: while too large a share of the attempts fails, a server stops consuming, instead
-/// of taking every message from its queue to fail at it.
+/// A kill switch: while too large a share of the attempts fails, a server or a subscription stops
+/// consuming, instead of taking every message from its queue to fail at it.
 ///
 /// An attempt has failed if the handler panicked or its result cannot be encoded, and, if it was an
 /// attempt at a command or an event, if the handler returned an error that
@@ -32,7 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60 * 24);
 ///
 /// So while an outage lasts, each pause costs no more attempts than handlers run at the same time.
 /// A paused server is unhealthy, with the reason in its
-/// [state](crate::server::ServerState::unhealthy) and in the registry.
+/// [state](crate::server::ServerState::unhealthy) and in the registry. A paused subscription is in
+/// the [state](crate::events::SubscriberState::paused) of its subscriber.
 ///
 /// ```
 /// use std::time::Duration;
@@ -114,6 +115,11 @@ impl PauseOnFailures {
     ) -> Self {
         self.failure = Some(Arc::new(failure));
         self
+    }
+
+    /// Returns the length of a pause.
+    pub(crate) fn pause_length(&self) -> Duration {
+        self.pause
     }
 
     /// Checks the settings. `owner` is the service that they belong to.

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::lane::{Class, Limit, Place};
 use super::pool_state::{DEFAULT, Effects, Job, Next, PoolState, PoolStatus, Step};
+use super::turn::Turn;
 use crate::base::park::Wakeup;
 
 /// Named worker threads, whose number may change, and the jobs that wait for them.
@@ -53,26 +54,6 @@ pub(super) struct PoolSetup {
     pub(super) end_idle: Option<Duration>,
     /// Called by each worker's thread when it starts.
     pub(super) on_start: Option<Arc<dyn Fn() + Send + Sync>>,
-}
-
-/// The access of a running job to its pool.
-pub(crate) trait Turn {
-    /// Returns true while jobs wait that are not shared, and no worker is idle.
-    fn others_wait(&self) -> bool;
-
-    /// Counts the job, or a part of it, as running in another class too, unless that class's limit
-    /// is reached or jobs of it wait. Returns the number of jobs of the class that wait as the
-    /// error.
-    fn try_enter(&self, class: Class) -> Result<(), usize>;
-
-    /// Ends what [`try_enter`](Self::try_enter) has counted.
-    fn leave(&self, class: Class);
-
-    /// Returns the counts of the pool.
-    fn status(&self) -> PoolStatus;
-
-    /// Lets one worker end after its job.
-    fn end_one_worker(&self);
 }
 
 impl<J: Job> Turn for Shared<J> {
@@ -170,6 +151,22 @@ impl<J: Job> Pool<J> {
     /// Adds a class of jobs.
     pub(super) fn add_class(&self, limit: Limit) -> Class {
         self.shared.state.lock().schedule.add_class(limit)
+    }
+
+    /// Sets the limit of a class. Jobs over it that run go on.
+    pub(super) fn set_limit(&self, class: Class, limit: Limit) {
+        let effects = {
+            let mut state = self.shared.state.lock();
+            state.schedule.set_limit(class, limit);
+            self.shared.note_others(&state);
+            state.effects(None)
+        };
+        effects.carry_out();
+    }
+
+    /// Returns true if jobs of a class wait.
+    pub(super) fn has_waiting(&self, class: Class) -> bool {
+        self.shared.state.lock().schedule.waiting_of(class) > 0
     }
 
     /// Queues a job for the workers. Never blocks. Returns the job if the pool has been stopped.

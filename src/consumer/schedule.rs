@@ -58,6 +58,16 @@ impl<T: Shareable> Schedule<T> {
         Class(class)
     }
 
+    /// Sets the limit of a class. Items over it that run go on.
+    pub(super) fn set_limit(&mut self, class: Class, limit: Limit) {
+        self.classes[class.0].limit = limit;
+        if self.may_run(class.0) {
+            self.give_class_turn(class.0);
+        } else {
+            self.end_class_turn(class.0);
+        }
+    }
+
     /// Sets the number of runners.
     pub(super) fn set_runners(&mut self, runners: usize) {
         self.runners = runners;

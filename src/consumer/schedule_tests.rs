@@ -73,6 +73,11 @@ enum Op {
     Clear {
         class: usize,
     },
+    /// Set the limit of a class; `None` for no limit.
+    Limit {
+        class: usize,
+        limit: Option<usize>,
+    },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -88,6 +93,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => (0..4_usize).prop_map(|at| Op::Leave { at }),
         2 => (0..6_u64).prop_map(|by| Op::Advance { by }),
         1 => (0..4_usize).prop_map(|class| Op::Clear { class }),
+        1 => (class, prop::option::of(0..3_usize))
+            .prop_map(|(class, limit)| Op::Limit { class, limit }),
     ];
     prop::collection::vec(op, 1..120)
 }
@@ -109,8 +116,8 @@ struct Running {
     is_current: bool,
 }
 
-#[derive(Default)]
 struct Model {
+    limits: [Limit; 4],
     lanes: BTreeMap<LaneName, ModelLane>,
     parts: BTreeMap<usize, Rc<Cell<usize>>>,
     running: Vec<Running>,
@@ -122,6 +129,25 @@ struct Model {
 }
 
 impl Model {
+    fn new() -> Self {
+        Self {
+            limits: LIMITS,
+            lanes: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            running: Vec::new(),
+            entered: Vec::new(),
+            put_off: BTreeMap::new(),
+            now: 0,
+        }
+    }
+
+    fn has_room(&self, class: usize) -> bool {
+        match self.limits[class] {
+            Limit::AtMost(limit) => self.running_of(class) < limit,
+            Limit::None | Limit::HalfIfOthersWait => true,
+        }
+    }
+
     fn running_of(&self, class: usize) -> usize {
         let taken = self.running.iter().filter(|it| it.lane.0 == class).count();
         taken + self.entered.iter().filter(|it| **it == class).count()
@@ -131,10 +157,7 @@ impl Model {
     fn eligible(&self) -> Vec<LaneName> {
         let may_run = |(name, lane): &(&LaneName, &ModelLane)| {
             let is_free = name.1.is_none() || lane.running == 0;
-            let has_room = match LIMITS[name.0] {
-                Limit::AtMost(limit) => self.running_of(name.0) < limit,
-                Limit::None | Limit::HalfIfOthersWait => true,
-            };
+            let has_room = self.has_room(name.0);
             !lane.items.is_empty() && lane.rests_until.is_none() && is_free && has_room
         };
         let lanes = self.lanes.iter().filter(may_run);
@@ -178,7 +201,7 @@ proptest! {
         let at = |millis: u64| begun + Duration::from_millis(millis);
         let mut schedule = Schedule::new(RUNNERS);
         let classes: Vec<Class> = LIMITS.iter().map(|it| schedule.add_class(*it)).collect();
-        let mut model = Model::default();
+        let mut model = Model::new();
         for (number, op) in ops.into_iter().enumerate() {
             let id = number;
             match op {
@@ -252,10 +275,7 @@ proptest! {
                     }
                 }
                 Op::Enter { class } => {
-                    let has_room = match LIMITS[class] {
-                        Limit::AtMost(limit) => model.running_of(class) < limit,
-                        Limit::None | Limit::HalfIfOthersWait => true,
-                    };
+                    let has_room = model.has_room(class);
                     prop_assert_eq!(schedule.try_enter(classes[class]), has_room);
                     model.entered.extend(has_room.then_some(class));
                 }
@@ -268,6 +288,11 @@ proptest! {
                     model.now += by;
                     schedule.release(at(model.now));
                     model.release();
+                }
+                Op::Limit { class, limit } => {
+                    let limit = limit.map_or(Limit::None, Limit::AtMost);
+                    schedule.set_limit(classes[class], limit);
+                    model.limits[class] = limit;
                 }
                 Op::Clear { class } => {
                     let mut removed: Vec<usize> =

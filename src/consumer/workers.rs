@@ -8,12 +8,13 @@ use parking_lot::Mutex;
 
 use super::lane::{Class, Limit};
 use super::load::{LoadOptions, WorkerClock};
-use super::pool::{Pool, PoolSetup, Turn};
+use super::pool::{Pool, PoolSetup};
 use super::pool_state::{Job, Next, PoolStatus};
 use super::republish_confirms::{
     DeadLetterFault, PendingRepublish, RepublishConfirms, RepublishSetup,
 };
 use super::settled::Settled;
+use super::turn::Turn;
 use crate::base::catch::catch;
 use crate::base::log_relay;
 use crate::base::thread::OwnerProcess;
@@ -153,6 +154,17 @@ impl<J: Job> Workers<J> {
     /// Adds a class of jobs, of which as many run at the same time as `limit` allows.
     pub(crate) fn add_class(&self, limit: Limit) -> Class {
         add_class(&self.pool, &self.suspects, limit)
+    }
+
+    /// Sets the limit of a class, in both pools. Jobs over it that run go on.
+    pub(crate) fn set_limit(&self, class: Class, limit: Limit) {
+        self.pool.set_limit(class, limit);
+        self.suspects.set_limit(class, limit);
+    }
+
+    /// Returns true if jobs of a class wait.
+    pub(crate) fn has_waiting(&self, class: Class) -> bool {
+        self.pool.has_waiting(class) || self.suspects.has_waiting(class)
     }
 
     /// Queues a job for the workers. Never blocks. Returns the job if they have been stopped.

@@ -9,8 +9,8 @@ use crate::base::catch::catch;
 use crate::base::deadline;
 use crate::base::log_relay;
 use crate::consumer::{
-    self, AfterDelivery, Class, Dispatcher, Job, Lifetime, LocalAttempts, Next, Shareable, Tracked,
-    Turn, Workers,
+    self, AfterDelivery, Class, Dispatcher, FailureMeter, Job, Lifetime, Limit, LocalAttempts,
+    Next, Shareable, Tracked, Turn, Workers,
 };
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
@@ -28,6 +28,10 @@ pub(super) struct ActiveSubscription {
     pub(super) workers: Arc<Workers<EventJob>>,
     /// The class of its events; of an ordered subscription, those whose keys have been read.
     pub(super) class: Class,
+    /// The bound of that class, unless the subscription is paused.
+    pub(super) limit: Limit,
+    /// The meter of its failed attempts, if it pauses on failures.
+    pub(super) meter: Option<Arc<FailureMeter>>,
 }
 
 /// The ordering of a subscription's events by a key.
@@ -214,6 +218,11 @@ impl ActiveSubscription {
         };
         let key = catch(|| (ordering.key)(message.payload));
         key.ok().flatten().unwrap_or_default()
+    }
+
+    /// Returns true if events of the subscription wait in this process or are being handled.
+    pub(super) fn has_events(&self) -> bool {
+        self.workers.has_waiting(self.class) || self.dispatcher.unsettled() > 0
     }
 
     /// Drops the events that wait: the broker redelivers them.

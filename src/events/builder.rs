@@ -14,7 +14,7 @@ use crate::base::name::{check_service, check_subscription};
 use crate::client::ServiceClient;
 use crate::consumer::{
     Context, HandlerError, HandlerLayer, HandlerReply, HandlerResult, LONGEST_HELD, NextHandler,
-    Options, ReplyStore, check_number_of_delays, check_retry_delays,
+    Options, PauseOnFailures, ReplyStore, check_number_of_delays, check_retry_delays,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology;
@@ -33,6 +33,8 @@ pub struct EventSubscriberBuilder {
     pub(super) service: String,
     pub(super) subscriptions: Vec<Untyped>,
     pub(super) options: Options,
+    /// The pause of the subscriptions without settings of their own.
+    pub(super) pause_on_failures: Option<PauseOnFailures>,
 }
 
 impl EventSubscriber {
@@ -49,6 +51,7 @@ impl EventSubscriberBuilder {
             service: service.to_owned(),
             subscriptions: Vec::new(),
             options: Options::default(),
+            pause_on_failures: None,
         }
     }
 
@@ -127,20 +130,6 @@ impl EventSubscriberBuilder {
     /// Adds a [`Subscription`]: broadcast, singleton, named or in order.
     pub fn subscribe<T>(mut self, subscription: Subscription<T>) -> Self {
         self.subscriptions.push(subscription.untyped);
-        self
-    }
-
-    /// Sets the number of worker threads that run the handlers of all subscriptions. Defaults
-    /// to 10.
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.options.load.workers = workers.into();
-        self
-    }
-
-    /// Sets the number of unacknowledged events of each subscription that the broker sends
-    /// ahead. Defaults to 10.
-    pub fn prefetch(mut self, prefetch: u16) -> Self {
-        self.options.load.prefetch = Some(prefetch);
         self
     }
 
@@ -258,8 +247,8 @@ impl EventSubscriberBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidConfig`] for invalid names and patterns, two
-    /// subscriptions with one queue, no workers, invalid delays or limits, or one of coney's own
-    /// headers to be passed on; [`ErrorKind::Io`] if a thread cannot be started;
+    /// subscriptions with one queue, no workers, invalid delays, limits, bounds or pauses, or one of
+    /// coney's own headers to be passed on; [`ErrorKind::Io`] if a thread cannot be started;
     /// [`ErrorKind::Broker`] if the broker refuses, [`ErrorKind::TimedOut`] if it does not
     /// answer, [`ErrorKind::Closed`] after the broker was closed, [`ErrorKind::Connect`] if
     /// the second connection cannot be made.
@@ -300,6 +289,7 @@ impl EventSubscriberBuilder {
                 check_retry_delays(&self.service, delays)?;
             }
             check_subscription("pattern", &subscription.pattern)?;
+            self.check_bounds(subscription)?;
             if let Some(limit) = subscription.limit() {
                 let (service, name) = (&self.service, subscription.label());
                 limit.check(format_args!("{service}'s subscription {name:?}"), false)?;

@@ -2,13 +2,18 @@
 //!
 //! [`EventPublisher`](crate::EventPublisher), [`EventSubscriber`] and
 //! [`Subscription`] are at the crate's root, and the types of
-//! [layers](EventSubscriberBuilder::layer) in [`server`](crate::server).
+//! [layers](EventSubscriberBuilder::layer), [scaling](EventSubscriberBuilder::scaling) and
+//! [pauses](EventSubscriberBuilder::pause_on_failures) in [`server`](crate::server).
 
 mod active_subscription;
 mod begin_marks;
 mod builder;
+mod load;
+mod load_settings;
 pub(crate) mod options;
+mod pause_thread;
 pub(crate) mod publisher;
+mod running;
 mod start;
 pub(crate) mod subscriber;
 pub(crate) mod subscription;

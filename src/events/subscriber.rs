@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::active_subscription::{ActiveSubscription, EventJob};
+use parking_lot::Mutex;
+
+use super::active_subscription::EventJob;
+use super::pause_thread::PauseThread;
+use super::running::Running;
 use crate::base::deadline;
-use crate::consumer::{Left, Lifetime, Workers, drain};
+use crate::consumer::{Left, Lifetime, LoadGate, LoadThread, WorkerLoad, Workers, drain};
 use crate::error::{ErrorKind, Result};
-use crate::transport::{Broker, LinkHandle};
+use crate::transport::Broker;
 
 /// Running subscriptions: takes events from their queues, runs handlers on workers, and
 /// acknowledges afterwards.
@@ -36,7 +40,10 @@ use crate::transport::{Broker, LinkHandle};
 pub struct EventSubscriber {
     pub(super) service: String,
     pub(super) workers: Arc<Workers<EventJob>>,
-    pub(super) subscriptions: Vec<Running>,
+    pub(super) load: Arc<LoadGate>,
+    pub(super) subscriptions: Arc<Vec<Running>>,
+    pub(super) load_thread: Mutex<Option<LoadThread>>,
+    pub(super) pause_thread: Mutex<Option<PauseThread>>,
     /// The connection of the ordered subscriptions: only its end requeues all unsettled events in
     /// one step. Otherwise the next instance would get later events first.
     pub(super) ordered_connection: Option<Broker>,
@@ -45,25 +52,6 @@ pub struct EventSubscriber {
     pub(super) lifetime: Arc<Lifetime>,
     /// The handle that keeps the connection open as long as the subscriber runs.
     pub(super) broker: Broker,
-}
-
-/// A subscription and its links.
-pub(super) struct Running {
-    pub(super) subscription: Arc<ActiveSubscription>,
-    pub(super) queue: String,
-    pub(super) handle: Arc<dyn LinkHandle>,
-    /// The link to the suspect queue, if that is consumed.
-    pub(super) suspects: Option<Arc<dyn LinkHandle>>,
-}
-
-impl Running {
-    fn is_ordered(&self) -> bool {
-        self.subscription.ordering.is_some()
-    }
-
-    fn handles(&self) -> impl Iterator<Item = &Arc<dyn LinkHandle>> {
-        self.suspects.iter().chain([&self.handle])
-    }
 }
 
 impl EventSubscriber {
@@ -87,9 +75,36 @@ impl EventSubscriber {
         SubscriberState {
             dead_letters_refused: self.workers.dead_letter_fault(),
             refused: self.subscriptions.iter().find_map(|it| it.handle.refusal()),
+            paused: self.pauses(),
+            overdue_handlers: self.load.overdue().0,
             disconnected: self.lifetime.disconnect_reason(),
             shut_down: self.lifetime.is_closing(),
         }
+    }
+
+    fn pauses(&self) -> Vec<String> {
+        let now = Instant::now();
+        let paused = self.subscriptions.iter().filter_map(|running| {
+            let pause = running.paused(now)?;
+            Some(format!("{}: {}", running.queue, pause.reason))
+        });
+        paused.collect()
+    }
+
+    /// Returns the load of the subscriber now: its workers, what waits for them and for how long,
+    /// for an autoscaler or a graph. Does not block.
+    ///
+    /// ```
+    /// # use coney::{Broker, EventSubscriber};
+    /// let subscriber = EventSubscriber::builder(&Broker::memory(), "analytics")
+    ///     .listen("order.*", |order: u64| println!("{order}"))
+    ///     .start()?;
+    /// let load = subscriber.load();
+    /// assert_eq!((load.workers, load.is_saturated), (10, false));
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn load(&self) -> WorkerLoad {
+        self.load.load(self.workers.status())
     }
 
     /// Blocks until the subscriber has ended: because another thread has shut it down, or
@@ -140,6 +155,13 @@ impl EventSubscriber {
         workers.check_not_worker_thread()?;
         let deadline = deadline::after(timeout);
         self.lifetime.closing();
+        // They would start workers, change the prefetch and consume again.
+        if let Some(thread) = self.load_thread.lock().take() {
+            thread.stop(deadline::after(timeout / 8));
+        }
+        if let Some(thread) = self.pause_thread.lock().take() {
+            thread.stop(deadline::after(timeout / 8));
+        }
         // A broker that does not answer must not use up the handlers' time.
         let soon = deadline::after(timeout / 2);
         let unordered = || {
@@ -276,6 +298,12 @@ pub struct SubscriberState {
     /// The reason why the broker refused, after a reconnect, to let the subscriber consume a
     /// queue. It is tried again every 10 s.
     pub refused: Option<String>,
+    /// The subscriptions that are paused because too large a share of their attempts failed: of
+    /// each the name of its queue, and the reason.
+    pub paused: Vec<String>,
+    /// The number of handlers that run for longer than
+    /// [`handler_timeout`](crate::events::EventSubscriberBuilder::handler_timeout).
+    pub overdue_handlers: usize,
     /// The reason why the broker connection was closed for good, if it was.
     pub disconnected: Option<String>,
     /// True once a shutdown has begun: the subscriber takes no more events.
@@ -292,8 +320,12 @@ impl SubscriberState {
 impl Drop for EventSubscriber {
     fn drop(&mut self) {
         if self.broker.is_forked() {
-            let subscriptions = std::mem::take(&mut self.subscriptions);
-            std::mem::forget((Arc::clone(&self.workers), subscriptions));
+            let threads = (
+                self.load_thread.get_mut().take(),
+                self.pause_thread.get_mut().take(),
+            );
+            let shared = (Arc::clone(&self.workers), Arc::clone(&self.subscriptions));
+            std::mem::forget((shared, threads));
             return;
         }
         if self.workers.is_worker_thread() {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use crate::consumer::{
-    Context, Handler, HandlerError, HandlerResult, LimitSettings, of_event, of_raw_event,
+    Context, Handler, HandlerError, HandlerResult, LimitSettings, PauseOnFailures, of_event,
+    of_raw_event,
 };
 use crate::message::Json;
 use crate::resilience::RateLimit;
@@ -58,6 +59,10 @@ pub(super) struct Untyped {
     /// The retry delays, if they are not those of the subscriber.
     pub(super) retry_delays: Option<Vec<Duration>>,
     pub(super) limit: Option<RateLimit>,
+    /// The largest number of its events that run at the same time.
+    pub(super) at_most: Option<usize>,
+    /// The settings of its pause, if they are not those of the subscriber.
+    pub(super) pause_on_failures: Option<PauseOnFailures>,
 }
 
 /// The receivers of an event.
@@ -186,6 +191,8 @@ impl<T> Subscription<T> {
                 key: None,
                 retry_delays: None,
                 limit: None,
+                at_most: None,
+                pause_on_failures: None,
             },
             event: PhantomData,
         }
@@ -258,6 +265,55 @@ impl<T> Subscription<T> {
     /// ```
     pub fn retry_delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
         self.untyped.retry_delays = Some(delays.into_iter().collect());
+        self
+    }
+
+    /// Sets the number of events of this subscription that the subscriber handles at the same time,
+    /// so that its other subscriptions find free workers. Events over it wait, and nothing is
+    /// refused. At least 1. Defaults to no bound but the number of workers.
+    ///
+    /// The broker sends at most twice as many ahead; more would wait here instead of going to other
+    /// instances. Of an [ordered](Subscription::ordered_by), a [singleton](Subscription::singleton)
+    /// or a [broadcast](Subscription::broadcast) subscription it sends the whole
+    /// [prefetch](crate::events::EventSubscriberBuilder::prefetch), as no other instance could
+    /// handle them. An event that may be poison runs beside them, one at a time.
+    ///
+    /// ```
+    /// use coney::{Broker, EventSubscriber, Subscription};
+    ///
+    /// let subscriber = EventSubscriber::builder(&Broker::memory(), "archive")
+    ///     .listen("order.paid", |order: u64| println!("order {order} is paid"))
+    ///     .subscribe(
+    ///         Subscription::listen("scan.*", |scan: String| println!("text of {scan}")).at_most(2),
+    ///     )
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn at_most(mut self, events: usize) -> Self {
+        self.untyped.at_most = Some(events);
+        self
+    }
+
+    /// Sets the pause of this subscription when too many attempts fail, as
+    /// [`EventSubscriberBuilder::pause_on_failures`](crate::events::EventSubscriberBuilder::pause_on_failures)
+    /// does for all subscriptions. Defaults to that.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use coney::server::PauseOnFailures;
+    /// use coney::{Broker, EventSubscriber, Subscription};
+    ///
+    /// let subscriber = EventSubscriber::builder(&Broker::memory(), "mailer")
+    ///     .listen("order.created", |order: u64| println!("order {order}"))
+    ///     .subscribe(
+    ///         Subscription::to("order.paid", |_: u64| Err::<(), _>("no network"))
+    ///             .pause_on_failures(PauseOnFailures::new().pause_for(Duration::from_secs(60))),
+    ///     )
+    ///     .start()?;
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn pause_on_failures(mut self, settings: PauseOnFailures) -> Self {
+        self.untyped.pause_on_failures = Some(settings);
         self
     }
 }

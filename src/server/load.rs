@@ -1,7 +1,7 @@
-//! The load of a server, and the parts of it that its load thread changes.
+//! The parts of a server that its load thread watches and changes.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
@@ -10,30 +10,6 @@ use crate::consumer::{LoadQueueDepth, PoolStatus, WatchedWorkers};
 use crate::error::Result;
 use crate::topology;
 use crate::transport::Broker;
-
-/// The load of a server at one moment, for an autoscaler or a graph. From
-/// [`ServiceServer::load`](crate::ServiceServer::load).
-#[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServerLoad {
-    /// The number of workers.
-    pub workers: usize,
-    /// The number of workers that are busy.
-    pub running: usize,
-    /// The number of requests that this process has and no worker runs.
-    pub waiting: usize,
-    /// The estimated time for which a request that arrives now waits until a worker takes it.
-    /// Includes the requests in the queue only while the server is saturated, and sheds calls or
-    /// has a range of workers; otherwise the queue is not counted.
-    pub estimated_wait: Duration,
-    /// True if all workers have been busy and the prefetch full for 100 ms.
-    pub is_saturated: bool,
-    /// The number of handlers that run for longer than
-    /// [`handler_timeout`](crate::server::ServiceServerBuilder::handler_timeout).
-    pub overdue: usize,
-    /// The number of handlers that ever did.
-    pub overdue_total: u64,
-}
 
 /// The workers and queues of a server, for its load thread.
 pub(super) struct ServerQueues {

@@ -18,9 +18,9 @@ mod sources;
 mod start;
 
 pub use self::builder::ServiceServerBuilder;
-pub use self::load::ServerLoad;
 pub use self::service_server::ServerState;
 pub(crate) use self::service_server::ServiceServer;
 pub use crate::consumer::{
     HandlerLayer, HandlerReply, NextHandler, PauseOnFailures, Scaling, Shed, WorkerCount,
+    WorkerLoad,
 };

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::health::Health;
-use super::load::ServerLoad;
 use super::sources::Consumers;
 use crate::base::deadline;
-use crate::consumer::{Left, LoadThread, drain};
+use crate::consumer::{Left, LoadThread, WorkerLoad, drain};
 use crate::error::Result;
 use crate::registry::{Registration, RegistrationState};
 use crate::topology;
@@ -105,20 +104,10 @@ impl ServiceServer {
     /// assert_eq!((load.workers, load.is_saturated), (10, false));
     /// # Ok::<(), coney::Error>(())
     /// ```
-    pub fn load(&self) -> ServerLoad {
+    pub fn load(&self) -> WorkerLoad {
         let status = self.consumers.requests.workers.status();
         let gate = &self.consumers.dispatcher.executor.load;
-        let (estimated_wait, is_saturated) = gate.estimate(Instant::now(), status);
-        let (overdue, overdue_total) = gate.overdue();
-        ServerLoad {
-            workers: status.workers,
-            running: status.running,
-            waiting: status.waiting,
-            estimated_wait,
-            is_saturated,
-            overdue,
-            overdue_total,
-        }
+        gate.load(status)
     }
 
     /// Blocks until the server has ended: because another thread has shut it down, or because

@@ -9,8 +9,9 @@ use super::admission::{Admitted, Arrival, LoadControl, LoadSettings, RunTicket};
 use super::estimate::QueueDepth;
 use super::overdue_watch::{OverdueHandler, OverdueWatch};
 use super::saturation::Occupancy;
-use crate::consumer::pool::Turn;
+use super::worker_load::WorkerLoad;
 use crate::consumer::pool_state::PoolStatus;
+use crate::consumer::turn::Turn;
 
 /// The load of a server or a subscriber, which its workers and its load thread share.
 pub(crate) struct LoadGate {
@@ -142,6 +143,21 @@ impl LoadGate {
         control.update(now, &occupancy);
         let is_saturated = control.saturated_since(now).is_some();
         (control.wait(now, &occupancy), is_saturated)
+    }
+
+    /// Returns the load of the workers now.
+    pub(crate) fn load(&self, status: PoolStatus) -> WorkerLoad {
+        let (estimated_wait, is_saturated) = self.estimate(Instant::now(), status);
+        let (overdue, overdue_total) = self.overdue();
+        WorkerLoad {
+            workers: status.workers,
+            running: status.running,
+            waiting: status.waiting,
+            estimated_wait,
+            is_saturated,
+            overdue,
+            overdue_total,
+        }
     }
 
     /// Returns the moment of the next sample of the queues' depth, if one is worth its cost.

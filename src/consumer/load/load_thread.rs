@@ -45,6 +45,11 @@ pub(crate) trait WatchedWorkers: Send + 'static {
 
     /// Sets the prefetch of each queue. Blocks at most until `deadline`.
     fn set_prefetch(&self, prefetch: u16, deadline: Instant) -> Result<()>;
+
+    /// Returns the number of unsettled messages with which the prefetch of a queue may be full.
+    fn full_at(&self, prefetch: u16) -> usize {
+        prefetch.into()
+    }
 }
 
 /// The thread that samples the depth of the queues while the workers are saturated, starts workers,
@@ -236,7 +241,7 @@ impl<W: WatchedWorkers> Watch<W> {
         }
         match workers.set_prefetch(prefetch, deadline::after(STEP_TIMEOUT)) {
             Ok(()) => {
-                gate.set_prefetch(prefetch.into());
+                gate.set_prefetch(workers.full_at(prefetch));
                 self.prefetch = prefetch;
                 log_relay::log(
                     log::Level::Debug,

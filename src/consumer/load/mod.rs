@@ -26,6 +26,7 @@ mod shed;
 #[cfg(test)]
 mod simulation_tests;
 mod worker_count;
+mod worker_load;
 
 pub(crate) use self::admission::Arrival;
 pub(crate) use self::estimate::QueueDepth;
@@ -36,3 +37,4 @@ pub(crate) use self::processor::WorkerClock;
 pub use self::scaling::Scaling;
 pub use self::shed::Shed;
 pub use self::worker_count::WorkerCount;
+pub use self::worker_load::WorkerLoad;
