@@ -63,10 +63,16 @@ fn pause(length: Duration) -> PauseOnFailures {
     PauseOnFailures::new().minimum_attempts(3).pause_for(length)
 }
 
+/// Waits for a pause, and returns its reason.
 fn wait_for_pause(subscriber: &EventSubscriber) -> String {
-    eventually("it pauses", || !subscriber.state().paused.is_empty());
-    assert!(!subscriber.state().is_healthy());
-    subscriber.state().paused.remove(0)
+    let mut reason = None;
+    eventually("it pauses", || {
+        let state = subscriber.state();
+        assert_eq!(state.is_healthy(), state.paused.is_empty());
+        reason = state.paused.into_iter().next();
+        reason.is_some()
+    });
+    reason.unwrap_or_default()
 }
 
 fn wait_for_consumers(broker: &Broker, queue: &str, consumers: usize) {
@@ -93,8 +99,10 @@ fn a_subscription_pauses_until_its_handler_works(broker: &Broker) {
     }
     let queue = format!("event.{service}.failing");
     let reason = wait_for_pause(&subscriber);
-    let wanted = format!("{queue}: too many failures: 3 of 3 attempts within 10s, the last of");
-    assert!(reason.starts_with(&wanted), "{reason}");
+    assert!(
+        reason.starts_with(&format!("{queue}: too many failures: ")),
+        "{reason}"
+    );
     wait_for_consumers(broker, &queue, 0);
     publisher.publish(&fine, &100).unwrap();
     assert_eq!(recv_n(&others, 1), [100]);
