@@ -41,6 +41,7 @@ struct Shared<J> {
     state: Mutex<PoolState<J>>,
     /// True while jobs wait that are not shared, and no worker is idle.
     others_wait: AtomicBool,
+    may_grow: bool,
 }
 
 /// The settings of a pool.
@@ -52,6 +53,8 @@ pub(super) struct PoolSetup {
     /// The time after which an idle worker ends, unless only the first number of workers is left;
     /// `None` if the number is fixed.
     pub(super) end_idle: Option<Duration>,
+    /// True if other workers may be started in place of those whose handlers take too long.
+    pub(super) may_grow: bool,
     /// Called by each worker's thread when it starts.
     pub(super) on_start: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -83,6 +86,10 @@ impl<J: Job> Turn for Shared<J> {
         self.state.lock().status()
     }
 
+    fn may_grow(&self) -> bool {
+        self.may_grow
+    }
+
     fn end_one_worker(&self) {
         let mut state = self.state.lock();
         state.most = state.most.saturating_sub(1).max(1);
@@ -99,6 +106,7 @@ impl<J: Job> Pool<J> {
             shared: Arc::new(Shared {
                 state: Mutex::new(PoolState::new(setup.workers, setup.end_idle)),
                 others_wait: AtomicBool::new(false),
+                may_grow: setup.may_grow,
             }),
             threads: Mutex::new(Threads {
                 handles: Vec::new(),

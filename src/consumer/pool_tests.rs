@@ -23,6 +23,7 @@ fn pool(
         workers,
         spin_for: Duration::ZERO,
         end_idle,
+        may_grow: true,
         on_start: None,
     };
     let pool = Pool::new(setup);

@@ -19,6 +19,9 @@ pub(crate) trait Turn {
     /// Returns the counts of the pool.
     fn status(&self) -> PoolStatus;
 
+    /// Returns true if another worker may be started in place of this one.
+    fn may_grow(&self) -> bool;
+
     /// Lets one worker end after its job.
     fn end_one_worker(&self);
 }

@@ -95,6 +95,7 @@ impl<J: Job> Workers<J> {
             workers: load.workers.least(),
             spin_for: broker.spin_for(),
             end_idle: (!load.workers.is_fixed()).then(|| load.scaling.idle_time()),
+            may_grow: true,
             on_start: Some(Arc::new(move || {
                 let clock = is_scaled.then(WorkerClock::of_this_thread);
                 if let Some(clock) = clock.flatten() {
@@ -107,6 +108,7 @@ impl<J: Job> Workers<J> {
             workers: 1,
             spin_for: Duration::ZERO,
             end_idle: None,
+            may_grow: false,
             on_start: None,
         });
         let run = run(republishes.clone(), &|limit| {

@@ -262,10 +262,10 @@ impl Sink for EventSink {
             false => subscription.workers.submit_to(class, job),
         };
         // After the stop an ordered event is kept: events requeued one by one would change places.
-        let kept = submitted.or_else(|job| match job.is_ordered() {
-            true => subscription.workers.keep(job),
-            false => Err(job),
-        });
+        let kept = match submitted {
+            Err(job) if job.is_ordered() => subscription.workers.keep(job),
+            submitted => submitted,
+        };
         match kept {
             Err(EventJob {
                 event: PendingEvent::Fresh(delivery),

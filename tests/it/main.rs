@@ -50,6 +50,7 @@ mod lost_instances;
 mod outages;
 mod oversized;
 mod own_stores;
+mod paused_subscriptions;
 #[cfg(feature = "redis")]
 mod permissions;
 mod php;
@@ -65,6 +66,7 @@ mod redis_faults;
 mod registry;
 mod retries;
 mod retry_limits;
+mod scaled_subscribers;
 mod servers;
 #[cfg(feature = "redis")]
 mod shared_limits;

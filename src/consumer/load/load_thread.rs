@@ -271,7 +271,9 @@ impl<W: WatchedWorkers> Watch<W> {
             let replaced = handler.replace && workers.grow(workers.status().workers + 1).is_ok();
             let then = match replaced {
                 true => "another worker is started in its place",
-                false => "its worker is not replaced, as too many are",
+                false => {
+                    "its worker is not replaced: too many are, or it is the only one for such messages"
+                }
             };
             log_relay::log(
                 log::Level::Warn,

@@ -24,6 +24,7 @@ pub(crate) struct Overdue {
 #[derive(Debug)]
 struct Run {
     began: Instant,
+    may_be_replaced: bool,
     state: State,
 }
 
@@ -59,12 +60,18 @@ impl Overdue {
         }
     }
 
-    /// Records that a handler has started, and returns the number of its run.
-    pub(crate) fn started(&mut self, now: Instant) -> u64 {
+    /// Records that a handler has started, and returns the number of its run. `may_be_replaced` is
+    /// false if its worker is the only one that may run such handlers.
+    pub(crate) fn started(&mut self, now: Instant, may_be_replaced: bool) -> u64 {
         let run = self.next;
         self.next += 1;
         let state = State::InTime;
-        self.runs.insert(run, Run { began: now, state });
+        let run_now = Run {
+            began: now,
+            may_be_replaced,
+            state,
+        };
+        self.runs.insert(run, run_now);
         run
     }
 
@@ -93,7 +100,7 @@ impl Overdue {
         let mut found = Vec::new();
         for (number, run) in late {
             let is_new = run.state == State::InTime;
-            let replace = self.replaced < self.most_replaced;
+            let replace = run.may_be_replaced && self.replaced < self.most_replaced;
             self.overdue += usize::from(is_new);
             self.total += u64::from(is_new);
             self.replaced += usize::from(replace);
@@ -140,9 +147,9 @@ mod tests {
     fn an_overdue_handler_is_reported_once_and_its_worker_replaced_up_to_the_bound() {
         let (start, mut watch) = (Instant::now(), Overdue::new(100 * MS, 1));
         assert_eq!(watch.next_check(), None);
-        let first = watch.started(start);
-        let second = watch.started(start + 10 * MS);
-        let quick = watch.started(start + 20 * MS);
+        let first = watch.started(start, true);
+        let second = watch.started(start + 10 * MS, true);
+        let quick = watch.started(start + 20 * MS, true);
         assert!(!watch.finished(quick));
         assert_eq!(watch.next_check(), Some(start + 100 * MS));
         assert_eq!(watch.check(start + 99 * MS), []);
@@ -166,6 +173,17 @@ mod tests {
         assert_eq!((watch.overdue(), watch.total()), (0, 2));
     }
 
+    #[test]
+    fn the_only_worker_for_its_messages_is_reported_and_not_replaced() {
+        let (start, mut watch) = (Instant::now(), Overdue::new(100 * MS, 1));
+        let run = watch.started(start, false);
+        let found = watch.check(start + 100 * MS);
+        assert!(matches!(found[..], [OverdueRun { replace: false, .. }]));
+        assert_eq!(watch.check(start + 200 * MS), []);
+        assert_eq!((watch.overdue(), watch.total()), (1, 1));
+        assert!(!watch.finished(run), "no worker ends");
+    }
+
     proptest! {
         #[test]
         fn workers_are_replaced_within_the_bound_and_all_counts_end_at_zero(
@@ -179,7 +197,7 @@ mod tests {
             for (step, which, passed) in steps {
                 now += passed * MS;
                 match step {
-                    0 => runs.push((watch.started(now), now, false, false)),
+                    0 => runs.push((watch.started(now, true), now, false, false)),
                     1 if which < runs.len() => {
                         let (number, _, _, replaced) = runs.remove(which);
                         prop_assert_eq!(watch.finished(number), replaced);

@@ -59,7 +59,7 @@ impl OverdueWatch {
     pub(super) fn run<T>(&self, turn: &dyn Turn, action: &str, handler: impl FnOnce() -> T) -> T {
         let number = {
             let mut state = self.state.lock();
-            let number = state.overdue.started(Instant::now());
+            let number = state.overdue.started(Instant::now(), turn.may_grow());
             let thread = (thread::current(), shown(action).into_owned());
             state.threads.insert(number, thread);
             number
