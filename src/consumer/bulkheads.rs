@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::lane::{Class, Limit};
-use super::pool::Turn;
+use super::turn::Turn;
 
 /// The actions of a server of which a bounded number runs at the same time.
 ///

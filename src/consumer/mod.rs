@@ -41,6 +41,7 @@ mod schedule;
 mod schedule_tests;
 mod settled;
 mod tracked;
+mod turn;
 mod waiting_copies;
 mod workers;
 
@@ -73,7 +74,6 @@ pub(crate) use self::options::{
     ConsumedQueue, Options, check_number_of_delays, check_retry_delays, parking_delay,
 };
 pub use self::pause_on_failures::PauseOnFailures;
-pub(crate) use self::pool::Turn;
 pub(crate) use self::pool_state::{Job, Next, PoolStatus};
 pub use self::reply_store::{ClaimOutcome, ReplyStore, StoreError};
 pub(crate) use self::republish_confirms::PendingRepublish;
@@ -81,5 +81,6 @@ pub(crate) use self::republisher::Republisher;
 pub(crate) use self::retries::{LONGEST_HELD, Retries};
 pub(crate) use self::settled::Settled;
 pub(crate) use self::tracked::Tracked;
+pub(crate) use self::turn::Turn;
 pub(crate) use self::waiting_copies::WaitingCopies;
 pub(crate) use self::workers::{WorkerSetup, Workers};

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::lane::{Class, Limit, Place};
 use super::pool_state::{DEFAULT, Effects, Job, Next, PoolState, PoolStatus, Step};
+use super::turn::Turn;
 use crate::base::park::Wakeup;
 
 /// Named worker threads, whose number may change, and the jobs that wait for them.
@@ -36,7 +37,8 @@ struct Threads<J> {
     template: Option<Worker<J>>,
 }
 
-struct Shared<J> {
+/// The part of a pool that its workers share.
+pub(super) struct Shared<J> {
     state: Mutex<PoolState<J>>,
     /// True while jobs wait that are not shared, and no worker is idle.
     others_wait: AtomicBool,
@@ -53,26 +55,6 @@ pub(super) struct PoolSetup {
     pub(super) end_idle: Option<Duration>,
     /// Called by each worker's thread when it starts.
     pub(super) on_start: Option<Arc<dyn Fn() + Send + Sync>>,
-}
-
-/// The access of a running job to its pool.
-pub(crate) trait Turn {
-    /// Returns true while jobs wait that are not shared, and no worker is idle.
-    fn others_wait(&self) -> bool;
-
-    /// Counts the job, or a part of it, as running in another class too, unless that class's limit
-    /// is reached or jobs of it wait. Returns the number of jobs of the class that wait as the
-    /// error.
-    fn try_enter(&self, class: Class) -> Result<(), usize>;
-
-    /// Ends what [`try_enter`](Self::try_enter) has counted.
-    fn leave(&self, class: Class);
-
-    /// Returns the counts of the pool.
-    fn status(&self) -> PoolStatus;
-
-    /// Lets one worker end after its job.
-    fn end_one_worker(&self);
 }
 
 impl<J: Job> Turn for Shared<J> {
@@ -93,6 +75,7 @@ impl<J: Job> Turn for Shared<J> {
         let effects = {
             let mut state = self.state.lock();
             state.schedule.leave(class);
+            self.note_others(&state);
             state.effects(None)
         };
         effects.carry_out();
@@ -104,7 +87,7 @@ impl<J: Job> Turn for Shared<J> {
 
     fn end_one_worker(&self) {
         let mut state = self.state.lock();
-        state.most = state.most.saturating_sub(1).max(1);
+        state.end_one_worker();
     }
 }
 
@@ -180,14 +163,12 @@ impl<J: Job> Pool<J> {
     /// Queues a job of a class for the workers. Never blocks. Returns the job if the pool has been
     /// stopped.
     pub(super) fn submit_to(&self, class: Class, job: J) -> Result<(), J> {
-        let effects = {
-            let mut state = self.shared.state.lock();
-            let effects = state.submit(class, job)?;
-            self.shared.note_others(&state);
-            effects
-        };
-        effects.carry_out();
-        Ok(())
+        self.shared.submit_to(class, job)
+    }
+
+    /// Returns the part that the workers share, for the jobs of another pool.
+    pub(super) fn shared(&self) -> Arc<Shared<J>> {
+        Arc::clone(&self.shared)
     }
 
     /// Removes the jobs of a class that no worker has started.
@@ -293,6 +274,18 @@ impl<J: Job> Threads<J> {
 }
 
 impl<J: Job> Shared<J> {
+    /// Queues a job as [`Pool::submit_to`] does.
+    pub(super) fn submit_to(&self, class: Class, job: J) -> Result<(), J> {
+        let effects = {
+            let mut state = self.state.lock();
+            let effects = state.submit(class, job)?;
+            self.note_others(&state);
+            effects
+        };
+        effects.carry_out();
+        Ok(())
+    }
+
     fn note_others(&self, state: &MutexGuard<'_, PoolState<J>>) {
         let others_wait = state.others_wait();
         if self.others_wait.load(Ordering::Relaxed) != others_wait {

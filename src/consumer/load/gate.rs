@@ -9,13 +9,12 @@ use super::admission::{Admitted, Arrival, LoadControl, LoadSettings, RunTicket};
 use super::estimate::QueueDepth;
 use super::overdue_watch::{OverdueHandler, OverdueWatch};
 use super::saturation::Occupancy;
-use crate::consumer::pool::Turn;
 use crate::consumer::pool_state::PoolStatus;
+use crate::consumer::turn::Turn;
 
 /// The load of a server or a subscriber, which its workers and its load thread share.
 pub(crate) struct LoadGate {
     control: Mutex<LoadControl>,
-    sheds: bool,
     /// True if the use of the workers matters: calls are shed, or the number of workers changes.
     observes_workers: bool,
     /// The number of messages that the broker sends ahead, over all queues.
@@ -51,7 +50,6 @@ impl LoadGate {
     ) -> Self {
         let control = LoadControl::new(settings);
         Self {
-            sheds: control.sheds(),
             observes_workers: control.sheds() || scales,
             control: Mutex::new(control),
             prefetch: AtomicUsize::new(prefetch),
@@ -62,7 +60,7 @@ impl LoadGate {
 
     /// Returns true if the timeouts of calls matter.
     pub(crate) fn uses_timeouts(&self) -> bool {
-        self.sheds
+        self.observes_workers
     }
 
     /// Decides about a request that a worker has taken.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::overdue::Overdue;
 use crate::base::name::shown;
-use crate::consumer::pool::Turn;
+use crate::consumer::turn::Turn;
 
 /// The watch on running handlers, shared by the workers and the load thread.
 pub(crate) struct OverdueWatch {
