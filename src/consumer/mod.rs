@@ -75,7 +75,6 @@ pub(crate) use self::options::{
     ConsumedQueue, Options, check_number_of_delays, check_retry_delays, parking_delay,
 };
 pub use self::pause_on_failures::PauseOnFailures;
-
 pub(crate) use self::pool_state::{Job, Next, PoolStatus};
 pub use self::reply_store::{ClaimOutcome, ReplyStore, StoreError};
 pub(crate) use self::republish_confirms::PendingRepublish;

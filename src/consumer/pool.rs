@@ -37,7 +37,8 @@ struct Threads<J> {
     template: Option<Worker<J>>,
 }
 
-struct Shared<J> {
+/// The part of a pool that its workers share.
+pub(super) struct Shared<J> {
     state: Mutex<PoolState<J>>,
     /// True while jobs wait that are not shared, and no worker is idle.
     others_wait: AtomicBool,
@@ -77,6 +78,7 @@ impl<J: Job> Turn for Shared<J> {
         let effects = {
             let mut state = self.state.lock();
             state.schedule.leave(class);
+            self.note_others(&state);
             state.effects(None)
         };
         effects.carry_out();
@@ -92,7 +94,7 @@ impl<J: Job> Turn for Shared<J> {
 
     fn end_one_worker(&self) {
         let mut state = self.state.lock();
-        state.most = state.most.saturating_sub(1).max(1);
+        state.end_one_worker();
     }
 }
 
@@ -185,14 +187,12 @@ impl<J: Job> Pool<J> {
     /// Queues a job of a class for the workers. Never blocks. Returns the job if the pool has been
     /// stopped.
     pub(super) fn submit_to(&self, class: Class, job: J) -> Result<(), J> {
-        let effects = {
-            let mut state = self.shared.state.lock();
-            let effects = state.submit(class, job)?;
-            self.shared.note_others(&state);
-            effects
-        };
-        effects.carry_out();
-        Ok(())
+        self.shared.submit_to(class, job)
+    }
+
+    /// Returns the part that the workers share, for the jobs of another pool.
+    pub(super) fn shared(&self) -> Arc<Shared<J>> {
+        Arc::clone(&self.shared)
     }
 
     /// Removes the jobs of a class that no worker has started.
@@ -298,6 +298,18 @@ impl<J: Job> Threads<J> {
 }
 
 impl<J: Job> Shared<J> {
+    /// Queues a job as [`Pool::submit_to`] does.
+    pub(super) fn submit_to(&self, class: Class, job: J) -> Result<(), J> {
+        let effects = {
+            let mut state = self.state.lock();
+            let effects = state.submit(class, job)?;
+            self.note_others(&state);
+            effects
+        };
+        effects.carry_out();
+        Ok(())
+    }
+
     fn note_others(&self, state: &MutexGuard<'_, PoolState<J>>) {
         let others_wait = state.others_wait();
         if self.others_wait.load(Ordering::Relaxed) != others_wait {

@@ -228,14 +228,15 @@ impl<J: Job> PoolState<J> {
         self.clear(|_| true)
     }
 
-    /// Removes the jobs that have not begun.
+    /// Removes the jobs that have not begun. Those that run can still be followed by others: their
+    /// messages are not requeued.
     pub(super) fn clear_unstarted(&mut self) -> Vec<J> {
         let mut unstarted = Vec::new();
         let classes: Vec<Class> = self.schedule.classes().collect();
         for class in classes.into_iter().filter(|it| *it != Class(SHARED)) {
             let (begun, others): (Vec<J>, Vec<J>) = self
                 .schedule
-                .clear(class)
+                .take_waiting(class)
                 .into_iter()
                 .partition(Job::is_begun);
             begun
@@ -271,6 +272,11 @@ impl<J: Job> PoolState<J> {
         self.schedule.set_runners(self.workers);
     }
 
+    /// Lets one worker end after its job, unless no more than the lowest number would be left.
+    pub(super) fn end_one_worker(&mut self) {
+        self.most = self.most.saturating_sub(1).max(self.least);
+    }
+
     /// Sets the channel that receives a message when the last idle worker gets a job: at once if
     /// none is idle.
     pub(super) fn notify_when_busy(&mut self, sender: Sender<()>) -> Effects<J> {
@@ -302,7 +308,12 @@ impl<J: Job> PoolState<J> {
             }
             Next::Later(job, due) => return self.schedule.put_back(place, job, due).err(),
             Next::Parts(parts) => {
+                let is_current = self.schedule.is_current(&place);
                 self.schedule.finish(place);
+                if !is_current || self.aborted {
+                    // Discarding one part ends them all.
+                    return parts.into_iter().next().map(|(_, part)| part);
+                }
                 for (class, part) in parts {
                     self.schedule.push(class, part);
                 }
@@ -360,3 +371,7 @@ impl<J: Job> PoolState<J> {
         Some(worker)
     }
 }
+
+#[cfg(test)]
+#[path = "pool_state_tests.rs"]
+mod tests;

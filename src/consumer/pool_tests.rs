@@ -150,14 +150,16 @@ fn a_pool_grows_while_its_workers_are_busy_and_shrinks_when_they_are_idle() {
 
 #[test]
 fn a_worker_too_many_ends_after_its_job() {
-    let (pool, release, inside) = gated(4, None);
+    let (pool, release, inside) = gated(2, None);
+    pool.grow(4).unwrap();
     for job in 0..8 {
         pool.submit(job).unwrap();
     }
     for _ in 0..4 {
         inside.recv().unwrap();
     }
-    for _ in 0..2 {
+    // Two more than there are too many: the lowest number stays.
+    for _ in 0..4 {
         pool.shared.end_one_worker();
     }
     for _ in 0..4 {

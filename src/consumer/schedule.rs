@@ -217,9 +217,15 @@ impl<T: Shareable> Schedule<T> {
     /// Removes the items of a class that wait or are put off, those of each lane in order. Items
     /// that run cannot be put back any more.
     pub(super) fn clear(&mut self, class: Class) -> Vec<T> {
+        self.classes[class.0].epoch += 1;
+        self.take_waiting(class)
+    }
+
+    /// Removes the items of a class that wait or are put off, those of each lane in order. Items
+    /// that run can be put back.
+    pub(super) fn take_waiting(&mut self, class: Class) -> Vec<T> {
         let Class(class) = class;
         let mut removed = Vec::new();
-        self.classes[class].epoch += 1;
         self.classes[class].turns.clear();
         self.end_class_turn(class);
         for lane in 0..self.lanes.len() {

@@ -72,6 +72,7 @@ enum Op {
     },
     Clear {
         class: usize,
+        running_too: bool,
     },
     /// Set the limit of a class; `None` for no limit.
     Limit {
@@ -92,7 +93,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => (0..4_usize).prop_map(|class| Op::Enter { class }),
         1 => (0..4_usize).prop_map(|at| Op::Leave { at }),
         2 => (0..6_u64).prop_map(|by| Op::Advance { by }),
-        1 => (0..4_usize).prop_map(|class| Op::Clear { class }),
+        1 => (0..4_usize, any::<bool>())
+            .prop_map(|(class, running_too)| Op::Clear { class, running_too }),
         1 => (class, prop::option::of(0..3_usize))
             .prop_map(|(class, limit)| Op::Limit { class, limit }),
     ];
@@ -294,9 +296,12 @@ proptest! {
                     schedule.set_limit(classes[class], limit);
                     model.limits[class] = limit;
                 }
-                Op::Clear { class } => {
-                    let mut removed: Vec<usize> =
-                        schedule.clear(classes[class]).iter().map(|it| it.id).collect();
+                Op::Clear { class, running_too } => {
+                    let removed = match running_too {
+                        true => schedule.clear(classes[class]),
+                        false => schedule.take_waiting(classes[class]),
+                    };
+                    let mut removed: Vec<usize> = removed.iter().map(|it| it.id).collect();
                     let mut expected = Vec::new();
                     for (_, lane) in model.lanes.iter_mut().filter(|(name, _)| name.0 == class) {
                         expected.extend(lane.items.drain(..));
@@ -305,7 +310,8 @@ proptest! {
                     let put_off = model.put_off.values().filter(|it| it.0 == class);
                     expected.extend(put_off.map(|it| it.1));
                     model.put_off.retain(|_, of| of.0 != class);
-                    for running in model.running.iter_mut().filter(|it| it.lane.0 == class) {
+                    let running = model.running.iter_mut().filter(|it| it.lane.0 == class);
+                    for running in running.filter(|_| running_too) {
                         running.is_current = false;
                     }
                     removed.sort_unstable();

@@ -25,3 +25,37 @@ pub(crate) trait Turn {
     /// Lets one worker end after its job.
     fn end_one_worker(&self);
 }
+
+/// The access of a job on the thread for messages that may be poison: classes, counts and the
+/// number of workers are those of the other workers.
+pub(super) struct SuspectTurn<'a> {
+    pub(super) own: &'a dyn Turn,
+    pub(super) workers: &'a dyn Turn,
+}
+
+impl Turn for SuspectTurn<'_> {
+    fn others_wait(&self) -> bool {
+        self.own.others_wait()
+    }
+
+    fn try_enter(&self, class: Class) -> Result<(), usize> {
+        self.workers.try_enter(class)
+    }
+
+    fn leave(&self, class: Class) {
+        self.workers.leave(class);
+    }
+
+    fn status(&self) -> PoolStatus {
+        self.workers.status()
+    }
+
+    /// The thread is the only one of its kind.
+    fn may_grow(&self) -> bool {
+        false
+    }
+
+    fn end_one_worker(&self) {
+        self.workers.end_one_worker();
+    }
+}

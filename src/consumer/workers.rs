@@ -8,13 +8,13 @@ use parking_lot::Mutex;
 
 use super::lane::{Class, Limit};
 use super::load::{LoadOptions, WorkerClock};
-use super::pool::{Pool, PoolSetup};
+use super::pool::{Pool, PoolSetup, Shared};
 use super::pool_state::{Job, Next, PoolStatus};
 use super::republish_confirms::{
     DeadLetterFault, PendingRepublish, RepublishConfirms, RepublishSetup,
 };
 use super::settled::Settled;
-use super::turn::Turn;
+use super::turn::{SuspectTurn, Turn};
 use crate::base::catch::catch;
 use crate::base::log_relay;
 use crate::base::thread::OwnerProcess;
@@ -130,7 +130,15 @@ impl<J: Job> Workers<J> {
         };
         let run = Arc::new(run);
         pool.start(run.clone()).map_err(no_thread)?;
-        suspects.start(run).map_err(no_thread)?;
+        let workers = pool.shared();
+        let run = move |job: J, turn: &dyn Turn| {
+            let turn = SuspectTurn {
+                own: turn,
+                workers: &*workers,
+            };
+            hand_over(run(job, &turn), &workers)
+        };
+        suspects.start(Arc::new(run)).map_err(no_thread)?;
         Ok(Self {
             owner: owner.to_owned(),
             owner_process: OwnerProcess::current(),
@@ -251,6 +259,12 @@ impl<J: Job> Workers<J> {
         self.pool.keep(job)
     }
 
+    /// Blocks until the jobs of stopped workers have ended, at most until `deadline`. Returns false
+    /// if some still run.
+    pub(crate) fn join(&self, deadline: Instant) -> bool {
+        self.pool.join(deadline).is_ok() && self.suspects.join(deadline).is_ok()
+    }
+
     /// Returns the jobs that were started before the stop and not done after it, and those kept.
     /// Jobs that follow are discarded: call it when the links are closed.
     pub(crate) fn end_left(&self) -> Vec<J> {
@@ -312,6 +326,30 @@ impl<J: Job> Workers<J> {
                 ),
             )
         })
+    }
+}
+
+/// Hands the rest of a job that is to wait for a place in a class to the workers, where those
+/// places are counted. Returns what they do not take because they have been stopped.
+fn hand_over<J: Job>(next: Next<J>, workers: &Shared<J>) -> Next<J> {
+    match next {
+        Next::Enter {
+            class,
+            key: None,
+            job,
+        } => match workers.submit_to(class, job) {
+            Ok(()) => Next::Done,
+            Err(job) => Next::Enter {
+                class,
+                key: None,
+                job,
+            },
+        },
+        Next::Parts(parts) => {
+            let hand_over = |(class, part)| Some((class, workers.submit_to(class, part).err()?));
+            Next::Parts(parts.into_iter().filter_map(hand_over).collect())
+        }
+        next => next,
     }
 }
 

@@ -55,7 +55,11 @@ impl ServiceServerBuilder {
             Some(_) => {
                 let name = topology::instance_queue(&self.service, self.instance.id());
                 let spec = LinkSpec::new(topology::for_requests())
-                    .consume_own(&*name, (SERVICE_EXCHANGE, &name), prefetch)
+                    .consume_own(
+                        &*name,
+                        (SERVICE_EXCHANGE, &name),
+                        self.options.load.own_prefetch(prefetch),
+                    )
                     .only_replies()
                     .paused(paused);
                 let handle = self.broker.open(spec, sink());
@@ -66,6 +70,7 @@ impl ServiceServerBuilder {
                 Some(OwnQueue {
                     handle,
                     may_exist: AtomicBool::new(!paused),
+                    spare_prefetch: self.options.load.own_prefetch(0),
                 })
             }
         };

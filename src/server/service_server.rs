@@ -258,6 +258,10 @@ impl ServiceServer {
         let soon = deadline::after(timeout / 4);
         self.consumers.pause(soon);
         self.consumers.give_back_jobs(workers.stop(), soon);
+        // Requests that a worker had begun to read, and that then had to wait for their places.
+        if workers.join(deadline) {
+            self.consumers.give_back_jobs(workers.end_left(), deadline);
+        }
         let finished = workers.finish(deadline, timeout);
         // The handlers are done; the broker must have what they have answered too.
         let was_stopped = self.stopped.swap(true, Ordering::Relaxed);

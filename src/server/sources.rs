@@ -140,6 +140,8 @@ pub(super) struct OwnQueue {
     pub(super) handle: Arc<dyn LinkHandle>,
     /// False if the queue is known to be deleted.
     pub(super) may_exist: AtomicBool,
+    /// The number by which its prefetch is above that of the service's queue.
+    pub(super) spare_prefetch: u16,
 }
 
 impl Consumers {
@@ -184,9 +186,14 @@ impl Consumers {
     /// Sets the prefetch of the service's queue and of the instance's own. Blocks at most until
     /// `deadline`.
     pub(super) fn set_prefetch(&self, prefetch: u16, deadline: Instant) -> Result<()> {
-        let own = self.own.as_ref().map(|own| &own.handle);
-        let mut handles = [&self.shared].into_iter().chain(own);
-        handles.try_for_each(|handle| handle.set_prefetch(prefetch, deadline))
+        self.shared.set_prefetch(prefetch, deadline)?;
+        match &self.own {
+            Some(own) => {
+                let prefetch = prefetch.saturating_add(own.spare_prefetch);
+                own.handle.set_prefetch(prefetch, deadline)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Moves the messages that wait in the instance's own queue to the service's queue.

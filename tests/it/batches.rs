@@ -3,20 +3,22 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coney::batch::BatchLimits;
-use coney::{Broker, ErrorKind, Phase, ServiceServer};
+use coney::{Broker, Context, ErrorKind, Phase, ServiceServer};
 
+use crate::support::gate::{Gate, OpenAtEnd};
 use crate::support::math::math;
 use crate::support::timing::in_time;
-use crate::support::{PATIENCE, client, on_both, unique};
+use crate::support::{PATIENCE, client, eventually, on_both, unique};
 
 on_both!(
     a_payload_that_panics_is_its_own_error,
     each_call_has_a_type_and_an_error_of_its_own,
     replies_come_in_the_order_asked_over_many_messages,
     several_workers_handle_one_batch,
+    a_batch_leaves_a_worker_to_single_calls,
     replies_before_the_deadline_are_kept,
     large_requests_go_in_messages_of_their_own,
     replies_that_do_not_fit_are_errors_of_their_own,
@@ -115,6 +117,43 @@ fn several_workers_handle_one_batch(broker: &Broker) {
     }
     let met = batch.call().into_results::<u64>();
     assert!(met.iter().all(Result::is_ok), "{met:?}");
+}
+
+/// While a single call waits, a batch gets one of two workers.
+fn a_batch_leaves_a_worker_to_single_calls(broker: &Broker) {
+    let (service, gate) = (unique("work"), Gate::shut());
+    let entrance = gate.clone();
+    let server = ServiceServer::builder(broker, &service)
+        .workers(2)
+        .respond_with_context("work", move |context: &Context<'_>, n: u64| {
+            entrance.enter(context, n)
+        })
+        .respond("quick", |n: u64| n)
+        .start()
+        .unwrap();
+    let _open = OpenAtEnd(&gate);
+    let client = client(broker);
+    let mut batch = client.batch(&service);
+    for n in 0..50u64 {
+        batch.add::<u64>("work", &n);
+    }
+    let pending = batch.call_async();
+    gate.wait_for(2);
+    let begin = Instant::now();
+    let singles = (0..3u64).map(|n| client.call_async::<u64>(&service, "quick", &n));
+    let singles: Vec<_> = singles.map(Result::unwrap).collect();
+    eventually("the calls wait beside the batch", || {
+        server.load().waiting == 4 && begin.elapsed() > Duration::from_millis(10)
+    });
+    gate.pass();
+    for (n, single) in (0..).zip(singles) {
+        assert_eq!(single.wait().unwrap(), n);
+    }
+    gate.wait_for(2);
+    assert_eq!(gate.runs().len(), 3, "the batch goes on afterwards");
+    gate.open();
+    let replies = pending.wait().into_results::<u64>();
+    assert!(replies.iter().all(Result::is_ok), "{replies:?}");
 }
 
 fn replies_before_the_deadline_are_kept(broker: &Broker) {

@@ -8,6 +8,7 @@ mod backlogs;
 mod batch_contract;
 mod batches;
 mod blame;
+mod bounded_actions;
 mod breakers;
 mod broker_limits;
 mod busy_handlers;
@@ -48,6 +49,7 @@ mod lookups;
 #[cfg(feature = "redis")]
 mod lost_instances;
 mod outages;
+mod overdue;
 mod oversized;
 mod own_stores;
 mod paused_subscriptions;
@@ -67,9 +69,11 @@ mod registry;
 mod retries;
 mod retry_limits;
 mod scaled_subscribers;
+mod scaling;
 mod servers;
 #[cfg(feature = "redis")]
 mod shared_limits;
+mod shedding;
 mod store_outages;
 mod support;
 mod tidy;

@@ -10,7 +10,9 @@
 //!     test_service panic SERVICE
 //!     test_service flood AMQP_URL SERVICE
 //!     test_service fork AMQP_URL SERVICE
+//!     test_service overdue SERVICE
 
+mod overdue;
 mod panicking_logger;
 mod sent;
 mod unbatched;
@@ -45,6 +47,7 @@ fn main() -> coney::Result<()> {
         }
         ["flood", url, service] => flood(url, service),
         ["fork", url, service] => forked(url, service),
+        ["overdue", service] => overdue_handler(service),
         _ => panic!("unknown arguments {arguments:?}; the top of this file lists them"),
     }
 }
@@ -256,6 +259,19 @@ fn log(url: &str, service: &str) -> coney::Result<()> {
     log::set_max_level(log::LevelFilter::Off);
     server.drain(Duration::from_secs(60))?;
     println!("logged {}", count.load(Ordering::SeqCst));
+    until_it_is_killed(&())
+}
+
+/// Asserts that a handler that takes too long is logged once.
+fn overdue_handler(service: &str) -> coney::Result<()> {
+    log::set_logger(&RECORDER).expect("there is no other");
+    log::set_max_level(log::LevelFilter::Warn);
+    println!("ready");
+    overdue::is_logged_once(service, || {
+        let lines = RECORDER.0.lock();
+        lines.iter().map(|(_, line)| line.clone()).collect()
+    })?;
+    println!("logged once");
     until_it_is_killed(&())
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::action_times::{ActionTimes, TimeLeft};
-use super::estimate::{Backlog, QueueDepth};
+use super::estimate::{Backlog, Means, QueueDepth, is_fresh};
 use super::saturation::{Occupancy, Saturation};
 use super::shed::{Shed, Shedder};
 
@@ -31,12 +31,9 @@ pub(crate) struct Arrival {
 }
 
 impl Arrival {
-    /// Returns the time for which the call has waited, as far as that is known.
-    fn waited(&self) -> Duration {
-        let (Some(timeout), Some(left)) = (self.timeout, self.left) else {
-            return Duration::ZERO;
-        };
-        timeout.saturating_sub(left)
+    /// Returns the time for which the call has waited, if that is known.
+    fn waited(&self) -> Option<Duration> {
+        Some(self.timeout?.saturating_sub(self.left?))
     }
 }
 
@@ -67,6 +64,10 @@ pub(crate) struct LoadControl {
     backlog: Backlog,
     times: ActionTimes,
     shedder: Option<Shedder>,
+    /// The moment at which a request last began or ended.
+    changed: Option<Instant>,
+    /// The time for which the last call had waited that a worker took, and that moment.
+    waited: Option<(Instant, Duration)>,
 }
 
 impl LoadControl {
@@ -76,6 +77,8 @@ impl LoadControl {
             backlog: Backlog::default(),
             times: ActionTimes::new(settings.actions),
             shedder: settings.shed.as_ref().map(Shedder::new),
+            changed: None,
+            waited: None,
         }
     }
 
@@ -89,6 +92,10 @@ impl LoadControl {
         occupancy: &Occupancy,
     ) -> Admitted {
         self.saturation.update(now, occupancy);
+        self.changed = Some(now);
+        if let Some(waited) = arrival.waited() {
+            self.waited = Some((now, waited));
+        }
         if arrival.opens_message {
             self.backlog.taken();
         }
@@ -120,6 +127,7 @@ impl LoadControl {
         occupancy: &Occupancy,
     ) {
         self.saturation.update(now, occupancy);
+        self.changed = Some(now);
         if ran {
             let took = now.saturating_duration_since(ticket.began);
             let (action, opens_message) = (ticket.action, ticket.opens_message);
@@ -137,11 +145,7 @@ impl LoadControl {
     }
 
     fn shed(&mut self, now: Instant, arrival: &Arrival, occupancy: &Occupancy) -> Option<Duration> {
-        let mut estimate = self.wait(now, occupancy);
-        if self.saturation.since(now).is_some() {
-            // The broker does not count the messages in the instance's own queue for others.
-            estimate = estimate.max(arrival.waited());
-        }
+        let estimate = self.wait(now, occupancy);
         let shedder = self.shedder.as_mut()?;
         if let Some(timeout) = arrival.timeout {
             shedder.add_timeout(timeout);
@@ -156,10 +160,25 @@ impl LoadControl {
     }
 
     /// Returns the estimated wait of a request that arrives now.
+    ///
+    /// All requests that run take at least as long as nothing has changed: otherwise the first slow
+    /// ones would be seen only when they end.
     pub(crate) fn wait(&self, now: Instant, occupancy: &Occupancy) -> Duration {
-        let is_saturated = self.saturation.since(now).is_some();
+        let since = self.saturation.since(now);
+        let unchanged = since.map(|since| self.changed.map_or(since, |at| at.max(since)));
+        let unchanged = unchanged.map(|at| now.saturating_duration_since(at));
+        let least = unchanged.unwrap_or_default();
         let means = self.times.means().unwrap_or_default();
-        self.backlog.wait(now, is_saturated, occupancy, means)
+        let means = Means {
+            request: means.request.max(least),
+            message: means.message.max(least),
+        };
+        let wait = self.backlog.wait(now, since.is_some(), occupancy, means);
+        // The broker does not count the messages in the instance's own queue for others.
+        match (since, self.waited) {
+            (Some(_), Some((at, waited))) if is_fresh(now, at) => wait.max(waited),
+            _ => wait,
+        }
     }
 
     /// Returns true if calls may be refused.

@@ -124,3 +124,24 @@ fn a_call_without_the_time_that_its_action_takes_is_expired_and_a_command_never(
     let command = control.admit(now, &command, &FULL);
     assert!(matches!(command, Admitted::Run(_)));
 }
+
+#[test]
+fn the_first_slow_requests_are_seen_before_they_end() {
+    let mut control = control();
+    let now = Instant::now();
+    let _ = control.admit(now, &COMMAND, &FULL);
+    control.update(now + 60 * MS, &FULL);
+    assert_eq!(control.wait(now + 60 * MS, &FULL), Duration::ZERO);
+    let later = now + 400 * MS;
+    control.update(later, &FULL);
+    let depth = QueueDepth {
+        shared: 3,
+        consumers: 1,
+        own: 0,
+    };
+    control.sampled(later, &depth);
+    assert_eq!(control.wait(later, &FULL), 1_200 * MS);
+    // The next request has just begun, and says nothing.
+    let _ = control.admit(later, &COMMAND, &FULL);
+    assert_eq!(control.wait(later, &FULL), Duration::ZERO);
+}

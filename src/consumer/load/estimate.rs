@@ -45,8 +45,7 @@ impl Backlog {
 
     /// Returns the number of messages; zero if the last sample is too old.
     fn messages(&self, now: Instant) -> f64 {
-        let is_fresh = |at: Instant| now.saturating_duration_since(at) <= LONGEST_AGE;
-        match self.sampled.is_some_and(is_fresh) {
+        match self.sampled.is_some_and(|at| is_fresh(now, at)) {
             true => self.messages,
             false => 0.0,
         }
@@ -71,6 +70,11 @@ impl Backlog {
         let seconds = (messages + batched) / occupancy.workers.max(1) as f64;
         Duration::from_secs_f64(seconds.clamp(0.0, LONGEST_WAIT))
     }
+}
+
+/// Returns true if what was seen at a moment still says something.
+pub(super) fn is_fresh(now: Instant, at: Instant) -> bool {
+    now.saturating_duration_since(at) <= LONGEST_AGE
 }
 
 /// The mean times for which a worker is busy.

@@ -16,7 +16,6 @@ use crate::consumer::turn::Turn;
 /// The load of a server or a subscriber, which its workers and its load thread share.
 pub(crate) struct LoadGate {
     control: Mutex<LoadControl>,
-    sheds: bool,
     /// True if the use of the workers matters: calls are shed, or the number of workers changes.
     observes_workers: bool,
     /// The number of messages that the broker sends ahead, over all queues.
@@ -52,7 +51,6 @@ impl LoadGate {
     ) -> Self {
         let control = LoadControl::new(settings);
         Self {
-            sheds: control.sheds(),
             observes_workers: control.sheds() || scales,
             control: Mutex::new(control),
             prefetch: AtomicUsize::new(prefetch),
@@ -63,7 +61,7 @@ impl LoadGate {
 
     /// Returns true if the timeouts of calls matter.
     pub(crate) fn uses_timeouts(&self) -> bool {
-        self.sheds
+        self.observes_workers
     }
 
     /// Decides about a request that a worker has taken.

@@ -161,8 +161,10 @@ impl<W: WatchedWorkers> Watch<W> {
             ..
         } = &self.setup;
         let sample = next_sample.map(|at| at.max(now));
-        let scaled = workers.status().workers > options.workers.least();
-        let scaled = scaled.then(|| now + SCALED_INTERVAL);
+        let count = workers.status().workers;
+        let is_changing =
+            count > options.workers.least() || self.prefetch != options.prefetch_for(count);
+        let scaled = is_changing.then(|| now + SCALED_INTERVAL);
         let overdue = gate.next_overdue(now);
         sample.into_iter().chain(scaled).chain(overdue).min()
     }
@@ -200,9 +202,6 @@ impl<W: WatchedWorkers> Watch<W> {
         for clock in self.setup.clocks.try_iter() {
             self.meter.add(clock);
         }
-        let Some(scaler) = &mut self.scaler else {
-            return;
-        };
         let LoadThreadSetup {
             gate,
             workers,
@@ -211,28 +210,31 @@ impl<W: WatchedWorkers> Watch<W> {
             nested,
             ..
         } = &self.setup;
-        let (now, status) = (Instant::now(), workers.status());
-        let (wait, is_saturated) = gate.estimate(now, status);
-        let seen = Observation {
-            is_saturated,
-            wait,
-            workers: status.workers,
-            nested: nested(),
-            demand: match is_saturated {
-                true => self.meter.read(now),
-                false => None,
-            },
-        };
-        let wanted = scaler.observe(now, &seen);
+        let status = workers.status();
         let mut count = status.workers;
-        if wanted > count {
-            match workers.grow(wanted) {
-                Ok(()) => count = wanted,
-                Err(error) => log_relay::log(
-                    log::Level::Error,
-                    TARGET,
-                    format_args!("{owner}: cannot start {wanted} workers: {error}"),
-                ),
+        if let Some(scaler) = &mut self.scaler {
+            let now = Instant::now();
+            let (wait, is_saturated) = gate.estimate(now, status);
+            let seen = Observation {
+                is_saturated,
+                wait,
+                workers: status.workers,
+                nested: nested(),
+                demand: match is_saturated {
+                    true => self.meter.read(now),
+                    false => None,
+                },
+            };
+            let wanted = scaler.observe(now, &seen);
+            if wanted > count {
+                match workers.grow(wanted) {
+                    Ok(()) => count = wanted,
+                    Err(error) => log_relay::log(
+                        log::Level::Error,
+                        TARGET,
+                        format_args!("{owner}: cannot start {wanted} workers: {error}"),
+                    ),
+                }
             }
         }
         let prefetch = options.prefetch_for(count);

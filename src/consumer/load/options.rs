@@ -45,16 +45,29 @@ impl Default for LoadOptions {
 
 impl LoadOptions {
     /// Returns the prefetch of each queue for so many workers: at least one message for each, and
-    /// two if calls are shed, since a worker that refuses a call needs the next one at once.
+    /// two if calls are shed, since a worker that refuses a call needs the next one at once. With
+    /// more workers than the fixed number, some are stuck, and each of those holds a message.
     pub(crate) fn prefetch_for(&self, workers: usize) -> u16 {
         let per_worker = if self.shed.is_some() { 2 } else { 1 };
         let for_workers = u16::try_from(workers * per_worker).unwrap_or(u16::MAX);
+        let stuck = workers.saturating_sub(self.workers.most());
+        let stuck = u16::try_from(stuck).unwrap_or(u16::MAX);
         match (self.prefetch, self.workers.is_fixed()) {
-            (Some(prefetch), true) => prefetch,
+            (Some(prefetch), true) => prefetch.saturating_add(stuck),
             (Some(prefetch), false) => prefetch.max(for_workers),
-            (None, true) if self.shed.is_none() => DEFAULT_PREFETCH + self.waiting_room,
+            (None, true) if self.shed.is_none() => {
+                let room = self.waiting_room.saturating_add(stuck);
+                DEFAULT_PREFETCH.saturating_add(room)
+            }
             (None, _) => for_workers.saturating_add(self.waiting_room),
         }
+    }
+
+    /// Returns the prefetch of the instance's own queue beside that of the service's. The broker
+    /// does not count what waits in it, so while the number of workers may change, one message
+    /// more shows that some do.
+    pub(crate) fn own_prefetch(&self, prefetch: u16) -> u16 {
+        prefetch.saturating_add(u16::from(!self.workers.is_fixed()))
     }
 
     /// Returns the prefetch at the start.
@@ -112,11 +125,18 @@ mod tests {
             ..LoadOptions::default()
         };
         assert_eq!(few.first_prefetch(), 10);
+        assert_eq!(
+            [2, 3].map(|it| few.prefetch_for(it)),
+            [10, 11],
+            "one is stuck"
+        );
+        assert_eq!(few.own_prefetch(10), 10);
         let scaled = LoadOptions {
             workers: (2..=32).into(),
             ..LoadOptions::default()
         };
         assert_eq!([2, 4, 32].map(|it| scaled.prefetch_for(it)), [2, 4, 32]);
+        assert_eq!(scaled.own_prefetch(2), 3);
         let shedding = LoadOptions {
             shed: Some(Shed::new()),
             ..scaled.clone()

@@ -3,6 +3,7 @@
 pub mod coalescing_client;
 pub mod dead_letters;
 pub mod events;
+pub mod gate;
 pub mod instance_echo;
 pub mod math;
 pub mod outage;
