@@ -29,6 +29,7 @@ mod next_attempt;
 mod options;
 mod pause_on_failures;
 mod pool;
+mod pool_shared;
 mod pool_state;
 mod reply_store;
 mod reply_target;
@@ -38,11 +39,14 @@ mod request;
 mod retries;
 mod schedule;
 #[cfg(test)]
+mod schedule_order_tests;
+#[cfg(test)]
 mod schedule_tests;
 mod settled;
 mod tracked;
 mod turn;
 mod waiting_copies;
+mod worker;
 mod workers;
 
 pub(crate) use self::batch_job::BatchJob;

@@ -1,17 +1,17 @@
 //! The pool of worker threads.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-use super::lane::{Class, Limit, Place};
-use super::pool_state::{DEFAULT, Effects, Job, Next, PoolState, PoolStatus, Step};
-use super::turn::Turn;
-use crate::base::park::Wakeup;
+use super::lane::{Class, Limit};
+use super::pool_shared::Shared;
+use super::pool_state::{DEFAULT, Job, PoolState, PoolStatus};
+use super::worker::{Run, Worker};
 
 /// Named worker threads, whose number may change, and the jobs that wait for them.
 ///
@@ -37,14 +37,6 @@ struct Threads<J> {
     template: Option<Worker<J>>,
 }
 
-/// The part of a pool that its workers share.
-pub(super) struct Shared<J> {
-    state: Mutex<PoolState<J>>,
-    /// True while jobs wait that are not shared, and no worker is idle.
-    others_wait: AtomicBool,
-    may_grow: bool,
-}
-
 /// The settings of a pool.
 pub(super) struct PoolSetup {
     pub(super) name: String,
@@ -59,46 +51,6 @@ pub(super) struct PoolSetup {
     /// Called by each worker's thread when it starts.
     pub(super) on_start: Option<Arc<dyn Fn() + Send + Sync>>,
 }
-
-impl<J: Job> Turn for Shared<J> {
-    fn others_wait(&self) -> bool {
-        self.others_wait.load(Ordering::Relaxed)
-    }
-
-    fn try_enter(&self, class: Class) -> Result<(), usize> {
-        let mut state = self.state.lock();
-        let waiting = state.schedule.waiting_of(class);
-        if waiting == 0 && state.schedule.try_enter(class) {
-            return Ok(());
-        }
-        Err(waiting)
-    }
-
-    fn leave(&self, class: Class) {
-        let effects = {
-            let mut state = self.state.lock();
-            state.schedule.leave(class);
-            self.note_others(&state);
-            state.effects(None)
-        };
-        effects.carry_out();
-    }
-
-    fn status(&self) -> PoolStatus {
-        self.state.lock().status()
-    }
-
-    fn may_grow(&self) -> bool {
-        self.may_grow
-    }
-
-    fn end_one_worker(&self) {
-        let mut state = self.state.lock();
-        state.end_one_worker();
-    }
-}
-
-type Run<J> = Arc<dyn Fn(J, &dyn Turn) -> Next<J> + Send + Sync>;
 
 impl<J: Job> Pool<J> {
     /// Creates a pool without workers.
@@ -294,117 +246,6 @@ impl<J: Job> Threads<J> {
         let thread = thread::Builder::new().name(name);
         self.handles.push(thread.spawn(move || worker.work())?);
         Ok(true)
-    }
-}
-
-impl<J: Job> Shared<J> {
-    /// Queues a job as [`Pool::submit_to`] does.
-    pub(super) fn submit_to(&self, class: Class, job: J) -> Result<(), J> {
-        let effects = {
-            let mut state = self.state.lock();
-            let effects = state.submit(class, job)?;
-            self.note_others(&state);
-            effects
-        };
-        effects.carry_out();
-        Ok(())
-    }
-
-    fn note_others(&self, state: &MutexGuard<'_, PoolState<J>>) {
-        let others_wait = state.others_wait();
-        if self.others_wait.load(Ordering::Relaxed) != others_wait {
-            self.others_wait.store(others_wait, Ordering::Relaxed);
-        }
-    }
-}
-
-struct Worker<J> {
-    shared: Arc<Shared<J>>,
-    run: Run<J>,
-    number: u64,
-    spin_for: Duration,
-    on_start: Option<Arc<dyn Fn() + Send + Sync>>,
-    /// Dropped last: when it disconnects, the handlers in `run` have been dropped too.
-    _alive: Sender<()>,
-}
-
-impl<J> Clone for Worker<J> {
-    fn clone(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-            run: Arc::clone(&self.run),
-            number: self.number,
-            spin_for: self.spin_for,
-            on_start: self.on_start.clone(),
-            _alive: self._alive.clone(),
-        }
-    }
-}
-
-impl<J: Job> Worker<J> {
-    fn work(self) {
-        if let Some(on_start) = &self.on_start {
-            on_start();
-        }
-        let mut was_woken = false;
-        let mut ended = None;
-        let wakeup = Arc::new(Wakeup::new());
-        loop {
-            let step = self.step(&wakeup, ended.take(), was_woken);
-            was_woken = false;
-            match step {
-                Step::Run(job, place) => {
-                    ended = Some((place, (self.run)(job, &*self.shared)));
-                }
-                Step::Sleep(until) => match self.sleep(&wakeup, until) {
-                    Some(woken) => was_woken = woken,
-                    None => return,
-                },
-                Step::End => return,
-            }
-        }
-    }
-
-    fn step(
-        &self,
-        wakeup: &Arc<Wakeup>,
-        ended: Option<(Place, Next<J>)>,
-        was_woken: bool,
-    ) -> Step<J> {
-        let mut state = self.shared.state.lock();
-        let (step, effects): (_, Effects<J>) = state.step((self.number, wakeup), ended, was_woken);
-        self.shared.note_others(&state);
-        drop(state);
-        effects.carry_out();
-        step
-    }
-
-    /// Sleeps until another thread wakes the worker, or until `until`. Returns true if it was woken,
-    /// and `None` if the worker ends, as it was idle for long.
-    fn sleep(&self, wakeup: &Wakeup, until: Option<Instant>) -> Option<bool> {
-        let Some(until) = until else {
-            wakeup.wait(self.spin_for);
-            return Some(true);
-        };
-        let begun = Instant::now();
-        if wakeup.wait_until(until, self.spin_for) {
-            return Some(true);
-        }
-        let mut state = self.shared.state.lock();
-        let ends = state.sleep_ended(self.number, begun);
-        // Another worker has to wait for what is put off.
-        let effects = (ends == Some(true)).then(|| state.effects(None));
-        drop(state);
-        effects.into_iter().for_each(Effects::carry_out);
-        match ends {
-            Some(true) => None,
-            Some(false) => Some(false),
-            // Another thread has chosen this worker, and wakes it now.
-            None => {
-                wakeup.wait(Duration::ZERO);
-                Some(true)
-            }
-        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Tests of the pool with real threads.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::lane::Shareable;
+use super::super::pool_state::Next;
+use super::super::turn::Turn;
 use super::*;
 
 fn soon() -> Instant {

@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 
 use super::lane::{Class, Limit};
 use super::load::{LoadOptions, WorkerClock};
-use super::pool::{Pool, PoolSetup, Shared};
+use super::pool::{Pool, PoolSetup};
+use super::pool_shared::Shared;
 use super::pool_state::{Job, Next, PoolStatus};
 use super::republish_confirms::{
     DeadLetterFault, PendingRepublish, RepublishConfirms, RepublishSetup,
