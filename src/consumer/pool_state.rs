@@ -299,10 +299,7 @@ impl<J: Job> PoolState<J> {
                 self.schedule.finish(place);
                 return None;
             }
-            Next::Later(job, _)
-            | Next::Enter {
-                key: Some(_), job, ..
-            } if self.stopped => {
+            Next::Later(job, _) | Next::Enter { job, .. } if self.stopped => {
                 self.schedule.finish(place);
                 return self.keep(job).err();
             }
