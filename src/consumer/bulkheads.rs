@@ -53,7 +53,7 @@ pub(super) struct Entered<'t> {
 
 impl Bulkheads {
     /// Creates the bounds. Fewer than half of the prefetch wait in this process, all actions
-    /// together, and at least one of each.
+    /// together: with a low prefetch none, as one would leave no room for other actions.
     pub(crate) fn new(
         setups: &[BulkheadSetup],
         prefetch: u16,
@@ -63,7 +63,7 @@ impl Bulkheads {
         let bulkheads = setups.iter().map(|setup| {
             let bulkhead = Bulkhead {
                 class: add_class(Limit::AtMost(usize::from(setup.limit))),
-                waiting: share.max(1),
+                waiting: share,
                 queue: setup.queue.clone(),
                 limit: setup.limit,
             };
