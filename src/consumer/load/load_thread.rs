@@ -270,8 +270,12 @@ impl<W: WatchedWorkers> Watch<W> {
                 true => "another worker is started in its place",
                 false => "its worker is not replaced, as too many are",
             };
+            let level = match handler.is_new {
+                true => log::Level::Warn,
+                false => log::Level::Debug,
+            };
             log_relay::log(
-                log::Level::Warn,
+                level,
                 TARGET,
                 format_args!(
                     "{owner}.{}: the handler has run for {:?} on the thread {}, longer than \
