@@ -73,10 +73,11 @@ impl Bulkheads {
     }
 
     /// Returns the number of requests of each bound that may wait in this process: fewer than half
-    /// of the prefetch, all bounds together, and at least one of each.
+    /// of the prefetch, all bounds together. With a low prefetch none, as one would leave no room for
+    /// other actions.
     pub(crate) fn waiting_for(bounds: usize, prefetch: u16) -> u16 {
         let bounds = u16::try_from(bounds.max(1)).unwrap_or(u16::MAX);
-        (prefetch.saturating_sub(1) / 2 / bounds).max(1)
+        prefetch.saturating_sub(1) / 2 / bounds
     }
 
     /// Returns the bounds.

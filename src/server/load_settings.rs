@@ -38,8 +38,8 @@ impl ServiceServerBuilder {
     /// Sets the number of unacknowledged requests that the broker sends ahead, from each queue.
     /// Fewer than workers leaves workers idle; more wait in this process instead of going to
     /// another server. Defaults to 10; with a range of workers to their present number, which it
-    /// follows upwards if it is set too; and to twice the number of workers with
-    /// [`shed`](ServiceServerBuilder::shed).
+    /// follows upwards if it is set too, and to one more for the instance's own queue; and to twice
+    /// the number of workers with [`shed`](ServiceServerBuilder::shed).
     pub fn prefetch(mut self, prefetch: u16) -> Self {
         self.options.load.prefetch = Some(prefetch);
         self
@@ -72,7 +72,7 @@ impl ServiceServerBuilder {
     /// the others find free workers. Defaults to no bound of its own for any action.
     ///
     /// A few more requests wait in this process, fewer than half of the prefetch, which is larger by
-    /// as many unless it is set. Calls beyond
+    /// as many unless it is set: none if it is set to 2 or less. Calls beyond
     /// those are answered as [`ErrorKind::Busy`](crate::ErrorKind::Busy), with the usual time of the
     /// action as the time to wait. Commands beyond those are moved to a queue of their own,
     /// `service.NAME.class.ACTION`, from which servers with the bound take them as they have
@@ -96,10 +96,11 @@ impl ServiceServerBuilder {
         self
     }
 
-    /// Sets the time after which a handler is overdue. It is logged once, with the name of its
-    /// thread; the server's [`state`](crate::ServiceServer::state) shows it until it returns; and
-    /// its worker is replaced by another, since a thread cannot be stopped, as long as no more are
-    /// replaced than there may be workers. Defaults to none.
+    /// Sets the time after which a handler is overdue. It is logged once as a warning, with the name
+    /// of its thread; the server's [`state`](crate::ServiceServer::state) shows it until it returns;
+    /// and its worker is replaced by another, since a thread cannot be stopped, as long as no more
+    /// are replaced than there may be workers. The prefetch grows by one for each that is replaced.
+    /// Defaults to none.
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.options.load.handler_timeout = Some(timeout);
         self

@@ -17,6 +17,7 @@ on_both!(
     no_more_commands_run_than_may_and_all_do_once,
     calls_over_the_bound_are_busy,
     calls_are_busy_while_commands_wait,
+    a_low_prefetch_leaves_room_for_other_actions,
     items_of_a_batch_wait_for_their_places,
     a_shutdown_loses_no_command,
     a_shutdown_ends_a_batch_whose_items_wait,
@@ -123,6 +124,30 @@ fn calls_are_busy_while_commands_wait(broker: &Broker) {
     gate.open();
     server.drain(2 * PATIENCE).unwrap();
     assert_eq!(gate.runs(), all_once());
+}
+
+/// Of a prefetch of two, one request runs and none is put aside.
+fn a_low_prefetch_leaves_room_for_other_actions(broker: &Broker) {
+    let (service, gate) = (unique("shop"), Gate::shut());
+    let server = bounded(broker, &service, &gate)
+        .workers(2)
+        .prefetch(2)
+        .at_most("report", 1)
+        .start()
+        .unwrap();
+    let _open = OpenAtEnd(&gate);
+    let client = client(broker);
+    for n in 0..COMMANDS {
+        client.send(&service, "report", &n).unwrap();
+    }
+    gate.wait_for(1);
+    for n in 0..20u64 {
+        assert_eq!(client.call::<u64>(&service, "quick", &n).unwrap(), n);
+    }
+    gate.open();
+    server.drain(2 * PATIENCE).unwrap();
+    assert_eq!(gate.runs(), all_once());
+    assert_eq!(gate.most_running(), 1);
 }
 
 fn items_of_a_batch_wait_for_their_places(broker: &Broker) {

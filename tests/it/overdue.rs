@@ -128,8 +128,9 @@ fn a_stuck_redelivered_request_leaves_the_number_of_workers() {
     eventually("a worker and the one in its place are stuck", || {
         counts(&server) == (2, 2, 2) && server.load().waiting == 2
     });
-    // What waits is redelivered.
     proxy.cut();
+    // Those that run too.
+    eventually("all are redelivered", || server.load().waiting == 4);
     gate.open();
     eventually("only a redelivered request is stuck", || {
         let (_, overdue, ever) = counts(&server);

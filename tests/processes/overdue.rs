@@ -6,7 +6,7 @@ use std::time::Duration;
 use coney::{Broker, ServiceClient, ServiceServer};
 use crossbeam_channel::bounded;
 
-/// Has a handler overdue until `lines` has its line, and asserts that it is the only one.
+/// Has two handlers overdue until `lines` has their lines, and asserts that each has only one.
 pub fn is_logged_once(service: &str, lines: impl Fn() -> Vec<String>) -> coney::Result<()> {
     let broker = Broker::memory();
     let (release, released) = bounded::<()>(0);
@@ -21,7 +21,8 @@ pub fn is_logged_once(service: &str, lines: impl Fn() -> Vec<String>) -> coney::
     let client = ServiceClient::builder(&broker, "overdue")
         .timeout(Duration::from_secs(60))
         .build()?;
-    let stuck = client.call_async::<()>(service, "stuck", &())?;
+    let stuck = (0..2).map(|_| client.call_async::<()>(service, "stuck", &()));
+    let stuck = stuck.collect::<coney::Result<Vec<_>>>()?;
     let start = format!("{service}.stuck: the handler has run for ");
     let found = || {
         let lines = lines().into_iter();
@@ -29,20 +30,25 @@ pub fn is_logged_once(service: &str, lines: impl Fn() -> Vec<String>) -> coney::
             .filter(|it| it.starts_with(&start))
             .collect::<Vec<_>>()
     };
-    while found().is_empty() {
+    while found().len() < 2 {
         thread::sleep(Duration::from_millis(5));
     }
-    // Several more checks pass meanwhile.
+    // The second worker is replaced when the first one's handler has returned.
+    let _ = release.send(());
     for n in 0..20u64 {
         assert_eq!(client.call::<u64>(service, "quick", &n)?, n);
         thread::sleep(Duration::from_millis(5));
     }
     drop(release);
-    stuck.wait()?;
+    for call in stuck {
+        call.wait()?;
+    }
     server.shutdown(Duration::from_secs(60))?;
     let lines = found();
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    let thread = format!("on the thread coney-worker-{service}-0");
-    assert!(lines[0].contains(&thread), "{lines:?}");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for (number, line) in lines.iter().enumerate() {
+        let thread = format!("on the thread coney-worker-{service}-{number}");
+        assert!(line.contains(&thread), "{lines:?}");
+    }
     Ok(())
 }

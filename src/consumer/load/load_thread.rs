@@ -277,8 +277,12 @@ impl<W: WatchedWorkers> Watch<W> {
                     "its worker is not replaced: too many are, or it is the only one for such messages"
                 }
             };
+            let level = match handler.is_new {
+                true => log::Level::Warn,
+                false => log::Level::Debug,
+            };
             log_relay::log(
-                log::Level::Warn,
+                level,
                 TARGET,
                 format_args!(
                     "{owner}.{}: the handler has run for {:?} on the thread {}, longer than \

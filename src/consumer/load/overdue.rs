@@ -44,6 +44,8 @@ pub(crate) struct OverdueRun {
     pub(crate) running_for: Duration,
     /// True if another worker is to be started in place of this one.
     pub(crate) replace: bool,
+    /// False if the run was returned before.
+    pub(crate) is_new: bool,
 }
 
 impl Overdue {
@@ -113,6 +115,7 @@ impl Overdue {
                     run: *number,
                     running_for: now.saturating_duration_since(run.began),
                     replace,
+                    is_new,
                 });
             }
         }
@@ -157,6 +160,7 @@ mod tests {
             run,
             running_for: running_for * MS,
             replace,
+            is_new: true,
         };
         let found = watch.check(start + 110 * MS);
         assert_eq!(
@@ -168,7 +172,11 @@ mod tests {
         assert_eq!(watch.next_check(), None);
         assert!(watch.finished(first), "its worker ends");
         let found = watch.check(start + 210 * MS);
-        assert_eq!(found, [overdue(second, 200, true)], "there is room now");
+        let again = OverdueRun {
+            is_new: false,
+            ..overdue(second, 200, true)
+        };
+        assert_eq!(found, [again], "there is room now");
         assert!(watch.finished(second) && !watch.finished(second));
         assert_eq!((watch.overdue(), watch.total()), (0, 2));
     }
@@ -207,6 +215,7 @@ mod tests {
                             let run = runs.iter_mut().find(|run| run.0 == found.run).unwrap();
                             prop_assert!(now - run.1 >= 100 * MS);
                             prop_assert!(!run.2 || found.replace && !run.3, "reported once");
+                            prop_assert_eq!(found.is_new, !run.2);
                             (run.2, run.3) = (true, found.replace);
                         }
                         let late = runs.iter().all(|run| run.2 == (now - run.1 >= 100 * MS));

@@ -30,6 +30,8 @@ pub(crate) struct OverdueHandler {
     pub(crate) running_for: Duration,
     /// True if another worker is to be started in place of this one.
     pub(crate) replace: bool,
+    /// False if the handler was returned before.
+    pub(crate) is_new: bool,
 }
 
 /// A running handler; its end is recorded when it is dropped.
@@ -83,6 +85,7 @@ impl OverdueWatch {
                 thread: thread.name().unwrap_or_default().to_owned(),
                 running_for: run.running_for,
                 replace: run.replace,
+                is_new: run.is_new,
             })
         });
         described.collect()
