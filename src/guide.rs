@@ -133,7 +133,8 @@
 //! # }
 //! ```
 //!
-//! An error is retried after growing [delays](crate::server::ServiceServerBuilder::retry_delays);
+//! An error is retried after growing [delays](crate::server::ServiceServerBuilder::retry_delays), or
+//! after the one that the handler [names](crate::HandlerError::retry_after);
 //! after the last attempt, or at once with
 //! [`do_not_retry`](crate::HandlerError::do_not_retry), the command is kept among the
 //! [`DeadLetters`](crate::DeadLetters), from which it can be replayed. A handler can run twice
@@ -142,6 +143,8 @@
 //! [`deduplicate`](crate::server::ServiceServerBuilder::deduplicate) prevents it, for calls too:
 //! give every attempt the same [`message_id`](crate::CallOptions::message_id), and a repeated
 //! request gets the first one's reply.
+//!
+//! A command may be sent for [later](crate::SendOptions::after): it waits in the broker, up to 30 days.
 //!
 //! | | call | command |
 //! | --- | --- | --- |

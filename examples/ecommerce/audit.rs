@@ -13,7 +13,7 @@ use crate::services;
 use crate::stats::Report;
 
 /// The longest time for which the audit waits for the last events. A RabbitMQ that is killed may
-/// find that a retry queue is ready before the exchange for its messages, and tries again after
+/// find that the queue of a delay is ready before the exchange for its messages, and tries again after
 /// 180 s.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(240);
 

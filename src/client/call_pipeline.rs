@@ -65,6 +65,8 @@ impl ServiceClient {
     ) -> Result<CallReply> {
         let limit = self.deadline_for(options);
         self.check_call(target)?;
+        let calls = self.own_service.as_deref();
+        let _counted = calls.and_then(|calls| calls.begin(target.service));
         let call = CallSender {
             client: self,
             target,

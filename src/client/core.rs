@@ -7,9 +7,9 @@ use serde::de::DeserializeOwned;
 
 use super::answer::CallReply;
 use super::backlog_gate::BacklogGates;
+use super::bound_services::BoundServices;
 use super::call_outcome::CallOutcome;
 use super::decode::CallTarget;
-use super::delayed::BoundServices;
 use super::discovery::{Discovery, InstanceFilter, Route};
 use super::extensions::Extensions;
 use super::options::RequestOptions;

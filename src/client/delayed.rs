@@ -1,37 +1,13 @@
 //! Commands that wait in the broker before they go to their service.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use super::ServiceClient;
 use super::decode::{CallTarget, no_route};
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::{self, DelayPath, LONGEST_DELAY};
 use crate::transport::{LinkSpec, NoSink, Publication};
-
-/// The largest number of services that are remembered as bound; beyond it they are bound anew.
-const MOST_BOUND: usize = 1_024;
-
-/// The services whose queues this client has bound, so that commands return to them from a delay.
-#[derive(Default)]
-pub(super) struct BoundServices(Mutex<HashSet<String>>);
-
-impl BoundServices {
-    fn contains(&self, service: &str) -> bool {
-        self.0.lock().contains(service)
-    }
-
-    fn insert(&self, service: &str) {
-        let mut bound = self.0.lock();
-        if bound.len() >= MOST_BOUND {
-            bound.clear();
-        }
-        bound.insert(service.to_owned());
-    }
-}
 
 /// Checks the delay of a command; returns it unless it is zero.
 pub(super) fn check_delay(

@@ -12,6 +12,7 @@ use super::PassedOn;
 use super::core::ClientCore;
 use super::decode::CallTarget;
 use super::options::RequestOptions;
+use super::own_service::OwnServiceCalls;
 use crate::error::Result;
 use crate::resilience::BreakerHandle;
 
@@ -40,6 +41,8 @@ pub struct ServiceClient {
     pub(super) until: Option<Instant>,
     /// The headers that this handle adds to everything that it sends.
     pub(super) passed_on: Option<Arc<PassedOn>>,
+    /// The count of this handle's calls to the service whose handler it belongs to.
+    pub(super) own_service: Option<Arc<OwnServiceCalls>>,
 }
 
 impl ServiceClient {
@@ -49,6 +52,7 @@ impl ServiceClient {
             inner,
             until: None,
             passed_on: None,
+            own_service: None,
         }
     }
 
@@ -129,6 +133,15 @@ impl ServiceClient {
             inner: Arc::clone(&self.inner),
             until: Some(self.until.map_or(deadline, |until| until.min(deadline))),
             passed_on: self.passed_on.clone(),
+            own_service: self.own_service.clone(),
+        }
+    }
+
+    /// Returns a handle on the same client whose calls to the service of a handler are counted.
+    pub(crate) fn counting(self, calls: &Arc<OwnServiceCalls>) -> Self {
+        Self {
+            own_service: Some(Arc::clone(calls)),
+            ..self
         }
     }
 

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::bulkheads::{Bulkheads, Entry};
 use super::executor::{HandlerOutcome, RequestExecutor, panicked, unknown_action};
+use super::lane::Class;
+use super::load::LoadGate;
 use super::pool::Turn;
 use super::reply_target::ReplyTarget;
 use super::request::{DeliveryInfo, Request};
@@ -16,7 +19,7 @@ use crate::base::catch::catch;
 use crate::base::name::{check_action, check_short_string, shown};
 use crate::error_code;
 use crate::message::batch::{self, Item};
-use crate::message::{Headers, Reply, ServiceMessage, Span};
+use crate::message::{Headers, ServiceMessage, Span};
 use crate::transport::{Delivery, Message, Replier};
 
 /// The interval at which an item checks again whether another worker has finished its request.
@@ -36,36 +39,38 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A batch that several workers can handle at a time. Free workers take its items one by one;
 /// when the last item has its reply, the message is acknowledged.
 pub(crate) struct BatchJob {
-    message: Arc<Message>,
+    pub(super) message: Arc<Message>,
     /// The delivery of the batch, until it is settled. If dropped before that, the message goes
     /// back into its queue.
-    delivery: Mutex<Option<Tracked>>,
+    pub(super) delivery: Mutex<Option<Tracked>>,
     replier: Option<Replier>,
-    envelope: Envelope,
-    info: DeliveryInfo,
-    items: Vec<BatchItem>,
+    pub(super) envelope: Envelope,
+    pub(super) info: DeliveryInfo,
+    pub(super) items: Vec<BatchItem>,
     /// The replies to be sent inside the batch's own reply.
-    replies: Vec<OnceLock<Vec<u8>>>,
+    pub(super) replies: Vec<OnceLock<Vec<u8>>>,
     /// The total size of these replies, in bytes.
-    reply_bytes: AtomicUsize,
+    pub(super) reply_bytes: AtomicUsize,
     /// The index of the first item that no worker has taken.
     next: AtomicUsize,
     /// The number of items without a reply.
     unanswered: AtomicUsize,
+    /// The gate that counts the items that no worker has taken.
+    load: Option<Arc<LoadGate>>,
 }
 
 /// The fields that all items share.
-struct Envelope {
-    source_service: Span,
-    headers: Span,
-    timestamp: i64,
-    reply_to: String,
-    correlation_id: Option<String>,
-    message_id: Span,
+pub(super) struct Envelope {
+    pub(super) source_service: Span,
+    pub(super) headers: Span,
+    pub(super) timestamp: i64,
+    pub(super) reply_to: String,
+    pub(super) correlation_id: Option<String>,
+    pub(super) message_id: Span,
 }
 
 /// One request of a batch.
-struct BatchItem {
+pub(super) struct BatchItem {
     action: Span,
     message_id: Span,
     payload: Span,
@@ -126,11 +131,14 @@ impl BatchJob {
             next: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(items.len()),
             items: items.into_iter().map(read_item).collect(),
+            load: None,
         })
     }
 
-    /// Adds the delivery that carried the batch.
-    pub(super) fn with_delivery(mut self, delivery: Tracked) -> Self {
+    /// Adds the delivery that carried the batch, and counts its items in `load`.
+    pub(super) fn with_delivery(mut self, delivery: Tracked, load: &Arc<LoadGate>) -> Self {
+        load.add_batched(self.items.len());
+        self.load = Some(Arc::clone(load));
         self.replier = delivery.delivery().replier();
         self.delivery = Mutex::new(Some(delivery));
         self
@@ -138,12 +146,16 @@ impl BatchJob {
 
     /// Returns the delivery, if it has not been settled.
     pub(crate) fn into_delivery(self) -> Option<Delivery> {
-        self.delivery.into_inner().map(Tracked::into_delivery)
+        self.delivery.lock().take().map(Tracked::into_delivery)
     }
 
     /// Starts no further item.
     pub(crate) fn stop(&self) {
-        self.next.store(self.items.len(), Ordering::Relaxed);
+        let items = self.items.len();
+        let next = self.next.swap(items, Ordering::Relaxed);
+        if let Some(load) = &self.load {
+            load.remove_batched(items.saturating_sub(next));
+        }
     }
 
     /// Returns true if there is an item that no worker has taken.
@@ -160,59 +172,67 @@ impl BatchJob {
         }
     }
 
-    /// Handles items until all have been taken, or the worker's turn is over.
-    pub(crate) fn work(&self, executor: &RequestExecutor, turn: &dyn Turn) {
+    /// Handles items until all have been taken, or the worker's turn is over. Returns those that
+    /// have to wait for a place in the class of their action.
+    pub(crate) fn work(
+        &self,
+        executor: &RequestExecutor,
+        bulkheads: &Bulkheads,
+        turn: &dyn Turn,
+    ) -> Vec<(Class, usize)> {
+        let mut waiting = Vec::new();
         if self.items.is_empty() {
-            return self.finish(executor);
+            self.finish(executor);
         }
         let begun = Instant::now();
         // The index never wraps: it exceeds the number of items by at most one per turn.
         while let Some((at, item)) = self.take() {
-            let target = self.target(item, executor);
-            // A reply store is user code too and may panic, and every item needs a reply.
-            let body = catch(|| self.handle(item, executor, &target));
-            let body = body.unwrap_or_else(|_| {
-                let error = panicked(&shown(item.action.get(&self.message.body)));
-                target.failure(error.message(), error.code())
-            });
-            match (target.correlation_id, &self.replier) {
-                (Some(_), Some(replier)) => {
-                    let until = executor.deadline(&self.headers(item), self.info, &target);
-                    let until = until.unwrap_or_else(|| Instant::now() + REPLY_TIMEOUT);
-                    target.send(replier, body, executor.max_body(), until);
-                }
-                (Some(_), None) => {}
-                (None, _) => self.keep(at, body, &target, executor),
-            }
-            if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.finish(executor);
+            let action = item.action.get(&self.message.body);
+            match bulkheads.enter(action, turn) {
+                Some(Entry::Wait(class)) => waiting.push((class, at)),
+                Some(Entry::Full(bulkhead)) => waiting.push((bulkhead.class, at)),
+                // The place is given back afterwards.
+                Some(Entry::Run(_place)) => self.run(at, executor, turn),
+                None => self.run(at, executor, turn),
             }
             if turn.others_wait() && begun.elapsed() >= TURN {
-                return;
+                break;
             }
         }
+        waiting
     }
 
-    /// Keeps a reply until all items have one; replaces it by an error if it would make the
-    /// replies larger than one message may be.
-    fn keep(&self, at: usize, body: Vec<u8>, target: &ReplyTarget<'_>, executor: &RequestExecutor) {
-        let add = |bytes: usize| {
-            let bytes = bytes.saturating_add(body.len());
-            (bytes <= executor.max_body()).then_some(bytes)
-        };
-        let order = Ordering::Relaxed;
-        let fits =
-            body.len() <= USUAL_FAILURE || self.reply_bytes.fetch_update(order, order, add).is_ok();
-        let body = match fits {
-            true => body,
-            false => does_not_fit(target, body.len()),
-        };
-        let _ = self.replies[at].set(body);
+    /// Handles one item.
+    pub(crate) fn run(&self, at: usize, executor: &RequestExecutor, turn: &dyn Turn) {
+        let item = &self.items[at];
+        let target = self.target(item, executor);
+        // A reply store is user code too and may panic, and every item needs a reply.
+        let body = catch(|| self.handle(at, executor, &target, turn));
+        let body = body.unwrap_or_else(|_| {
+            let error = panicked(&shown(item.action.get(&self.message.body)));
+            target.failure(error.message(), error.code())
+        });
+        match (target.correlation_id, &self.replier) {
+            (Some(_), Some(replier)) => {
+                let until = executor.deadline(&self.headers(item), self.info, &target);
+                let until = until.unwrap_or_else(|| Instant::now() + REPLY_TIMEOUT);
+                target.send(replier, body, executor.max_body(), until);
+            }
+            (Some(_), None) => {}
+            (None, _) => self.keep(at, body, &target, executor),
+        }
+        if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.finish(executor);
+        }
     }
 
     fn take(&self) -> Option<(usize, &BatchItem)> {
         let at = self.next.fetch_add(1, Ordering::Relaxed);
-        Some((at, self.items.get(at)?))
+        let item = self.items.get(at)?;
+        if let Some(load) = &self.load {
+            load.remove_batched(1);
+        }
+        Some((at, item))
     }
 
     fn headers<'a>(&'a self, item: &'a BatchItem) -> Headers<'a> {
@@ -220,7 +240,11 @@ impl BatchJob {
         Headers::of(headers.get(&self.message.body))
     }
 
-    fn target<'a>(&'a self, item: &'a BatchItem, executor: &'a RequestExecutor) -> ReplyTarget<'a> {
+    pub(super) fn target<'a>(
+        &'a self,
+        item: &'a BatchItem,
+        executor: &'a RequestExecutor,
+    ) -> ReplyTarget<'a> {
         let body = &self.message.body;
         ReplyTarget {
             instance_id: executor.instance_id.as_deref(),
@@ -234,11 +258,12 @@ impl BatchJob {
     /// Runs one request and returns the body of its reply.
     fn handle(
         &self,
-        item: &BatchItem,
+        at: usize,
         executor: &RequestExecutor,
         target: &ReplyTarget<'_>,
+        turn: &dyn Turn,
     ) -> Vec<u8> {
-        let body = &self.message.body;
+        let (item, body) = (&self.items[at], &self.message.body);
         let request = Request {
             message_id: target.message_id,
             source_service: self.envelope.source_service.get(body),
@@ -258,9 +283,12 @@ impl BatchJob {
         };
         let begin = Instant::now();
         let deadline = executor.deadline(&request.headers, self.info, target);
-        let mut info = self.info;
+        let mut info = DeliveryInfo {
+            opens_message: at == 0,
+            ..self.info
+        };
         loop {
-            match executor.run(&request, handler, info, target) {
+            match executor.run(&request, handler, info, target, turn) {
                 HandlerOutcome::Done(body) => return body.unwrap_or_default(),
                 HandlerOutcome::Failed(error) => {
                     return target.failure(error.message(), error.code());
@@ -285,89 +313,10 @@ impl BatchJob {
             }
         }
     }
-
-    /// Sends the batch's own reply, if it has one, and acknowledges the message: all items have
-    /// replies.
-    fn finish(&self, executor: &RequestExecutor) {
-        let Some(delivery) = self.delivery.lock().take() else {
-            return;
-        };
-        if self.replies.is_empty() && !self.items.is_empty() {
-            return delivery.ack();
-        }
-        let target = ReplyTarget {
-            instance_id: executor.instance_id.as_deref(),
-            reply_to: Some(&self.envelope.reply_to),
-            correlation_id: self.envelope.correlation_id.as_deref(),
-            message_id: self.envelope.message_id.get(&self.message.body),
-            may_have_run: self.info.redelivered,
-        };
-        let data = self.data(&target, executor);
-        let body = Reply::success_with_json(target.instance_id, &data, target.message_id);
-        let body = body.unwrap_or_else(|error| target.failure(&error.to_string(), None));
-        delivery.done(target.publication(body, executor.max_body()));
-    }
-
-    /// Returns the items' replies as a JSON array. Replies that would make it too large for a
-    /// message are replaced by errors.
-    fn data(&self, target: &ReplyTarget<'_>, executor: &RequestExecutor) -> Vec<u8> {
-        // An escaped name takes up to six times its bytes.
-        let names = |target: &ReplyTarget<'_>| {
-            let instance = target.instance_id.unwrap_or_default();
-            6 * (target.message_id.len() + instance.len())
-        };
-        let max = executor
-            .max_body()
-            .saturating_sub(USUAL_FAILURE + names(target));
-        let replies = || self.items.iter().zip(&self.replies);
-        let size: usize = replies().map(|(_, reply)| reply_len(reply) + 1).sum();
-        let mut data = Vec::with_capacity(size.min(max) + 2);
-        data.push(b'[');
-        // The least room that the replies after this one take.
-        let at_least = |item: &BatchItem, reply: &OnceLock<Vec<u8>>| {
-            let failure = USUAL_FAILURE + names(&self.target(item, executor));
-            reply_len(reply).min(failure) + 1
-        };
-        let fits = size <= max;
-        let mut later: usize = match fits {
-            true => 0,
-            false => replies().map(|(item, reply)| at_least(item, reply)).sum(),
-        };
-        for (item, reply) in replies() {
-            if data.len() > 1 {
-                data.push(b',');
-            }
-            let reply = match reply.get() {
-                Some(reply) => &**reply,
-                None => b"null",
-            };
-            if fits {
-                data.extend_from_slice(reply);
-                continue;
-            }
-            let target = self.target(item, executor);
-            later -= (reply.len()).min(USUAL_FAILURE + names(&target)) + 1;
-            if data.len() + reply.len() + later < max || reply.len() <= USUAL_FAILURE {
-                data.extend_from_slice(reply);
-            } else {
-                data.extend_from_slice(&does_not_fit(&target, reply.len()));
-            }
-        }
-        data.push(b']');
-        data
-    }
 }
 
-/// The largest size of an error's reply without the names in it, in bytes.
-const USUAL_FAILURE: usize = 256;
-
-fn does_not_fit(target: &ReplyTarget<'_>, bytes: usize) -> Vec<u8> {
-    let fault =
-        format!("the reply is {bytes} bytes long, too large next to the others of its batch");
-    target.failure(&fault, Some(error_code::REPLY_TOO_LARGE))
-}
-
-/// Returns the size of a reply in bytes; a missing one is sent as `null`.
-fn reply_len(reply: &OnceLock<Vec<u8>>) -> usize {
-    reply.get().map_or("null".len(), Vec::len)
+impl Drop for BatchJob {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }

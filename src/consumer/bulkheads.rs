@@ -80,7 +80,11 @@ impl Bulkheads {
     }
 
     /// Finds a place for a request; `None` if its action has no bound.
-    pub(super) fn enter<'b, 't>(&'b self, action: &str, turn: &'t dyn Turn) -> Option<Entry<'b, 't>> {
+    pub(super) fn enter<'b, 't>(
+        &'b self,
+        action: &str,
+        turn: &'t dyn Turn,
+    ) -> Option<Entry<'b, 't>> {
         // Most servers have no bounds.
         if self.by_action.is_empty() {
             return None;

@@ -1,13 +1,14 @@
 //! The context of a request, as its handler sees it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use super::request::Request;
-use crate::client::{PassedOn, ServiceClient};
+use crate::client::{OwnServiceCalls, PassedOn, ServiceClient};
 use crate::error::{Error, Phase, Result};
 use crate::message::ATTEMPT_HEADER;
 use crate::registry::Registry;
@@ -49,6 +50,8 @@ pub(crate) struct NestedClient {
     pub(crate) registry: Option<Registry>,
     /// The names of the request's headers that nested calls pass on.
     pub(crate) propagate: Vec<String>,
+    /// The count of the calls to the service itself, if its number of workers changes.
+    pub(crate) own_calls: Option<Arc<OwnServiceCalls>>,
 }
 
 /// The most of the caller's time that nested calls leave to the handler, which is a tenth of it
@@ -181,6 +184,9 @@ impl Context<'_> {
         let (names, headers) = (&self.nested.propagate, &self.request.headers);
         if let Some(headers) = PassedOn::from_request(names, headers) {
             client = client.passing_on(headers);
+        }
+        if let Some(calls) = &self.nested.own_calls {
+            client = client.counting(calls);
         }
         Ok(match self.deadline {
             Some(deadline) => client.with_deadline(nested_deadline(deadline)),

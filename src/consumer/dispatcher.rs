@@ -5,9 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::batch_job::BatchJob;
+use super::bulkheads::{Bulkheads, Entry};
 use super::executor::{HandlerOutcome, RequestExecutor, unknown_action};
 use super::failure::{MessageFailure, Reason};
+use super::lane::Class;
 use super::local_retry::{LocalAttempts, LocalRetry};
+use super::pool::Turn;
 use super::reply_target::ReplyTarget;
 use super::republisher::{DELIVERY_COUNT, Republisher};
 use super::request::{DeliveryInfo, Request};
@@ -35,6 +38,8 @@ pub(crate) struct Dispatcher {
     pub(crate) redelivery_limit: u32,
     /// True if replies may go to queues of any name.
     pub(crate) any_reply_queue: bool,
+    /// The bounds of single actions.
+    pub(crate) bulkheads: Bulkheads,
 }
 
 /// The work that is left after a delivery has been processed.
@@ -44,6 +49,8 @@ pub(crate) enum AfterDelivery {
     LocalRetry(LocalRetry),
     /// Handle the requests of a batch, which several workers can do at a time.
     Batch(Arc<BatchJob>),
+    /// Process the delivery when there is a place in this class.
+    Wait(Class, Tracked),
 }
 
 impl From<Option<LocalRetry>> for AfterDelivery {
@@ -54,11 +61,24 @@ impl From<Option<LocalRetry>> for AfterDelivery {
 
 impl Dispatcher {
     /// Processes one delivery until it is settled, or returns the work that is left.
-    pub(crate) fn process(&self, delivery: Delivery) -> AfterDelivery {
+    pub(crate) fn process(&self, delivery: Delivery, turn: &dyn Turn) -> AfterDelivery {
         match self.settled.track(delivery) {
-            Some(tracked) => self.process_tracked(tracked, LocalAttempts::default()),
+            Some(tracked) => self.process_as(tracked, LocalAttempts::default(), turn, false),
             None => AfterDelivery::Done,
         }
+    }
+
+    /// Processes one delivery whose job has its place in the class of its action.
+    pub(crate) fn process_in_class(&self, delivery: Delivery, turn: &dyn Turn) -> AfterDelivery {
+        match self.settled.track(delivery) {
+            Some(tracked) => self.process_as(tracked, LocalAttempts::default(), turn, true),
+            None => AfterDelivery::Done,
+        }
+    }
+
+    /// Processes one delivery that has waited for its place in the class of its action.
+    pub(crate) fn process_waited(&self, delivery: Tracked, turn: &dyn Turn) -> AfterDelivery {
+        self.process_as(delivery, LocalAttempts::default(), turn, true)
     }
 
     /// Processes one delivery that is tracked already, and may have failed in this process before.
@@ -66,6 +86,17 @@ impl Dispatcher {
         &self,
         delivery: Tracked,
         attempt: LocalAttempts,
+        turn: &dyn Turn,
+    ) -> AfterDelivery {
+        self.process_as(delivery, attempt, turn, false)
+    }
+
+    fn process_as(
+        &self,
+        delivery: Tracked,
+        attempt: LocalAttempts,
+        turn: &dyn Turn,
+        has_place: bool,
     ) -> AfterDelivery {
         self.republisher.waiting.returned(delivery.message());
         if let Some(failure) = self.republisher.parked_failure(delivery.delivery()) {
@@ -101,6 +132,7 @@ impl Dispatcher {
             arrived: delivery.delivery().arrived(),
             is_copy: message.properties.headers.get(COPIES).is_some(),
             is_admitted: false,
+            opens_message: true,
         };
         target.may_have_run = info.redelivered;
         if !executor.handlers.send_replies() {
@@ -108,7 +140,10 @@ impl Dispatcher {
         } else if envelope.action == BATCH_ACTION {
             let batch = BatchJob::read(&envelope, &message, &target, info);
             return match batch {
-                Ok(batch) => AfterDelivery::Batch(Arc::new(batch.with_delivery(delivery))),
+                Ok(batch) => {
+                    let batch = batch.with_delivery(delivery, &executor.load);
+                    AfterDelivery::Batch(Arc::new(batch))
+                }
                 Err(fault) => self.refuse_envelope(delivery, fault),
             };
         }
@@ -122,7 +157,26 @@ impl Dispatcher {
                 .dead_letter(delivery, &failure, &attempt, reply);
             return AfterDelivery::Done;
         };
-        match executor.run(&Request::of(&envelope), handler, info, &target) {
+        let entry = match has_place {
+            true => None,
+            false => self.bulkheads.enter(&envelope.action, turn),
+        };
+        let _place = match entry {
+            None => None,
+            Some(Entry::Run(place)) => Some(place),
+            Some(Entry::Wait(class)) => return AfterDelivery::Wait(class, delivery),
+            Some(Entry::Full(_)) if target.is_reply_wanted() => {
+                let refusal = executor.full(&envelope.action, handler.number);
+                let body = executor.busy_reply(&target, &refusal);
+                self.reply(delivery, &target, body);
+                return AfterDelivery::Done;
+            }
+            Some(Entry::Full(bulkhead)) => {
+                self.republisher.move_to(delivery, &bulkhead.queue);
+                return AfterDelivery::Done;
+            }
+        };
+        match executor.run(&Request::of(&envelope), handler, info, &target, turn) {
             HandlerOutcome::Done(None) => delivery.ack(),
             HandlerOutcome::Done(Some(body)) => self.reply(delivery, &target, body),
             HandlerOutcome::InProgress => {
@@ -165,6 +219,15 @@ impl Dispatcher {
             }
         }
         AfterDelivery::Done
+    }
+
+    /// Refuses a message whose body is larger than `max_body`, and requeues any other.
+    pub(crate) fn refuse_unread(&self, delivery: Delivery) {
+        if let Some(tracked) = self.settled.track(delivery)
+            && let Some(oversized) = tracked.message().oversized().cloned()
+        {
+            self.refuse_oversized(tracked, &oversized);
+        }
     }
 
     /// Requeues a message that was fetched and not started: as new, so that it does not count as

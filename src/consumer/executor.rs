@@ -12,12 +12,14 @@ use super::deduplication::{Admission, Deduplication};
 use super::handler::Handler;
 use super::handler_error::HandlerError;
 use super::limits::{LimitOutcome, OverLimit, RequestLimits};
+use super::load::{Arrival, Entrance, LoadGate};
+use super::pool::Turn;
 use super::reply_target::ReplyTarget;
 use super::request::{DeliveryInfo, Request};
 use crate::base::catch::catch;
 use crate::base::name::shown;
 use crate::error_code;
-use crate::message::{Headers, Reply};
+use crate::message::{Headers, Reply, TIMEOUT_HEADER};
 
 /// The handlers of a server or a subscription, and the settings that apply to all of them.
 pub(crate) struct RequestExecutor {
@@ -26,6 +28,7 @@ pub(crate) struct RequestExecutor {
     /// The instance id in replies, if the server has a registry.
     pub(crate) instance_id: Option<String>,
     pub(crate) handlers: Handlers,
+    pub(crate) load: Arc<LoadGate>,
     pub(crate) limits: RequestLimits,
     /// The longest time for which a request is put off that is over a limit.
     pub(crate) longest_turn: Duration,
@@ -40,14 +43,20 @@ pub(crate) struct RequestExecutor {
 /// The handlers of one queue's messages.
 pub(crate) enum Handlers {
     /// A service's handlers, which reply.
-    ByAction(HashMap<String, Handler>),
+    ByAction(HashMap<String, NumberedHandler>),
     /// A subscription's handler, for all events that match its pattern. Events get no reply.
-    One(Handler),
+    One(NumberedHandler),
+}
+
+/// A handler, and its number among those that share a [`LoadGate`].
+pub(crate) struct NumberedHandler {
+    pub(crate) number: usize,
+    pub(crate) run: Handler,
 }
 
 impl Handlers {
     /// Returns the handler of an action.
-    pub(super) fn get(&self, action: &str) -> Option<&Handler> {
+    pub(super) fn get(&self, action: &str) -> Option<&NumberedHandler> {
         match self {
             Self::ByAction(handlers) => handlers.get(action),
             Self::One(handler) => Some(handler),
@@ -91,6 +100,19 @@ impl RequestExecutor {
         target.busy(error_code::BUSY, &refusal.fault, retry_after)
     }
 
+    /// Creates the refusal of a call whose action has as many requests as it may.
+    pub(super) fn full(&self, action: &str, number: usize) -> Unavailable {
+        let fault = format!(
+            "{}.{} has as many requests as may run and wait at a time (at_most)",
+            self.owner,
+            shown(action)
+        );
+        Unavailable {
+            fault: fault.into(),
+            retry_after: self.load.median(number),
+        }
+    }
+
     /// Returns the body of a `rate_limited` reply.
     pub(super) fn limited_reply(
         &self,
@@ -123,9 +145,10 @@ impl RequestExecutor {
     pub(super) fn run(
         &self,
         request: &Request<'_>,
-        handler: &Handler,
+        handler: &NumberedHandler,
         info: DeliveryInfo,
         target: &ReplyTarget<'_>,
+        turn: &dyn Turn,
     ) -> HandlerOutcome {
         let deadline = self.deadline(&request.headers, info, target);
         let context = Context {
@@ -139,15 +162,31 @@ impl RequestExecutor {
         };
         // The caller has stopped waiting.
         if context.remaining() == Some(Duration::ZERO) {
-            let fault = format!(
-                "{} was not started by {}: its caller's deadline had passed",
-                request.action, self.owner
-            );
-            return self.failed(
-                request,
-                HandlerError::new(fault).with_reserved_code(error_code::EXPIRED),
-            );
+            return self.expired(request, "its caller's deadline had passed");
         }
+        let arrival = Arrival {
+            action: handler.number,
+            is_call: target.is_reply_wanted(),
+            left: context.remaining(),
+            timeout: self.timeout_of(request),
+            opens_message: info.opens_message,
+        };
+        let mut running = match self.load.admit(turn, &arrival) {
+            Entrance::Run(running) => running,
+            Entrance::Expired => {
+                return self.expired(request, "its caller has less time left than it takes");
+            }
+            Entrance::Busy(after) => {
+                let fault = format!(
+                    "{} is overloaded: requests wait for about {after:?}",
+                    self.owner
+                );
+                return HandlerOutcome::Unavailable(Unavailable {
+                    fault: fault.into(),
+                    retry_after: Some(after),
+                });
+            }
+        };
         // Before anything is claimed: the store is spared what is over the limit.
         if !info.is_admitted {
             match self
@@ -194,8 +233,9 @@ impl RequestExecutor {
         };
         // A handler that panics may leave its own state half-changed. It cannot reach the library's
         // state.
-        let run = || handler(&context, request.payload);
-        match catch(run) {
+        running.has_run = true;
+        let run = || (handler.run)(&context, request.payload);
+        match self.load.watched(turn, request.action, || catch(run)) {
             Ok(Ok(body)) => {
                 if let Some(claim) = claim {
                     claim.complete(&body);
@@ -224,6 +264,26 @@ impl RequestExecutor {
             }
             Err(panic) => self.panicked(request, "the handler", &panic),
         }
+    }
+
+    /// Returns the whole time that the caller of a request has, if it matters.
+    fn timeout_of(&self, request: &Request<'_>) -> Option<Duration> {
+        if !self.load.uses_timeouts() {
+            return None;
+        }
+        request
+            .headers
+            .get(TIMEOUT_HEADER)
+            .map(Duration::from_millis)
+    }
+
+    fn expired(&self, request: &Request<'_>, why: &str) -> HandlerOutcome {
+        let fault = format!(
+            "{} was not started by {}: {why}",
+            request.action, self.owner
+        );
+        let error = HandlerError::new(fault).with_reserved_code(error_code::EXPIRED);
+        self.failed(request, error)
     }
 
     fn panicked(&self, request: &Request<'_>, what: &str, panic: &str) -> HandlerOutcome {

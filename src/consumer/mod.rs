@@ -3,6 +3,8 @@
 //! dead-lettered.
 
 mod batch_job;
+mod batch_replies;
+mod bulkheads;
 mod clock_offsets;
 pub(crate) mod context;
 mod copy;
@@ -20,11 +22,6 @@ mod layer;
 mod leases;
 mod lifetime;
 mod limits;
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the worker pool does not use it yet"
-)]
 mod load;
 mod local_retry;
 mod memory_reply_store;
@@ -48,13 +45,14 @@ mod waiting_copies;
 mod workers;
 
 pub(crate) use self::batch_job::BatchJob;
+pub(crate) use self::bulkheads::{Bulkhead, BulkheadSetup, Bulkheads};
 pub(crate) use self::clock_offsets::ClockOffsets;
 pub(crate) use self::context::Context;
 pub(crate) use self::context::NestedClient;
 pub(crate) use self::deduplication::Deduplication;
 pub(crate) use self::dispatcher::{AfterDelivery, Dispatcher};
 pub(crate) use self::drain::{Left, drain};
-pub(crate) use self::executor::{Handlers, RequestExecutor};
+pub(crate) use self::executor::{Handlers, NumberedHandler, RequestExecutor};
 pub(crate) use self::failure_meter::FailureMeter;
 pub(crate) use self::handler::{
     Handler, infallible, is_result, of_event, of_raw_event, raw, typed,
@@ -65,6 +63,9 @@ pub(crate) use self::layer::layered;
 pub use self::layer::{HandlerLayer, HandlerReply, NextHandler};
 pub(crate) use self::lifetime::Lifetime;
 pub(crate) use self::limits::{LimitSettings, RequestLimits};
+pub(crate) use self::load::{
+    LoadGate, LoadThread, LoadThreadSetup, QueueDepth as LoadQueueDepth, WatchedWorkers,
+};
 pub use self::load::{Scaling, Shed, WorkerCount};
 pub(crate) use self::local_retry::LocalAttempts;
 pub use self::memory_reply_store::MemoryReplyStore;
@@ -73,7 +74,7 @@ pub(crate) use self::options::{
 };
 pub use self::pause_on_failures::PauseOnFailures;
 pub(crate) use self::pool::Turn;
-pub(crate) use self::pool_state::{Job, Next};
+pub(crate) use self::pool_state::{Job, Next, PoolStatus};
 pub use self::reply_store::{ClaimOutcome, ReplyStore, StoreError};
 pub(crate) use self::republish_confirms::PendingRepublish;
 pub(crate) use self::republisher::Republisher;

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::load::LoadOptions;
 use super::{Deduplication, HandlerLayer, ReplyStore, Retries};
 use crate::client::ServiceClient;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,8 +15,7 @@ use crate::transport::Message;
 /// The settings that servers and subscribers have in common. The defaults are documented at their
 /// builders' setters.
 pub(crate) struct Options {
-    pub(crate) workers: usize,
-    pub(crate) prefetch: u16,
+    pub(crate) load: LoadOptions,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) retry_delays: Vec<Duration>,
     /// The retry delays of single actions.
@@ -43,8 +43,7 @@ const MAX_DELAYS: usize = 64;
 impl Default for Options {
     fn default() -> Self {
         Self {
-            workers: 10,
-            prefetch: 10,
+            load: LoadOptions::default(),
             shutdown_timeout: Duration::from_secs(10),
             retry_delays: [1, 5, 25, 125].map(Duration::from_secs).to_vec(),
             action_delays: HashMap::new(),
@@ -62,7 +61,7 @@ impl Default for Options {
 }
 
 /// The delay of a repeated request while the first one is being handled. Servers and subscribers
-/// that deduplicate have a retry queue with this delay.
+/// that deduplicate use the queue of this delay.
 pub(crate) const POSTPONE_DELAY: Duration = Duration::from_secs(1);
 
 /// The parking delay if no retry delays are set.
@@ -125,12 +124,7 @@ impl Options {
 
     /// Checks the settings. `owner` is the service that they belong to.
     pub(crate) fn check(&self, owner: &str) -> Result<()> {
-        if self.workers == 0 || self.prefetch == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!("{owner}: workers and prefetch must be at least 1"),
-            ));
-        }
+        self.load.check(owner)?;
         for delays in self.delay_lists() {
             check_retry_delays(owner, delays)?;
         }

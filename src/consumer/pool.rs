@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::lane::{Class, Limit, Place};
-use super::pool_state::{DEFAULT, Effects, Job, Next, PoolState, PoolStatus, SHARED, Step};
+use super::pool_state::{DEFAULT, Effects, Job, Next, PoolState, PoolStatus, Step};
 use crate::base::park::Wakeup;
 
 /// Named worker threads, whose number may change, and the jobs that wait for them.
@@ -51,6 +51,8 @@ pub(super) struct PoolSetup {
     /// The time after which an idle worker ends, unless only the first number of workers is left;
     /// `None` if the number is fixed.
     pub(super) end_idle: Option<Duration>,
+    /// Called by each worker's thread when it starts.
+    pub(super) on_start: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// The access of a running job to its pool.
@@ -136,6 +138,7 @@ impl<J: Job> Pool<J> {
                 run,
                 number: 0,
                 spin_for: self.setup.spin_for,
+                on_start: self.setup.on_start.clone(),
                 _alive: alive,
             });
         }
@@ -162,11 +165,6 @@ impl<J: Job> Pool<J> {
                 return started.map(drop);
             }
         }
-    }
-
-    /// Lets workers end, each after its job, until there are `workers`.
-    pub(super) fn shrink(&self, workers: usize) {
-        self.shared.state.lock().most = workers;
     }
 
     /// Adds a class of jobs.
@@ -199,8 +197,7 @@ impl<J: Job> Pool<J> {
 
     /// Removes the jobs that no worker has started.
     pub(super) fn clear_unstarted(&self) -> Vec<J> {
-        let mut state = self.shared.state.lock();
-        state.clear(|class| class != Class(SHARED))
+        self.shared.state.lock().clear_unstarted()
     }
 
     /// Removes the jobs that no worker has started, and those that workers share.
@@ -211,11 +208,6 @@ impl<J: Job> Pool<J> {
     /// Returns the counts of the pool.
     pub(super) fn status(&self) -> PoolStatus {
         self.shared.state.lock().status()
-    }
-
-    /// Returns true if a worker was idle since the last call.
-    pub(super) fn take_was_idle(&self) -> bool {
-        self.shared.state.lock().take_was_idle()
     }
 
     /// Sends a message to `sender`, once, when no worker is idle.
@@ -314,6 +306,7 @@ struct Worker<J> {
     run: Run<J>,
     number: u64,
     spin_for: Duration,
+    on_start: Option<Arc<dyn Fn() + Send + Sync>>,
     /// Dropped last: when it disconnects, the handlers in `run` have been dropped too.
     _alive: Sender<()>,
 }
@@ -325,6 +318,7 @@ impl<J> Clone for Worker<J> {
             run: Arc::clone(&self.run),
             number: self.number,
             spin_for: self.spin_for,
+            on_start: self.on_start.clone(),
             _alive: self._alive.clone(),
         }
     }
@@ -332,6 +326,9 @@ impl<J> Clone for Worker<J> {
 
 impl<J: Job> Worker<J> {
     fn work(self) {
+        if let Some(on_start) = &self.on_start {
+            on_start();
+        }
         let mut was_woken = false;
         let mut ended = None;
         let wakeup = Arc::new(Wakeup::new());

@@ -14,6 +14,11 @@ pub(crate) trait Job: Shareable + Send + 'static {
     /// Starts no further part of the job.
     fn stop(&self) {}
 
+    /// Returns true for a part of a job that has begun: the workers finish it before they end.
+    fn is_begun(&self) -> bool {
+        false
+    }
+
     /// Ends the job without settling its message, which the broker has requeued.
     fn discard(self) {}
 }
@@ -29,6 +34,8 @@ pub(crate) enum Next<J> {
         key: Option<String>,
         job: J,
     },
+    /// Parts of the job, to be run as jobs of these classes.
+    Parts(Vec<(Class, J)>),
     /// The job, to be run again at that time.
     Later(J, Instant),
 }
@@ -63,7 +70,6 @@ pub(super) struct PoolState<J> {
     least: usize,
     /// The time after which an idle worker ends, if the number of workers changes.
     end_idle: Option<Duration>,
-    was_idle: bool,
     /// Receives a message when the last idle worker gets a job.
     on_busy: Option<Sender<()>>,
     pub(super) stopped: bool,
@@ -118,7 +124,6 @@ impl<J: Job> PoolState<J> {
             most: workers,
             least: workers,
             end_idle,
-            was_idle: true,
             on_busy: None,
             stopped: false,
             aborted: false,
@@ -166,7 +171,6 @@ impl<J: Job> PoolState<J> {
                 Step::End
             }
             None => {
-                self.was_idle = true;
                 self.idle.push((number, Arc::clone(wakeup)));
                 Step::Sleep(self.sleep_until(number))
             }
@@ -212,7 +216,7 @@ impl<J: Job> PoolState<J> {
     pub(super) fn stop(&mut self) -> (Vec<Arc<Wakeup>>, Vec<J>) {
         self.stopped = true;
         self.on_busy = None;
-        let left = self.clear(|class| class != Class(SHARED));
+        let left = self.clear_unstarted();
         let idle = std::mem::take(&mut self.idle).into_iter();
         (idle.map(|(_, wakeup)| wakeup).collect(), left)
     }
@@ -222,6 +226,24 @@ impl<J: Job> PoolState<J> {
         self.stopped = true;
         self.aborted = true;
         self.clear(|_| true)
+    }
+
+    /// Removes the jobs that have not begun.
+    pub(super) fn clear_unstarted(&mut self) -> Vec<J> {
+        let mut unstarted = Vec::new();
+        let classes: Vec<Class> = self.schedule.classes().collect();
+        for class in classes.into_iter().filter(|it| *it != Class(SHARED)) {
+            let (begun, others): (Vec<J>, Vec<J>) = self
+                .schedule
+                .clear(class)
+                .into_iter()
+                .partition(Job::is_begun);
+            begun
+                .into_iter()
+                .for_each(|job| self.schedule.push(class, job));
+            unstarted.extend(others);
+        }
+        unstarted
     }
 
     /// Removes the jobs of the classes for which `matches` returns true.
@@ -256,11 +278,6 @@ impl<J: Job> PoolState<J> {
         self.effects(None)
     }
 
-    /// Returns true if a worker was idle since the last call.
-    pub(super) fn take_was_idle(&mut self) -> bool {
-        std::mem::replace(&mut self.was_idle, !self.idle.is_empty())
-    }
-
     pub(super) fn status(&self) -> PoolStatus {
         PoolStatus {
             workers: self.workers,
@@ -281,6 +298,13 @@ impl<J: Job> PoolState<J> {
                 return self.keep(job).err();
             }
             Next::Later(job, due) => return self.schedule.put_back(place, job, due).err(),
+            Next::Parts(parts) => {
+                self.schedule.finish(place);
+                for (class, part) in parts {
+                    self.schedule.push(class, part);
+                }
+                return None;
+            }
             Next::Shared(job) => (None, None, job),
             Next::Enter { class, key, job } => (Some(class), key, job),
         };

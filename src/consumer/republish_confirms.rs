@@ -253,8 +253,8 @@ impl RepublishSetup {
                 if self.dead_letter_fault.set(&fault) {
                     log::error!(
                         target: "coney::worker",
-                        "{}: a message of {to:?} cannot be dead-lettered and waits in a retry \
-                         queue, as the next ones will: {fault}",
+                        "{}: a message of {to:?} cannot be dead-lettered and waits for a while, \
+                         as the next ones will: {fault}",
                         self.service
                     );
                 }

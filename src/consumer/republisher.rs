@@ -1,4 +1,4 @@
-//! Republishing: copies of messages go to a retry queue for another attempt, or to the dead
+//! Republishing: copies of messages go to a delay's queue for another attempt, or to the dead
 //! letters. The broker confirms each copy before the original is acknowledged, so a fault may
 //! duplicate a message, but never lose it.
 
@@ -72,6 +72,15 @@ impl Republisher {
         let headers = &mut copy.properties.headers;
         let before = headers.int(REDELIVERIES).unwrap_or(0);
         headers.insert(REDELIVERIES, before.saturating_add(1));
+        self.republish(delivery, copy, None, None);
+    }
+
+    /// Moves a command to the queue of its action's bound. Nothing was done, so no attempt is used
+    /// up.
+    pub(super) fn move_to(&self, delivery: Tracked, queue: &str) {
+        let mut copy = self.copy(delivery.delivery(), "", queue.to_owned());
+        copy.properties.expiration = delivery.message().properties.expiration;
+        Death::forget(&mut copy.properties.headers);
         self.republish(delivery, copy, None, None);
     }
 

@@ -38,6 +38,8 @@ pub(super) struct DeliveryInfo {
     pub(super) arrived: Instant,
     /// True if the message is a republished copy.
     pub(super) is_copy: bool,
+    /// True for one request of each message.
+    pub(super) opens_message: bool,
     /// True if the rate limits have admitted the request already.
     pub(super) is_admitted: bool,
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 
 use super::lane::{Class, Limit};
+use super::load::{LoadOptions, WorkerClock};
 use super::pool::{Pool, PoolSetup, Turn};
 use super::pool_state::{Job, Next, PoolStatus};
 use super::republish_confirms::{
@@ -34,12 +35,14 @@ pub(crate) struct Workers<J: Job> {
     /// The channel to that thread.
     republishes: Sender<PendingRepublish>,
     dead_letter_fault: Arc<DeadLetterFault>,
+    /// The processor clocks of new workers, if their number changes.
+    clocks: Receiver<WorkerClock>,
 }
 
 /// The settings that workers are started with.
 pub(crate) struct WorkerSetup<'a> {
     pub(crate) owner: &'a str,
-    pub(crate) count: usize,
+    pub(crate) load: &'a LoadOptions,
     pub(crate) broker: &'a Broker,
     /// The queues that messages are republished to.
     pub(crate) topology: Topology,
@@ -57,7 +60,7 @@ impl<J: Job> Workers<J> {
     ) -> Result<Self> {
         let WorkerSetup {
             owner,
-            count,
+            load,
             broker,
             topology,
             settled,
@@ -66,7 +69,7 @@ impl<J: Job> Workers<J> {
         let no_thread = |error: std::io::Error| {
             Error::new(
                 ErrorKind::Io,
-                format!("{owner}: cannot start {count} workers"),
+                format!("{owner}: cannot start {} workers", load.workers.least()),
             )
             .with_source(error)
         };
@@ -83,17 +86,27 @@ impl<J: Job> Workers<J> {
         };
         let (confirms, republishes) =
             RepublishConfirms::start(confirms_setup).map_err(no_thread)?;
+        // At most one clock for each worker that is started.
+        let (new_clocks, clocks) = unbounded();
+        let is_scaled = !load.workers.is_fixed();
         let pool = Pool::new(PoolSetup {
             name: owner.to_owned(),
-            workers: count,
+            workers: load.workers.least(),
             spin_for: broker.spin_for(),
-            end_idle: None,
+            end_idle: (!load.workers.is_fixed()).then(|| load.scaling.idle_time()),
+            on_start: Some(Arc::new(move || {
+                let clock = is_scaled.then(WorkerClock::of_this_thread);
+                if let Some(clock) = clock.flatten() {
+                    let _ = new_clocks.send(clock);
+                }
+            })),
         });
         let suspects = Pool::new(PoolSetup {
             name: format!("{owner}-suspect"),
             workers: 1,
             spin_for: Duration::ZERO,
             end_idle: None,
+            on_start: None,
         });
         let run = run(republishes.clone(), &|limit| {
             add_class(&pool, &suspects, limit)
@@ -123,6 +136,7 @@ impl<J: Job> Workers<J> {
             confirms: Mutex::new(Some((stop, confirms))),
             republishes,
             dead_letter_fault,
+            clocks,
         })
     }
 
@@ -161,6 +175,26 @@ impl<J: Job> Workers<J> {
     /// Queues a job of a class as [`submit_suspect`](Self::submit_suspect) does.
     pub(crate) fn submit_suspect_to(&self, class: Class, job: J) -> Result<(), J> {
         self.suspects.submit_to(class, job)
+    }
+
+    /// Returns the processor clocks of new workers, if their number changes.
+    pub(crate) fn clocks(&self) -> Receiver<WorkerClock> {
+        self.clocks.clone()
+    }
+
+    /// Returns the counts of the workers, without the thread for messages that may be poison.
+    pub(crate) fn status(&self) -> PoolStatus {
+        self.pool.status()
+    }
+
+    /// Starts workers until there are `workers`.
+    pub(crate) fn grow(&self, workers: usize) -> std::io::Result<()> {
+        self.pool.grow(workers)
+    }
+
+    /// Sends a message to `sender`, once, when no worker is idle.
+    pub(crate) fn notify_when_busy(&self, sender: Sender<()>) {
+        self.pool.notify_when_busy(sender);
     }
 
     /// Returns the number of jobs that wait or run.

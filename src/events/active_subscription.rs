@@ -10,7 +10,7 @@ use crate::base::deadline;
 use crate::base::log_relay;
 use crate::consumer::{
     self, AfterDelivery, Class, Dispatcher, Job, Lifetime, LocalAttempts, Next, Shareable, Tracked,
-    Workers,
+    Turn, Workers,
 };
 use crate::message::ServiceMessage;
 use crate::transport::{Delivery, Publication, Returned, Sink};
@@ -83,7 +83,7 @@ impl consumer::Job for EventJob {
 
 impl EventJob {
     /// Handles the event, or reads its key.
-    pub(super) fn run(self) -> Next<Self> {
+    pub(super) fn run(self, turn: &dyn Turn) -> Next<Self> {
         let Self {
             subscription,
             event,
@@ -101,7 +101,7 @@ impl EventJob {
                 },
             };
         }
-        match subscription.process(event) {
+        match subscription.process(event, turn) {
             None => Next::Done,
             Some((event, delay)) => {
                 let job = Self {
@@ -133,14 +133,14 @@ impl EventJob {
 impl ActiveSubscription {
     /// Processes an event. Returns it with the delay before the next attempt, if it is to be
     /// processed again.
-    fn process(&self, event: PendingEvent) -> Option<(PendingEvent, Duration)> {
+    fn process(&self, event: PendingEvent, turn: &dyn Turn) -> Option<(PendingEvent, Duration)> {
         // A reply store is user code too and may panic, and the key's next event must be handled.
         let process = || match event {
             PendingEvent::Fresh(delivery) => match self.dispatcher.settled.track(delivery) {
-                Some(tracked) => self.begin(tracked),
+                Some(tracked) => self.begin(tracked, turn),
                 None => None,
             },
-            PendingEvent::Retry(tracked, attempt) => self.attempt(tracked, attempt),
+            PendingEvent::Retry(tracked, attempt) => self.attempt(tracked, attempt, turn),
         };
         catch(process).unwrap_or_else(|_| {
             // Not here: a logger may panic too.
@@ -155,7 +155,7 @@ impl ActiveSubscription {
 
     /// Makes the first attempt in this process; under a mark if the event is ordered and was
     /// redelivered.
-    fn begin(&self, tracked: Tracked) -> Option<(PendingEvent, Duration)> {
+    fn begin(&self, tracked: Tracked, turn: &dyn Turn) -> Option<(PendingEvent, Duration)> {
         let id = tracked.message().properties.message_id.clone();
         let marks = self
             .ordering
@@ -166,13 +166,13 @@ impl ActiveSubscription {
             id.filter(|id| !id.is_empty()),
             tracked.delivery().is_redelivered(),
         ) else {
-            return self.attempt(tracked, LocalAttempts::default());
+            return self.attempt(tracked, LocalAttempts::default(), turn);
         };
         // The event may be poison.
         let mut unstarted = Some(tracked);
         let handled = marks.handle(&id, || {
             let tracked = unstarted.take()?;
-            self.attempt(tracked, LocalAttempts::default())
+            self.attempt(tracked, LocalAttempts::default(), turn)
         });
         match (handled, unstarted) {
             (Ok(MarkedOutcome::Handled(retry)), _) => retry,
@@ -195,14 +195,15 @@ impl ActiveSubscription {
         &self,
         tracked: Tracked,
         attempt: LocalAttempts,
+        turn: &dyn Turn,
     ) -> Option<(PendingEvent, Duration)> {
-        match self.dispatcher.process_tracked(tracked, attempt) {
+        match self.dispatcher.process_tracked(tracked, attempt, turn) {
             AfterDelivery::LocalRetry(retry) => Some((
                 PendingEvent::Retry(retry.delivery, retry.attempt),
                 retry.delay,
             )),
-            // Events are not batched.
-            AfterDelivery::Done | AfterDelivery::Batch(_) => None,
+            // Events are not batched, and the bound of a subscription is that of its class.
+            AfterDelivery::Done | AfterDelivery::Batch(_) | AfterDelivery::Wait(..) => None,
         }
     }
 

@@ -133,14 +133,14 @@ impl EventSubscriberBuilder {
     /// Sets the number of worker threads that run the handlers of all subscriptions. Defaults
     /// to 10.
     pub fn workers(mut self, workers: usize) -> Self {
-        self.options.workers = workers;
+        self.options.load.workers = workers.into();
         self
     }
 
     /// Sets the number of unacknowledged events of each subscription that the broker sends
     /// ahead. Defaults to 10.
     pub fn prefetch(mut self, prefetch: u16) -> Self {
-        self.options.prefetch = prefetch;
+        self.options.load.prefetch = Some(prefetch);
         self
     }
 
@@ -339,8 +339,7 @@ impl fmt::Debug for EventSubscriberBuilder {
         f.debug_struct("EventSubscriberBuilder")
             .field("service", &self.service)
             .field("subscriptions", &self.subscriptions)
-            .field("workers", &self.options.workers)
-            .field("prefetch", &self.options.prefetch)
+            .field("workers", &self.options.load.workers)
             .finish_non_exhaustive()
     }
 }

@@ -11,8 +11,9 @@ use super::subscriber::Running;
 use super::subscription::{DeliveryScope, Untyped};
 use super::{EventSubscriber, EventSubscriberBuilder};
 use crate::consumer::{
-    self, ClockOffsets, ConsumedQueue, Dispatcher, Handlers, Limit, NestedClient, Republisher,
-    RequestExecutor, RequestLimits, Settled, Turn, WaitingCopies, Workers, layered, parking_delay,
+    self, Bulkheads, ClockOffsets, ConsumedQueue, Dispatcher, Handlers, Limit, NestedClient,
+    NumberedHandler, Republisher, RequestExecutor, RequestLimits, Settled, Turn, WaitingCopies,
+    Workers, layered, parking_delay,
 };
 use crate::error::Result;
 use crate::topology::{self, EVENT_EXCHANGE, Topology};
@@ -39,14 +40,14 @@ impl EventSubscriber {
             .collect();
         let setup = consumer::WorkerSetup {
             owner: service,
-            count: builder.options.workers,
+            load: &builder.options.load,
             broker,
             topology: all_queues,
             settled: settled.clone(),
             consumer_timeout: builder.options.consumer_timeout,
         };
         let workers = Arc::new(Workers::start(setup, |_, _| {
-            |job: EventJob, _: &dyn Turn| job.run()
+            |job: EventJob, turn: &dyn Turn| job.run(turn)
         })?);
         let mut subscriber = Self {
             service: service.clone(),
@@ -64,6 +65,7 @@ impl EventSubscriber {
             client: Mutex::new(builder.options.client.take()),
             registry: None,
             propagate: std::mem::take(&mut builder.options.propagate),
+            own_calls: None,
         });
         let queues = queues.into_iter().zip(topologies).zip(settled);
         for (subscription, ((queue, topology), settled)) in subscriptions.into_iter().zip(queues) {
@@ -158,7 +160,7 @@ impl EventSubscriberBuilder {
     fn spec(&self, subscription: &Untyped, queue: &str, topology: Topology) -> LinkSpec {
         let (spec, prefetch) = (
             LinkSpec::new(topology).only_replies(),
-            self.options.prefetch,
+            self.options.load.first_prefetch(),
         );
         match subscription.scope {
             DeliveryScope::Broadcast => {
@@ -191,7 +193,11 @@ impl EventSubscriberBuilder {
         let executor = RequestExecutor {
             owner: self.service.clone(),
             instance_id: None,
-            handlers: Handlers::One(layered(subscription.handler, &options.layers)),
+            handlers: Handlers::One(NumberedHandler {
+                number: 0,
+                run: layered(subscription.handler, &options.layers),
+            }),
+            load: Arc::new(options.load.gate(1)),
             limits: RequestLimits::of_all(limit),
             longest_turn: retries.parking,
             deduplication: options.start_deduplication(queue)?,
@@ -216,6 +222,7 @@ impl EventSubscriberBuilder {
             settled,
             redelivery_limit,
             any_reply_queue: false,
+            bulkheads: Bulkheads::default(),
         };
         let ordering = match subscription.key {
             Some(key) => {

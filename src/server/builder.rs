@@ -40,6 +40,8 @@ pub struct ServiceServerBuilder {
     /// The rate limits of actions.
     pub(super) limits: Vec<(String, LimitSettings)>,
     pub(super) quorum: bool,
+    /// The actions with bounds.
+    pub(super) bounds: Vec<(String, usize)>,
     pub(super) registry: Option<Registry>,
     pub(super) instance: Instance,
     pub(super) checks: Vec<Check>,
@@ -66,6 +68,7 @@ impl ServiceServerBuilder {
             options: Options::default(),
             limits: Vec::new(),
             quorum: false,
+            bounds: Vec::new(),
             registry: None,
             instance: Instance::new(),
             checks: Vec::new(),
@@ -75,21 +78,6 @@ impl ServiceServerBuilder {
             pause_on_failures: None,
             fault: None,
         }
-    }
-
-    /// Sets the number of worker threads that run handlers. Handlers that call their own
-    /// service need more than one. Defaults to 10.
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.options.workers = workers;
-        self
-    }
-
-    /// Sets the number of unacknowledged requests that the broker sends ahead. Fewer
-    /// than workers leaves workers idle; more wait in this process instead of
-    /// going to another server. Defaults to 10.
-    pub fn prefetch(mut self, prefetch: u16) -> Self {
-        self.options.prefetch = prefetch;
-        self
     }
 
     /// Sets the longest time for which dropping the server waits for running handlers. Defaults
@@ -286,8 +274,7 @@ impl fmt::Debug for ServiceServerBuilder {
         f.debug_struct("ServiceServerBuilder")
             .field("service", &self.service)
             .field("actions", &self.handlers.keys())
-            .field("workers", &self.options.workers)
-            .field("prefetch", &self.options.prefetch)
+            .field("workers", &self.options.load.workers)
             .finish_non_exhaustive()
     }
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::health::Health;
+use super::load::ServerLoad;
 use super::sources::Consumers;
 use crate::base::deadline;
-use crate::consumer::{Left, drain};
+use crate::consumer::{Left, LoadThread, drain};
 use crate::error::Result;
 use crate::registry::{Registration, RegistrationState};
 use crate::topology;
@@ -43,6 +44,7 @@ pub struct ServiceServer {
     pub(super) consumers: Arc<Consumers>,
     pub(super) registration: Option<Arc<Registration>>,
     pub(super) health: Mutex<Option<Health>>,
+    pub(super) load_thread: Mutex<Option<LoadThread>>,
     pub(super) shutdown_timeout: Duration,
     pub(super) stopped: AtomicBool,
     /// Keeps the connection open as long as the server runs.
@@ -86,7 +88,36 @@ impl ServiceServer {
             dead_letters_refused: consumers.requests.workers.dead_letter_fault(),
             refused: consumers.refusal(),
             disconnected: lifetime.disconnect_reason(),
+            overdue_handlers: consumers.dispatcher.executor.load.overdue().0,
             shut_down: lifetime.is_closing(),
+        }
+    }
+
+    /// Returns the load of the server now: its workers, what waits for them and for how long, for an
+    /// autoscaler or a graph. Does not block.
+    ///
+    /// ```
+    /// # use coney::{Broker, ServiceServer};
+    /// let server = ServiceServer::builder(&Broker::memory(), "math")
+    ///     .respond("double", |n: u64| n * 2)
+    ///     .start()?;
+    /// let load = server.load();
+    /// assert_eq!((load.workers, load.is_saturated), (10, false));
+    /// # Ok::<(), coney::Error>(())
+    /// ```
+    pub fn load(&self) -> ServerLoad {
+        let status = self.consumers.requests.workers.status();
+        let gate = &self.consumers.dispatcher.executor.load;
+        let (estimated_wait, is_saturated) = gate.estimate(Instant::now(), status);
+        let (overdue, overdue_total) = gate.overdue();
+        ServerLoad {
+            workers: status.workers,
+            running: status.running,
+            waiting: status.waiting,
+            estimated_wait,
+            is_saturated,
+            overdue,
+            overdue_total,
         }
     }
 
@@ -136,8 +167,10 @@ impl ServiceServer {
     }
 
     /// Handles the requests in the service's queue, and then shuts down: for programs that end
-    /// when their work is done. Goes on until the queue is empty, no handler runs and no command
-    /// waits for another attempt, or half of `timeout` is over; the shutdown has the rest.
+    /// when their work is done. Goes on until the queue is empty, no handler runs and no command that
+    /// this server has put off waits for another attempt, or half of `timeout` is over; the shutdown
+    /// has the rest. Commands that others have put off, or that were sent for
+    /// [later](crate::SendOptions::after), are not waited for.
     ///
     /// Blocks at most `timeout`. Other servers of the service go on, and may take the requests
     /// that this one waits for. Requests that are left at the end stay in their queue: with
@@ -171,7 +204,13 @@ impl ServiceServer {
             if self.consumers.closed.load(Ordering::SeqCst) {
                 return Ok(Left::NOTHING); // another thread shuts it down
             }
-            let queued = self.broker.queue_depth_until(&queue, end)?.messages;
+            let mut queued = self.broker.queue_depth_until(&queue, end)?.messages;
+            for bulkhead in dispatcher.bulkheads.iter() {
+                queued += self
+                    .broker
+                    .queue_depth_until(&bulkhead.queue, end)?
+                    .messages;
+            }
             let running = workers.busy() + dispatcher.unsettled();
             let waiting = match queued + running {
                 0 => dispatcher.count_waiting(end)?,
@@ -220,6 +259,10 @@ impl ServiceServer {
             log::warn!(target: "coney::server", "{}: {error}", self.service);
         }
         self.consumers.closed.store(true, Ordering::SeqCst);
+        // It would start workers and change the prefetch.
+        if let Some(thread) = self.load_thread.lock().take() {
+            thread.stop(deadline::after(timeout / 8));
+        }
         if let Some(health) = self.health.lock().take() {
             health.stop(deadline::after(timeout / 8));
         }
@@ -250,11 +293,14 @@ pub struct ServerState {
     /// server consumes nothing.
     pub unhealthy: Option<String>,
     /// The reason why the broker refused the last dead letter, until it accepts one
-    /// again. Meanwhile such messages wait in a retry queue, and hold nothing up.
+    /// again. Meanwhile such messages wait as failed ones do, and hold nothing up.
     pub dead_letters_refused: Option<String>,
     /// The reason why the broker refused, after a reconnect, to let the server consume its queue or
     /// the instance's own. It is tried again every 10 s.
     pub refused: Option<String>,
+    /// The number of handlers that run for longer than
+    /// [`handler_timeout`](crate::server::ServiceServerBuilder::handler_timeout).
+    pub overdue_handlers: usize,
     /// The reason why the broker connection was closed for good, if it was.
     pub disconnected: Option<String>,
     /// True once a shutdown has begun: the server takes no more requests.

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::consumer::{self, BatchJob, Dispatcher, Lifetime, Workers};
+use super::job::ServerJob;
+use crate::consumer::{Class, Dispatcher, Job, Lifetime, Workers};
 use crate::error::{ErrorKind, Result};
 use crate::registry::Registration;
 use crate::transport::{Delivery, LinkHandle, Publication, Returned, Sink};
@@ -17,14 +18,6 @@ pub(super) struct RequestSink {
     /// The registration to be marked as disconnected when the broker connection is closed for good.
     pub(super) registration: OnceLock<Weak<Registration>>,
     pub(super) lifetime: Lifetime,
-}
-
-/// A job for a worker.
-pub(super) enum ServerJob {
-    /// A delivery to be processed.
-    Message(Delivery),
-    /// The items of a batch that no worker has taken.
-    Batch(Arc<BatchJob>),
 }
 
 impl RequestSink {
@@ -47,38 +40,7 @@ impl RequestSink {
             true => self.workers.submit_suspect(job),
             false => self.workers.submit(job),
         };
-        match submitted {
-            Err(ServerJob::Message(delivery)) => Err(delivery),
-            Ok(()) | Err(ServerJob::Batch(_)) => Ok(Vec::new()),
-        }
-    }
-}
-
-impl consumer::Shareable for ServerJob {
-    fn share(&self) -> Option<Self> {
-        match self {
-            Self::Batch(batch) if batch.has_more() => Some(Self::Batch(Arc::clone(batch))),
-            Self::Batch(_) | Self::Message(_) => None,
-        }
-    }
-}
-
-impl consumer::Job for ServerJob {
-    fn stop(&self) {
-        if let Self::Batch(batch) = self {
-            batch.stop();
-        }
-    }
-}
-
-impl ServerJob {
-    /// Returns the message, if no worker has started it.
-    pub(super) fn into_delivery(self) -> Option<Delivery> {
-        match self {
-            Self::Message(delivery) => Some(delivery),
-            // Workers that have started a batch finish it.
-            Self::Batch(batch) => Arc::into_inner(batch)?.into_delivery(),
-        }
+        ServerJob::accepted(submitted)
     }
 }
 
@@ -97,10 +59,7 @@ impl Sink for RequestSink {
     /// could not be answered.)
     fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
         for job in self.workers.clear_all() {
-            match job {
-                ServerJob::Message(delivery) => drop(delivery.forget()),
-                ServerJob::Batch(batch) => batch.abandon(),
-            }
+            job.discard();
         }
         Vec::new()
     }
@@ -135,6 +94,30 @@ impl Sink for SuspectSink {
     fn closed(&self, _cause: &str) {}
 }
 
+/// The sink of the queue of an action with a bound: passes each delivery to the class of that action.
+pub(super) struct BoundedSink {
+    pub(super) requests: Arc<RequestSink>,
+    pub(super) class: Class,
+}
+
+impl Sink for BoundedSink {
+    fn delivery(&self, delivery: Delivery) -> std::result::Result<Vec<Publication>, Delivery> {
+        let job = ServerJob::InClass(delivery);
+        ServerJob::accepted(self.requests.workers.submit_to(self.class, job))
+    }
+
+    fn returned(&self, _returned: Returned) -> Vec<Publication> {
+        Vec::new()
+    }
+
+    /// Ignores the loss: [`RequestSink`] clears all classes.
+    fn lost(&self, _cause: &str, _may_send_again: bool) -> Vec<Publication> {
+        Vec::new()
+    }
+
+    fn closed(&self, _cause: &str) {}
+}
+
 /// The queues that a server consumes: the service's, its suspect queue and, if the server has
 /// a registry, the instance's own.
 pub(super) struct Consumers {
@@ -143,6 +126,8 @@ pub(super) struct Consumers {
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) shared: Arc<dyn LinkHandle>,
     pub(super) suspects: Option<Arc<dyn LinkHandle>>,
+    /// The queues of the actions that have bounds.
+    pub(super) bounded: Vec<Arc<dyn LinkHandle>>,
     pub(super) own: Option<OwnQueue>,
     /// True once the server is being shut down; never false again.
     pub(super) closed: AtomicBool,
@@ -161,7 +146,7 @@ impl Consumers {
     /// Stops consuming, and republishes the requests that no worker has started. Blocks at most
     /// until `deadline`.
     pub(super) fn pause(&self, deadline: Instant) {
-        for handle in self.suspects.iter().chain([&self.shared]) {
+        for handle in self.service_queues() {
             self.log_error(handle.stop_consuming(deadline));
         }
         if let Some(own) = &self.own
@@ -182,7 +167,7 @@ impl Consumers {
         if self.closed.load(Ordering::SeqCst) {
             return;
         }
-        for handle in self.suspects.iter().chain([&self.shared]) {
+        for handle in self.service_queues() {
             self.log_error(handle.resume_consuming(deadline));
         }
         if let Some(own) = &self.own {
@@ -196,12 +181,20 @@ impl Consumers {
         }
     }
 
+    /// Sets the prefetch of the service's queue and of the instance's own. Blocks at most until
+    /// `deadline`.
+    pub(super) fn set_prefetch(&self, prefetch: u16, deadline: Instant) -> Result<()> {
+        let own = self.own.as_ref().map(|own| &own.handle);
+        let mut handles = [&self.shared].into_iter().chain(own);
+        handles.try_for_each(|handle| handle.set_prefetch(prefetch, deadline))
+    }
+
     /// Moves the messages that wait in the instance's own queue to the service's queue.
     fn transfer_own_queue(&self, own: &OwnQueue, deadline: Instant) -> Result<()> {
         while let Some((delivery, _)) = own.handle.get_own(deadline)? {
             match delivery.message().oversized() {
                 // It cannot be republished without its body, and any server can refuse it.
-                Some(_) => drop(self.dispatcher.process(delivery)),
+                Some(_) => self.dispatcher.refuse_unread(delivery),
                 None => self.dispatcher.give_back(delivery, deadline),
             }
         }
@@ -227,7 +220,13 @@ impl Consumers {
 
     fn handles(&self) -> impl Iterator<Item = &Arc<dyn LinkHandle>> {
         let own = self.own.as_ref().map(|own| &own.handle);
-        self.suspects.iter().chain(own).chain([&self.shared])
+        self.service_queues().chain(own)
+    }
+
+    /// Returns the links to the queues that all servers of the service share.
+    fn service_queues(&self) -> impl Iterator<Item = &Arc<dyn LinkHandle>> {
+        let suspects = self.suspects.iter();
+        suspects.chain(&self.bounded).chain([&self.shared])
     }
 
     /// Returns the reason why the broker refuses a consumer after a reconnect, if it does. The

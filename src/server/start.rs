@@ -4,24 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
 use super::health::{Check, CheckedServer, Health, HealthSetup};
 use super::health_rounds::HealthVerdict;
+use super::job::ServerJob;
 use super::limits::count_instances;
-use super::sources::{Consumers, OwnQueue, RequestSink, ServerJob, SuspectSink};
+use super::load::ServerQueues;
+use super::sources::RequestSink;
 use super::{ServiceServer, ServiceServerBuilder};
 use crate::base::name::check_service;
+use crate::client::OwnServiceCalls;
 use crate::consumer::{
-    AfterDelivery, ClockOffsets, ConsumedQueue, Deduplication, Dispatcher, FailureMeter,
-    HandlerLayer, Handlers, NestedClient, Next, PendingRepublish, Republisher, RequestExecutor,
-    RequestLimits, Settled, WaitingCopies, WorkerSetup, Workers, layered,
+    Bulkheads, ClockOffsets, ConsumedQueue, Deduplication, Dispatcher, FailureMeter, HandlerLayer,
+    Handlers, LoadGate, LoadThread, LoadThreadSetup, NestedClient, NumberedHandler,
+    PendingRepublish, Republisher, RequestExecutor, RequestLimits, Settled, Turn, WaitingCopies,
+    WorkerSetup, Workers, layered,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::registry::{CAPABILITIES, Instance, OWN_QUEUE};
-use crate::topology::{self, SERVICE_EXCHANGE, Topology};
-use crate::transport::{LinkHandle, LinkSpec, Sink};
+use crate::topology;
 
 impl ServiceServerBuilder {
     /// Starts the workers, declares the service's queue, consumes from it, and registers the
@@ -67,41 +70,42 @@ impl ServiceServerBuilder {
         let deduplication = self.options.start_deduplication(&self.service)?;
         let health = self.start_health(deduplication.clone())?;
         let verdict = health.as_ref().and_then(Health::first_verdict);
+        let bulkheads = self.bulkheads()?;
         let delays = self.options.queue_delays(None);
         let topology = topology::for_service(&self.service, &delays, self.quorum);
-        let (service, broker, count) = (
-            self.service.clone(),
-            self.broker.clone(),
-            self.options.workers,
-        );
+        let classes = bulkheads.iter().map(|it| &it.action);
+        let topology = classes.fold(topology, |topology, action| {
+            topology.and(topology::for_class(&self.service, action))
+        });
+        let (service, broker) = (self.service.clone(), self.broker.clone());
+        let load = self.options.load.clone();
+        let gate = Arc::new(load.gate(self.handlers.len()));
+        // One slot: the number of such calls is read when the message arrives.
+        let (nested_sender, nested_calls) = bounded(1);
+        let own_calls = OwnServiceCalls::new(&service, nested_sender);
         let settled = Arc::new(Settled::new(broker.can_reconnect()));
         let setup = WorkerSetup {
             owner: &service,
-            count,
+            load: &load,
             broker: &broker,
             topology: topology.clone(),
             settled: vec![Arc::clone(&settled)],
             consumer_timeout: self.options.consumer_timeout,
         };
         let mut dispatcher = None;
-        let workers = Workers::start(setup, |republishes, _| {
-            let dispatcher = dispatcher.insert(Arc::new(self.dispatcher(
+        let workers = Workers::start(setup, |republishes, add_class| {
+            let bulkheads = Bulkheads::new(&bulkheads, load.first_prefetch(), add_class);
+            let parts = DispatcherParts {
                 republishes,
                 settled,
                 deduplication,
-            )));
+                bulkheads,
+                load: Arc::clone(&gate),
+                own_calls: (!load.workers.is_fixed()).then(|| Arc::clone(&own_calls)),
+            };
+            let dispatcher = dispatcher.insert(Arc::new(self.dispatcher(parts)));
             let dispatcher = Arc::clone(dispatcher);
-            move |job, turn| match job {
-                ServerJob::Message(delivery) => match dispatcher.process(delivery) {
-                    AfterDelivery::Batch(batch) => Next::Shared(ServerJob::Batch(batch)),
-                    // Failed messages wait in queues of the broker, never in this process.
-                    AfterDelivery::Done | AfterDelivery::LocalRetry(_) => Next::Done,
-                },
-                ServerJob::Batch(batch) => {
-                    batch.work(&dispatcher.executor, turn);
-                    Next::Done
-                }
-            }
+            move |job: ServerJob, turn: &dyn Turn| job.run(&dispatcher, turn)
         })?;
         let Some(dispatcher) = dispatcher else {
             unreachable!("workers are started with it");
@@ -116,9 +120,29 @@ impl ServiceServerBuilder {
             consumers,
             registration: None,
             health: Mutex::new(None),
+            load_thread: Mutex::new(None),
             shutdown_timeout: self.options.shutdown_timeout,
             broker: self.broker,
         };
+        if load.needs_thread() {
+            let setup = LoadThreadSetup {
+                owner: service.clone(),
+                options: load,
+                gate,
+                workers: ServerQueues::new(&server.broker, &service, &server.consumers),
+                clocks: server.consumers.requests.workers.clocks(),
+                nested_calls,
+                nested: Box::new(move || own_calls.waiting()),
+            };
+            let thread = LoadThread::start(setup).map_err(|error| {
+                Error::new(
+                    ErrorKind::Io,
+                    format!("{service}: cannot start the thread that watches its load"),
+                )
+                .with_source(error)
+            })?;
+            server.load_thread = Mutex::new(Some(thread));
+        }
         if let Some(registry) = &self.registry {
             let instance = describe(self.instance, &actions, &verdict);
             let registration = registry.register(&self.service, instance)?;
@@ -138,9 +162,10 @@ impl ServiceServerBuilder {
             server.health = Mutex::new(Some(health));
         }
         let actions = actions.join(", ");
+        let workers = server.load().workers;
         match verdict {
             None => log::info!(
-                target: "coney::server", "{service} serves {actions} with {count} workers"
+                target: "coney::server", "{service} serves {actions} with {workers} workers"
             ),
             Some(fault) => log::warn!(
                 target: "coney::server", "{service} is unhealthy and does not consume: {fault}"
@@ -190,12 +215,7 @@ impl ServiceServerBuilder {
         })
     }
 
-    fn dispatcher(
-        &mut self,
-        republishes: Sender<PendingRepublish>,
-        settled: Arc<Settled>,
-        deduplication: Option<Arc<Deduplication>>,
-    ) -> Dispatcher {
+    fn dispatcher(&mut self, parts: DispatcherParts) -> Dispatcher {
         let options = &mut self.options;
         let retries = options.retries(false);
         let registered = self.registry.is_some();
@@ -204,14 +224,18 @@ impl ServiceServerBuilder {
             .as_ref()
             .map(|it| count_instances(it, &self.service));
         let handlers = std::mem::take(&mut self.handlers).into_iter();
-        let handlers = handlers.map(|(action, it)| (action, layered(it, &options.layers)));
+        let handlers = handlers.enumerate().map(|(number, (action, it))| {
+            let run = layered(it, &options.layers);
+            (action, NumberedHandler { number, run })
+        });
         let executor = RequestExecutor {
             owner: self.service.clone(),
             instance_id: registered.then(|| self.instance.id().to_owned()),
             handlers: Handlers::ByAction(handlers.collect()),
             limits: RequestLimits::by_action(std::mem::take(&mut self.limits), count_peers),
             longest_turn: retries.parking,
-            deduplication,
+            load: parts.load,
+            deduplication: parts.deduplication,
             clocks: ClockOffsets::default(),
             busy_retry_after: BUSY_RETRY_AFTER,
             nested: Arc::new(NestedClient {
@@ -220,6 +244,7 @@ impl ServiceServerBuilder {
                 client: Mutex::new(options.client.take()),
                 registry: self.registry.clone(),
                 propagate: std::mem::take(&mut options.propagate),
+                own_calls: parts.own_calls,
             }),
         };
         Dispatcher {
@@ -234,91 +259,24 @@ impl ServiceServerBuilder {
                 },
                 retries,
                 waiting: Arc::new(WaitingCopies::new()),
-                republishes,
+                republishes: parts.republishes,
             },
-            settled,
+            settled: parts.settled,
             redelivery_limit: options.redelivery_limit,
             any_reply_queue: options.any_reply_queue,
+            bulkheads: parts.bulkheads,
         }
-    }
-
-    /// Opens the links that deliver requests.
-    fn consume(
-        &self,
-        topology: Topology,
-        requests: &Arc<RequestSink>,
-        dispatcher: Arc<Dispatcher>,
-        paused: bool,
-    ) -> Result<Consumers> {
-        let sink = || Arc::clone(requests) as Arc<dyn Sink>;
-        let prefetch = self.options.prefetch;
-        let spec = LinkSpec::new(topology)
-            .consume(topology::request_queue(&self.service), prefetch)
-            .only_replies()
-            .paused(paused);
-        let shared = self.broker.open(spec, sink())?;
-        let suspects = self.consume_suspects(requests, paused);
-        let own = match &self.registry {
-            None => None,
-            Some(_) => {
-                let name = topology::instance_queue(&self.service, self.instance.id());
-                let spec = LinkSpec::new(topology::for_requests())
-                    .consume_own(&*name, (SERVICE_EXCHANGE, &name), prefetch)
-                    .only_replies()
-                    .paused(paused);
-                let handle = self.broker.open(spec, sink());
-                let handle = handle.map_err(|error| {
-                    for handle in suspects.iter().chain([&shared]) {
-                        handle.close();
-                    }
-                    let id = self.instance.id();
-                    error.about(format_args!("cannot open the queue of the instance {id:?}"))
-                })?;
-                Some(OwnQueue {
-                    handle,
-                    may_exist: AtomicBool::new(!paused),
-                })
-            }
-        };
-        Ok(Consumers {
-            service: self.service.clone(),
-            requests: Arc::clone(requests),
-            dispatcher,
-            shared,
-            suspects,
-            own,
-            closed: AtomicBool::new(false),
-            unhealthy: Mutex::new(None),
-        })
     }
 }
 
-impl ServiceServerBuilder {
-    /// Opens the link to the suspect queue. If the broker refuses it, for lack of channels for
-    /// example, the other servers of the service handle its messages.
-    fn consume_suspects(
-        &self,
-        requests: &Arc<RequestSink>,
-        paused: bool,
-    ) -> Option<Arc<dyn LinkHandle>> {
-        let stem = topology::service_stem(&self.service);
-        let spec = LinkSpec::new(topology::for_suspects(&stem, false))
-            .consume(topology::suspect_queue(&stem), 1)
-            .only_replies()
-            .paused(paused);
-        let sink = Arc::new(SuspectSink(Arc::clone(requests)));
-        match self.broker.open(spec, sink) {
-            Ok(handle) => Some(handle),
-            Err(error) => {
-                log::warn!(
-                    target: "coney::server",
-                    "{}: cannot consume the suspect queue, redelivered requests are left to other \
-                     servers: {error}", self.service
-                );
-                None
-            }
-        }
-    }
+/// The parts of a dispatcher that are made before it.
+struct DispatcherParts {
+    republishes: Sender<PendingRepublish>,
+    settled: Arc<Settled>,
+    deduplication: Option<Arc<Deduplication>>,
+    bulkheads: Bulkheads,
+    load: Arc<LoadGate>,
+    own_calls: Option<Arc<OwnServiceCalls>>,
 }
 
 /// The delay that a `busy` reply asks a caller to wait before it retries.

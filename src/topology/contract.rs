@@ -45,6 +45,25 @@ pub(crate) fn suspect_queue(stem: &str) -> String {
     format!("{stem}.suspect")
 }
 
+/// Returns the name of the queue of the commands of an action that has a bound, and has as many
+/// requests as may run and wait.
+pub(crate) fn class_queue(service: &str, action: &str) -> String {
+    format!("service.{service}.class.{action}")
+}
+
+/// The time after which a command goes back from the queue of its action to that of its service:
+/// it must not stay there for ever if no server has a bound for the action any more.
+const CLASS_TTL: Duration = Duration::from_secs(300);
+
+/// Returns the topology of the queue of an action that has a bound.
+pub(crate) fn for_class(service: &str, action: &str) -> Topology {
+    let options = QueueOptions::new()
+        .quorum(NO_DELIVERY_LIMIT)
+        .message_ttl(CLASS_TTL)
+        .dead_letter_to("", request_queue(service));
+    Topology::new().queue_with(class_queue(service, action), options)
+}
+
 /// Returns the topology of a suspect queue, which counts redeliveries; a classic queue only marks
 /// them.
 pub(crate) fn for_suspects(stem: &str, single_active: bool) -> Topology {
@@ -90,6 +109,7 @@ pub(crate) fn may_take_replies(queue: &str, any: bool) -> bool {
     let ours = queue.starts_with("service.")
         && (queue.ends_with(".request")
             || queue.ends_with(".suspect")
+            || queue.contains(".class.")
             || queue.contains(".retry.") // of an earlier version, until they are empty
             || queue.contains(".instance."))
         || queue.starts_with("event.")
@@ -172,6 +192,7 @@ mod tests {
             "service.user-service.retry.1000".to_owned(),
             delays::delay_exchange(Duration::from_secs(1)),
             suspect_queue(&stem),
+            class_queue("user-service", "report"),
             DEAD_QUEUE.to_owned(),
             instance_queue("user-service", "i1"),
             group_queue("user-service", "order.*", None),
@@ -201,7 +222,17 @@ mod tests {
             Some(QueueOptions::new())
         );
         assert_eq!(options(&plain, DEAD_QUEUE), Some(QueueOptions::new()));
-        assert_eq!(plain.queues().count(), 4);
+        let queues: Vec<&str> = plain.queues().collect();
+        assert_eq!(
+            queues,
+            [
+                DEAD_QUEUE,
+                "service.s.request",
+                "service.s.suspect",
+                "coney.delay.missing",
+                "coney.delay.1000",
+            ]
+        );
         let wait = options(&plain, "coney.delay.1000").unwrap();
         assert!(wait.quorum.is_some());
         let quorum = for_service("s", &[second], true);

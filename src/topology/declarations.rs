@@ -39,6 +39,7 @@ pub struct Topology {
     alternates: BTreeMap<String, String>,
     queues: Vec<(String, QueueOptions)>,
     bindings: Vec<Binding>,
+    exchange_bindings: Vec<ExchangeBinding>,
 }
 
 /// The options of a queue. An existing queue must have been declared with the same options, or the
@@ -139,6 +140,14 @@ pub(crate) struct Binding {
     pub(crate) headers: Vec<(String, String)>,
 }
 
+/// A binding of an exchange to a headers exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ExchangeBinding {
+    pub(crate) destination: String,
+    pub(crate) source: String,
+    pub(crate) headers: Vec<(String, String)>,
+}
+
 impl Topology {
     /// Creates a topology without declarations.
     pub fn new() -> Self {
@@ -221,6 +230,22 @@ impl Topology {
         self
     }
 
+    /// Binds the exchange `destination` to the headers exchange `source`: it gets the messages that
+    /// have this header.
+    pub(crate) fn bind_exchange(
+        mut self,
+        destination: impl Into<String>,
+        source: impl Into<String>,
+        (name, value): (String, &str),
+    ) -> Self {
+        self.exchange_bindings.push(ExchangeBinding {
+            destination: destination.into(),
+            source: source.into(),
+            headers: vec![(name, value.to_owned())],
+        });
+        self
+    }
+
     /// Returns the exchanges, in the order of their declaration.
     pub fn exchanges(&self) -> &[(String, ExchangeKind)] {
         &self.exchanges
@@ -244,9 +269,14 @@ impl Topology {
         &self.bindings
     }
 
+    pub(crate) fn exchange_bindings(&self) -> &[ExchangeBinding] {
+        &self.exchange_bindings
+    }
+
     /// Returns the number of exchanges, queues and bindings.
     pub(crate) fn declarations(&self) -> usize {
-        self.exchanges.len() + self.queues.len() + self.bindings.len()
+        let bindings = self.bindings.len() + self.exchange_bindings.len();
+        self.exchanges.len() + self.queues.len() + bindings
     }
 
     /// Adds the declarations of `other`.
@@ -255,6 +285,7 @@ impl Topology {
         self.alternates.extend(other.alternates);
         self.queues.extend(other.queues);
         self.bindings.extend(other.bindings);
+        self.exchange_bindings.extend(other.exchange_bindings);
         self
     }
 }

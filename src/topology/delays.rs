@@ -3,15 +3,16 @@
 //!
 //! A message is published to the exchange of a delay with the queue that it is for as its routing
 //! key, which it keeps. When it expires in the delay's queue, it is dead-lettered to
-//! [`RETURN_EXCHANGE`], where each queue that takes such messages is bound with its own name. What
-//! is for a queue that is gone goes to the dead letters, the alternate exchange. (Through the
-//! default exchange it would have nowhere to go, and 32 such messages would stop the whole queue:
-//! a quorum queue dead-letters no more than that without a confirm.)
+//! [`RETURN_EXCHANGE`], where each queue that takes such messages is bound with its own name.
+//!
+//! What is for a queue that is gone goes to the dead letters, through alternate exchanges. (From the
+//! default exchange it would have nowhere to go, and 32 such messages would stop the whole queue: a
+//! quorum queue dead-letters no more than that without a confirm.) It waits for a while before:
+//! when RabbitMQ starts, its queues may dead-letter before all bindings are there again.
 //!
 //! The *levels* are queues of 100 ms, 200 ms, 400 ms and so on. A message waits in those whose sum
-//! is its delay, the longest first. Its headers name the levels; a level that is not among them is
-//! skipped, as its exchange has the next lower one for its alternate. All this is done by the
-//! broker.
+//! is its delay, the longest first. Its headers say of each level whether it waits there or goes to
+//! the next lower one at once. All this is done by the broker.
 //!
 //! The queues are quorum queues, because only these dead-letter with a confirm: a classic queue
 //! that is killed at the wrong moment loses the message that it is dead-lettering.
@@ -23,6 +24,17 @@ use super::{ExchangeKind, QueueOptions, Topology};
 
 /// The exchange through which messages return from their delays: the routing key is a queue.
 pub(crate) const RETURN_EXCHANGE: &str = "coney.delay.return";
+
+/// The exchange to which messages go that [`RETURN_EXCHANGE`] has no queue for, and the queue in
+/// which they wait for [`SECOND_RETURN`].
+const MISSING: &str = "coney.delay.missing";
+
+/// The exchange through which messages return once more: then their queue is gone for certain, or
+/// they are in it.
+const LAST_RETURN_EXCHANGE: &str = "coney.delay.return.last";
+
+/// The delay of a message before it returns once more. RabbitMQ starts within it.
+const SECOND_RETURN: Duration = Duration::from_secs(30);
 
 /// The longest delay of a command, or of another attempt.
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -42,8 +54,8 @@ const UNIT_MS: u64 = 100;
 /// The number of levels: enough for [`LONGEST_DELAY`].
 const LEVELS: u32 = 25;
 
-/// The largest number of levels in which a message waits. A delay that takes more is rounded up, by
-/// less than 1 %.
+/// The largest number of levels in which a message waits. A delay that would take more is rounded
+/// up, by less than 1 %.
 const MOST_HOPS: u32 = 8;
 
 /// Returns true if this is the name of an exchange or a queue for delays.
@@ -91,23 +103,31 @@ pub(crate) fn for_returns(queue: &str) -> Topology {
 
 /// Returns the topology of [`for_returns`] without that of the dead letters.
 pub(super) fn returns_to(queue: &str) -> Topology {
-    return_exchange().bind(queue, RETURN_EXCHANGE, queue)
+    return_exchanges()
+        .bind(queue, RETURN_EXCHANGE, queue)
+        .bind(queue, LAST_RETURN_EXCHANGE, queue)
 }
 
-fn return_exchange() -> Topology {
-    Topology::new().exchange_or(RETURN_EXCHANGE, ExchangeKind::Direct, DEAD_EXCHANGE)
+fn return_exchanges() -> Topology {
+    Topology::new()
+        .exchange_or(LAST_RETURN_EXCHANGE, ExchangeKind::Direct, DEAD_EXCHANGE)
+        .exchange(MISSING, ExchangeKind::Fanout)
+        .exchange_or(RETURN_EXCHANGE, ExchangeKind::Direct, MISSING)
+        .queue_with(MISSING, waiting(SECOND_RETURN, LAST_RETURN_EXCHANGE))
+        .bind(MISSING, MISSING, "")
 }
 
 /// Returns the topology of all levels.
 pub(crate) fn for_delay_levels() -> Topology {
-    let mut topology = for_dead_letters().and(return_exchange());
+    let mut topology = for_dead_letters().and(return_exchanges());
     let mut below = RETURN_EXCHANGE.to_owned();
     for level in 0..LEVELS {
         let name = level_exchange(level);
         topology = topology
-            .exchange_or(&name, ExchangeKind::Headers, &below)
+            .exchange(&name, ExchangeKind::Headers)
             .queue_with(&name, waiting(level_delay(level), &below))
-            .bind_headers(&name, &name, [(level_header(level), LEVEL_VALUE)]);
+            .bind_headers(&name, &name, [(level_header(level), WAIT)])
+            .bind_exchange(&below, &name, (level_header(level), SKIP));
         below = name;
     }
     topology
@@ -129,8 +149,10 @@ fn level_header(level: u32) -> String {
     format!("{LEVEL_HEADER}{level}")
 }
 
-/// The text of a header that names a level.
-const LEVEL_VALUE: &str = "wait";
+/// The texts of a level's header. Both are bindings, so that a message whose binding is missing
+/// stays where it is, and skips nothing.
+const WAIT: &str = "wait";
+const SKIP: &str = "skip";
 
 fn level_delay(level: u32) -> Duration {
     Duration::from_millis(UNIT_MS << level)
@@ -163,8 +185,11 @@ impl DelayPath {
 
     /// Returns the headers to publish with.
     pub(crate) fn headers(&self) -> impl Iterator<Item = (String, &'static str)> {
-        let levels = (0..LEVELS).filter(|level| self.units & (1 << level) != 0);
-        levels.map(|level| (level_header(level), LEVEL_VALUE))
+        let levels = 0..=self.units.ilog2();
+        levels.map(|level| match self.units & (1 << level) {
+            0 => (level_header(level), SKIP),
+            _ => (level_header(level), WAIT),
+        })
     }
 
     /// Returns the time for which the message waits.
@@ -183,7 +208,7 @@ mod tests {
     fn the_levels_are_few_and_reach_the_longest_delay() {
         let topology = for_delay_levels();
         let queues = topology.queues().filter(|queue| is_delay(queue)).count();
-        assert!(queues <= 28, "{queues}");
+        assert_eq!(queues, 26, "and one for messages whose queue is gone");
         let longest = DelayPath::of(LONGEST_DELAY);
         assert_eq!(longest.exchange(), "coney.delay.level.24");
         assert_eq!(DelayPath::of(2 * LONGEST_DELAY), longest);
@@ -206,7 +231,8 @@ mod tests {
             let most = delay + (delay / 100).max(Duration::from_millis(UNIT_MS));
             prop_assert!(path.delay() <= most, "{:?}", path.delay());
             let headers: Vec<(String, &str)> = path.headers().collect();
-            prop_assert!(headers.len() <= MOST_HOPS as usize);
+            let hops = headers.iter().filter(|(_, text)| *text == WAIT).count();
+            prop_assert!((1..=MOST_HOPS as usize).contains(&hops));
             prop_assert!(headers.iter().all(|(name, _)| is_delay_header(name)));
             let highest = headers.last().unwrap().0.replace(LEVEL_HEADER, LEVEL_STEM);
             prop_assert_eq!(highest, path.exchange());

@@ -7,9 +7,10 @@ mod delays;
 mod direct;
 
 pub(crate) use self::contract::{
-    EVENT_EXCHANGE, SERVICE_EXCHANGE, for_events, for_requests, for_service, for_subscription,
-    for_suspects, group_queue, in_order, instance_queue, is_for_instance, is_queue_of,
-    may_take_replies, request_key, request_queue, service_stem, singleton_queue, suspect_queue,
+    EVENT_EXCHANGE, SERVICE_EXCHANGE, class_queue, for_class, for_events, for_requests,
+    for_service, for_subscription, for_suspects, group_queue, in_order, instance_queue,
+    is_for_instance, is_queue_of, may_take_replies, request_key, request_queue, service_stem,
+    singleton_queue, suspect_queue,
 };
 pub(crate) use self::dead::{DEAD_EXCHANGE, DEAD_QUEUE, NO_DELIVERY_LIMIT, for_dead_letters};
 pub use self::declarations::{ExchangeKind, QueueOptions, Topology};

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::action_times::{ActionTimes, TimeLeft};
-use super::estimate::{Backlog, Means, QueueDepth};
+use super::estimate::{Backlog, QueueDepth};
 use super::saturation::{Occupancy, Saturation};
 use super::shed::{Shed, Shedder};
 
@@ -28,6 +28,16 @@ pub(crate) struct Arrival {
     /// True for one request of each message: for a message of its own, and for the first request of
     /// a batch.
     pub(crate) opens_message: bool,
+}
+
+impl Arrival {
+    /// Returns the time for which the call has waited, as far as that is known.
+    fn waited(&self) -> Duration {
+        let (Some(timeout), Some(left)) = (self.timeout, self.left) else {
+            return Duration::ZERO;
+        };
+        timeout.saturating_sub(left)
+    }
 }
 
 /// The decision about a request.
@@ -127,7 +137,11 @@ impl LoadControl {
     }
 
     fn shed(&mut self, now: Instant, arrival: &Arrival, occupancy: &Occupancy) -> Option<Duration> {
-        let estimate = self.wait(now, occupancy);
+        let mut estimate = self.wait(now, occupancy);
+        if self.saturation.since(now).is_some() {
+            // The broker does not count the messages in the instance's own queue for others.
+            estimate = estimate.max(arrival.waited());
+        }
         let shedder = self.shedder.as_mut()?;
         if let Some(timeout) = arrival.timeout {
             shedder.add_timeout(timeout);
@@ -151,11 +165,6 @@ impl LoadControl {
     /// Returns true if calls may be refused.
     pub(crate) fn sheds(&self) -> bool {
         self.shedder.is_some()
-    }
-
-    /// Returns the mean time of a request, if any has ended.
-    pub(crate) fn handling_time(&self) -> Option<Duration> {
-        self.times.means().map(|Means { request, .. }| request)
     }
 
     /// Returns the moment since which the workers have been saturated; `None` if they are not.

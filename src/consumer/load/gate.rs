@@ -103,6 +103,11 @@ impl LoadGate {
         overdue.map_or_else(Vec::new, |overdue| overdue.check(now))
     }
 
+    /// Returns the time at which a handler may next be overdue.
+    pub(crate) fn next_overdue(&self, now: Instant) -> Option<Instant> {
+        Some(self.overdue.as_ref()?.next_check(now))
+    }
+
     /// Returns the time after which a handler is overdue, if it is set.
     pub(crate) fn handler_timeout(&self) -> Option<Duration> {
         self.overdue.as_ref().map(OverdueWatch::timeout)

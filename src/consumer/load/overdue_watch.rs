@@ -88,6 +88,13 @@ impl OverdueWatch {
         described.collect()
     }
 
+    /// Returns the time at which a handler may next be overdue: of those that run, or that begin now.
+    pub(super) fn next_check(&self, now: Instant) -> Instant {
+        let next = self.state.lock().overdue.next_check();
+        let later = now + self.timeout;
+        next.map_or(later, |next| next.min(later))
+    }
+
     /// Returns the number of handlers that are overdue now, and of those that ever were.
     pub(super) fn counts(&self) -> (usize, u64) {
         let state = self.state.lock();

@@ -81,11 +81,6 @@ impl Scaler {
     pub(crate) fn for_nested(&self, nested: usize) -> usize {
         (self.count.least() + nested).min(self.count.most())
     }
-
-    /// Returns true if one of so many workers may end that has been idle for so long.
-    pub(crate) fn may_end(&self, idle: Duration, workers: usize) -> bool {
-        idle >= self.settings.idle_time() && workers > self.count.least()
-    }
 }
 
 /// Returns the number of workers that the processors can run if each of them wants as much as the
@@ -180,13 +175,6 @@ mod tests {
             assert_eq!(scaler.observe(now, &seen), wanted);
             assert_eq!(scaler.for_nested(nested), wanted);
         }
-    }
-
-    #[test]
-    fn idle_workers_end_down_to_the_lowest_number() {
-        let scaler = scaler(2..=32);
-        assert!(scaler.may_end(10_000 * MS, 3));
-        assert!(!scaler.may_end(10_000 * MS, 2) && !scaler.may_end(9_999 * MS, 3));
     }
 
     proptest! {

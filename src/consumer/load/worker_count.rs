@@ -26,6 +26,7 @@ pub struct WorkerCount {
 
 impl WorkerCount {
     /// Returns a range that a constant can hold.
+    #[cfg(test)]
     pub(crate) const fn range(least: usize, most: usize) -> Self {
         Self { least, most }
     }

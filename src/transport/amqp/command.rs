@@ -26,7 +26,7 @@ const MOST_OUTGOING: usize = 1_024;
 pub(super) enum Command {
     Open {
         link: LinkId,
-        registered: RegisteredLink,
+        registered: Box<RegisteredLink>,
     },
     Settle {
         link: LinkId,

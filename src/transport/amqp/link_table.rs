@@ -134,7 +134,7 @@ impl LinkTable {
     /// Executes a command without a session; returns true if it is `Close`.
     pub(super) fn apply(&mut self, command: Command) -> bool {
         match command {
-            Command::Open { link, registered } => self.add(link, registered),
+            Command::Open { link, registered } => self.add(link, *registered),
             // The broker requeued every unsettled delivery when the connection was lost.
             Command::Settle { .. } => {}
             // The next session sends what is in the coalesce buffers.

@@ -81,14 +81,14 @@ impl Transport for AmqpTransport {
         let settler = Arc::clone(&handle) as Arc<dyn Settler>;
         handle.port.command(Command::Open {
             link: handle.link,
-            registered: RegisteredLink {
+            registered: Box::new(RegisteredLink {
                 spec,
                 sink,
                 settler,
                 coalesce_buffer: Arc::clone(&handle.coalesce_buffer),
                 refusal: Arc::clone(&handle.refusal),
                 opening: Some(done),
-            },
+            }),
         })?;
         match opened.recv_deadline(deadline) {
             Ok(Ok(())) => Ok(handle),

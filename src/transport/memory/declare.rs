@@ -59,6 +59,24 @@ impl State {
                 _ => exchange.bind(&binding.routing_key, queue),
             }
         }
+        for binding in topology.exchange_bindings() {
+            let exists = self.exchanges.contains_key(&binding.destination);
+            match self.exchanges.get_mut(&binding.source) {
+                Some(source) if exists => {
+                    source.bind_exchange(&binding.headers, &binding.destination);
+                }
+                _ => {
+                    return Err(Error::new(
+                        ErrorKind::Broker,
+                        format!(
+                            "NOT_FOUND: cannot bind the exchange {:?} to {:?}, as one of them is \
+                             missing",
+                            binding.destination, binding.source
+                        ),
+                    ));
+                }
+            }
+        }
         Ok(())
     }
 

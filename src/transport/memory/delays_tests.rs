@@ -21,7 +21,7 @@ impl Sink for Recorder {
         let headers = &delivery.message().properties.headers;
         assert_eq!(
             headers.get("left").is_some(),
-            delivery.message().body[0] % 2 == 0
+            delivery.message().body[0].is_multiple_of(2)
         );
         self.0.lock().push(delivery.message().body[0]);
         delivery.forget();
@@ -57,7 +57,7 @@ fn publish(state: &mut State, link: u64, to: &str, number: u8, path: &DelayPath,
     publication.mandatory = true;
     let headers = &mut publication.properties.headers;
     headers.extend(path.headers());
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         headers.insert("left", "as it is");
     }
     let Publication {
@@ -130,7 +130,7 @@ fn what_comes_back_to_no_queue_is_a_dead_letter() {
     while let Some(next) = state.expire_due(now) {
         now = next;
     }
-    assert_eq!(now, start + path.delay());
+    assert_eq!(now, start + path.delay() + Duration::from_secs(30));
     assert_eq!(
         state
             .queue_depth(DEAD_QUEUE, Instant::now())

@@ -15,6 +15,8 @@ pub(super) struct Exchange {
     bindings: HashMap<String, Vec<QueueId>>,
     /// The queues bound to a headers exchange, with the headers that a message must have.
     by_headers: Vec<(RequiredHeaders, QueueId)>,
+    /// The exchanges bound to a headers exchange.
+    destinations: Vec<(RequiredHeaders, String)>,
 }
 
 /// The names and texts of the headers that a message must have.
@@ -27,6 +29,7 @@ impl Exchange {
             alternate: alternate.map(str::to_owned),
             bindings: HashMap::new(),
             by_headers: Vec::new(),
+            destinations: Vec::new(),
         }
     }
 
@@ -51,6 +54,21 @@ impl Exchange {
         if !self.by_headers.contains(&binding) {
             self.by_headers.push(binding);
         }
+    }
+
+    /// Binds an exchange to a headers exchange.
+    pub(super) fn bind_exchange(&mut self, headers: &[(String, String)], destination: &str) {
+        let binding = (headers.to_vec(), destination.to_owned());
+        if !self.destinations.contains(&binding) {
+            self.destinations.push(binding);
+        }
+    }
+
+    /// Returns the names of the exchanges that a message with these headers is routed to.
+    pub(super) fn destinations(&self, headers: &HeaderTable) -> impl Iterator<Item = &str> {
+        let bound = self.destinations.iter();
+        let bound = bound.filter(|(required, _)| has_all(headers, required));
+        bound.map(|(_, destination)| destination.as_str())
     }
 
     pub(super) fn unbind_all(&mut self, queue: QueueId) {

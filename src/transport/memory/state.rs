@@ -49,20 +49,31 @@ impl State {
             queues.extend(self.queue_names.get(key));
             return Ok(queues);
         }
-        let mut exchange = self.exchanges.get(exchange).ok_or_else(|| {
+        let first = self.exchanges.get_key_value(exchange).ok_or_else(|| {
             Error::new(
                 ErrorKind::Broker,
                 format!("there is no exchange {exchange:?}"),
             )
         })?;
-        // An alternate exchange that is missing, or leads back, ends the search.
-        for _ in 0..self.exchanges.len() {
-            exchange.route(key, headers, &mut queues);
-            let alternate = exchange.alternate.as_ref().filter(|_| queues.is_empty());
-            match alternate.and_then(|name| self.exchanges.get(name)) {
-                Some(next) => exchange = next,
-                None => break,
+        let mut seen = Vec::new();
+        let mut next = vec![first];
+        while let Some((name, exchange)) = next.pop() {
+            if seen.contains(&name) {
+                continue;
             }
+            seen.push(name);
+            let (queues_before, next_before) = (queues.len(), next.len());
+            exchange.route(key, headers, &mut queues);
+            let destinations = exchange.destinations(headers);
+            next.extend(destinations.filter_map(|name| self.exchanges.get_key_value(name)));
+            if (queues.len(), next.len()) == (queues_before, next_before) {
+                let alternate = exchange.alternate.as_ref();
+                next.extend(alternate.and_then(|name| self.exchanges.get_key_value(name)));
+            }
+        }
+        if seen.len() > 1 {
+            queues.sort_unstable();
+            queues.dedup();
         }
         Ok(queues)
     }

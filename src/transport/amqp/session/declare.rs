@@ -36,6 +36,14 @@ pub(super) fn declare(channel: &Channel, topology: &Topology) -> Result<(), Chan
             convert::binding_arguments(&binding.headers),
         )?;
     }
+    for binding in topology.exchange_bindings() {
+        channel.exchange_bind(
+            &binding.destination,
+            &binding.source,
+            "",
+            convert::binding_arguments(&binding.headers),
+        )?;
+    }
     Ok(())
 }
 

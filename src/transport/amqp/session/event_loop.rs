@@ -152,7 +152,7 @@ impl Session<'_> {
         self.last_command = Instant::now();
         match command {
             Command::Open { link, registered } => {
-                self.io.link_table.add(link, registered);
+                self.io.link_table.add(link, *registered);
                 self.open_link(link)
             }
             Command::Settle {

@@ -1,0 +1,150 @@
+//! The settings of the workers and the load of a server or a subscriber.
+
+use std::time::Duration;
+
+use super::admission::LoadSettings;
+use super::gate::LoadGate;
+use super::overdue_watch::OverdueWatch;
+use super::scaling::Scaling;
+use super::shed::Shed;
+use super::worker_count::WorkerCount;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The settings of the workers and the load. The defaults are documented at the builders' setters.
+#[derive(Clone, Debug)]
+pub(crate) struct LoadOptions {
+    pub(crate) workers: WorkerCount,
+    /// The prefetch that the program has set.
+    pub(crate) prefetch: Option<u16>,
+    pub(crate) scaling: Scaling,
+    pub(crate) shed: Option<Shed>,
+    pub(crate) handler_timeout: Option<Duration>,
+}
+
+/// The longest time after which a handler is overdue, so that no sum overflows.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The prefetch of a fixed number of workers.
+const DEFAULT_PREFETCH: u16 = 10;
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            workers: WorkerCount::from(10),
+            prefetch: None,
+            scaling: Scaling::new(),
+            shed: None,
+            handler_timeout: None,
+        }
+    }
+}
+
+impl LoadOptions {
+    /// Returns the prefetch of each queue for so many workers: at least one message for each, and
+    /// two if calls are shed, since a worker that refuses a call needs the next one at once.
+    pub(crate) fn prefetch_for(&self, workers: usize) -> u16 {
+        let per_worker = if self.shed.is_some() { 2 } else { 1 };
+        let for_workers = u16::try_from(workers * per_worker).unwrap_or(u16::MAX);
+        match (self.prefetch, self.workers.is_fixed()) {
+            (Some(prefetch), true) => prefetch,
+            (Some(prefetch), false) => prefetch.max(for_workers),
+            (None, true) if self.shed.is_none() => DEFAULT_PREFETCH,
+            (None, _) => for_workers,
+        }
+    }
+
+    /// Returns the prefetch at the start.
+    pub(crate) fn first_prefetch(&self) -> u16 {
+        self.prefetch_for(self.workers.least())
+    }
+
+    /// Creates the gate for so many actions.
+    pub(crate) fn gate(&self, actions: usize) -> LoadGate {
+        let settings = LoadSettings {
+            actions,
+            shed: self.shed.clone(),
+        };
+        let overdue = self
+            .handler_timeout
+            .map(|timeout| OverdueWatch::new(timeout.min(LONGEST_TIMEOUT), self.workers.most()));
+        let prefetch = usize::from(self.first_prefetch());
+        LoadGate::new(&settings, !self.workers.is_fixed(), prefetch, overdue)
+    }
+
+    /// Returns true if the load has to be watched by a thread.
+    pub(crate) fn needs_thread(&self) -> bool {
+        self.shed.is_some() || !self.workers.is_fixed() || self.handler_timeout.is_some()
+    }
+
+    /// Checks the settings. `owner` is the service that they belong to.
+    pub(crate) fn check(&self, owner: &str) -> Result<()> {
+        self.workers.check(owner)?;
+        self.scaling.check()?;
+        if let Some(shed) = &self.shed {
+            shed.check()?;
+        }
+        let fault = if self.prefetch == Some(0) {
+            "the prefetch must be at least 1"
+        } else if self.handler_timeout.is_some_and(|it| it.is_zero()) {
+            "a handler_timeout of zero makes every handler overdue: set a longer one, or none"
+        } else {
+            return Ok(());
+        };
+        let text = format!("{owner}: {fault}");
+        Err(Error::new(ErrorKind::InvalidConfig, text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prefetch_follows_the_workers_unless_their_number_is_fixed() {
+        let fixed = LoadOptions::default();
+        assert_eq!(fixed.first_prefetch(), 10);
+        let few = LoadOptions {
+            workers: 2.into(),
+            ..LoadOptions::default()
+        };
+        assert_eq!(few.first_prefetch(), 10);
+        let scaled = LoadOptions {
+            workers: (2..=32).into(),
+            ..LoadOptions::default()
+        };
+        assert_eq!([2, 4, 32].map(|it| scaled.prefetch_for(it)), [2, 4, 32]);
+        let shedding = LoadOptions {
+            shed: Some(Shed::new()),
+            ..scaled.clone()
+        };
+        assert_eq!([2, 32].map(|it| shedding.prefetch_for(it)), [4, 64]);
+        let set = LoadOptions {
+            prefetch: Some(5),
+            ..scaled
+        };
+        assert_eq!([2, 8].map(|it| set.prefetch_for(it)), [5, 8]);
+    }
+
+    #[test]
+    fn settings_without_effect_are_refused() {
+        for options in [
+            LoadOptions {
+                prefetch: Some(0),
+                ..LoadOptions::default()
+            },
+            LoadOptions {
+                handler_timeout: Some(Duration::ZERO),
+                ..LoadOptions::default()
+            },
+            LoadOptions {
+                workers: 0.into(),
+                ..LoadOptions::default()
+            },
+        ] {
+            let error = options.check("math").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{options:?}");
+            assert!(error.to_string().starts_with("math: "), "{error}");
+        }
+        assert!(LoadOptions::default().check("math").is_ok());
+    }
+}
