@@ -84,7 +84,9 @@ fn run(transport: &Transport, length: Duration) {
 
 /// Calls a batch, and waits for it.
 fn call_batch(client: &ServiceClient) {
-    let mut batch = client.batch(TARGET.service).timeout(Duration::from_secs(60));
+    let mut batch = client
+        .batch(TARGET.service)
+        .timeout(Duration::from_secs(60));
     for item in 0..ITEMS {
         batch.add::<u64>(TARGET.action, &item);
     }

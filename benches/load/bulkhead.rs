@@ -86,7 +86,8 @@ fn run(transport: &Transport, has_bulkhead: bool, length: Duration) {
     }
     let late = lateness(alone.iter().chain(&flooded), 0.99);
     unbounded(&format!("{case}: the generator is late, p99"), late, "ms");
-    let failed = [&alone, &flooded].map(|calls| calls.iter().filter(|it| it.result.is_err()).count());
+    let failed =
+        [&alone, &flooded].map(|calls| calls.iter().filter(|it| it.result.is_err()).count());
     eprintln!(
         "{case}: p50 of the others alone {:.1} ms, flooded {:.1} ms; {} and {} of them failed; of {} \
          reports {} were served, {} refused as busy",

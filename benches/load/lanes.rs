@@ -4,9 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use coney::events::Subscription;
 use coney::server::ServiceServerBuilder;
-use coney::{Broker, EventPublisher, EventSubscriber, ServiceClient, ServiceServer};
+use coney::{Broker, EventPublisher, EventSubscriber, ServiceClient, ServiceServer, Subscription};
 
 use crate::brokers::{self, Transport};
 use crate::figure::{Bound, bounded, median, unbounded};

@@ -87,10 +87,22 @@ pub fn draw(path: &Path, transport: &str, curves: &[Curve]) -> Drawn {
     for (column, curve) in columns.iter().zip(curves) {
         let panels = column.split_evenly((3, 1));
         let name = curve.name;
-        plot(&panels[0], &format!("{name}: calls a second"), curve, 350.0, &RATES)?;
+        plot(
+            &panels[0],
+            &format!("{name}: calls a second"),
+            curve,
+            350.0,
+            &RATES,
+        )?;
         let title = format!("{name}: latency of served calls in ms");
         plot(&panels[1], &title, curve, 1_100.0, &LATENCIES)?;
-        plot(&panels[2], &format!("{name}: workers"), curve, 35.0, &WORKERS)?;
+        plot(
+            &panels[2],
+            &format!("{name}: workers"),
+            curve,
+            35.0,
+            &WORKERS,
+        )?;
     }
     root.present()?;
     Ok(())

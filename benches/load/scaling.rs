@@ -68,7 +68,8 @@ impl Runs {
     fn handle(&self, context: &Context<'_>) {
         self.begun.fetch_add(1, Ordering::Relaxed);
         let is_redelivered = u64::from(context.is_redelivered());
-        self.redelivered.fetch_add(is_redelivered, Ordering::Relaxed);
+        self.redelivered
+            .fetch_add(is_redelivered, Ordering::Relaxed);
         thread::sleep(HANDLING);
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
@@ -168,7 +169,12 @@ impl Stepped {
         bounded(&what, back, "s", Bound::AtMost(13.0));
         let none = Bound::AtMost(0.0);
         let interrupted = self.interrupted as f64;
-        bounded(&format!("{case}: handlers interrupted"), interrupted, "", none);
+        bounded(
+            &format!("{case}: handlers interrupted"),
+            interrupted,
+            "",
+            none,
+        );
         let redelivered = self.redelivered as f64;
         bounded(&format!("{case}: redelivered calls"), redelivered, "", none);
         let failed = calls.iter().filter(|call| call.result.is_err()).count();
@@ -178,7 +184,9 @@ impl Stepped {
         let begin = before(step);
         let early = begin..begin + SETTLED;
         let early = || calls.iter().filter(|call| early.contains(&call.due));
-        let slow = calls.iter().rfind(|it| it.took > Duration::from_millis(150));
+        let slow = calls
+            .iter()
+            .rfind(|it| it.took > Duration::from_millis(150));
         eprintln!(
             "{case}: in the first second p50 {:.0} ms, p99 {:.0} ms; the last call over 150 ms was due \
              {:.2} s after the step",
@@ -251,6 +259,9 @@ fn rounds_within(time: Duration) -> u64 {
 
 /// Computes something that is not shortened.
 fn mix(seed: u64, rounds: u64) -> u64 {
-    let mix = |value: u64, round| black_box(value.rotate_left(5) ^ round).wrapping_mul(0x9e37_79b9);
+    let mix = |value: u64, round: u64| {
+        let value = black_box(value.rotate_left(5) ^ round);
+        value.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    };
     (0..rounds).fold(seed, mix)
 }

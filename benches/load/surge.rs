@@ -67,5 +67,9 @@ fn report(curve: &Curve, transport: &str) {
         unbounded(&what, latency.as_secs_f64() * 1e3, "ms");
     }
     let late = all.late.as_secs_f64() * 1e3;
-    unbounded(&format!("{case}: the generator is late, at most"), late, "ms");
+    unbounded(
+        &format!("{case}: the generator is late, at most"),
+        late,
+        "ms",
+    );
 }

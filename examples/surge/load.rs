@@ -27,6 +27,10 @@ pub struct Target {
 /// A call that has ended.
 pub struct Ended {
     /// The time at which it was due, since the begin of the load.
+    #[allow(
+        dead_code,
+        reason = "the benchmark `load` shares this file and reads it"
+    )]
     pub due: Duration,
     /// The time by which it was sent too late: the machine or the client held up the generator.
     pub late: Duration,
