@@ -22,8 +22,8 @@ pub struct Counts {
     latencies: Vec<Duration>,
     /// The number of workers: at the end of a second, the largest of a run.
     pub workers: usize,
-    /// The estimated wait, likewise.
-    pub wait: Duration,
+    /// The estimated wait, likewise, if the server knows it.
+    pub wait: Option<Duration>,
 }
 
 impl Counts {
@@ -40,10 +40,10 @@ impl Counts {
         }
     }
 
-    /// Adds the state of the server.
-    pub fn see(&mut self, load: &ServerLoad) {
+    /// Adds the state of the server, which counts the messages in its queue, or does not.
+    pub fn see(&mut self, load: &ServerLoad, counts_queue: bool) {
         self.workers = load.workers;
-        self.wait = load.estimated_wait;
+        self.wait = counts_queue.then_some(load.estimated_wait);
     }
 
     /// Adds the counts of a second to those of a run.
@@ -85,7 +85,7 @@ impl Counts {
             milliseconds(self.latency(0.5)),
             milliseconds(self.latency(0.99)),
             self.workers,
-            milliseconds(Some(self.wait)),
+            milliseconds(self.wait),
         )
     }
 

@@ -47,7 +47,7 @@ pub fn run(
         let mut counts = Counts::default();
         collect(&calls, begin + end, &mut counts);
         counts.offered = due_before(end) - due_before(end - interval);
-        counts.see(&server.load());
+        counts.see(&server.load(), kind.counts_queue());
         after(intervals.len() + 1, &counts);
         intervals.push(counts);
     }

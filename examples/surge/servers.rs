@@ -32,6 +32,12 @@ impl Kind {
         }
     }
 
+    /// Returns true if the server counts the messages in its queue, as only those do that scale or
+    /// shed.
+    pub fn counts_queue(self) -> bool {
+        self == Self::Scaling
+    }
+
     /// Starts the server.
     pub fn start(self, broker: &Broker) -> coney::Result<ServiceServer> {
         let server = match self {
