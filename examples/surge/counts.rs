@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use coney::ErrorKind;
-use coney::server::ServerLoad;
+use coney::server::WorkerLoad;
 
 use super::load::Ended;
 
@@ -41,7 +41,7 @@ impl Counts {
     }
 
     /// Adds the state of the server, which counts the messages in its queue, or does not.
-    pub fn see(&mut self, load: &ServerLoad, counts_queue: bool) {
+    pub fn see(&mut self, load: &WorkerLoad, counts_queue: bool) {
         self.workers = load.workers;
         self.wait = counts_queue.then_some(load.estimated_wait);
     }

@@ -79,7 +79,7 @@ impl ServiceServerBuilder {
         });
         let (service, broker) = (self.service.clone(), self.broker.clone());
         let bounds = bulkheads.len();
-        let waiting = Bulkheads::waiting_for(bounds, self.options.load.first_prefetch());
+        let waiting = Bulkheads::waiting_for(bounds, self.options.load.widest_prefetch());
         let room = waiting.saturating_mul(u16::try_from(bounds).unwrap_or(u16::MAX));
         self.options.load.waiting_room = room.min(MOST_WAITING);
         let load = self.options.load.clone();

@@ -75,6 +75,12 @@ impl LoadOptions {
         self.prefetch_for(self.workers.least())
     }
 
+    /// Returns the prefetch that the program has set, or that of the highest number of workers.
+    pub(crate) fn widest_prefetch(&self) -> u16 {
+        let most = self.prefetch_for(self.workers.most());
+        self.prefetch.unwrap_or(most)
+    }
+
     /// Creates the gate for so many actions.
     pub(crate) fn gate(&self, actions: usize) -> LoadGate {
         let settings = LoadSettings {
