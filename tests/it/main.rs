@@ -76,6 +76,7 @@ mod shared_limits;
 mod shedding;
 mod store_outages;
 mod support;
+#[cfg(feature = "redis")]
 mod surge;
 mod tidy;
 mod unavailable_queues;
