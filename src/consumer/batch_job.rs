@@ -195,7 +195,8 @@ impl BatchJob {
                 Some(Entry::Run(_place)) => self.run(at, executor, turn),
                 None => self.run(at, executor, turn),
             }
-            if turn.others_wait() && begun.elapsed() >= TURN {
+            let is_due = turn.others_wait() || !waiting.is_empty();
+            if is_due && begun.elapsed() >= TURN {
                 break;
             }
         }

@@ -165,6 +165,10 @@ impl Dispatcher {
             None => None,
             Some(Entry::Run(place)) => Some(place),
             Some(Entry::Wait(class)) => return AfterDelivery::Wait(class, delivery),
+            // In another queue its deliveries would be counted anew. There is one at a time.
+            Some(Entry::Full(bulkhead)) if self.republisher.queue.is_suspect(&message) => {
+                return AfterDelivery::Wait(bulkhead.class, delivery);
+            }
             Some(Entry::Full(_)) if target.is_reply_wanted() => {
                 let refusal = executor.full(&envelope.action, handler.number);
                 let body = executor.busy_reply(&target, &refusal);

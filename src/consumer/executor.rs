@@ -171,8 +171,14 @@ impl RequestExecutor {
             timeout: self.timeout_of(request),
             opens_message: info.opens_message,
         };
-        let mut running = match self.load.admit(turn, &arrival) {
-            Entrance::Run(running) => running,
+        // A request that waits for its twin was admitted before.
+        let entrance = match info.is_admitted {
+            true => Entrance::Admitted,
+            false => self.load.admit(turn, &arrival),
+        };
+        let mut running = match entrance {
+            Entrance::Run(running) => Some(running),
+            Entrance::Admitted => None,
             Entrance::Expired => {
                 return self.expired(request, "its caller has less time left than it takes");
             }
@@ -233,7 +239,9 @@ impl RequestExecutor {
         };
         // A handler that panics may leave its own state half-changed. It cannot reach the library's
         // state.
-        running.has_run = true;
+        if let Some(running) = &mut running {
+            running.has_run = true;
+        }
         let run = || (handler.run)(&context, request.payload);
         match self.load.watched(turn, request.action, || catch(run)) {
             Ok(Ok(body)) => {

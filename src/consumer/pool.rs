@@ -110,6 +110,17 @@ impl<J: Job> Pool<J> {
         }
     }
 
+    /// Starts another worker in place of one whose handler does not return. When it does,
+    /// [`Turn::end_one_worker`](super::turn::Turn::end_one_worker) takes that back.
+    pub(super) fn replace_worker(&self) -> std::io::Result<()> {
+        let workers = {
+            let mut state = self.shared.state.lock();
+            state.add_stuck_worker();
+            state.workers + 1
+        };
+        self.grow(workers)
+    }
+
     /// Adds a class of jobs.
     pub(super) fn add_class(&self, limit: Limit) -> Class {
         self.shared.state.lock().schedule.add_class(limit)
@@ -188,7 +199,12 @@ impl<J: Job> Pool<J> {
     /// Aborts the pool: the workers start nothing more, not even the rest of shared jobs. Returns
     /// those jobs.
     pub(super) fn abort(&self) -> Vec<J> {
-        self.shared.state.lock().abort()
+        let (jobs, effects) = {
+            let mut state = self.shared.state.lock();
+            (state.abort(), state.effects(None))
+        };
+        effects.carry_out();
+        jobs
     }
 
     /// Keeps a job that came after the stop, until [`end_left`](Self::end_left). Returns it if that

@@ -46,6 +46,8 @@ pub(crate) struct PoolStatus {
     pub(crate) workers: usize,
     pub(crate) running: usize,
     pub(crate) waiting: usize,
+    /// The number of those that wait for nothing but a worker.
+    pub(crate) ready: usize,
 }
 
 /// The class of jobs that name none.
@@ -166,7 +168,8 @@ impl<J: Job> PoolState<J> {
         self.release_due();
         let step = match self.schedule.take() {
             Some((job, place)) => Step::Run(job, place),
-            None if self.stopped => {
+            // What waits then waits for the end of something that runs.
+            None if self.stopped && self.schedule.waiting() == 0 => {
                 self.remove_worker();
                 Step::End
             }
@@ -274,7 +277,13 @@ impl<J: Job> PoolState<J> {
 
     /// Lets one worker end after its job, unless no more than the lowest number would be left.
     pub(super) fn end_one_worker(&mut self) {
+        self.least = self.least.saturating_sub(1).max(1);
         self.most = self.most.saturating_sub(1).max(self.least);
+    }
+
+    /// Counts one worker as stuck: as many others stay as without it.
+    pub(super) fn add_stuck_worker(&mut self) {
+        self.least += 1;
     }
 
     /// Sets the channel that receives a message when the last idle worker gets a job: at once if
@@ -289,6 +298,7 @@ impl<J: Job> PoolState<J> {
             workers: self.workers,
             running: self.schedule.running(),
             waiting: self.schedule.waiting(),
+            ready: self.schedule.waiting_for_runners(),
         }
     }
 
@@ -357,7 +367,8 @@ impl<J: Job> PoolState<J> {
 
     /// Returns a worker to be woken, if there is a need and no woken worker is about to take a job.
     fn next_to_wake(&mut self) -> Option<Arc<Wakeup>> {
-        if self.waking || !(self.schedule.has_next() || self.is_timer_missing()) {
+        let is_over = self.stopped && self.schedule.waiting() == 0;
+        if self.waking || !(self.schedule.has_next() || self.is_timer_missing() || is_over) {
             return None;
         }
         let (number, worker) = self.idle.pop()?;

@@ -8,9 +8,10 @@ use super::lane::{Class, ClassState, Lane, LaneKind, Limit, Place, PutOff, Share
 /// Items that wait for a runner, that run, or that are put off until a time.
 ///
 /// Each item is in a lane, whose items run in order, and each lane in a class. Classes take turns,
-/// and so do the lanes of a class. Each operation takes time that does not grow with the numbers
-/// of classes, lanes and items, except for those that are put off: theirs grows with the
-/// logarithm of their number.
+/// and so do the lanes of a class. To push, take and end an item takes time that does not grow with
+/// the numbers of classes, lanes and items, except for those that are put off: theirs grows with the
+/// logarithm of their number. To remove the items of a class takes time in proportion to its lanes
+/// and to all that is put off.
 pub(crate) struct Schedule<T> {
     classes: Vec<ClassState>,
     lanes: Vec<Lane<T>>,
@@ -22,6 +23,8 @@ pub(crate) struct Schedule<T> {
     last_number: u64,
     waiting: usize,
     running: usize,
+    /// The classes that have had limits.
+    limited: Vec<usize>,
     /// The number of runners, of which batches get half.
     runners: usize,
 }
@@ -37,6 +40,7 @@ impl<T: Shareable> Schedule<T> {
             last_number: 0,
             waiting: 0,
             running: 0,
+            limited: Vec::new(),
             runners,
         }
     }
@@ -55,12 +59,21 @@ impl<T: Shareable> Schedule<T> {
             by_key: HashMap::new(),
             epoch: 0,
         });
+        self.note_limit(class);
         Class(class)
+    }
+
+    /// Records a class that may reach its limit.
+    fn note_limit(&mut self, class: usize) {
+        if matches!(self.classes[class].limit, Limit::AtMost(_)) && !self.limited.contains(&class) {
+            self.limited.push(class);
+        }
     }
 
     /// Sets the limit of a class. Items over it that run go on.
     pub(super) fn set_limit(&mut self, class: Class, limit: Limit) {
         self.classes[class.0].limit = limit;
+        self.note_limit(class.0);
         if self.may_run(class.0) {
             self.give_class_turn(class.0);
         } else {
@@ -228,7 +241,20 @@ impl<T: Shareable> Schedule<T> {
         let mut removed = Vec::new();
         self.classes[class].turns.clear();
         self.end_class_turn(class);
-        for lane in 0..self.lanes.len() {
+        let lanes: Vec<usize> = match self.classes[class].limit {
+            // Each of its items has a lane without a name.
+            Limit::HalfIfOthersWait => (0..self.lanes.len()).collect(),
+            Limit::None | Limit::AtMost(_) => {
+                let state = &self.classes[class];
+                state
+                    .by_key
+                    .values()
+                    .copied()
+                    .chain([state.unkeyed])
+                    .collect()
+            }
+        };
+        for lane in lanes {
             let state = &mut self.lanes[lane];
             if state.class == class && state.kind != LaneKind::Unused {
                 removed.extend(state.items.drain(..));
@@ -271,6 +297,16 @@ impl<T: Shareable> Schedule<T> {
     /// Returns the number of items that wait or are put off.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    /// Returns the number of items that wait for a runner: not those that are put off, nor those of
+    /// a class that has reached its limit.
+    pub(super) fn waiting_for_runners(&self) -> usize {
+        let full = self.limited.iter().filter(|class| !self.may_run(**class));
+        let held: usize = full.map(|class| self.classes[*class].waiting).sum();
+        self.waiting
+            .saturating_sub(held)
+            .saturating_sub(self.put_off.len())
     }
 
     /// Returns the number of items of a class that wait or are put off.

@@ -215,6 +215,11 @@ impl<J: Job> Workers<J> {
         self.pool.grow(workers)
     }
 
+    /// Starts another worker in place of one whose handler does not return.
+    pub(crate) fn replace_worker(&self) -> std::io::Result<()> {
+        self.pool.replace_worker()
+    }
+
     /// Sends a message to `sender`, once, when no worker is idle.
     pub(crate) fn notify_when_busy(&self, sender: Sender<()>) {
         self.pool.notify_when_busy(sender);

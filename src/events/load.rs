@@ -27,14 +27,31 @@ impl WatchedWorkers for SubscribedQueues {
         self.workers.grow(workers)
     }
 
+    fn replace_worker(&self) -> std::io::Result<()> {
+        self.workers.replace_worker()
+    }
+
     fn notify_when_busy(&self, sender: Sender<()>) {
         self.workers.notify_when_busy(sender);
     }
 
     fn depth(&self, deadline: Instant) -> Result<LoadQueueDepth> {
-        let mut shared = 0;
+        let (mut shared, mut counted, mut failure) = (0, 0, None);
         for running in &*self.subscriptions {
-            shared += running.depth(&self.broker, deadline)? as u64;
+            match running.depth(&self.broker, deadline) {
+                Ok(depth) => {
+                    shared += depth as u64;
+                    counted += 1;
+                }
+                Err(error) => failure = Some(error),
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        // A queue that is gone, or that there was no time for, does not hide the others.
+        if let (0, Some(error)) = (counted, failure) {
+            return Err(error);
         }
         // The share of this process in each queue, whose consumers differ.
         Ok(LoadQueueDepth {

@@ -27,6 +27,10 @@ impl WatchedWorkers for ServerQueues {
         self.consumers.requests.workers.grow(workers)
     }
 
+    fn replace_worker(&self) -> std::io::Result<()> {
+        self.consumers.requests.workers.replace_worker()
+    }
+
     fn notify_when_busy(&self, sender: Sender<()>) {
         self.consumers.requests.workers.notify_when_busy(sender);
     }

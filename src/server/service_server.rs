@@ -310,7 +310,8 @@ impl ServerState {
 impl Drop for ServiceServer {
     fn drop(&mut self) {
         if self.broker.is_forked() {
-            std::mem::forget(Arc::clone(&self.consumers));
+            let threads = (self.load_thread.lock().take(), self.health.lock().take());
+            std::mem::forget((Arc::clone(&self.consumers), threads));
             return;
         }
         if self.consumers.requests.workers.is_worker_thread() {

@@ -240,7 +240,7 @@ impl Consumers {
     /// suspect queue is left out: other servers handle its messages.
     pub(super) fn refusal(&self) -> Option<String> {
         let own = self.own.as_ref().map(|own| &own.handle);
-        let mut handles = [&self.shared].into_iter().chain(own);
+        let mut handles = [&self.shared].into_iter().chain(&self.bounded).chain(own);
         handles.find_map(|handle| handle.refusal())
     }
 

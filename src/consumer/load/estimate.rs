@@ -65,8 +65,13 @@ impl Backlog {
             true => self.messages(now),
             false => 0.0,
         };
-        let messages = (remote + occupancy.waiting as f64) * means.message.as_secs_f64();
-        let batched = occupancy.batched as f64 * means.request.as_secs_f64();
+        // While a worker is idle, what waits in the process waits for something else.
+        let (waiting, batched) = match occupancy.busy >= occupancy.workers {
+            true => (occupancy.waiting, occupancy.batched),
+            false => (0, 0),
+        };
+        let messages = (remote + waiting as f64) * means.message.as_secs_f64();
+        let batched = batched as f64 * means.request.as_secs_f64();
         let seconds = (messages + batched) / occupancy.workers.max(1) as f64;
         Duration::from_secs_f64(seconds.clamp(0.0, LONGEST_WAIT))
     }

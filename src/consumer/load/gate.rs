@@ -36,6 +36,8 @@ pub(crate) struct RunningRequest<'a> {
 /// The decision about a request.
 pub(crate) enum Entrance<'a> {
     Run(RunningRequest<'a>),
+    /// The request was admitted before.
+    Admitted,
     /// The call is refused, and may be repeated after that time.
     Busy(Duration),
     /// The call has less time left than its action takes.
@@ -57,6 +59,11 @@ impl LoadGate {
             batched: AtomicUsize::new(0),
             overdue,
         }
+    }
+
+    /// Returns true if the use of the workers matters.
+    pub(crate) fn observes_workers(&self) -> bool {
+        self.observes_workers
     }
 
     /// Returns true if the timeouts of calls matter.
@@ -150,7 +157,7 @@ impl LoadGate {
         WorkerLoad {
             workers: status.workers,
             running: status.running,
-            waiting: status.waiting,
+            waiting: status.ready,
             estimated_wait,
             is_saturated,
             overdue,

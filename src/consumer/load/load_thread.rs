@@ -30,12 +30,18 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(20);
 /// announced.
 const SCALED_INTERVAL: Duration = Duration::from_millis(250);
 
+/// The delay before another attempt to set the prefetch.
+const PREFETCH_RETRY: Duration = Duration::from_secs(2);
+
 /// The parts of a server or a subscriber that the thread reads and changes.
 pub(crate) trait WatchedWorkers: Send + 'static {
     fn status(&self) -> PoolStatus;
 
     /// Starts workers until there are `workers`.
     fn grow(&self, workers: usize) -> std::io::Result<()>;
+
+    /// Starts another worker in place of one whose handler does not return.
+    fn replace_worker(&self) -> std::io::Result<()>;
 
     /// Sends a message to `sender`, once, when no worker is idle.
     fn notify_when_busy(&self, sender: Sender<()>);
@@ -82,6 +88,9 @@ struct Watch<W> {
     prefetch: u16,
     /// True if the last sample failed.
     depth_failed: bool,
+    /// The time before which the prefetch is not set again, as it could not be: while the broker
+    /// blocks, each attempt is one more command that waits.
+    prefetch_failed_until: Option<Instant>,
 }
 
 impl LoadThread {
@@ -99,6 +108,7 @@ impl LoadThread {
             scaler,
             meter: ProcessorMeter::default(),
             depth_failed: false,
+            prefetch_failed_until: None,
         };
         let thread = NamedThread::spawn(name, move || watch.run(&stopped))?;
         Ok(Self { thread, stop })
@@ -120,9 +130,10 @@ impl<W: WatchedWorkers> Watch<W> {
             self.sample();
             self.scale();
             let now = Instant::now();
-            let next_sample = self.setup.gate.next_sample();
+            let observes = self.setup.gate.observes_workers();
+            let next_sample = self.setup.gate.next_sample().filter(|_| observes);
             let until = self.next_look(now, next_sample);
-            if next_sample.is_none() {
+            if observes && next_sample.is_none() {
                 self.setup.workers.notify_when_busy(busy_sender.clone());
             }
             let timeout = match until {
@@ -171,7 +182,7 @@ impl<W: WatchedWorkers> Watch<W> {
 
     fn sample(&mut self) {
         let now = Instant::now();
-        if self.look().is_none_or(|at| at > now) {
+        if !self.setup.gate.observes_workers() || self.look().is_none_or(|at| at > now) {
             return;
         }
         let LoadThreadSetup {
@@ -238,25 +249,31 @@ impl<W: WatchedWorkers> Watch<W> {
             }
         }
         let prefetch = options.prefetch_for(count);
-        if prefetch == self.prefetch {
+        // Each change replaces a consumer, so it is lowered once, when no more workers end.
+        let is_ending = prefetch < self.prefetch && count > options.workers.least();
+        let until = self.prefetch_failed_until;
+        if prefetch == self.prefetch || is_ending || until.is_some_and(|it| Instant::now() < it) {
             return;
         }
         match workers.set_prefetch(prefetch, deadline::after(STEP_TIMEOUT)) {
             Ok(()) => {
                 gate.set_prefetch(workers.full_at(prefetch));
                 self.prefetch = prefetch;
+                self.prefetch_failed_until = None;
                 log_relay::log(
                     log::Level::Debug,
                     TARGET,
                     format_args!("{owner} has {count} workers and a prefetch of {prefetch}"),
                 );
             }
-            // Tried again at the next look.
-            Err(error) => log_relay::log(
-                log::Level::Debug,
-                TARGET,
-                format_args!("{owner}: the prefetch cannot be set to {prefetch}: {error}"),
-            ),
+            Err(error) => {
+                self.prefetch_failed_until = Some(deadline::after(PREFETCH_RETRY));
+                log_relay::log(
+                    log::Level::Debug,
+                    TARGET,
+                    format_args!("{owner}: the prefetch cannot be set to {prefetch}: {error}"),
+                );
+            }
         }
     }
 
@@ -270,7 +287,7 @@ impl<W: WatchedWorkers> Watch<W> {
         } = &self.setup;
         let timeout = gate.handler_timeout().unwrap_or_default();
         for handler in gate.check_overdue(Instant::now()) {
-            let replaced = handler.replace && workers.grow(workers.status().workers + 1).is_ok();
+            let replaced = handler.replace && workers.replace_worker().is_ok();
             let then = match replaced {
                 true => "another worker is started in its place",
                 false => {
