@@ -62,18 +62,16 @@ impl From<Option<LocalRetry>> for AfterDelivery {
 impl Dispatcher {
     /// Processes one delivery until it is settled, or returns the work that is left.
     pub(crate) fn process(&self, delivery: Delivery, turn: &dyn Turn) -> AfterDelivery {
-        match self.settled.track(delivery) {
-            Some(tracked) => self.process_as(tracked, LocalAttempts::default(), turn, false),
-            None => AfterDelivery::Done,
-        }
+        let tracked = self.settled.track(delivery);
+        tracked.map_or(AfterDelivery::Done, |tracked| {
+            self.process_as(tracked, LocalAttempts::default(), turn, false)
+        })
     }
 
     /// Processes one delivery whose job has its place in the class of its action.
     pub(crate) fn process_in_class(&self, delivery: Delivery, turn: &dyn Turn) -> AfterDelivery {
-        match self.settled.track(delivery) {
-            Some(tracked) => self.process_as(tracked, LocalAttempts::default(), turn, true),
-            None => AfterDelivery::Done,
-        }
+        let tracked = self.settled.track(delivery);
+        tracked.map_or(AfterDelivery::Done, |it| self.process_waited(it, turn))
     }
 
     /// Processes one delivery that has waited for its place in the class of its action.
