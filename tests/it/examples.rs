@@ -7,6 +7,7 @@ use coney::{Broker, EventSubscriber};
 use crossbeam_channel::unbounded;
 
 use crate::support::events::recv_n;
+use crate::support::outage::create_last_queue;
 use crate::support::server::Server;
 use crate::support::{amqp_url, client, eventually, own_amqp_url, process, redis_url, unique};
 
@@ -143,6 +144,7 @@ fn the_shop_balances_over_a_broker_that_restarts() {
     while !line().expect("it begins").contains("orders by") {}
     recv_n(&created, 20);
     drop(observer);
+    create_last_queue(&broker);
     assert!(shop.try_wait().unwrap().is_none(), "in the middle of it");
     rabbit.kill();
     rabbit.start_again();

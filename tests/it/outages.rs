@@ -10,7 +10,7 @@ use coney::{CallOptions, ConnectionState, ErrorKind, Phase, ServiceServer};
 use crossbeam_channel::unbounded;
 
 use crate::support::events::recv_n;
-use crate::support::outage::{rabbit, sent_within, wait_for, watched, within};
+use crate::support::outage::{create_last_queue, rabbit, sent_within, wait_for, watched, within};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::sleepy_service::{GatedServer, sleepy_server};
 use crate::support::timing::{SLACK, in_time, stall_since};
@@ -27,6 +27,7 @@ fn killed_and_restarted() {
     let (server, _starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
     assert_eq!(client.call::<u64>(&service, "nap", &1).unwrap(), 1);
+    create_last_queue(&broker);
     rabbit.kill();
     let timeout = 300 * MS;
     // The first may have been sent before the loss was noticed.
@@ -65,6 +66,7 @@ fn confirmed_commands_survive_a_killed_broker() {
             .unwrap()
     };
     drop(collect());
+    create_last_queue(&broker);
     let client = client(&broker);
     let mut sends: Vec<_> = (0..2_000u64)
         .map(|n| (n, client.send_async(&service, "collect", &n).unwrap()))
@@ -212,6 +214,7 @@ fn a_thousand_callers_while_it_restarts() {
     let service = unique("nap");
     let (_server, starts) = sleepy_server(&broker, &service);
     let client = client(&broker);
+    create_last_queue(&broker);
     let (timeout, start) = (Duration::from_secs(3), Instant::now());
     let is_back = AtomicBool::new(false);
     let slowest = thread::scope(|scope| {

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use coney::transport::{Link, LinkSpec, QueueOptions, Topology};
 use coney::{Broker, CallOptions, ConnectionState, SendOptions};
 use crossbeam_channel::{Receiver, unbounded};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::PATIENCE;
 use super::server::Server;
+use super::{PATIENCE, unique};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -21,6 +22,14 @@ pub fn rabbit() -> MutexGuard<'static, Option<Server>> {
         none => *none = Some(Server::rabbitmq()),
     }
     broker
+}
+
+/// Creates a quorum queue, before the broker is killed. RabbitMQ 3.10 writes down the name of the
+/// quorum queue that was created last up to a second later; killed before that, it never gives that
+/// queue a leader again. It must be none that the test needs.
+pub fn create_last_queue(broker: &Broker) {
+    let topology = Topology::new().queue_with(unique("last"), QueueOptions::new().quorum(5));
+    drop(Link::open(broker, LinkSpec::new(topology)).unwrap());
 }
 
 pub fn within(timeout: Duration) -> CallOptions {
