@@ -26,6 +26,10 @@ pub(crate) trait TokenSource: Send + Sync {
 }
 
 /// The terms of the leases of a limit.
+#[cfg_attr(
+    not(feature = "redis"),
+    allow(dead_code, reason = "only the token source in Redis reads all fields")
+)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LeaseTerms {
     pub(crate) rate: Rate,
@@ -34,6 +38,10 @@ pub(crate) struct LeaseTerms {
 }
 
 /// A request for tokens.
+#[cfg_attr(
+    not(feature = "redis"),
+    allow(dead_code, reason = "only the token source in Redis reads all fields")
+)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LeaseRequest<'a> {
     /// The key of a limit with keys; `None` for one without.
