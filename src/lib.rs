@@ -21,7 +21,7 @@
 //! ```
 //!
 //! The [guide] teaches the library in order: calls, commands, events, batches, discovery,
-//! failure, testing, operations.
+//! failure, load, testing, operations.
 //!
 //! # The types
 //!

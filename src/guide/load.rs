@@ -15,7 +15,11 @@
 //! ([`ErrorKind::Busy`](crate::ErrorKind::Busy)) that names the time after which another attempt is
 //! worth while; nothing has run. A client with
 //! [`Resilience`](crate::resilience::Resilience) waits for that long, and sends less while it is
-//! refused. Commands and events are never refused: they wait, in the broker, and that uses up no
+//! refused: to all actions of the service, as its throttle counts a refusal by a limit or a bound too
+//! (give an action with a tight limit a client of its own, or
+//! [`resilience_for`](crate::client::ServiceClientBuilder::resilience_for)). A call that is retried
+//! late may end as timed out: for quick answers set a short timeout, since the default bound of `shed`
+//! is a quarter of it. Commands and events are never refused: they wait, in the broker, and that uses up no
 //! attempt.
 //!
 //! ```
@@ -47,6 +51,9 @@
 //! divided by the number of workers, so no clock of another machine is in it. The queue is counted
 //! every 100 ms, over a connection of its own, and only while all workers are busy.
 //! [`ServiceServer::load`](crate::ServiceServer::load) shows it.
+//!
+//! A load needs as many workers as its rate times the time of a handler: 300 calls a second of 30 ms
+//! need nine. More than that is no overload, only a reason for more workers.
 //!
 //! # A command for later
 //!

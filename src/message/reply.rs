@@ -172,8 +172,9 @@ impl<'a> Reply<'a> {
             error_code,
             message_id,
             instance_id,
-            retry_after_ms: retry_after
-                .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+            retry_after_ms: retry_after.map(|after| {
+                u64::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+            }),
         };
         // Strings, a number and a bool: serde_json encodes them all.
         serde_json::to_vec(&reply).unwrap_or_default()

@@ -153,11 +153,13 @@ impl LoadGate {
     /// Returns the load of the workers now.
     pub(crate) fn load(&self, status: PoolStatus) -> WorkerLoad {
         let (estimated_wait, is_saturated) = self.estimate(Instant::now(), status);
+        // Otherwise nothing is seen between two calls of this.
+        let is_saturated = is_saturated && self.observes_workers;
         let (overdue, overdue_total) = self.overdue();
         WorkerLoad {
             workers: status.workers,
             running: status.running,
-            waiting: status.ready,
+            waiting: status.waiting,
             estimated_wait,
             is_saturated,
             overdue,
@@ -198,7 +200,7 @@ impl LoadGate {
             workers: status.workers,
             unsettled: status.running + status.waiting,
             prefetch: self.prefetch.load(Ordering::Relaxed),
-            waiting: status.waiting,
+            waiting: status.ready,
             batched: self.batched.load(Ordering::Relaxed),
         }
     }

@@ -35,7 +35,8 @@ impl Occupancy {
     /// taken for saturated, and have no message waiting at the broker, cost a few samples.
     fn is_full(&self) -> bool {
         let on_their_way = (self.prefetch / 4).max(1);
-        self.busy + self.workers / 8 >= self.workers
+        self.workers > 0
+            && self.busy + self.workers / 8 >= self.workers
             && self.unsettled + on_their_way >= self.prefetch
     }
 }

@@ -18,7 +18,8 @@ pub struct WorkerLoad {
     /// takes it. Includes those in the queue only while the workers are saturated, and calls are
     /// shed or there is a range of workers; otherwise the queue is not counted.
     pub estimated_wait: Duration,
-    /// True if all workers have been busy and the prefetch full for 100 ms.
+    /// True if all workers have been busy and the prefetch full for 100 ms. Known only if calls are
+    /// shed or there is a range of workers; false otherwise.
     pub is_saturated: bool,
     /// The number of handlers that run for longer than the
     /// [`handler_timeout`](crate::server::ServiceServerBuilder::handler_timeout).
