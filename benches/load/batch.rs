@@ -7,7 +7,7 @@ use coney::{ServiceClient, ServiceServer};
 
 use crate::brokers::{self, Transport};
 use crate::figure::{Bound, bounded, unbounded};
-use crate::latencies::{lateness, offer, quantile};
+use crate::latencies::{lateness, offer, quantile_since_sent};
 use crate::load::{Ended, Target};
 
 const WORKERS: usize = 10;
@@ -62,7 +62,7 @@ fn run(transport: &Transport, length: Duration) {
         .collect();
 
     let case = format!("a batch of {ITEMS} items of 50 ms, {}", transport.name);
-    let p99 = [&alone, &meanwhile].map(|calls| quantile(calls, 0.99));
+    let p99 = [&alone, &meanwhile].map(|calls| quantile_since_sent(calls, 0.99));
     unbounded(&format!("{case}: p99 of single calls alone"), p99[0], "ms");
     let handling = HANDLING.as_secs_f64() * 1e3;
     let what = format!("{case}: p99 of single calls meanwhile");
@@ -75,8 +75,8 @@ fn run(transport: &Transport, length: Duration) {
     unbounded(&format!("{case}: mean time of a batch"), took, "s");
     eprintln!(
         "{case}: p50 of single calls alone {:.1} ms, meanwhile {:.1} ms; {} of {} failed",
-        quantile(&alone, 0.5),
-        quantile(&meanwhile, 0.5),
+        quantile_since_sent(&alone, 0.5),
+        quantile_since_sent(&meanwhile, 0.5),
         meanwhile.iter().filter(|it| it.result.is_err()).count(),
         meanwhile.len(),
     );

@@ -7,7 +7,7 @@ use coney::{ErrorKind, ServiceClient, ServiceServer};
 
 use crate::brokers::{self, Transport};
 use crate::figure::{Bound, bounded, unbounded};
-use crate::latencies::{lateness, offer, quantile};
+use crate::latencies::{lateness, offer, quantile_since_sent};
 use crate::load::{Ended, Target};
 
 const SERVICE: &str = "bench-bulkhead";
@@ -77,7 +77,7 @@ fn run(transport: &Transport, has_bulkhead: bool, length: Duration) {
         true => format!("at_most, one action flooded, {}", transport.name),
         false => format!("no at_most, one action flooded, {}", transport.name),
     };
-    let p99 = [&alone, &flooded].map(|calls| quantile(calls, 0.99));
+    let p99 = [&alone, &flooded].map(|calls| quantile_since_sent(calls, 0.99));
     unbounded(&format!("{case}: p99 of the others alone"), p99[0], "ms");
     let what = format!("{case}: p99 of the others");
     match has_bulkhead {
@@ -91,8 +91,8 @@ fn run(transport: &Transport, has_bulkhead: bool, length: Duration) {
     eprintln!(
         "{case}: p50 of the others alone {:.1} ms, flooded {:.1} ms; {} and {} of them failed; of {} \
          reports {} were served, {} refused as busy",
-        quantile(&alone, 0.5),
-        quantile(&flooded, 0.5),
+        quantile_since_sent(&alone, 0.5),
+        quantile_since_sent(&flooded, 0.5),
         failed[0],
         failed[1],
         reports.len(),

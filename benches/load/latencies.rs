@@ -18,9 +18,18 @@ pub fn offer(
     load::start(client, target, load::due_times(&[phase]))
 }
 
-/// Returns the time in ms that such a part of the calls took at most.
+/// Returns the time in ms that such a part of the calls took at most, from when they were due.
 pub fn quantile<'a>(calls: impl IntoIterator<Item = &'a Ended>, part: f64) -> f64 {
     part_of(calls.into_iter().map(|call| call.took), part)
+}
+
+/// Returns the time in ms that such a part of the calls took at most, from when they were sent: for
+/// comparisons in which the generator is not to be measured.
+pub fn quantile_since_sent<'a>(calls: impl IntoIterator<Item = &'a Ended>, part: f64) -> f64 {
+    let times = calls
+        .into_iter()
+        .map(|call| call.took.saturating_sub(call.late));
+    part_of(times, part)
 }
 
 /// Returns the time in ms by which such a part of the calls was sent too late at most.

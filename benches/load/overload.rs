@@ -119,7 +119,9 @@ fn report(case: &str, sheds: bool, calls: &[Ended], capacity: f64, surge: Durati
     // Calls that were neither refused nor served in time count too.
     let accepted = || during.iter().filter(|call| !is_busy(call)).copied();
 
-    let goodput = served as f64 / surge.as_secs_f64() / capacity;
+    // Those that were served after the surge do not count.
+    let in_surge = |call: &&&Ended| call.result.is_ok() && call.due + call.took < surge;
+    let goodput = during.iter().filter(in_surge).count() as f64 / surge.as_secs_f64() / capacity;
     let what = format!("{case}: goodput");
     let p99 = quantile(accepted(), 0.99);
     let what_p99 = format!("{case}: p99 of accepted calls");

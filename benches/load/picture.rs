@@ -91,7 +91,7 @@ pub fn draw(path: &Path, transport: &str, curves: &[Curve]) -> Drawn {
             &panels[0],
             &format!("{name}: calls a second"),
             curve,
-            350.0,
+            400.0,
             &RATES,
         )?;
         let title = format!("{name}: latency of served calls in ms");

@@ -36,10 +36,11 @@ const TARGET: Target = Target {
 /// Measures steps of such a length, and computing calls for half of it.
 pub fn measure(step: Duration) {
     for transport in brokers::all() {
-        let alone = run_step(&transport, MOST..=MOST, step / 2);
+        let shorter = (step / 2).max(2 * SETTLED);
+        let alone = run_step(&transport, MOST..=MOST, shorter);
         let name = transport.name;
         let what = format!("step of the load, {MOST} workers from the start, {name}: p99");
-        unbounded(&what, settled_p99(&alone.calls, step / 2), "ms");
+        unbounded(&what, settled_p99(&alone.calls, shorter), "ms");
         let stepped = run_step(&transport, LEAST..=MOST, step);
         stepped.report(&format!("step of the load, {name}"), step);
         compute(&transport, step / 2);
