@@ -17,7 +17,8 @@ impl ServiceClientBuilder {
     /// [depth of the queue](crate::Broker::queue_depth) is asked for once a second while
     /// commands are sent, and more often, at most every 50 ms, when the client has used up the room
     /// that the last answer left. What other clients send in the meantime, and what is on its way,
-    /// comes on top. If the depth cannot be asked for, because the connection is lost for example,
+    /// comes on top; commands that a server has moved to the queue of an action with a
+    /// [bound](crate::server::ServiceServerBuilder::at_most) do not count. If the depth cannot be asked for, because the connection is lost for example,
     /// commands are sent as without the bound, and the log has a warning.
     ///
     /// ```

@@ -96,8 +96,7 @@ impl<J: Job> Pool<J> {
         loop {
             {
                 let mut state = self.shared.state.lock();
-                state.most = state.most.max(workers);
-                if state.stopped || state.workers >= workers {
+                if !state.allow_workers(workers) {
                     return Ok(());
                 }
                 state.add_worker();
@@ -113,12 +112,20 @@ impl<J: Job> Pool<J> {
     /// Starts another worker in place of one whose handler does not return. When it does,
     /// [`Turn::end_one_worker`](super::turn::Turn::end_one_worker) takes that back.
     pub(super) fn replace_worker(&self) -> std::io::Result<()> {
-        let workers = {
+        let mut threads = self.threads.lock();
+        threads.handles.retain(|thread| !thread.is_finished());
+        {
             let mut state = self.shared.state.lock();
-            state.add_stuck_worker();
-            state.workers + 1
-        };
-        self.grow(workers)
+            if !state.add_stuck_worker() {
+                return Ok(());
+            }
+            state.add_worker();
+        }
+        let started = threads.start_worker(&self.setup.name);
+        if !matches!(started, Ok(true)) {
+            self.shared.state.lock().remove_worker();
+        }
+        started.map(drop)
     }
 
     /// Adds a class of jobs.

@@ -67,9 +67,12 @@ pub(super) struct PoolState<J> {
     /// The number of workers.
     pub(super) workers: usize,
     /// The number of workers above which a worker ends after its job.
-    pub(super) most: usize,
+    most: usize,
     /// The number of workers that stay when they are idle.
     least: usize,
+    /// The number of stuck workers that others stand in for. Below zero if a worker was reported to
+    /// be free again before it was reported to be stuck.
+    stuck: isize,
     /// The time after which an idle worker ends, if the number of workers changes.
     end_idle: Option<Duration>,
     /// Receives a message when the last idle worker gets a job.
@@ -125,6 +128,7 @@ impl<J: Job> PoolState<J> {
             workers: 0,
             most: workers,
             least: workers,
+            stuck: 0,
             end_idle,
             on_busy: None,
             stopped: false,
@@ -161,7 +165,7 @@ impl<J: Job> PoolState<J> {
     ) -> (Step<J>, Effects<J>) {
         self.waking &= !was_woken;
         let discarded = ended.and_then(|(place, next)| self.end(place, next));
-        if self.workers > self.most && !self.stopped {
+        if self.workers > self.most_now() && !self.stopped {
             self.remove_worker();
             return (Step::End, self.effects(discarded));
         }
@@ -191,9 +195,11 @@ impl<J: Job> PoolState<J> {
         }
         self.release_due();
         let is_long = self.end_idle.is_some_and(|it| idle_since.elapsed() >= it);
-        let ends = is_long && self.workers > self.least && !self.schedule.has_next();
+        let ends = is_long && self.workers > self.least_now() && !self.schedule.has_next();
         if ends {
-            self.most = self.most.min(self.workers - 1).max(self.least);
+            let stuck = self.least_now() - self.least;
+            let left = (self.workers - 1).saturating_sub(stuck);
+            self.most = self.most.min(left).max(self.least);
             self.remove_worker();
         }
         Some(ends)
@@ -275,15 +281,33 @@ impl<J: Job> PoolState<J> {
         self.schedule.set_runners(self.workers);
     }
 
-    /// Lets one worker end after its job, unless no more than the lowest number would be left.
+    /// Counts one worker as stuck no more: one ends after its job.
     pub(super) fn end_one_worker(&mut self) {
-        self.least = self.least.saturating_sub(1).max(1);
-        self.most = self.most.saturating_sub(1).max(self.least);
+        self.stuck -= 1;
     }
 
-    /// Counts one worker as stuck: as many others stay as without it.
-    pub(super) fn add_stuck_worker(&mut self) {
-        self.least += 1;
+    /// Counts one worker as stuck. Returns true if another has to be started in its place.
+    pub(super) fn add_stuck_worker(&mut self) -> bool {
+        self.stuck += 1;
+        !self.stopped && self.workers < self.most_now()
+    }
+
+    /// Returns the number of workers above which one ends, with those in place of stuck ones.
+    fn most_now(&self) -> usize {
+        self.most + usize::try_from(self.stuck).unwrap_or(0)
+    }
+
+    /// Returns the number of workers that stay, with those in place of stuck ones.
+    fn least_now(&self) -> usize {
+        self.least + usize::try_from(self.stuck).unwrap_or(0)
+    }
+
+    /// Lets there be as many workers, those in place of stuck ones included. Returns true if one has
+    /// to be started.
+    pub(super) fn allow_workers(&mut self, workers: usize) -> bool {
+        let stuck = usize::try_from(self.stuck).unwrap_or(0);
+        self.most = self.most.max(workers.saturating_sub(stuck));
+        !self.stopped && self.workers < workers
     }
 
     /// Sets the channel that receives a message when the last idle worker gets a job: at once if
@@ -350,7 +374,7 @@ impl<J: Job> PoolState<J> {
 
     /// Returns the time until which an idle worker sleeps.
     fn sleep_until(&mut self, number: u64) -> Option<Instant> {
-        let end = self.end_idle.filter(|_| self.workers > self.least);
+        let end = self.end_idle.filter(|_| self.workers > self.least_now());
         let end = end.map(|idle| Instant::now() + idle);
         let due = self.schedule.next_due().filter(|_| self.is_timer_missing());
         if let Some(due) = due {

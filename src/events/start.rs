@@ -64,6 +64,7 @@ impl EventSubscriber {
             lifetime: Arc::default(),
             shutdown_timeout: builder.options.shutdown_timeout,
             stopped: AtomicBool::new(false),
+            shutting_down: Mutex::new(()),
             broker: broker.clone(),
         };
         let nested = Arc::new(NestedClient {

@@ -12,7 +12,7 @@ use super::pause_thread::PauseThread;
 use super::running::Running;
 use crate::base::deadline;
 use crate::consumer::{Left, Lifetime, LoadGate, LoadThread, WorkerLoad, Workers, drain};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::transport::Broker;
 
 /// Running subscriptions: takes events from their queues, runs handlers on workers, and
@@ -49,6 +49,8 @@ pub struct EventSubscriber {
     pub(super) ordered_connection: Option<Broker>,
     pub(super) shutdown_timeout: Duration,
     pub(super) stopped: AtomicBool,
+    /// The lock of a shutdown.
+    pub(super) shutting_down: Mutex<()>,
     pub(super) lifetime: Arc<Lifetime>,
     /// The handle that keeps the connection open as long as the subscriber runs.
     pub(super) broker: Broker,
@@ -154,6 +156,14 @@ impl EventSubscriber {
         let workers = &self.workers;
         workers.check_not_worker_thread()?;
         let deadline = deadline::after(timeout);
+        // A second call must not close the links while the first one gives events back.
+        let Some(_shutdown) = self.shutting_down.try_lock_until(deadline) else {
+            let text = format!(
+                "another thread still shuts the subscriber of {} down",
+                self.service
+            );
+            return Err(Error::timed_out(Phase::Shutdown, text));
+        };
         self.lifetime.closing();
         // They would start workers, change the prefetch and consume again.
         if let Some(thread) = self.load_thread.lock().take() {

@@ -11,7 +11,7 @@ use super::health::Health;
 use super::sources::Consumers;
 use crate::base::deadline;
 use crate::consumer::{Left, LoadThread, WorkerLoad, drain};
-use crate::error::Result;
+use crate::error::{Error, Phase, Result};
 use crate::registry::{Registration, RegistrationState};
 use crate::topology;
 use crate::transport::Broker;
@@ -46,6 +46,8 @@ pub struct ServiceServer {
     pub(super) load_thread: Mutex<Option<LoadThread>>,
     pub(super) shutdown_timeout: Duration,
     pub(super) stopped: AtomicBool,
+    /// The lock of a shutdown.
+    pub(super) shutting_down: Mutex<()>,
     /// Keeps the connection open as long as the server runs.
     pub(super) broker: Broker,
 }
@@ -240,6 +242,11 @@ impl ServiceServer {
         let workers = &self.consumers.requests.workers;
         workers.check_not_worker_thread()?;
         let deadline = deadline::after(timeout);
+        // A second call must not close the links while the first one gives requests back.
+        let Some(_shutdown) = self.shutting_down.try_lock_until(deadline) else {
+            let text = format!("another thread still shuts {} down", self.service);
+            return Err(Error::timed_out(Phase::Shutdown, text));
+        };
         self.consumers.requests.lifetime.closing();
         // A registry or a broker that does not answer must not use up the handlers' time.
         if let Some(registration) = &self.registration

@@ -120,6 +120,7 @@ impl ServiceServerBuilder {
         consumers.unhealthy.lock().clone_from(&verdict);
         let mut server = ServiceServer {
             stopped: AtomicBool::new(false),
+            shutting_down: Mutex::new(()),
             service: self.service.clone(),
             consumers,
             registration: None,

@@ -105,6 +105,7 @@ mod tests {
 
     fn workers(workers: usize) -> Occupancy {
         Occupancy {
+            busy: workers,
             workers,
             ..Occupancy::default()
         }
@@ -137,6 +138,9 @@ mod tests {
         assert_eq!(backlog.wait(now, true, &workers(10), means), 300 * MS);
         let local = backlog.wait(now, false, &waiting, MEANS);
         assert_eq!(local, 150 * MS, "only what waits in the process");
+        let idle = Occupancy { busy: 9, ..waiting };
+        let none = backlog.wait(now, false, &idle, MEANS);
+        assert_eq!(none, Duration::ZERO, "a worker is idle");
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl LoadOptions {
     /// more workers than the fixed number, some are stuck, and each of those holds a message.
     pub(crate) fn prefetch_for(&self, workers: usize) -> u16 {
         let per_worker = if self.shed.is_some() { 2 } else { 1 };
-        let for_workers = u16::try_from(workers * per_worker).unwrap_or(u16::MAX);
+        let for_workers = u16::try_from(workers.saturating_mul(per_worker)).unwrap_or(u16::MAX);
         let stuck = workers.saturating_sub(self.workers.most());
         let stuck = u16::try_from(stuck).unwrap_or(u16::MAX);
         match (self.prefetch, self.workers.is_fixed()) {

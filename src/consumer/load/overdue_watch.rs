@@ -10,6 +10,13 @@ use super::overdue::Overdue;
 use crate::base::name::shown;
 use crate::consumer::turn::Turn;
 
+/// The interval at which handlers are looked for while none runs, if their timeout is shorter: the
+/// begin of one is not announced.
+const LONGEST_DELAY: Duration = Duration::from_millis(100);
+
+/// The shortest interval between two looks.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
 /// The watch on running handlers, shared by the workers and the load thread.
 pub(crate) struct OverdueWatch {
     timeout: Duration,
@@ -94,8 +101,8 @@ impl OverdueWatch {
     /// Returns the time at which a handler may next be overdue: of those that run, or that begin now.
     pub(super) fn next_check(&self, now: Instant) -> Instant {
         let next = self.state.lock().overdue.next_check();
-        let later = now + self.timeout;
-        next.map_or(later, |next| next.min(later))
+        let later = now + self.timeout.max(LONGEST_DELAY);
+        next.map_or(later, |next| next.clamp(now + SHORTEST_INTERVAL, later))
     }
 
     /// Returns the number of handlers that are overdue now, and of those that ever were.
