@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use amiquip::{Connection, QueueDeleteOptions};
 use coney::server::ServiceServerBuilder;
 use coney::{Broker, EventPublisher, EventSubscriber, ServiceClient, ServiceServer, Subscription};
 
@@ -18,6 +19,8 @@ const MOST: usize = NUMBERS[3];
 /// are ten.
 const WANTED: f64 = 2.0;
 
+const SERVICE: &str = "bench-lanes";
+
 /// Rounds through all numbers. The median of their medians counts.
 const ROUNDS: u32 = 3;
 
@@ -26,43 +29,57 @@ pub fn measure(length: Duration, is_quick: bool) {
     for transport in brokers::all() {
         let rounds = if is_quick { 1 } else { ROUNDS };
         let slice = length / (2 * rounds * (NUMBERS.len() + 1) as u32);
-        compare("subscriptions", &transport, rounds, |number, all| {
-            events(&transport.broker, number, all, slice)
+        let broker = &transport.broker;
+        match transport.url {
+            // The memory broker compares an event with each subscription, which takes longer than
+            // anything else here: so there are always the most, and another subscriber has those
+            // that are not measured.
+            None => compare("subscriptions", &transport, rounds, MOST, |number, all| {
+                events(broker, number, all, slice)
+            }),
+            Some(_) => compare("subscriptions", &transport, rounds, 0, |number, _| {
+                events(broker, number, number, slice)
+            }),
+        }
+        compare("actions with bounds", &transport, rounds, 0, |number, _| {
+            calls(broker, number, slice)
         });
-        compare("actions with bounds", &transport, rounds, |number, _| {
-            calls(&transport.broker, number, slice)
-        });
+        if let Some(url) = &transport.url {
+            delete_queues(url);
+        }
     }
 }
 
-/// Prints the costs in µs that `measure` returns for one subscription or action alone, and for a
-/// number of them out of the most.
-///
-/// The memory broker compares an event with each subscription, which takes longer than anything
-/// else here. So the growth is what the most cost over one out of the most, and it is a part of
-/// what one costs that is alone.
-fn compare(what: &str, transport: &Transport, rounds: u32, measure: impl Fn(usize, usize) -> f64) {
+/// Prints the costs in µs that `measure` returns for each number out of `all`, and for one alone:
+/// the growth from one to the most is a part of the latter.
+fn compare(
+    what: &str,
+    transport: &Transport,
+    rounds: u32,
+    all: usize,
+    measure: impl Fn(usize, usize) -> f64,
+) {
     let (mut costs, mut alone) = (NUMBERS.map(|_| Vec::new()), Vec::new());
     for _ in 0..rounds {
         alone.push(measure(1, 1));
         for (costs, number) in costs.iter_mut().zip(NUMBERS) {
-            costs.push(measure(number, MOST));
+            costs.push(measure(number, all));
         }
     }
     let (costs, alone) = (costs.map(median), median(alone));
+    let name = transport.name;
     unbounded(
-        &format!("wake-up, {what}, one alone, {}", transport.name),
+        &format!("wake-up, one of the {what}, alone, {name}"),
         alone,
         "µs",
     );
     for (cost, number) in costs.iter().zip(NUMBERS) {
-        let what = format!("wake-up, {number} {what}, {}", transport.name);
-        unbounded(&what, *cost, "µs");
+        unbounded(&format!("wake-up, {number} {what}, {name}"), *cost, "µs");
     }
-    let what = format!("wake-up, {MOST} {what}, {}", transport.name);
     let growth = costs[NUMBERS.len() - 1] - costs[0];
     let wanted = Bound::AtMost(WANTED);
-    bounded(&what, 1.0 + growth / alone, "of one alone", wanted);
+    let what = format!("wake-up, {MOST} {what}, {name}");
+    bounded(&what, 1.0 + growth / alone, "of one", wanted);
 }
 
 /// Returns the median time in µs from the publication of an event to its handler.
@@ -83,7 +100,7 @@ fn events(broker: &Broker, number: usize, all: usize, length: Duration) -> f64 {
         }
         subscriber.start().expect("the subscriber starts")
     };
-    let _subscriber = subscribe("bench-lanes", 0..number);
+    let _subscriber = subscribe(SERVICE, 0..number);
     let _others = (number < all).then(|| subscribe("bench-lanes-others", number..all));
     let publisher = EventPublisher::new(broker, "bench").expect("a publisher");
     median_time(number, length, |at| {
@@ -98,20 +115,37 @@ fn events(broker: &Broker, number: usize, all: usize, length: Duration) -> f64 {
 
 /// Returns the median time in µs of a call.
 fn calls(broker: &Broker, number: usize, length: Duration) -> f64 {
-    let server = ServiceServer::builder(broker, "bench-lanes");
     let add = |server: ServiceServerBuilder, number| {
         let server = server.respond(&name(number), |number: u64| number);
         server.at_most(&name(number), 2)
     };
-    let server = (0..number).fold(server, add).start();
+    let start = || {
+        let server = ServiceServer::builder(broker, SERVICE);
+        (0..number).fold(server, add).start()
+    };
+    // RabbitMQ may take longer for a thousand queues than a server waits.
+    let server = start().or_else(|_| start()).or_else(|_| start());
     let _server = server.expect("the server starts");
     let client = ServiceClient::new(broker, "bench").expect("a client");
     median_time(number, length, |at| {
         let begin = Instant::now();
-        let answer = client.call::<u64>("bench-lanes", &name(at), &1);
+        let answer = client.call::<u64>(SERVICE, &name(at), &1);
         answer.expect("the call succeeds");
         begin.elapsed()
     })
+}
+
+/// Deletes the queues of the actions, in which commands would wait.
+fn delete_queues(url: &str) {
+    let mut connection = Connection::insecure_open(url).expect("the broker is there");
+    let channel = connection.open_channel(None).expect("a channel");
+    for number in 0..MOST {
+        let queue = format!("service.{SERVICE}.class.{}", name(number));
+        let deleted = channel.queue_delete_nowait(queue, QueueDeleteOptions::default());
+        deleted.expect("the connection lives");
+    }
+    channel.close().expect("the connection lives");
+    connection.close().expect("the connection lives");
 }
 
 fn name(number: usize) -> String {
