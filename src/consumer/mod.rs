@@ -17,6 +17,7 @@ mod failure_meter;
 mod failure_rate;
 mod handler;
 pub(crate) mod handler_error;
+mod job;
 mod lane;
 mod layer;
 mod leases;

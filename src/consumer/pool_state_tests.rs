@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::consumer::Shareable;
 
 /// A job that counts when it is discarded.
 struct TestJob {

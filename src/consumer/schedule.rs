@@ -23,8 +23,6 @@ pub(crate) struct Schedule<T> {
     last_number: u64,
     waiting: usize,
     running: usize,
-    /// The classes that have had limits.
-    limited: Vec<usize>,
     /// The number of runners, of which batches get half.
     runners: usize,
 }
@@ -40,7 +38,6 @@ impl<T: Shareable> Schedule<T> {
             last_number: 0,
             waiting: 0,
             running: 0,
-            limited: Vec::new(),
             runners,
         }
     }
@@ -59,21 +56,12 @@ impl<T: Shareable> Schedule<T> {
             by_key: HashMap::new(),
             epoch: 0,
         });
-        self.note_limit(class);
         Class(class)
-    }
-
-    /// Records a class that may reach its limit.
-    fn note_limit(&mut self, class: usize) {
-        if matches!(self.classes[class].limit, Limit::AtMost(_)) && !self.limited.contains(&class) {
-            self.limited.push(class);
-        }
     }
 
     /// Sets the limit of a class. Items over it that run go on.
     pub(super) fn set_limit(&mut self, class: Class, limit: Limit) {
         self.classes[class.0].limit = limit;
-        self.note_limit(class.0);
         if self.may_run(class.0) {
             self.give_class_turn(class.0);
         } else {
@@ -300,10 +288,10 @@ impl<T: Shareable> Schedule<T> {
     }
 
     /// Returns the number of items that wait for a runner: not those that are put off, nor those of
-    /// a class that has reached its limit.
+    /// a class that has reached its limit. Takes time in proportion to the number of classes.
     pub(super) fn waiting_for_runners(&self) -> usize {
-        let full = self.limited.iter().filter(|class| !self.may_run(**class));
-        let held: usize = full.map(|class| self.classes[*class].waiting).sum();
+        let full = (0..self.classes.len()).filter(|class| !self.may_run(*class));
+        let held: usize = full.map(|class| self.classes[class].waiting).sum();
         self.waiting
             .saturating_sub(held)
             .saturating_sub(self.put_off.len())

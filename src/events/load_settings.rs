@@ -40,8 +40,8 @@ impl EventSubscriberBuilder {
     }
 
     /// Sets the number of unacknowledged events of each subscription that the broker sends
-    /// ahead. Fewer than workers leaves workers idle. Defaults to 10, and with a range of workers to
-    /// their number.
+    /// ahead. Fewer than workers leaves workers idle. Defaults to the number of workers, and to at
+    /// least 10 if that is fixed.
     ///
     /// With a range it is at least the present number of workers for a group, whose other instances
     /// get the rest, and at least the highest number for

@@ -37,9 +37,10 @@ impl ServiceServerBuilder {
 
     /// Sets the number of unacknowledged requests that the broker sends ahead, from each queue.
     /// Fewer than workers leaves workers idle; more wait in this process instead of going to
-    /// another server. Defaults to 10; with a range of workers to their present number, which it
-    /// follows upwards if it is set too, and to one more for the instance's own queue; and to twice
-    /// the number of workers with [`shed`](ServiceServerBuilder::shed).
+    /// another server. Defaults to the number of workers, to at least 10 if that is fixed, and to
+    /// twice the number of workers with [`shed`](ServiceServerBuilder::shed). With a range of
+    /// workers it follows their number upwards even if it is set, and is one higher for the
+    /// instance's own queue.
     pub fn prefetch(mut self, prefetch: u16) -> Self {
         self.options.load.prefetch = Some(prefetch);
         self

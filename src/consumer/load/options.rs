@@ -27,7 +27,7 @@ pub(crate) struct LoadOptions {
 /// The longest time after which a handler is overdue, so that no sum overflows.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The prefetch of a fixed number of workers.
+/// The least prefetch of a fixed number of workers.
 const DEFAULT_PREFETCH: u16 = 10;
 
 impl Default for LoadOptions {
@@ -57,7 +57,9 @@ impl LoadOptions {
             (Some(prefetch), false) => prefetch.max(for_workers),
             (None, true) if self.shed.is_none() => {
                 let room = self.waiting_room.saturating_add(stuck);
-                DEFAULT_PREFETCH.saturating_add(room)
+                DEFAULT_PREFETCH
+                    .max(for_workers.saturating_sub(stuck))
+                    .saturating_add(room)
             }
             (None, _) => for_workers.saturating_add(self.waiting_room),
         }
@@ -126,6 +128,11 @@ mod tests {
     fn the_prefetch_follows_the_workers_unless_their_number_is_fixed() {
         let fixed = LoadOptions::default();
         assert_eq!(fixed.first_prefetch(), 10);
+        let many = LoadOptions {
+            workers: 32.into(),
+            ..LoadOptions::default()
+        };
+        assert_eq!([32, 33].map(|it| many.prefetch_for(it)), [32, 33]);
         let few = LoadOptions {
             workers: 2.into(),
             ..LoadOptions::default()
