@@ -90,6 +90,8 @@ fn run_step(
     let handler = Arc::clone(&runs);
     let scales = workers.start() < workers.end();
     let server = ServiceServer::builder(&transport.broker, TARGET.service)
+        // With a fixed number of workers the prefetch would be 10.
+        .prefetch(*workers.start() as u16)
         .workers(workers)
         .respond_with_context(TARGET.action, move |context, number: u64| {
             handler.handle(context);

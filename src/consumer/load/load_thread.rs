@@ -211,7 +211,7 @@ impl<W: WatchedWorkers> Watch<W> {
 
     fn scale(&mut self) {
         for clock in self.setup.clocks.try_iter() {
-            self.meter.add(clock);
+            self.meter.add(clock, Instant::now());
         }
         let LoadThreadSetup {
             gate,
@@ -231,10 +231,8 @@ impl<W: WatchedWorkers> Watch<W> {
                 wait,
                 workers: status.workers,
                 nested: nested(),
-                demand: match is_saturated {
-                    true => self.meter.read(now),
-                    false => None,
-                },
+                // Read before the workers are saturated too, to have something to compare with then.
+                demand: self.meter.read(now),
             };
             let wanted = scaler.observe(now, &seen);
             if wanted > count {

@@ -12,6 +12,10 @@ const FILE: &str = "/proc/thread-self/schedstat";
 /// about the present.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The shortest time between two readings: Linux brings the numbers of a running thread up to date
+/// every few milliseconds only.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
+
 /// The most that counts of the time waiting for a processor, as a multiple of the time on one.
 /// Handlers that sleep wait for a processor for a moment after each sleep, on a busy machine for a
 /// multiple of the time that they use: that is no reason against more of them.
@@ -55,52 +59,97 @@ fn parse(text: &[u8]) -> Option<Reading> {
     })
 }
 
-/// The processors that the workers would use if there were enough.
+/// The processors that a worker would use if there were enough: the mean of all workers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct ProcessorDemand(pub(crate) f64);
 
 impl ProcessorDemand {
-    /// Computes the demand from the processors that the workers used on average, and the number of
-    /// workers that waited for one on average.
+    /// Computes the demand from the part of its time for which a worker used a processor, and the
+    /// part for which it waited for one.
     pub(super) fn of(used: f64, waited: f64) -> Self {
         Self(used + waited.min(MOST_DELAY * used))
+    }
+}
+
+/// The time of all workers, in nanoseconds. Workers start at different times, and one that has run
+/// for half of an interval counts half.
+#[derive(Debug, Default)]
+struct Sum {
+    ran: u64,
+    waited: u64,
+    all: u128,
+}
+
+impl Sum {
+    /// Adds the time between two readings of a worker's clock.
+    fn add(&mut self, from: Reading, to: Reading, passed: Duration) {
+        if passed <= LONGEST_INTERVAL {
+            self.ran += to.ran.saturating_sub(from.ran);
+            self.waited += to.waited.saturating_sub(from.waited);
+            self.all += passed.as_nanos();
+        }
+    }
+
+    /// Returns the mean demand of a worker; `None` if there was none.
+    fn demand(&self) -> Option<ProcessorDemand> {
+        let part = |nanos: u64| nanos as f64 / self.all as f64;
+        (self.all > 0).then(|| ProcessorDemand::of(part(self.ran), part(self.waited)))
     }
 }
 
 /// The meter of all workers' processor clocks. Reading one takes about a microsecond.
 #[derive(Debug, Default)]
 pub(crate) struct ProcessorMeter {
-    clocks: Vec<(WorkerClock, Reading)>,
-    read_at: Option<Instant>,
+    clocks: Vec<ReadClock>,
+    /// The last reading of all clocks, and its result.
+    last: Option<(Instant, Option<ProcessorDemand>)>,
+}
+
+/// A clock, and its last reading.
+#[derive(Debug)]
+struct ReadClock {
+    clock: WorkerClock,
+    reading: Reading,
+    read_at: Instant,
 }
 
 impl ProcessorMeter {
     /// Adds the clock of a worker that has started.
-    pub(crate) fn add(&mut self, mut clock: WorkerClock) {
+    pub(crate) fn add(&mut self, mut clock: WorkerClock, now: Instant) {
         if let Some(reading) = clock.read() {
-            self.clocks.push((clock, reading));
+            self.clocks.push(ReadClock {
+                clock,
+                reading,
+                read_at: now,
+            });
         }
     }
 
-    /// Reads all clocks, and returns the demand since the last time. `None` if that is too long
-    /// ago, or there is no clock. Clocks of threads that have ended are removed.
+    /// Returns the demand since the last reading of all clocks, and reads them; the last result if
+    /// that was less than 50 ms ago. `None` if it is too long ago, or there is no clock. Clocks of
+    /// threads that have ended are removed.
     pub(crate) fn read(&mut self, now: Instant) -> Option<ProcessorDemand> {
-        let (mut ran, mut waited) = (0, 0);
-        self.clocks.retain_mut(|(clock, last)| {
-            let Some(reading) = clock.read() else {
+        if let Some((read_at, demand)) = self.last
+            && now.saturating_duration_since(read_at) < SHORTEST_INTERVAL
+        {
+            return demand;
+        }
+        let mut sum = Sum::default();
+        self.clocks.retain_mut(|it| {
+            let Some(reading) = it.clock.read() else {
                 return false;
             };
-            ran += reading.ran.saturating_sub(last.ran);
-            waited += reading.waited.saturating_sub(last.waited);
-            *last = reading;
+            sum.add(
+                it.reading,
+                reading,
+                now.saturating_duration_since(it.read_at),
+            );
+            (it.reading, it.read_at) = (reading, now);
             true
         });
-        let passed = now.saturating_duration_since(self.read_at.replace(now)?);
-        if passed.is_zero() || passed > LONGEST_INTERVAL || self.clocks.is_empty() {
-            return None;
-        }
-        let share = |nanos: u64| nanos as f64 / passed.as_nanos() as f64;
-        Some(ProcessorDemand::of(share(ran), share(waited)))
+        let demand = sum.demand();
+        self.last = Some((now, demand));
+        demand
     }
 }
 
@@ -128,6 +177,25 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_has_just_started_says_nothing_yet() {
+        let ms = |ran: u64, waited: u64| Reading {
+            ran: ran * 1_000_000,
+            waited: waited * 1_000_000,
+        };
+        let mut sum = Sum::default();
+        assert_eq!(sum.demand(), None);
+        sum.add(ms(500, 0), ms(580, 20), Duration::from_millis(100));
+        sum.add(ms(700, 7), ms(799, 8), Duration::from_millis(100));
+        let demand = sum.demand();
+        assert_eq!(demand, Some(ProcessorDemand(1.0)));
+        sum.add(ms(0, 0), ms(0, 0), Duration::ZERO);
+        assert_eq!(sum.demand(), demand);
+        // Too long ago.
+        sum.add(ms(0, 0), ms(1, 0), Duration::from_millis(1_001));
+        assert_eq!(sum.demand(), demand);
+    }
+
+    #[test]
     fn a_thread_that_computes_is_seen_from_another_until_it_ends() {
         let (clocks, opened) = bounded(1);
         let (stop, stopped) = bounded::<()>(0);
@@ -140,7 +208,8 @@ mod tests {
         let clock = opened.recv().unwrap();
         let has_clock = clock.is_some();
         assert_eq!(has_clock, cfg!(target_os = "linux"));
-        clock.into_iter().for_each(|clock| meter.add(clock));
+        let added = Instant::now();
+        clock.into_iter().for_each(|clock| meter.add(clock, added));
         let last = Instant::now() + Duration::from_secs(60);
         let mut demand = 0.0;
         while has_clock && demand <= 0.0 {

@@ -27,8 +27,8 @@ pub(crate) struct Observation {
     pub(crate) workers: usize,
     /// The number of workers whose handlers wait for a call to their own service.
     pub(crate) nested: usize,
-    /// The processors that the workers wanted in the last tenth of a second or so; `None` where
-    /// that cannot be measured.
+    /// The processors that a worker wanted in the last tenth of a second or so; `None` where that
+    /// cannot be measured. Those that have just started did not take part.
     pub(crate) demand: Option<ProcessorDemand>,
 }
 
@@ -60,9 +60,9 @@ impl Scaler {
             .is_none_or(|at| now.saturating_duration_since(at) + STEP_TOLERANCE >= STEP_INTERVAL);
         let mut workers = seen.workers;
         if is_due && seen.is_saturated && seen.wait > self.settings.wait() {
-            let runnable = seen.demand.map_or(usize::MAX, |demand| {
-                most_runnable(seen.workers, self.processors, demand)
-            });
+            let runnable = seen
+                .demand
+                .map_or(usize::MAX, |demand| most_runnable(self.processors, demand));
             workers = (2 * workers).min(runnable).max(workers);
         }
         workers = workers.max(self.for_nested(seen.nested));
@@ -83,10 +83,10 @@ impl Scaler {
     }
 }
 
-/// Returns the number of workers that the processors can run if each of them wants as much as the
-/// present ones do.
-fn most_runnable(workers: usize, processors: usize, demand: ProcessorDemand) -> usize {
-    let most = workers as f64 * processors as f64 * SPARE / demand.0;
+/// Returns the number of workers that the processors can run if each of them wants as much as those
+/// that were measured.
+fn most_runnable(processors: usize, demand: ProcessorDemand) -> usize {
+    let most = processors as f64 * SPARE / demand.0;
     match most.is_finite() && most < usize::MAX as f64 {
         true => most as usize,
         false => usize::MAX,
@@ -144,13 +144,13 @@ mod tests {
     fn handlers_that_compute_get_no_more_workers_than_the_processors_can_run() {
         let (now, count) = (Instant::now(), WorkerCount::from(2..=32));
         for (processors, workers, demand, wanted) in [
-            (2, 2, 2.0, 2),
-            (2, 2, 1.0, 4),
-            (2, 4, 1.2, 8),
-            (2, 4, 1.6, 6),
+            (2, 2, 1.0, 2),
+            (2, 2, 0.5, 4),
+            (2, 4, 0.3, 8),
+            (2, 4, 0.4, 6),
             (2, 2, 0.0, 4),
-            (8, 2, 2.0, 4),
-            (1, 8, 8.0, 8),
+            (8, 2, 1.0, 4),
+            (1, 8, 1.0, 8),
         ] {
             let demand = Some(ProcessorDemand(demand));
             let seen = Observation {

@@ -155,7 +155,8 @@ fn simulate(setup: Setup, end_ms: u32) -> Outcome {
                 };
                 control.sampled(now, &depth);
             }
-            let demand = ProcessorDemand::of(used / 100.0, waited / 100.0);
+            let time = 100.0 * workers as f64;
+            let demand = ProcessorDemand::of(used / time, waited / time);
             (used, waited) = (0.0, 0.0);
             workers = scaler.observe(
                 now,
