@@ -133,13 +133,21 @@ fn plot(area: &Area<'_>, title: &str, curve: &Curve, most: f64, lines: &[Line]) 
         .y_label_formatter(&|value| format!("{value:.0}"))
         .draw()?;
     for line in lines {
-        let values = (1..).zip(&curve.counts).filter_map(|(end, counts)| {
-            let value = (line.value)(counts, interval)?;
-            Some((f64::from(end) * interval, value.min(most)))
-        });
+        let values: Vec<Option<(f64, f64)>> = (1..)
+            .zip(&curve.counts)
+            .map(|(end, counts)| {
+                let value = (line.value)(counts, interval)?;
+                Some((f64::from(end) * interval, value.min(most)))
+            })
+            .collect();
         let style = line.color.stroke_width(2);
+        // A gap where there is no value.
+        let parts = values.split(Option::is_none);
+        let parts = parts.map(|part| {
+            PathElement::new(part.iter().flatten().copied().collect::<Vec<_>>(), style)
+        });
         chart
-            .draw_series(LineSeries::new(values, style))?
+            .draw_series(parts)?
             .label(line.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
     }
