@@ -51,8 +51,8 @@ impl ServiceServerBuilder {
     /// none. A thread, `coney-load-SERVICE`, counts the messages that wait, only while all workers
     /// are busy.
     ///
-    /// With or without it, a call whose caller has less time left than its action usually takes is
-    /// answered as expired, and its handler does not run.
+    /// A call whose caller has less time left than its action usually takes is answered as expired,
+    /// and its handler does not run; so it is with a range of workers, or a bound of an action.
     ///
     /// ```
     /// use coney::server::Shed;

@@ -81,6 +81,7 @@ impl ServiceServerBuilder {
         let bounds = bulkheads.len();
         let waiting = Bulkheads::waiting_for(bounds, self.options.load.widest_prefetch());
         let room = waiting.saturating_mul(u16::try_from(bounds).unwrap_or(u16::MAX));
+        self.options.load.has_bounds = bounds > 0;
         self.options.load.waiting_room = room.min(MOST_WAITING);
         let load = self.options.load.clone();
         let gate = Arc::new(load.gate(self.handlers.len()));

@@ -119,6 +119,7 @@ fn a_call_with_too_little_time_left_is_expired(broker: &Broker) {
     let _server = ServiceServer::builder(broker, &service)
         .respond("nap", handler)
         .respond("quick", |n: u64| n)
+        .shed(Shed::new())
         .start()
         .unwrap();
     let client = client(broker);

@@ -13,6 +13,8 @@ pub(crate) struct LoadSettings {
     /// The number of actions: their numbers are below it.
     pub(crate) actions: usize,
     pub(crate) shed: Option<Shed>,
+    /// True if an action has a bound.
+    pub(crate) has_bounds: bool,
 }
 
 /// A request that a worker has taken and may run.

@@ -35,6 +35,7 @@ fn control() -> LoadControl {
     LoadControl::new(&LoadSettings {
         actions: 2,
         shed: Some(Shed::new().above(200 * MS)),
+        ..LoadSettings::default()
     })
 }
 

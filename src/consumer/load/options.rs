@@ -19,6 +19,8 @@ pub(crate) struct LoadOptions {
     /// The number of messages that may wait in this process for a place of their action, beside
     /// the prefetch that the workers need.
     pub(crate) waiting_room: u16,
+    /// True if an action has a bound.
+    pub(crate) has_bounds: bool,
     pub(crate) scaling: Scaling,
     pub(crate) shed: Option<Shed>,
     pub(crate) handler_timeout: Option<Duration>,
@@ -36,6 +38,7 @@ impl Default for LoadOptions {
             workers: WorkerCount::from(10),
             prefetch: None,
             waiting_room: 0,
+            has_bounds: false,
             scaling: Scaling::new(),
             shed: None,
             handler_timeout: None,
@@ -88,6 +91,7 @@ impl LoadOptions {
         let settings = LoadSettings {
             actions,
             shed: self.shed.clone(),
+            has_bounds: self.has_bounds,
         };
         let overdue = self
             .handler_timeout

@@ -89,6 +89,7 @@ impl Simulation {
         let settings = LoadSettings {
             actions: 1,
             shed: setup.shed.then(Shed::new),
+            ..LoadSettings::default()
         };
         Self {
             setup,
