@@ -220,8 +220,10 @@ fn a_paused_server_does_not_consume_while_its_workers_end(broker: &Broker) {
     });
     gate.open();
     eventually("idle workers end", || server.load().workers == 2);
-    let depth = broker.queue_depth(&queue).unwrap();
-    assert_eq!((depth.messages, depth.consumers), (32, 0));
+    eventually("the others wait, and nothing is consumed", || {
+        let depth = broker.queue_depth(&queue).unwrap();
+        (depth.messages, depth.consumers) == (32, 0)
+    });
     is_well.store(true, Ordering::SeqCst);
     end(calls);
     assert_eq!(gate.runs(), all_once());
