@@ -47,7 +47,7 @@ pub fn measure(step: Duration) {
     }
 }
 
-/// What was seen of a step.
+/// The observations of a step.
 struct Stepped {
     calls: Vec<Ended>,
     most_workers: usize,

@@ -54,7 +54,7 @@ enum State {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RatePlace {
     None,
-    /// It was looked for, and there was none.
+    /// None was found.
     Missed,
     Reserved,
 }

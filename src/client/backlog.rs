@@ -36,7 +36,7 @@ pub(super) struct Backlog {
 /// The last answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Depth {
-    /// There was none yet.
+    /// No answer yet.
     None,
     /// The depth cannot be asked for.
     Unknown,

@@ -41,7 +41,7 @@ pub(super) enum Entry<'b, 't> {
     Run(Entered<'t>),
     /// The request waits in this class.
     Wait(Class),
-    /// As many requests run and wait as may.
+    /// No place: the bound of requests that run and wait is reached.
     Full(&'b Bulkhead),
 }
 

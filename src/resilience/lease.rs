@@ -63,7 +63,7 @@ pub(super) struct Leases {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     Token,
-    /// There is none before this moment.
+    /// No token before this moment.
     NotBefore(Instant),
     /// An answer is on its way, or a request is due at once: worth waiting for until this moment.
     Awaited(Instant),

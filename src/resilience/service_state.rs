@@ -46,7 +46,7 @@ pub(crate) enum Turn {
     Now,
     /// The attempt has a place at this moment.
     Reserved(Instant),
-    /// There may be a place at this moment, to be looked for again.
+    /// No place before this moment, at which to look again.
     NotBefore(Instant),
 }
 

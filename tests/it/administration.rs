@@ -154,7 +154,8 @@ fn the_connection_opens_with_the_first_query_and_ends_when_it_is_idle() {
         .unwrap();
     assert_eq!(connections(rabbit, &name).len(), 1, "no query yet");
 
-    // A message that is not settled keeps the connection open.
+    // A message that is not settled keeps the connection open, for twice the idle time: no event
+    // says that nothing happens.
     let mut held = None;
     eventually("it is there", || {
         held = link.get(&queue, PATIENCE).unwrap();

@@ -119,7 +119,7 @@ fn several_workers_handle_one_batch(broker: &Broker) {
     assert!(met.iter().all(Result::is_ok), "{met:?}");
 }
 
-/// While a single call waits, a batch gets one of two workers.
+/// Checks that a batch gets one of two workers while a single call waits.
 fn a_batch_leaves_a_worker_to_single_calls(broker: &Broker) {
     let (service, gate) = (unique("work"), Gate::shut());
     let entrance = gate.clone();

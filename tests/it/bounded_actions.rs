@@ -126,7 +126,7 @@ fn calls_are_busy_while_commands_wait(broker: &Broker) {
     assert_eq!(gate.runs(), all_once());
 }
 
-/// Of a prefetch of two, one request runs and none is put aside.
+/// Checks that of a prefetch of two, one request runs and none is put aside.
 fn a_low_prefetch_leaves_room_for_other_actions(broker: &Broker) {
     let (service, gate) = (unique("shop"), Gate::shut());
     let server = bounded(broker, &service, &gate)
@@ -263,7 +263,7 @@ fn a_bound_needs_a_number_and_an_action(broker: &Broker) {
     drop(start("report", 3).unwrap());
 }
 
-/// What runs goes on; what waits comes again, and keeps to the bound.
+/// Checks that running requests go on, and that waiting ones come again and keep to the bound.
 #[test]
 fn a_lost_connection_loses_no_command() {
     let url = own_amqp_url();
