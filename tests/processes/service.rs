@@ -275,6 +275,18 @@ fn overdue_handler(service: &str) -> coney::Result<()> {
     until_it_is_killed(&())
 }
 
+/// A request that one thread at a time encodes. A thousand that encode at once hold as many bodies,
+/// before any of them asks for room in the send queue.
+struct EncodedInTurn(String);
+
+impl serde::Serialize for EncodedInTurn {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock();
+        serializer.serialize_str(&self.0)
+    }
+}
+
 /// Calls from a thousand threads with large requests, and measures the memory.
 fn flood(url: &str, service: &str) -> coney::Result<()> {
     const CALLERS: usize = 1_000;
@@ -287,7 +299,7 @@ fn flood(url: &str, service: &str) -> coney::Result<()> {
         })
         .connect()?;
     let client = ServiceClient::new(&broker, "flood")?;
-    let body = "x".repeat(200 << 10);
+    let body = EncodedInTurn("x".repeat(200 << 10));
     let before = resident_mib();
     println!("ready");
     let loss = losses.recv_timeout(Duration::from_secs(60));

@@ -1,13 +1,16 @@
 //! Processes that the tests can kill. Their program is `tests/processes/service.rs`, which is
 //! built as an example.
 
-use std::io::{BufRead, BufReader};
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, unbounded};
+use parking_lot::Mutex;
 
 use super::PATIENCE;
 
@@ -23,6 +26,26 @@ pub fn example(name: &str) -> PathBuf {
 pub struct Process {
     process: Child,
     lines: Receiver<String>,
+    /// The last lines that it wrote to stderr, for the panic of a test.
+    errors: Arc<Mutex<VecDeque<String>>>,
+}
+
+/// The number of lines of stderr that are kept.
+const MOST_ERRORS: usize = 40;
+
+fn collect_errors(stderr: impl Read + Send + 'static) -> Arc<Mutex<VecDeque<String>>> {
+    let errors = Arc::new(Mutex::new(VecDeque::new()));
+    let kept = Arc::clone(&errors);
+    thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let mut kept = kept.lock();
+            if kept.len() == MOST_ERRORS {
+                kept.pop_front();
+            }
+            kept.push_back(line);
+        }
+    });
+    errors
 }
 
 impl Process {
@@ -50,7 +73,7 @@ impl Process {
     fn spawn(command: &mut Command) -> Self {
         let mut process = command
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("cargo test builds it with the examples, tests/run installs the rest");
         let out = BufReader::new(process.stdout.take().unwrap());
@@ -59,7 +82,12 @@ impl Process {
             let mut read = out.lines().map_while(Result::ok);
             read.all(|text| line.send(text).is_ok())
         });
-        let process = Self { process, lines };
+        let errors = collect_errors(process.stderr.take().unwrap());
+        let process = Self {
+            process,
+            lines,
+            errors,
+        };
         process.wait_for("ready");
         process
     }
@@ -71,7 +99,10 @@ impl Process {
             match self.lines.recv_deadline(end) {
                 Ok(line) if line.contains(wanted) => return,
                 Ok(_) => {}
-                Err(error) => panic!("the process did not print {wanted:?}: {error:?}"),
+                Err(error) => panic!(
+                    "the process did not print {wanted:?}: {error:?}; its stderr: {:#?}",
+                    self.errors.lock()
+                ),
             }
         }
     }
