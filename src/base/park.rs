@@ -35,6 +35,24 @@ pub(crate) fn recv_parked<T>(
     taken
 }
 
+/// Spins for the next value while `goes_on` returns true, at most until `end`. Yields the processor
+/// between looks, so a thread that waits for it runs.
+pub(crate) fn recv_spinning<T>(
+    receiver: &Receiver<T>,
+    end: Instant,
+    goes_on: impl Fn() -> bool,
+) -> Option<T> {
+    loop {
+        match receiver.try_recv() {
+            Ok(value) => return Some(value),
+            Err(TryRecvError::Empty) if goes_on() && Instant::now() < end => {}
+            Err(_) => return None,
+        }
+        hint::spin_loop();
+        thread::yield_now();
+    }
+}
+
 /// A flag that wakes one thread, any number of times.
 #[derive(Debug)]
 pub(crate) struct Wakeup {

@@ -12,6 +12,7 @@ use super::call_outcome::CallOutcome;
 use super::decode::CallTarget;
 use super::discovery::{Discovery, InstanceFilter, Route};
 use super::extensions::Extensions;
+use super::lone_spin::LoneSpin;
 use super::options::RequestOptions;
 use super::router::Router;
 use super::sent_call::SentCall;
@@ -31,6 +32,8 @@ pub(super) struct ClientCore {
     pub(super) discovery: Option<Discovery>,
     /// The limits of a message that several calls share, if they may.
     pub(super) coalesce: Option<CoalesceLimits>,
+    /// The spinning of a call that is the only one in flight, if it may.
+    pub(super) lone_spin: Option<LoneSpin>,
     /// The bounds on the backlogs of services that commands are sent to.
     pub(super) backlogs: BacklogGates,
     /// Policies, layers, fallbacks and caches, if there are any.

@@ -29,6 +29,7 @@ mod extended_builder;
 mod extensions;
 mod fallback;
 mod layer;
+mod lone_spin;
 pub(crate) mod options;
 mod own_service;
 mod passed_on;

@@ -1,7 +1,7 @@
 //! The way of a reply to the call that waits for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -25,6 +25,8 @@ pub(crate) struct Router {
     pub(super) batch_support: BatchSupport,
     /// The number of replies that no call waited for.
     unclaimed: AtomicU64,
+    /// True if the latest call was the only one in flight when it was added.
+    is_lone: AtomicBool,
 }
 
 impl Router {
@@ -33,12 +35,24 @@ impl Router {
             tables: Mutex::new(CallTables::new(max_in_flight)),
             batch_support: BatchSupport::default(),
             unclaimed: AtomicU64::new(0),
+            is_lone: AtomicBool::new(false),
         }
     }
 
     /// Adds a call.
     pub(crate) fn insert(&self, id: CorrelationId, call: PendingCall) -> Result<(), Refusal> {
-        self.tables.lock().calls.insert(id, call)
+        let mut tables = self.tables.lock();
+        tables.calls.insert(id, call)?;
+        let is_lone = tables.calls.in_flight() == 1;
+        // Under the lock, as calls that are added at the same moment must agree on it.
+        self.is_lone.store(is_lone, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Returns true, for a call in flight, if it has been the only one since it was added. Takes no
+    /// lock.
+    pub(crate) fn is_lone(&self) -> bool {
+        self.is_lone.load(Ordering::Relaxed)
     }
 
     /// Drops a call; false if its outcome is decided and on its way.
@@ -259,5 +273,46 @@ impl Sink for Router {
             };
             wake(call, outcome);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::SendState;
+    use crossbeam_channel::bounded;
+    use std::time::Instant;
+
+    fn add(router: &Router) -> CorrelationId {
+        let id = CorrelationId::random();
+        let call = PendingCall {
+            send_state: Arc::new(SendState::until(Instant::now())),
+            waiter: Waiter {
+                slot: bounded(1).0,
+                wake: Wake::Nothing,
+            },
+            resend_copy: None,
+            sent_in: None,
+            balanced: None,
+            began: None,
+            place: None,
+        };
+        router.insert(id, call).unwrap();
+        id
+    }
+
+    #[test]
+    fn a_call_is_lone_until_another_is_added() {
+        let router = Router::new(10);
+        let first = add(&router);
+        assert!(router.is_lone());
+        let second = add(&router);
+        assert!(!router.is_lone());
+        assert!(router.forget(second));
+        assert!(!router.is_lone(), "the first has not been alone");
+        assert!(router.forget(first));
+        let third = add(&router);
+        assert!(router.is_lone());
+        assert!(router.forget(third));
     }
 }

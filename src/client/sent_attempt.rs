@@ -92,7 +92,10 @@ impl SentAttempt {
         let Some(sent) = &self.sent else {
             return Some(AttemptEnd::TimedOut { is_of_pick: true });
         };
-        let outcome = sent.wait(until.min(self.deadline), core.broker.spin_for());
+        let until = until.min(self.deadline);
+        let spin = core.lone_spin.as_ref().filter(|_| sent.woken.is_some());
+        let spun = spin.and_then(|spin| sent.spin(spin, &core.router, until));
+        let outcome = spun.or_else(|| sent.wait(until, core.broker.spin_for()));
         if let Some(outcome) = outcome {
             return Some(AttemptEnd::Outcome(outcome));
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::call_outcome::CallOutcome;
+use super::lone_spin::LoneSpin;
 use super::reply_slot::ReplySlot;
 use super::router::Router;
 use crate::base::park;
@@ -44,6 +45,20 @@ impl Expiry {
 }
 
 impl SentCall {
+    /// Spins for the outcome, if the request is sent and no other call of the client is in flight; at
+    /// most until `until`.
+    pub(super) fn spin(
+        &self,
+        lone_spin: &LoneSpin,
+        router: &Router,
+        until: Instant,
+    ) -> Option<CallOutcome> {
+        if !self.send_state.is_sent() {
+            return None;
+        }
+        lone_spin.recv(&self.slot.outcome, until, || router.is_lone())
+    }
+
     /// Blocks until the outcome is there, at most until `until`; spins for `spin_for` before it
     /// sleeps.
     pub(super) fn wait(&self, until: Instant, spin_for: Duration) -> Option<CallOutcome> {

@@ -45,6 +45,7 @@ mod layers_of_handlers;
 mod ledger;
 mod limits;
 mod load_limits;
+mod lone_callers;
 mod lookups;
 #[cfg(feature = "redis")]
 mod lost_instances;
