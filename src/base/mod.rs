@@ -5,6 +5,7 @@ pub(crate) mod callbacks;
 pub(crate) mod catch;
 pub(crate) mod deadline;
 pub(crate) mod log_relay;
+pub(crate) mod moment;
 pub(crate) mod name;
 pub(crate) mod park;
 pub(crate) mod random;

@@ -4,11 +4,12 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use siphasher::sip128::SipHasher24;
 
-use crate::base::thread::process_id;
+use super::moment::Moment;
+use super::thread::process_id;
 
 /// A keyed pseudo-random function, with a key from the operating system's entropy.
 ///
@@ -39,11 +40,10 @@ fn key() -> [u8; 16] {
 }
 
 impl Source {
-    fn next(&self, process: u32, now: Instant) -> u128 {
+    fn next(&self, process: u32, now: Moment) -> u128 {
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
-        let monotonic = now.saturating_duration_since(self.start).as_nanos() as u64;
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
-        let wall = wall.map_or(0, |since| since.as_nanos() as u64);
+        let monotonic = now.at().saturating_duration_since(self.start).as_nanos() as u64;
+        let wall = now.since_epoch().as_nanos() as u64;
         let mut input = [0; 28];
         input[..8].copy_from_slice(&counter.to_ne_bytes());
         input[8..16].copy_from_slice(&monotonic.to_ne_bytes());
@@ -53,14 +53,14 @@ impl Source {
     }
 }
 
-pub(crate) fn random_u128() -> u128 {
-    let now = Instant::now();
-    SOURCE.next(process_id(now), now)
+/// Returns a random number that no other process can predict. `now` is the present.
+pub(crate) fn random_u128(now: Moment) -> u128 {
+    SOURCE.next(process_id(now.at()), now)
 }
 
 /// Returns a random number that no other process can predict.
 pub(crate) fn random_u64() -> u64 {
-    random_u128() as u64
+    random_u128(Moment::now()) as u64
 }
 
 #[cfg(test)]
@@ -81,11 +81,9 @@ mod tests {
     fn parent_and_forked_child_have_different_numbers() {
         let (parent, child) = (source([7; 16], 5), source([7; 16], 5));
         let parents: HashSet<u128> = (0..1_000)
-            .map(|_| parent.next(100, Instant::now()))
+            .map(|_| parent.next(100, Moment::now()))
             .collect();
-        let children: HashSet<u128> = (0..1_000)
-            .map(|_| child.next(101, Instant::now()))
-            .collect();
+        let children: HashSet<u128> = (0..1_000).map(|_| child.next(101, Moment::now())).collect();
         assert_eq!(parents.len() + children.len(), 2_000);
         assert!(parents.is_disjoint(&children));
     }
@@ -94,15 +92,15 @@ mod tests {
     #[test]
     fn copies_of_a_virtual_machine_have_different_numbers() {
         let (one, other) = (source([7; 16], 5), source([7; 16], 5));
-        let first = one.next(100, Instant::now());
+        let first = one.next(100, Moment::now());
         std::thread::sleep(std::time::Duration::from_millis(1));
-        assert_ne!(first, other.next(100, Instant::now()));
+        assert_ne!(first, other.next(100, Moment::now()));
     }
 
     #[test]
     fn neither_keys_nor_numbers_repeat() {
         assert_ne!(key(), key());
-        let numbers: HashSet<u128> = (0..10_000).map(|_| random_u128()).collect();
+        let numbers: HashSet<u128> = (0..10_000).map(|_| random_u128(Moment::now())).collect();
         assert_eq!(numbers.len(), 10_000);
         // Each bit is set about half of the time.
         for bit in 0..128 {

@@ -15,6 +15,7 @@ use super::layer::{self, keep_what_ran};
 use super::options::{RequestKind, RequestOptions};
 use super::sent_attempt::{AttemptEnd, SentAttempt};
 use super::sent_call::SentCall;
+use crate::base::moment::Moment;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::MessageId;
 use crate::resilience::{ServicePolicies, Turn};
@@ -73,12 +74,12 @@ impl Attempts {
             limit,
             is_idempotent: options.idempotent,
             may_retry,
-            message_id: needs_id.then(MessageId::random),
+            message_id: needs_id.then(|| MessageId::random(Moment::now())),
             made: 0,
             tried: Vec::new(),
             may_have_run: false,
             state: State::Due {
-                at: Instant::now(),
+                at: limit.began,
                 place: RatePlace::None,
             },
         }

@@ -14,6 +14,7 @@ use super::pending_table::{PendingCall, Refusal, Waiter, Wake};
 use super::reply_slot::ReplySlot;
 use super::sent_call::SentCall;
 use crate::base::deadline;
+use crate::base::moment::Moment;
 use crate::base::name::check_short_string;
 use crate::error::Result;
 use crate::message::{Body, CorrelationId, MessageId, ServiceMessage};
@@ -31,6 +32,8 @@ pub(super) struct PreparedCall {
 /// The time that a call or command may take, and its end.
 #[derive(Clone, Copy)]
 pub(super) struct CallDeadline {
+    /// The moment when the call or command began.
+    pub(super) began: Instant,
     /// The time that the options give such a call, where no deadline of the client's cuts it short.
     pub(super) full: Duration,
     pub(super) timeout: Duration,
@@ -58,8 +61,8 @@ const ENCODED_TWICE: usize = 16 << 10;
 
 impl CallDeadline {
     /// Returns the time that is left.
-    pub(super) fn left(self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+    pub(super) fn left(self, now: Instant) -> Duration {
+        self.deadline.saturating_duration_since(now)
     }
 }
 
@@ -86,15 +89,17 @@ impl<'a> RequestSpec<'a> {
 impl ServiceClient {
     /// Computes the deadline of a request that begins now.
     pub(super) fn deadline_for(&self, options: &RequestOptions) -> CallDeadline {
+        let began = Instant::now();
         let full = options.timeout.unwrap_or(self.inner.timeout);
         let mut timeout = full;
         if let Some(until) = self.until {
-            timeout = timeout.min(until.saturating_duration_since(Instant::now()));
+            timeout = timeout.min(until.saturating_duration_since(began));
         }
         CallDeadline {
+            began,
             full,
             timeout,
-            deadline: deadline::after(timeout),
+            deadline: deadline::after_moment(began, timeout),
         }
     }
 
@@ -150,23 +155,29 @@ impl ServiceClient {
             limit,
             ..
         } = spec;
-        let id = CorrelationId::random();
+        let now = Moment::now();
+        let id = CorrelationId::random_at(now);
         let correlation_id = id.to_text();
         let message_id = match options.message_id.as_deref() {
             Some(id) => {
                 check_short_string("message id", id)?;
                 id.to_owned()
             }
-            None => spec.message_id.unwrap_or_else(MessageId::random).to_text(),
+            None => {
+                let id = spec.message_id.unwrap_or_else(|| MessageId::random(now));
+                id.to_text()
+            }
         };
         let message = ServiceMessage {
             headers: options.wire_headers(
-                limit.left(),
+                now,
+                limit.left(now.at()),
                 kind,
                 spec.attempt,
                 self.passed_on.as_deref(),
             ),
             ..ServiceMessage::with_ids(
+                now,
                 message_id,
                 correlation_id.as_str(),
                 &self.inner.name,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::passed_on::PassedOn;
 use crate::base::deadline;
+use crate::base::moment::Moment;
 use crate::message::{ASYNC_HEADER, ATTEMPT_HEADER, DEADLINE_HEADER, Headers, TIMEOUT_HEADER};
 
 /// The kinds of requests.
@@ -87,6 +88,7 @@ impl RequestOptions {
     /// `passed_on` are added unless the program sets them itself.
     pub(super) fn wire_headers(
         &self,
+        now: Moment,
         timeout: Duration,
         kind: RequestKind,
         attempt: u32,
@@ -106,7 +108,10 @@ impl RequestOptions {
         }
         // A command is carried out however late it arrives.
         if kind != RequestKind::Command {
-            headers.insert(DEADLINE_HEADER, &deadline::unix_millis_after(timeout));
+            headers.insert(
+                DEADLINE_HEADER,
+                &deadline::unix_millis(now.since_epoch(), timeout),
+            );
             let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
             headers.insert(TIMEOUT_HEADER, &millis.min(LONGEST_TIMEOUT_MS));
         }
@@ -359,15 +364,22 @@ mod tests {
             .header("a", "1")
             .header("deadline_ms", "0")
             .request;
-        let headers = options.wire_headers(Duration::from_secs(5), RequestKind::AsyncCall, 1, None);
+        let headers = options.wire_headers(
+            Moment::now(),
+            Duration::from_secs(5),
+            RequestKind::AsyncCall,
+            1,
+            None,
+        );
         assert_eq!(headers.get::<String>("a").as_deref(), Some("1"));
         assert_eq!(headers.get::<bool>(ASYNC_HEADER), Some(true));
         assert!(headers.get::<u64>(DEADLINE_HEADER) > Some(1_700_000_000_000));
         let default = RequestOptions::default();
-        let plain = default.wire_headers(Duration::ZERO, RequestKind::Call, 2, None);
+        let plain = default.wire_headers(Moment::now(), Duration::ZERO, RequestKind::Call, 2, None);
         assert_eq!(plain.get::<u32>(ATTEMPT_HEADER), Some(2));
         assert_eq!(plain.get::<bool>(ASYNC_HEADER), None);
-        let command = default.wire_headers(Duration::ZERO, RequestKind::Command, 1, None);
+        let command =
+            default.wire_headers(Moment::now(), Duration::ZERO, RequestKind::Command, 1, None);
         assert_eq!(command, Headers::new());
     }
 
@@ -380,8 +392,13 @@ mod tests {
         let names = ["a", "b", "missing"].map(str::to_owned);
         let passed_on = PassedOn::from_request(&names, &request);
         let options = CallOptions::new().header("a", "own").request;
-        let sent =
-            options.wire_headers(Duration::ZERO, RequestKind::Command, 1, passed_on.as_ref());
+        let sent = options.wire_headers(
+            Moment::now(),
+            Duration::ZERO,
+            RequestKind::Command,
+            1,
+            passed_on.as_ref(),
+        );
         assert_eq!(sent.as_str(), r#"{"a":"own","b":[1.5,2.0]}"#);
         assert!(PassedOn::from_request(&names[2..], &request).is_none());
     }

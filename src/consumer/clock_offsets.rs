@@ -40,14 +40,12 @@ impl ClockOffsets {
         arrived: Instant,
         is_copy: bool,
     ) -> Option<Instant> {
-        let timeout = headers.get::<u64>(TIMEOUT_HEADER);
-        let at = headers.get::<u64>(DEADLINE_HEADER);
-        let (timeout, at) = match (timeout, at) {
-            (Some(timeout), Some(at)) => (timeout, at),
-            (Some(timeout), None) => return Some(after(arrived, timeout)),
+        let (timeout, at) = match headers.get_each::<u64, 2>([TIMEOUT_HEADER, DEADLINE_HEADER]) {
+            [Some(timeout), Some(at)] => (timeout, at),
+            [Some(timeout), None] => return Some(after(arrived, timeout)),
             // A client that sends an absolute deadline only.
-            (None, Some(at)) => return Some(deadline::after(deadline::until_unix_millis(at))),
-            (None, None) => return None,
+            [None, Some(at)] => return Some(deadline::after(deadline::until_unix_millis(at))),
+            [None, None] => return None,
         };
         let timeout_ms = i64::try_from(timeout).unwrap_or(i64::MAX);
         let sent = i64::try_from(at)

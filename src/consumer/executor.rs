@@ -161,13 +161,14 @@ impl RequestExecutor {
             instance_id: self.instance_id.as_deref(),
         };
         // The caller has stopped waiting.
-        if context.remaining() == Some(Duration::ZERO) {
+        let left = context.remaining();
+        if left == Some(Duration::ZERO) {
             return self.expired(request, "its caller's deadline had passed");
         }
         let arrival = Arrival {
             action: handler.number,
             is_call: target.is_reply_wanted(),
-            left: context.remaining(),
+            left,
             timeout: self.timeout_of(request),
             opens_message: info.opens_message,
         };

@@ -100,7 +100,8 @@ impl Settled {
                 .is_some();
         let finish = {
             let mut state = self.state.lock();
-            state.evict(Instant::now());
+            let now = Instant::now();
+            state.evict(now);
             if redelivered && let Some(finished) = state.finished.get_mut(&key) {
                 // The reply is sent only once more: the broker may close the connection for it.
                 match std::mem::replace(&mut finished.is_resettled, true) {
@@ -111,7 +112,7 @@ impl Settled {
                 match state.running.entry(key) {
                     Entry::Vacant(vacant) => {
                         vacant.insert(RunningMessage {
-                            since: Instant::now(),
+                            since: now,
                             adopted: None,
                             is_reported: false,
                         });

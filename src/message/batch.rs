@@ -11,8 +11,9 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::request::write_json;
-use super::{Body, BoundedSeq, CorrelationId, Headers, Json, ServiceMessage, new_message_id};
+use super::{Body, BoundedSeq, CorrelationId, Headers, Json, MessageId, ServiceMessage};
 use crate::base::catch::catch;
+use crate::base::moment::Moment;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The action of a batch.
@@ -157,10 +158,12 @@ pub(crate) fn write_coalesced<'a>(
 ) -> Result<(String, Vec<u8>)> {
     let services = bodies.clone().find_map(Body::request_fields);
     let services = Services::read(services.map_or(&[], |fields| fields.services));
+    let now = Moment::now();
     let envelope = ServiceMessage {
         reply_to: Some(reply_queue.into()),
         ..ServiceMessage::with_ids(
-            new_message_id(),
+            now,
+            MessageId::random(now).to_text(),
             id.to_text(),
             services.source_service,
             services.target_service,
@@ -241,8 +244,15 @@ mod tests {
     fn coalesced_requests_keep_their_ids_and_headers() {
         let ids = [CorrelationId::random(), CorrelationId::random()];
         let bodies = ids.map(|id| {
-            let mut message =
-                ServiceMessage::with_ids("msg_1", id.to_text(), "fr\"om", "to", "act", [1, 2]);
+            let mut message = ServiceMessage::with_ids(
+                Moment::now(),
+                "msg_1",
+                id.to_text(),
+                "fr\"om",
+                "to",
+                "act",
+                [1, 2],
+            );
             message.headers.insert("n", &id.to_text());
             message.message_id = new_message_id().into();
             message.encode_awaiting_reply_queue().unwrap()

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::mem;
 
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -25,8 +26,8 @@ use super::json::{Json, is_empty_array};
 #[derive(Clone, PartialEq, Eq)]
 pub struct Headers<'a>(Cow<'a, str>);
 
-/// The usual size of an added header, such as a deadline, in bytes.
-const USUAL_SIZE: usize = 40;
+/// The usual size of the headers that are added to a message, a deadline and a timeout, in bytes.
+const USUAL_SIZE: usize = 60;
 
 impl<'a> Headers<'a> {
     /// Wraps a text that was read as headers.
@@ -46,19 +47,29 @@ impl Headers<'_> {
     ///
     /// Adds nothing if serde_json cannot encode the value (a map whose keys are not strings).
     pub fn insert<V: Serialize + ?Sized>(&mut self, name: &str, value: &V) {
-        let text = self.0.trim_end();
-        let text = text.strip_suffix('}').unwrap_or(text).trim_end();
-        let mut out = Vec::with_capacity(text.len() + USUAL_SIZE);
-        out.extend_from_slice(text.as_bytes());
-        if text.len() > 1 {
+        let mut out = match mem::take(self).0 {
+            Cow::Owned(text) => text.into_bytes(),
+            Cow::Borrowed(text) => {
+                let mut out = Vec::with_capacity(text.len() + USUAL_SIZE);
+                out.extend_from_slice(text.as_bytes());
+                out
+            }
+        };
+        out.truncate(out.trim_ascii_end().len());
+        if out.last() == Some(&b'}') {
+            out.pop();
+        }
+        out.truncate(out.trim_ascii_end().len());
+        let before = out.len();
+        if before > 1 {
             out.push(b',');
         }
-        if serde_json::to_writer(&mut out, name).is_err() {
-            return;
-        }
-        out.push(b':');
-        if serde_json::to_writer(&mut out, value).is_err() {
-            return;
+        let is_encoded = serde_json::to_writer(&mut out, name).is_ok() && {
+            out.push(b':');
+            serde_json::to_writer(&mut out, value).is_ok()
+        };
+        if !is_encoded {
+            out.truncate(before);
         }
         out.push(b'}');
         if let Ok(text) = String::from_utf8(out) {
@@ -68,9 +79,18 @@ impl Headers<'_> {
 
     /// Returns the header of that name, if it exists and decodes as a `T`.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let [value] = self.get_each([name]);
+        value
+    }
+
+    /// Returns the headers of these names, each if it exists and decodes as a `T`.
+    pub(crate) fn get_each<T: DeserializeOwned, const N: usize>(
+        &self,
+        names: [&str; N],
+    ) -> [Option<T>; N] {
         let mut reader = serde_json::Deserializer::from_str(&self.0);
-        let value = reader.deserialize_map(Find(name)).ok()??;
-        value.decode().ok()
+        let values = reader.deserialize_map(Find(names)).unwrap_or([None; N]);
+        values.map(|value| value?.decode().ok())
     }
 
     /// Returns the JSON object as text.
@@ -112,23 +132,24 @@ impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
     }
 }
 
-/// A visitor that finds the last entry of a name and stores none of the others.
-struct Find<'n>(&'n str);
+/// A visitor that finds the last entry of each name and stores none of the others.
+struct Find<'n, const N: usize>([&'n str; N]);
 
-impl<'de> Visitor<'de> for Find<'_> {
-    type Value = Option<Json<'de>>;
+impl<'de, const N: usize> Visitor<'de> for Find<'_, N> {
+    type Value = [Option<Json<'de>>; N];
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = None;
+        let mut found = [None; N];
         while let Some(name) = map.next_key::<Name<'de>>()? {
-            if name.0 == self.0 {
-                found = Some(map.next_value()?);
-            } else {
-                map.next_value::<IgnoredAny>()?;
+            match self.0.iter().position(|wanted| *wanted == name.0) {
+                Some(at) => found[at] = Some(map.next_value()?),
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
             }
         }
         Ok(found)
@@ -157,6 +178,22 @@ mod tests {
         assert_eq!(headers.get::<bool>("missing"), None);
         assert!(parse("[1]").is_err());
         assert!(parse("3").is_err());
+    }
+
+    #[test]
+    fn several_headers_are_found_at_once() {
+        let headers = parse(r#"{"b":2,"x":{"a":9},"a":"1","b":3}"#).unwrap();
+        assert_eq!(headers.get_each(["a", "b", "c"]), [None, Some(3), None]);
+        assert_eq!(Headers::of("{").get_each::<u8, 1>(["a"]), [None]);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_encoded_is_left_out() {
+        let mut headers = parse(r#"{"x":1}"#).unwrap();
+        headers.insert("y", &std::collections::HashMap::from([((1, 2), 3)]));
+        assert_eq!(headers.as_str(), r#"{"x":1}"#);
+        headers.insert("z", &2);
+        assert_eq!(headers.as_str(), r#"{"x":1,"z":2}"#);
     }
 
     #[test]

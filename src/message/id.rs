@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 use std::sync::LazyLock;
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::tz::TimeZone;
 
+use crate::base::moment::Moment;
 use crate::base::random;
 
 /// Creates a new message id in the contract's form: `msg_`, the local time as `YYYYmmddHHMMSS`,
@@ -17,7 +17,7 @@ use crate::base::random;
 /// assert_eq!(id.len(), "msg_20261123083012_862ad1d69070c888".len());
 /// ```
 pub fn new_message_id() -> String {
-    MessageId::random().to_text()
+    MessageId::random(Moment::now()).to_text()
 }
 
 /// A message id made by coney, kept as numbers: its text is written for each attempt at a call.
@@ -28,10 +28,11 @@ pub(crate) struct MessageId {
 }
 
 impl MessageId {
-    pub(crate) fn random() -> Self {
+    /// Creates an id of a message that is made now.
+    pub(crate) fn random(now: Moment) -> Self {
         Self {
-            unix_seconds: unix_seconds(),
-            random: random::random_u64(),
+            unix_seconds: now.unix_seconds(),
+            random: random::random_u128(now) as u64,
         }
     }
 
@@ -41,7 +42,7 @@ impl MessageId {
         push_local_time(self.unix_seconds, &mut id);
         id.push('_');
         let random: [u8; 16] = hex(self.random.into());
-        id.extend(random.map(char::from));
+        id.push_str(std::str::from_utf8(&random).unwrap_or_default());
         id
     }
 }
@@ -62,7 +63,12 @@ pub(crate) struct CorrelationId(u128);
 
 impl CorrelationId {
     pub(crate) fn random() -> Self {
-        Self(random::random_u128())
+        Self::random_at(Moment::now())
+    }
+
+    /// Creates an id of a message that is made now.
+    pub(crate) fn random_at(now: Moment) -> Self {
+        Self(random::random_u128(now))
     }
 
     pub(crate) fn to_text(self) -> String {
@@ -75,38 +81,32 @@ impl CorrelationId {
 
     /// Parses a correlation id; returns `None` for a text that this process cannot have made.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        if text.len() != 32 {
-            return None;
+        let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
+        let mut bytes = [0; 16];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
         }
-        let mut value = 0;
-        for digit in text.bytes() {
-            let digit = match digit {
-                b'0'..=b'9' => digit - b'0',
-                b'a'..=b'f' => digit - b'a' + 10,
-                _ => return None,
-            };
-            value = value << 4 | u128::from(digit);
-        }
-        Some(Self(value))
+        Some(Self(u128::from_be_bytes(bytes)))
     }
 }
 
-pub(crate) fn unix_seconds() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-        })
+/// Returns the value of a lower-case hex digit.
+fn digit(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
 }
 
-/// Returns the last `N` hex digits.
+/// Returns the last `N` hex digits, an even number.
 fn hex<const N: usize>(value: u128) -> [u8; N] {
     const HEX: [u8; 16] = *b"0123456789abcdef";
     let mut digits = [0; N];
-    let mut left = value;
-    for digit in digits.iter_mut().rev() {
-        *digit = HEX[left as usize & 0xf];
-        left >>= 4;
+    let bytes = value.to_be_bytes();
+    for (pair, byte) in digits.rchunks_exact_mut(2).zip(bytes.into_iter().rev()) {
+        pair[0] = HEX[usize::from(byte >> 4)];
+        pair[1] = HEX[usize::from(byte & 0xf)];
     }
     digits
 }
@@ -162,13 +162,13 @@ mod tests {
                 .bytes()
                 .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
         );
-        let year = format_local_time(unix_seconds());
+        let year = format_local_time(Moment::now().unix_seconds());
         assert_eq!(time[..4], year[..4]);
     }
 
     #[test]
     fn an_id_has_the_same_text_each_time() {
-        let id = MessageId::random();
+        let id = MessageId::random(Moment::now());
         assert_eq!(id.to_text(), id.to_text());
     }
 

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::body::FieldEnds;
-use super::{Body, Headers, Json, id, new_correlation_id, new_message_id, not_json};
+use super::{Body, CorrelationId, Headers, Json, MessageId, not_json};
+use crate::base::moment::Moment;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A request or an event as it stands on the wire: nine fields, the payload last.
@@ -62,11 +63,23 @@ impl<'a, P> ServiceMessage<'a, P> {
         action: impl Into<Cow<'a, str>>,
         payload: P,
     ) -> Self {
-        let ids = (new_message_id(), new_correlation_id());
-        Self::with_ids(ids.0, ids.1, source, target, action, payload)
+        let now = Moment::now();
+        let message_id = MessageId::random(now).to_text();
+        let correlation_id = CorrelationId::random_at(now).to_text();
+        Self::with_ids(
+            now,
+            message_id,
+            correlation_id,
+            source,
+            target,
+            action,
+            payload,
+        )
     }
 
+    /// Creates a message with these ids, which is made now.
     pub(crate) fn with_ids(
+        now: Moment,
         message_id: impl Into<Cow<'a, str>>,
         correlation_id: impl Into<Cow<'a, str>>,
         source: impl Into<Cow<'a, str>>,
@@ -79,7 +92,7 @@ impl<'a, P> ServiceMessage<'a, P> {
             source_service: source.into(),
             target_service: target.into(),
             action: action.into(),
-            timestamp: id::unix_seconds(),
+            timestamp: now.unix_seconds(),
             correlation_id: correlation_id.into(),
             reply_to: None,
             headers: Headers::new(),
