@@ -108,10 +108,8 @@ impl RequestOptions {
         }
         // A command is carried out however late it arrives.
         if kind != RequestKind::Command {
-            headers.insert(
-                DEADLINE_HEADER,
-                &deadline::unix_millis(now.since_epoch(), timeout),
-            );
+            let at = deadline::unix_millis(now.since_epoch(), timeout);
+            headers.insert(DEADLINE_HEADER, &at);
             let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
             headers.insert(TIMEOUT_HEADER, &millis.min(LONGEST_TIMEOUT_MS));
         }
@@ -364,22 +362,16 @@ mod tests {
             .header("a", "1")
             .header("deadline_ms", "0")
             .request;
-        let headers = options.wire_headers(
-            Moment::now(),
-            Duration::from_secs(5),
-            RequestKind::AsyncCall,
-            1,
-            None,
-        );
+        let (now, timeout) = (Moment::now(), Duration::from_secs(5));
+        let headers = options.wire_headers(now, timeout, RequestKind::AsyncCall, 1, None);
         assert_eq!(headers.get::<String>("a").as_deref(), Some("1"));
         assert_eq!(headers.get::<bool>(ASYNC_HEADER), Some(true));
         assert!(headers.get::<u64>(DEADLINE_HEADER) > Some(1_700_000_000_000));
         let default = RequestOptions::default();
-        let plain = default.wire_headers(Moment::now(), Duration::ZERO, RequestKind::Call, 2, None);
+        let plain = default.wire_headers(now, Duration::ZERO, RequestKind::Call, 2, None);
         assert_eq!(plain.get::<u32>(ATTEMPT_HEADER), Some(2));
         assert_eq!(plain.get::<bool>(ASYNC_HEADER), None);
-        let command =
-            default.wire_headers(Moment::now(), Duration::ZERO, RequestKind::Command, 1, None);
+        let command = default.wire_headers(now, Duration::ZERO, RequestKind::Command, 1, None);
         assert_eq!(command, Headers::new());
     }
 
@@ -392,13 +384,8 @@ mod tests {
         let names = ["a", "b", "missing"].map(str::to_owned);
         let passed_on = PassedOn::from_request(&names, &request);
         let options = CallOptions::new().header("a", "own").request;
-        let sent = options.wire_headers(
-            Moment::now(),
-            Duration::ZERO,
-            RequestKind::Command,
-            1,
-            passed_on.as_ref(),
-        );
+        let (now, kind, passed_on) = (Moment::now(), RequestKind::Command, passed_on.as_ref());
+        let sent = options.wire_headers(now, Duration::ZERO, kind, 1, passed_on);
         assert_eq!(sent.as_str(), r#"{"a":"own","b":[1.5,2.0]}"#);
         assert!(PassedOn::from_request(&names[2..], &request).is_none());
     }
