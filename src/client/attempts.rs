@@ -15,7 +15,6 @@ use super::layer::{self, keep_what_ran};
 use super::options::{RequestKind, RequestOptions};
 use super::sent_attempt::{AttemptEnd, SentAttempt};
 use super::sent_call::SentCall;
-use crate::base::moment::Moment;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::message::MessageId;
 use crate::resilience::{ServicePolicies, Turn};
@@ -74,7 +73,7 @@ impl Attempts {
             limit,
             is_idempotent: options.idempotent,
             may_retry,
-            message_id: needs_id.then(|| MessageId::random(Moment::now())),
+            message_id: needs_id.then(MessageId::random),
             made: 0,
             tried: Vec::new(),
             may_have_run: false,

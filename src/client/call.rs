@@ -164,7 +164,7 @@ impl ServiceClient {
                 id.to_owned()
             }
             None => {
-                let id = spec.message_id.unwrap_or_else(|| MessageId::random(now));
+                let id = spec.message_id.unwrap_or_else(|| MessageId::random_at(now));
                 id.to_text()
             }
         };

@@ -163,7 +163,7 @@ pub(crate) fn write_coalesced<'a>(
         reply_to: Some(reply_queue.into()),
         ..ServiceMessage::with_ids(
             now,
-            MessageId::random(now).to_text(),
+            MessageId::random_at(now).to_text(),
             id.to_text(),
             services.source_service,
             services.target_service,

@@ -17,7 +17,7 @@ use crate::base::random;
 /// assert_eq!(id.len(), "msg_20261123083012_862ad1d69070c888".len());
 /// ```
 pub fn new_message_id() -> String {
-    MessageId::random(Moment::now()).to_text()
+    MessageId::random().to_text()
 }
 
 /// A message id made by coney, kept as numbers: its text is written for each attempt at a call.
@@ -28,8 +28,12 @@ pub(crate) struct MessageId {
 }
 
 impl MessageId {
+    pub(crate) fn random() -> Self {
+        Self::random_at(Moment::now())
+    }
+
     /// Creates an id of a message that is made now.
-    pub(crate) fn random(now: Moment) -> Self {
+    pub(crate) fn random_at(now: Moment) -> Self {
         Self {
             unix_seconds: now.unix_seconds(),
             random: random::random_u128(now) as u64,
@@ -168,7 +172,7 @@ mod tests {
 
     #[test]
     fn an_id_has_the_same_text_each_time() {
-        let id = MessageId::random(Moment::now());
+        let id = MessageId::random();
         assert_eq!(id.to_text(), id.to_text());
     }
 

@@ -64,7 +64,7 @@ impl<'a, P> ServiceMessage<'a, P> {
         payload: P,
     ) -> Self {
         let now = Moment::now();
-        let message_id = MessageId::random(now).to_text();
+        let message_id = MessageId::random_at(now).to_text();
         let correlation_id = CorrelationId::random_at(now).to_text();
         Self::with_ids(
             now,
