@@ -81,6 +81,17 @@ impl Body {
         &self.bytes
     }
 
+    /// Returns the finished bytes in the pieces they are made of, for a sender that copies them
+    /// anyway: those before the placeholder, `quoted_name` in its place, and those after it.
+    /// Without a placeholder, the first piece is everything.
+    pub(crate) fn pieces<'a>(&'a self, quoted_name: &'a str) -> [&'a [u8]; 3] {
+        let Some(Placeholder { at, .. }) = self.placeholder else {
+            return [&self.bytes, &[], &[]];
+        };
+        let (before, after) = self.bytes.split_at(at);
+        [before, quoted_name.as_bytes(), after]
+    }
+
     /// Returns true if the sender waits for a reply on its link's reply queue.
     pub(crate) fn wants_reply_queue(&self) -> bool {
         self.placeholder.is_some()

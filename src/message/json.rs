@@ -25,7 +25,7 @@ impl<'a> Json<'a> {
     pub const NULL: Json<'static> = Json(RawValue::NULL);
 
     /// Encodes a text as a JSON string.
-    pub(super) fn quote(text: &str) -> String {
+    pub(crate) fn quote(text: &str) -> String {
         // serde_json encodes every string.
         serde_json::to_string(text).unwrap_or_default()
     }

@@ -12,6 +12,7 @@ mod command_port;
 mod config;
 mod connect;
 mod convert;
+mod frames;
 mod io_thread;
 mod link_handle;
 mod link_table;

@@ -6,18 +6,12 @@
 //! the rest, or all; and an invalid routing key ends the connection, after which the
 //! broker redelivers the same message. Sanitizing never changes a length.
 
-/// The deepest nesting that is passed on: deeper than any program nests on purpose, and far
-/// below the limit of a stack.
-const DEEPEST: usize = 100;
+use crate::transport::amqp::frames::{MAX_NESTING, Malformed, replace_invalid};
 
 const ARRAY: u8 = b'A';
 const BYTES: u8 = b'x';
 const TABLE: u8 = b'F';
 const TEXT: u8 = b'S';
-
-/// The error of a payload that is not well-formed.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
 
 type Result<T = ()> = std::result::Result<T, Malformed>;
 
@@ -33,7 +27,7 @@ enum Kind {
 use Kind::{Short, Skip, Table};
 
 /// Sanitizes the payload of a method frame, where it has texts that another program can choose.
-pub(super) fn method(payload: &mut [u8]) -> Result {
+pub(in crate::transport::amqp) fn method(payload: &mut [u8]) -> Result {
     let fields: &[Kind] = match payload {
         // connection: start, close, blocked
         [0, 10, 0, 10, ..] => &[Skip(2), Table],
@@ -54,7 +48,7 @@ pub(super) fn method(payload: &mut [u8]) -> Result {
 }
 
 /// Sanitizes the payload of a content header: the properties and headers of a message.
-pub(super) fn content_header(payload: &mut [u8]) -> Result {
+pub(in crate::transport::amqp) fn content_header(payload: &mut [u8]) -> Result {
     /// The properties in the order of their flags, from the highest bit.
     const PROPERTIES: [Kind; 14] = [
         Short,   // content type
@@ -83,7 +77,7 @@ fn walk(cursor: &mut Cursor<'_>, fields: impl Iterator<Item = Kind>) -> Result {
     for field in fields {
         match field {
             Skip(count) => drop(cursor.take(count)?),
-            Short => make_utf8(cursor.short()?),
+            Short => replace_invalid(cursor.short()?),
             Table => table(cursor.long()?, 1)?,
         }
     }
@@ -93,7 +87,7 @@ fn walk(cursor: &mut Cursor<'_>, fields: impl Iterator<Item = Kind>) -> Result {
 fn table(bytes: &mut [u8], depth: usize) -> Result {
     let mut cursor = Cursor(bytes);
     while !cursor.0.is_empty() {
-        make_utf8(cursor.short()?);
+        replace_invalid(cursor.short()?);
         value(&mut cursor, depth)?;
     }
     Ok(())
@@ -124,7 +118,7 @@ fn value(cursor: &mut Cursor<'_>, depth: usize) -> Result {
                 kind[0] = BYTES;
             }
         }
-        ARRAY | TABLE if depth >= DEEPEST => {
+        ARRAY | TABLE if depth >= MAX_NESTING => {
             cursor.long()?;
             kind[0] = BYTES;
         }
@@ -133,17 +127,6 @@ fn value(cursor: &mut Cursor<'_>, depth: usize) -> Result {
         _ => return Err(Malformed),
     }
     Ok(())
-}
-
-/// Replaces bytes that are not UTF-8 with question marks.
-fn make_utf8(bytes: &mut [u8]) {
-    let mut from = 0;
-    while let Err(error) = std::str::from_utf8(&bytes[from..]) {
-        let bad = from + error.valid_up_to();
-        let end = error.error_len().map_or(bytes.len(), |length| bad + length);
-        bytes[bad..end].fill(b'?');
-        from = end;
-    }
 }
 
 /// The bytes that have not been read yet.
@@ -206,7 +189,7 @@ mod tests {
     fn well_formed_input_is_unchanged() {
         let mut fields = field(b"a", &long(TEXT, "张三".as_bytes()));
         fields.extend(field(b"b", &long(TABLE, &field(b"c", b"t\x01"))));
-        fields.extend(field(b"d", &nested(DEEPEST - 1)));
+        fields.extend(field(b"d", &nested(MAX_NESTING - 1)));
         for (kind, length) in [(b'l', 8), (b'I', 4), (b's', 2), (b'D', 5), (b'V', 0)] {
             let mut value = vec![kind];
             value.resize(1 + length, 7);
@@ -220,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_value_nested_too_deeply_becomes_bytes() {
-        let deep = header(&field(b"d", &nested(DEEPEST)), b"");
+        let deep = header(&field(b"d", &nested(MAX_NESTING)), b"");
         let mut sanitized = deep.clone();
         assert_eq!(content_header(&mut sanitized), Ok(()));
         let changed: Vec<usize> = (0..deep.len())
