@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::cursor::{Cursor, Malformed};
 use super::short_text::{put_short, to_known_text, to_text};
 use super::table::{put_table, take_table};
-use crate::transport::{HeaderTable, Properties, RareProperties};
+use crate::transport::{Properties, RareProperties};
 
 /// The flags of the properties, which follow in the order of their flags.
 const CONTENT_TYPE: u16 = 1 << 15;
@@ -101,20 +101,20 @@ pub(super) fn take_properties(cursor: &mut Cursor<'_>) -> Result<Properties, Mal
     let flags = u16::from_be_bytes(cursor.array()?);
     let has = |flag| flags & flag != 0;
     let mut properties = Properties::default();
-    let mut rare = RareProperties::default();
+    // Few messages have any of these, so their box is made only then.
+    let mut rare = None::<Box<RareProperties>>;
     if has(CONTENT_TYPE) {
         properties.content_type = Some(to_known_text(cursor.short()?, KNOWN_CONTENT_TYPES));
     }
     if has(CONTENT_ENCODING) {
-        rare.content_encoding = Some(to_text(cursor.short()?));
+        rare.get_or_insert_default().content_encoding = Some(to_text(cursor.short()?));
     }
-    properties.headers = match has(HEADERS) {
-        true => take_table(cursor.long()?, 1)?,
-        false => HeaderTable::new(),
-    };
+    if has(HEADERS) {
+        properties.headers = take_table(cursor.long()?, 1)?;
+    }
     properties.persistent = has(DELIVERY_MODE) && cursor.octet()? == PERSISTENT;
     if has(PRIORITY) {
-        rare.priority = Some(cursor.octet()?);
+        rare.get_or_insert_default().priority = Some(cursor.octet()?);
     }
     if has(CORRELATION_ID) {
         properties.correlation_id = Some(to_text(cursor.short()?));
@@ -129,21 +129,21 @@ pub(super) fn take_properties(cursor: &mut Cursor<'_>) -> Result<Properties, Mal
         properties.message_id = Some(to_text(cursor.short()?));
     }
     if has(TIMESTAMP) {
-        rare.timestamp = Some(u64::from_be_bytes(cursor.array()?));
+        rare.get_or_insert_default().timestamp = Some(u64::from_be_bytes(cursor.array()?));
     }
     if has(KIND) {
-        rare.kind = Some(to_text(cursor.short()?));
+        rare.get_or_insert_default().kind = Some(to_text(cursor.short()?));
     }
     if has(USER_ID) {
         cursor.short()?;
     }
     if has(APP_ID) {
-        rare.app_id = Some(to_text(cursor.short()?));
+        rare.get_or_insert_default().app_id = Some(to_text(cursor.short()?));
     }
     if has(CLUSTER_ID) {
         cursor.short()?;
     }
-    properties.rare = (rare != RareProperties::default()).then(|| Box::new(rare));
+    properties.rare = rare;
     Ok(properties)
 }
 
