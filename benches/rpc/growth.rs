@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::figure::Figure;
 use crate::scenario::Shape;
+use crate::target::Target;
 use crate::{Scenario, Transport};
 
 const LENGTH: Duration = Duration::from_millis(1_500);
@@ -20,7 +21,7 @@ pub struct Sweep {
 
 impl Sweep {
     /// Measures all parameters, and prints a table for each.
-    pub fn all(transport: Transport, url: &str, batch: usize) -> Vec<Self> {
+    pub fn all(transport: Transport, target: &Target, batch: usize) -> Vec<Self> {
         let shape = Shape {
             scenario: Scenario::Call,
             transport,
@@ -29,6 +30,7 @@ impl Sweep {
             batch,
             services: 1,
             clients: 1,
+            spins: true,
         };
         type Grow = fn(&mut Shape, usize);
         let growing: [(&str, &[usize], Shape, Grow); 4] = [
@@ -62,8 +64,8 @@ impl Sweep {
                     let mut shape = Shape { scenario, ..shape };
                     grow(&mut shape, value);
                     let mut figure = Figure::new(shape);
-                    figure.measure(url, LENGTH);
-                    println!("{}", figure.to_json());
+                    figure.measure(target, LENGTH);
+                    println!("{}", figure.to_json(&[]));
                     (value, figure)
                 };
                 let sweep = Self {

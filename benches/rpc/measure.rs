@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::process::resident_kib;
+use crate::usage::{Usage, Watch};
 
 /// One call, made repeatedly by one thread; false if it failed.
 pub type Call = Box<dyn FnMut() -> bool + Send>;
@@ -26,10 +27,11 @@ pub struct Slice {
     pub errors: u64,
     /// The resident memory in the middle of the slice.
     pub resident_mib: f64,
+    pub usage: Usage,
 }
 
 /// Runs each call on a thread of its own, first unmeasured to warm up, then for `length` measured.
-pub fn measure(calls: Vec<Call>, length: Duration) -> Slice {
+pub fn measure(calls: Vec<Call>, length: Duration, watch: Watch) -> Slice {
     // Thousands of threads take a while to reach a steady state.
     let warm_up = length / 5 + Duration::from_micros(400) * calls.len() as u32;
     let start = Barrier::new(calls.len() + 1);
@@ -58,6 +60,7 @@ pub fn measure(calls: Vec<Call>, length: Duration) -> Slice {
             .collect();
         start.wait();
         thread::sleep(warm_up);
+        let watched = watch.begin();
         measuring.store(true, Ordering::Relaxed);
         let begin = Instant::now();
         thread::sleep(length / 2);
@@ -65,12 +68,14 @@ pub fn measure(calls: Vec<Call>, length: Duration) -> Slice {
         thread::sleep(length / 2);
         measuring.store(false, Ordering::Relaxed);
         let seconds = begin.elapsed().as_secs_f64();
+        let usage = watched.end();
         stop.store(true, Ordering::Relaxed);
         let mut slice = Slice {
             seconds,
             latencies: latencies(),
             errors: 0,
             resident_mib,
+            usage,
         };
         for thread in threads {
             let (latencies, errors) = thread.join().expect("callers do not panic");

@@ -82,6 +82,7 @@ fn color(scenario: Scenario) -> RGBColor {
         Scenario::Bare => RGBColor(130, 130, 130),
         Scenario::Shared => RGBColor(165, 165, 165),
         Scenario::Direct => RGBColor(200, 200, 200),
+        Scenario::Raw => RGBColor(148, 103, 189),
         Scenario::Call => RGBColor(31, 119, 180),
         Scenario::Coalesced => RGBColor(214, 95, 14),
         Scenario::Batch => RGBColor(44, 140, 60),

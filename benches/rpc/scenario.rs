@@ -1,10 +1,12 @@
 //! The scenarios, and their setup.
 
 use coney::batch::BatchLimits;
+use coney::client::ServiceClientBuilder;
 use coney::{Broker, ServiceClient, ServiceServer};
 
 use crate::bare::{BareAmqp, BareMemory};
 use crate::measure::{Call, Setup};
+use crate::raw::RawAmqp;
 use crate::shared::SharedAmqp;
 use crate::{Scenario, Transport};
 
@@ -19,6 +21,8 @@ pub struct Shape {
     /// The number of services in this process; callers are spread over them.
     pub services: usize,
     pub clients: usize,
+    /// True if lone callers may spin.
+    pub spins: bool,
 }
 
 pub fn set_up(shape: &Shape, url: &str) -> Box<dyn Setup> {
@@ -26,6 +30,7 @@ pub fn set_up(shape: &Shape, url: &str) -> Box<dyn Setup> {
         (Scenario::Bare, Transport::Memory) => Box::new(BareMemory::start()),
         (Scenario::Bare, Transport::Amqp) => Box::new(BareAmqp::start(url)),
         (Scenario::Shared, _) => Box::new(SharedAmqp::start(url, false)),
+        (Scenario::Raw, _) => Box::new(RawAmqp::start(url, shape.payload)),
         (Scenario::Direct, _) => Box::new(SharedAmqp::start(url, true)),
         (Scenario::Call | Scenario::Coalesced | Scenario::Batch, _) => {
             Box::new(Coney::start(shape, url))
@@ -65,6 +70,7 @@ impl Coney {
                 Scenario::Coalesced => client.coalesce(BatchLimits::new()),
                 _ => client,
             };
+            let client = with_spin(client, shape.spins);
             client.build().expect("the client starts")
         };
         Self {
@@ -73,6 +79,12 @@ impl Coney {
             clients: (0..shape.clients).map(client).collect(),
         }
     }
+}
+
+/// Sets whether lone callers of a client may spin.
+// The place for `ServiceClientBuilder::spin(spins)`, which this version does not have.
+pub fn with_spin(client: ServiceClientBuilder, _spins: bool) -> ServiceClientBuilder {
+    client
 }
 
 impl Setup for Coney {
