@@ -8,10 +8,13 @@
 //! nothing. All consumers of a side use one connection in the first run, as in one process, and one
 //! connection each in the second, as in ten. Runs over RabbitMQ on AMQP_URL, or on a private one
 //! that it starts; in alternating slices of the same run. Prints one JSON object for each side, and
-//! the ratios.
+//! the ratios; that of the fan-out is the median of the ratios of neighbouring slices.
 
 #[path = "support/bare_connection.rs"]
 mod bare_connection;
+#[allow(dead_code)] // other benchmarks print lines without bounds
+#[path = "support/figure.rs"]
+mod figure;
 #[path = "support/publishing.rs"]
 mod publishing;
 #[path = "../tests/it/support/server.rs"]
@@ -26,6 +29,7 @@ use amiquip::{Connection, ConsumerMessage, ConsumerOptions, FieldTable, QueueDec
 use clap::Parser;
 use coney::{Broker, EventPublisher, EventSubscriber};
 
+use crate::figure::{Bound, bounded, median};
 use crate::publishing::{Bare, flood, report};
 use crate::server::Server;
 
@@ -42,7 +46,7 @@ struct Options {
     bench: bool,
 }
 
-const SLICES: u32 = 6;
+const SLICES: u32 = 7;
 const GROUPS: usize = 10;
 const EXCHANGE: &str = "event.exchange";
 const ALONE: &str = "bench.alone";
@@ -123,10 +127,14 @@ fn fan_out(
         })
         .collect();
     let mut times = [Duration::ZERO; 2];
+    let mut ratios = Vec::new();
     for _ in 0..SLICES {
-        times[0] += timed(&by_hand, |end| bare.publish(body, end), time / SLICES);
+        let bare = timed(&by_hand, |end| bare.publish(body, end), time / SLICES);
         let send = || publisher.publish_async(BY_CONEY, payload);
-        times[1] += timed(&by_coney, |end| flood(send, end), time / SLICES);
+        let coney = timed(&by_coney, |end| flood(send, end), time / SLICES);
+        ratios.push(coney.per_s() / bare.per_s());
+        times[0] += bare.time;
+        times[1] += coney.time;
     }
     drop(subscribers);
     consumers.stop();
@@ -135,13 +143,25 @@ fn fan_out(
         (count.load(Ordering::Relaxed) as f64 / time.as_secs_f64()) as u64
     };
     let rates = [rate(&by_hand, times[0]), rate(&by_coney, times[1])];
-    let ratio = report(["bare_fan_out", "fan_out"], rates, Duration::from_secs(1));
-    eprintln!("fan_out over {connections} connections: {ratio:.2} of bare");
+    report(["bare_fan_out", "fan_out"], rates, Duration::from_secs(1));
+    let what = format!("fan-out to {GROUPS} groups, connections: {connections}");
+    bounded(&what, median(ratios), "of bare", Bound::AtLeast(1.0));
 }
 
-/// Publishes for `length`, and waits until every group has handled all events. Returns the time for
-/// both.
-fn timed(handled: &AtomicU64, publish: impl FnOnce(Instant) -> u64, length: Duration) -> Duration {
+/// The events that were handled in a slice, and the time until the last of them.
+struct Handled {
+    events: u64,
+    time: Duration,
+}
+
+impl Handled {
+    fn per_s(&self) -> f64 {
+        self.events as f64 / self.time.as_secs_f64()
+    }
+}
+
+/// Publishes for `length`, and waits until every group has handled all events.
+fn timed(handled: &AtomicU64, publish: impl FnOnce(Instant) -> u64, length: Duration) -> Handled {
     let (start, before) = (Instant::now(), handled.load(Ordering::Relaxed));
     let published = publish(start + length);
     let all = before + published * GROUPS as u64;
@@ -152,7 +172,10 @@ fn timed(handled: &AtomicU64, publish: impl FnOnce(Instant) -> u64, length: Dura
         );
         thread::sleep(Duration::from_millis(1));
     }
-    start.elapsed()
+    Handled {
+        events: all - before,
+        time: start.elapsed(),
+    }
 }
 
 /// The shortest hand-written consumers.

@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use crate::bare_connection::connect;
 use crate::measure::{Call, Setup};
 
-const SERVICE: &str = "bench-bare";
+pub const ROUTING_KEY: &str = "request.bench-bare";
+const QUEUE: &str = "service.bench-bare.request";
 
 /// A payload, and the channel for its echo.
 type Ping = (Vec<u8>, Sender<Vec<u8>>);
@@ -83,15 +84,11 @@ impl Echo {
 impl Drop for Echo {
     fn drop(&mut self) {
         // A message without reply_to ends the echo thread.
-        let stop = Publish::new(b"stop", routing_key());
+        let stop = Publish::new(b"stop", ROUTING_KEY);
         let _ = self.stop.lock().basic_publish("service.exchange", stop);
         let _ = self.thread.take().map(JoinHandle::join);
         let _ = self.server.take().map(Connection::close);
     }
-}
-
-pub fn routing_key() -> String {
-    format!("request.{SERVICE}")
 }
 
 /// Callers on plain amiquip: each has a channel and a reply queue of its own on one connection, so
@@ -148,7 +145,7 @@ impl Setup for BareAmqp {
                     "service.exchange",
                     Publish::with_properties(
                         &payload,
-                        routing_key(),
+                        ROUTING_KEY,
                         AmqpProperties::default()
                             .with_content_type("application/json".to_owned())
                             .with_delivery_mode(2)
@@ -176,10 +173,7 @@ impl Drop for BareAmqp {
 fn serve(channel: &Channel) {
     channel.qos(0, 10, false).expect("a prefetch of 10");
     let consumer = channel
-        .basic_consume(
-            format!("service.{SERVICE}.request"),
-            ConsumerOptions::default(),
-        )
+        .basic_consume(QUEUE, ConsumerOptions::default())
         .expect("a consumer");
     for message in consumer.receiver() {
         let ConsumerMessage::Delivery(delivery) = message else {
@@ -215,10 +209,9 @@ fn declare(channel: &Channel) {
             },
         )
         .expect("the exchange");
-    let queue = format!("service.{SERVICE}.request");
     channel
         .queue_declare(
-            &queue,
+            QUEUE,
             QueueDeclareOptions {
                 durable: true,
                 ..QueueDeclareOptions::default()
@@ -227,9 +220,9 @@ fn declare(channel: &Channel) {
         .expect("the queue");
     channel
         .queue_bind(
-            &queue,
+            QUEUE,
             "service.exchange",
-            routing_key(),
+            ROUTING_KEY,
             FieldTable::default(),
         )
         .expect("the binding");

@@ -12,6 +12,9 @@ use crate::{Options, Scenario, Transport};
 /// and more add nothing to the measurement.
 const MOST_BATCHES: usize = 16;
 
+/// The length of the slice in which system calls are counted, at most: as a mean it is soon exact.
+const COUNTING: Duration = Duration::from_millis(500);
+
 /// The figures of one number of callers.
 pub struct Comparison {
     transport: Transport,
@@ -59,7 +62,7 @@ impl Comparison {
             }
         }
         for figure in &mut figures {
-            figure.count_system_calls(target, slice);
+            figure.count_system_calls(target, slice.min(COUNTING));
         }
         Self {
             transport,
@@ -77,6 +80,9 @@ impl Comparison {
                 continue;
             }
             for (name, reference) in &references {
+                if reference.shape.scenario == figure.shape.scenario {
+                    continue;
+                }
                 eprintln!(
                     "{:?} {} with {} callers: rate {:.2} of {name} ({}), p50 {:.2} of it",
                     self.transport,

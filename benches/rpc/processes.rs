@@ -177,7 +177,10 @@ pub fn run_as(role: Role, options: &Options) {
                 p50_us: slice.latencies.value_at_quantile(0.5) as f64 / 1e3,
                 errors: slice.errors,
             };
-            println!("{}", serde_json::to_string(&outcome).expect("plain numbers"));
+            println!(
+                "{}",
+                serde_json::to_string(&outcome).expect("plain numbers")
+            );
         }
     }
 }

@@ -123,9 +123,13 @@ fn threads(process: u32) -> Threads {
             // Exact, unlike the hundredths of a second in `stat`; not in every kernel.
             let schedule = fs::read_to_string(task.path().join("schedstat")).ok();
             let nanos = schedule.and_then(|it| it.split(' ').next()?.parse::<f64>().ok());
-            let switches = status
-                .lines()
-                .filter_map(|line| line.split_once("ctxt_switches:")?.1.trim().parse::<f64>().ok());
+            let switches = status.lines().filter_map(|line| {
+                line.split_once("ctxt_switches:")?
+                    .1
+                    .trim()
+                    .parse::<f64>()
+                    .ok()
+            });
             let counters = Counters {
                 processor_us: nanos.map(|nanos| nanos / 1e3),
                 switches: switches.sum(),

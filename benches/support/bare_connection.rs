@@ -12,10 +12,7 @@ pub fn connect(url: &str) -> Connection {
     socket.set_nodelay(true).expect("nodelay");
     socket.set_nonblocking(true).expect("non-blocking");
     let stream = mio::net::TcpStream::from_stream(socket).expect("a socket");
-    let options = ConnectionOptions::default().auth(Auth::Plain {
-        username,
-        password,
-    });
+    let options = ConnectionOptions::default().auth(Auth::Plain { username, password });
     let tuning = ConnectionTuning::default().mem_channel_bound(256);
     Connection::insecure_open_stream(stream, options, tuning).expect("the login")
 }
