@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use crate::Options;
 use crate::bounds::{Bound, bounded, median};
 use crate::measure::{Call, measure};
-use crate::scenario::with_spin;
 use crate::target::Target;
 use crate::usage::Watch;
 
@@ -161,7 +160,7 @@ pub fn run_as(role: Role, options: &Options) {
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
         }
         Role::Caller => {
-            let client = with_spin(ServiceClient::builder(&broker, "bench"), !options.no_spin);
+            let client = ServiceClient::builder(&broker, "bench").spin(!options.no_spin);
             let client = client.build().expect("the client starts");
             let payload = "x".repeat(options.payload);
             let call: Call = Box::new(move || {

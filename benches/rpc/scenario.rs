@@ -1,7 +1,6 @@
 //! The scenarios, and their setup.
 
 use coney::batch::BatchLimits;
-use coney::client::ServiceClientBuilder;
 use coney::{Broker, ServiceClient, ServiceServer};
 
 use crate::bare::{BareAmqp, BareMemory};
@@ -70,8 +69,7 @@ impl Coney {
                 Scenario::Coalesced => client.coalesce(BatchLimits::new()),
                 _ => client,
             };
-            let client = with_spin(client, shape.spins);
-            client.build().expect("the client starts")
+            client.spin(shape.spins).build().expect("the client starts")
         };
         Self {
             shape: *shape,
@@ -79,12 +77,6 @@ impl Coney {
             clients: (0..shape.clients).map(client).collect(),
         }
     }
-}
-
-/// Sets whether lone callers of a client may spin.
-// The place for `ServiceClientBuilder::spin(spins)`, which this version does not have.
-pub fn with_spin(client: ServiceClientBuilder, _spins: bool) -> ServiceClientBuilder {
-    client
 }
 
 impl Setup for Coney {

@@ -171,7 +171,7 @@ impl ServiceClientBuilder {
     }
 
     /// Sets whether a blocking call over RabbitMQ that is the only call of its client in flight spins
-    /// for its reply before it sleeps, for at most 250 µs, and yields the processor between looks.
+    /// for its reply before it sleeps, for at most 500 µs, and yields the processor between looks.
     /// Defaults to true.
     ///
     /// Waking a thread on an idle processor takes as long as the rest of a call. On 2 processors, with
@@ -238,7 +238,9 @@ impl ServiceClientBuilder {
         let extensions = (!self.extensions.is_empty()).then(|| Box::new(self.extensions));
         let router = Arc::new(Router::new(self.max_in_flight));
         let sink = Arc::clone(&router) as Arc<dyn Sink>;
-        let spec = LinkSpec::new(topology::for_requests()).reply_queue();
+        let spec = LinkSpec::new(topology::for_requests())
+            .reply_queue()
+            .coalesces(self.coalesce.is_some());
         let handle = self.broker.open_until(spec, sink, deadline)?;
         let max_body = self.broker.max_body();
         let coalesce = self

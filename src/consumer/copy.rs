@@ -35,7 +35,7 @@ impl Republisher {
         if headers.size() > most || !are_sendable {
             log::warn!(
                 target: "coney::worker",
-                "{}: republishes {} without its headers, which are too large or too many to copy",
+                "{}: republishes {} without its headers, which are too large or invalid",
                 self.queue.owner, describe(message)
             );
             let kept = [ATTEMPTS, GIVEN_UP, REDELIVERIES];

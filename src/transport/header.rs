@@ -48,7 +48,7 @@ impl From<i64> for HeaderValue {
 /// A table of AMQP headers: a message's named values, beside its properties.
 ///
 /// coney itself sends headers only with messages that have failed; a service's own metadata goes
-/// into the envelope. Many headers are slow: each costs time in proportion to the ones before it.
+/// into the envelope.
 ///
 /// ```
 /// use coney::transport::{HeaderTable, HeaderValue};
@@ -175,11 +175,6 @@ impl HeaderTable {
         })
     }
 
-    /// Counts the values, nested ones included.
-    pub(crate) fn values(&self) -> usize {
-        self.iter().map(|(_, value)| value.values()).sum()
-    }
-
     /// Returns the largest number of bytes that the table takes on the wire.
     pub(crate) fn size(&self) -> usize {
         self.iter()
@@ -203,14 +198,6 @@ impl HeaderValue {
                 format!("a header value cannot be {number}"),
             )),
             _ => Ok(()),
-        }
-    }
-
-    fn values(&self) -> usize {
-        match self {
-            Self::List(values) => 1 + values.iter().map(Self::values).sum::<usize>(),
-            Self::Table(table) => 1 + table.values(),
-            _ => 1,
         }
     }
 

@@ -19,6 +19,8 @@ pub struct LinkSpec {
     pub(crate) only_replies: bool,
     /// True if the broker confirms every message that the link publishes.
     pub(crate) confirms: bool,
+    /// True if the link coalesces the requests that it publishes.
+    pub(crate) coalesces: bool,
     /// An exclusive queue that is locked for other connections while the link is open.
     pub(crate) exclusive_queue: Option<&'static str>,
 }
@@ -119,6 +121,12 @@ impl LinkSpec {
     /// Promises that the link publishes only replies to its deliveries, none of them mandatory.
     pub(crate) fn only_replies(mut self) -> Self {
         self.only_replies = true;
+        self
+    }
+
+    /// Sets whether the link coalesces requests. Defaults to false.
+    pub(crate) fn coalesces(mut self, coalesces: bool) -> Self {
+        self.coalesces = coalesces;
         self
     }
 

@@ -106,16 +106,12 @@ impl Properties {
     }
 
     pub(crate) fn has_sendable_headers(&self) -> bool {
-        self.headers.check().is_ok() && self.headers.values() <= MAX_VALUES
+        self.headers.check().is_ok()
     }
 }
 
 /// The longest expiration: RabbitMQ accepts 2³² − 1 milliseconds.
 pub(crate) const LONGEST_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
-
-/// The largest number of header values in a message that is sent on: the time that amiquip takes
-/// for them grows with the square of their number.
-const MAX_VALUES: usize = 200;
 
 /// An outgoing message.
 #[must_use = "a publication is sent by `Link::publish`"]

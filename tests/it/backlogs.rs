@@ -100,10 +100,12 @@ fn a_batch_of_commands_stops_at_the_bound(broker: &Broker) {
     let service = unique("work");
     declare(broker, &service);
     let client = ServiceClient::builder(broker, "shop")
-        .timeout(1_000 * MS)
+        .timeout(2_000 * MS)
         .max_backlog(&service, 5)
         .build()
         .unwrap();
+    // Makes the connection over which the client asks: without an answer in time it would send.
+    assert_eq!(depth(broker, &service), 0);
     let outcomes = client.send_batch(&service, "work", &[7u64; 8]);
     let refused = outcomes.iter().filter(|outcome| {
         let error = outcome.as_ref().err();

@@ -37,6 +37,7 @@ mod faults;
 mod handed_back;
 mod handles;
 mod health;
+mod heartbeats;
 mod hostile;
 mod language;
 mod layered_ends;

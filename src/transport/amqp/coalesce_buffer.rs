@@ -7,7 +7,7 @@
 //! more threads have something to send, the more requests one message carries.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,9 @@ pub(super) struct CoalesceBuffer {
     room: Condvar,
     /// True if the last message was taken alone.
     was_alone: AtomicBool,
+    /// The number of replies that were added and are not sent: the settlements of their requests
+    /// must not overtake them.
+    unsent_replies: AtomicUsize,
     /// The largest size of a reply batch, in bytes.
     reply_batch_bytes: usize,
 }
@@ -94,6 +97,7 @@ impl CoalesceBuffer {
             state: Mutex::default(),
             room: Condvar::new(),
             was_alone: AtomicBool::new(false),
+            unsent_replies: AtomicUsize::new(0),
             reply_batch_bytes: CoalesceLimits::BYTES.min(max_body.saturating_sub(OVERHEAD)),
         }
     }
@@ -119,6 +123,7 @@ impl CoalesceBuffer {
         match self.wait_for_room(reply.deadline) {
             Ok(mut state) => {
                 state.messages.replies.add(reply, self.reply_batch_bytes);
+                self.unsent_replies.fetch_add(1, Ordering::SeqCst);
                 state.notify(notify)
             }
             Err(refused) => refused,
@@ -161,6 +166,17 @@ impl CoalesceBuffer {
         let messages = self.take_now();
         self.was_alone.store(messages.len() == 1, Ordering::Relaxed);
         messages
+    }
+
+    /// Returns true if replies were added that are not sent.
+    pub(super) fn has_unsent_replies(&self) -> bool {
+        self.unsent_replies.load(Ordering::SeqCst) > 0
+    }
+
+    /// Records that replies which were [taken](Self::take) have been sent, or dropped with their
+    /// connection.
+    pub(super) fn replies_sent(&self, count: usize) {
+        self.unsent_replies.fetch_sub(count, Ordering::SeqCst);
     }
 
     /// Drops the requests whose deadlines have passed. Called while they cannot be sent.
@@ -236,6 +252,11 @@ impl BufferedReplies {
                     .insert(to.to_owned(), ReplyBatchWriter::new(id, body));
             }
         }
+    }
+
+    /// Returns the number of replies.
+    pub(super) fn len(&self) -> usize {
+        self.count
     }
 
     pub(super) fn reply_batches(self) -> impl Iterator<Item = Publication> {

@@ -1,13 +1,14 @@
 //! The commands and messages that other threads send to the I/O thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use super::coalesce_buffer::CoalesceBuffer;
+use super::link_outlet::LinkOutlet;
 use crate::error::Result;
 use crate::transport::{
     Budget, ConfirmSender, Delivery, Disposition, LinkSpec, Publication, QueueDepth, Room, Settler,
@@ -33,6 +34,15 @@ pub(super) enum Command {
         session: u64,
         tag: u64,
         outcome: Disposition,
+    },
+    /// Sends messages before all others: a sink has returned them for a delivery.
+    SendFirst {
+        link: LinkId,
+        publications: Vec<Publication>,
+    },
+    /// Passes on the deliveries that had to wait until others were settled.
+    PassOnWaiting {
+        link: LinkId,
     },
     /// Sends the messages in the link's coalesce buffer.
     SendCoalesced {
@@ -89,6 +99,8 @@ pub(super) struct RegisteredLink {
     pub(super) spec: LinkSpec,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) settler: Arc<dyn Settler>,
+    pub(super) outlet: Arc<LinkOutlet>,
+    pub(super) commands: Sender<Command>,
     pub(super) coalesce_buffer: Arc<CoalesceBuffer>,
     pub(super) refusal: Refusal,
     /// The result channel of the thread that waits for the link to be opened for the first time.
@@ -102,6 +114,27 @@ pub(super) struct Outgoing {
     pub(super) confirm: Option<ConfirmSender>,
     /// The place among the messages that wait.
     place: Option<Room>,
+    /// The mark that a message of the link waits, which later ones must not overtake.
+    pub(super) waits: Option<WaitingMark>,
+}
+
+/// The number of a link's messages that wait for the I/O thread.
+pub(super) type WaitingCount = Arc<AtomicUsize>;
+
+/// A share in a link's count of waiting messages, until it is dropped.
+pub(super) struct WaitingMark(WaitingCount);
+
+impl WaitingMark {
+    pub(super) fn new(count: &WaitingCount) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for WaitingMark {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Outgoing {
@@ -115,6 +148,7 @@ impl Outgoing {
             publication,
             confirm,
             place: None,
+            waits: None,
         }
     }
 
@@ -129,7 +163,9 @@ impl Outgoing {
 pub(super) struct CommandSender {
     /// Never full: it holds at most one command for each unsettled delivery,
     /// whose number the prefetch counts bound (those that are held while the dead letters are
-    /// listed are settled as one), one for each link with messages in its coalesce buffer, and
+    /// listed are settled as one), one for each settlement that makes room for a delivery that
+    /// waits, one for each delivery for which a sink returns messages, one for each link with
+    /// messages in its coalesce buffer, and
     /// one or two for each thread that opens, closes or changes a link, gets a message from a
     /// queue or counts those in it.
     pub(super) commands: Sender<Command>,

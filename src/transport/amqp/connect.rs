@@ -9,10 +9,11 @@ use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::config::Config;
-use super::stream::FRAME_MAX;
+use super::frame_max::FRAME_MAX;
+use super::frame_writer::{FrameWriter, RunningWriter};
+use super::observed::Observed;
+use super::routes::Routes;
 use super::stream::GuardedStream;
-use super::stream::Observed;
-use super::transit::Transit;
 use super::watchdog::Watchdog;
 use crate::base::deadline;
 use crate::base::resolve::{dial, resolve};
@@ -30,8 +31,9 @@ pub(super) struct Connected {
     pub(super) connection: Connection,
     /// The stream's observations, such as the broker's reason for closing.
     pub(super) observed: Arc<Observed>,
-    /// The frames that amiquip has and that are not written to the socket yet.
-    pub(super) transit: Arc<Transit>,
+    /// The way out that amiquip and all other threads share.
+    pub(super) writer: RunningWriter,
+    pub(super) routes: Arc<Routes>,
 }
 
 /// A failed attempt to connect.
@@ -42,8 +44,12 @@ pub(super) struct NotConnected {
 }
 
 /// Connects and logs in. Name resolution, TCP and login take at most the connect timeout
-/// in all, whatever the peer does.
-pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected, NotConnected> {
+/// in all, whatever the peer does. The number names the connection's threads.
+pub(super) fn connect(
+    number: u64,
+    config: &Config,
+    watchdog: &Watchdog,
+) -> Result<Connected, NotConnected> {
     let deadline = deadline::after(config.connect_timeout);
     let failed = |cause: String| NotConnected {
         error: Error::new(
@@ -61,9 +67,19 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected,
     prepare(&socket, config).map_err(|error| failed(format!("socket options: {error}")))?;
     let kill_switch = socket.try_clone().map_err(|e| failed(e.to_string()))?;
     let observed = Arc::new(Observed::default());
-    let transit = Arc::new(Transit::new());
-    let stream = GuardedStream::new(socket, config, Arc::clone(&observed), Arc::clone(&transit))
-        .map_err(|error| failed(error.to_string()))?;
+    let routes = Arc::new(Routes::default());
+    let io_failed = |error: io::Error| failed(error.to_string());
+    socket.set_nonblocking(true).map_err(io_failed)?;
+    let writer = socket.try_clone().map_err(io_failed)?;
+    let writer = FrameWriter::start(number, writer).map_err(io_failed)?;
+    let stream = GuardedStream::new(
+        socket,
+        config,
+        Arc::clone(&observed),
+        Arc::clone(writer.writer()),
+        Arc::clone(&routes),
+    )
+    .map_err(io_failed)?;
 
     let armed = watchdog.arm_connection(kill_switch, Arc::clone(&observed), deadline);
     let options = ConnectionOptions::default()
@@ -76,18 +92,14 @@ pub(super) fn connect(config: &Config, watchdog: &Watchdog) -> Result<Connected,
         .channel_max(CHANNEL_MAX)
         .frame_max(FRAME_MAX)
         .heartbeat(u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX));
-    // 256 in-memory frames: publishing is twice as fast as with amiquip's 16,
-    // and more gains nothing. A lost connection loses at most the buffered
-    // writes, 1 MiB.
-    let tuning = ConnectionTuning::default()
-        .mem_channel_bound(256)
-        .buffered_writes_high_water(1 << 20)
-        .buffered_writes_low_water(256 << 10);
+    // amiquip sends methods only, one at a time: its buffers are never full.
+    let tuning = ConnectionTuning::default();
     match Connection::insecure_open_stream(stream, options, tuning) {
         Ok(connection) => Ok(Connected {
             connection,
             observed,
-            transit,
+            writer,
+            routes,
         }),
         Err(error) => {
             let cause = if armed.fired() {

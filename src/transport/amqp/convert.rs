@@ -17,54 +17,6 @@ const PERSISTENT: u8 = 2;
 
 const PRECONDITION_FAILED: u16 = 406;
 
-pub(super) fn to_amqp(properties: Properties) -> AmqpProperties {
-    let mut out = AmqpProperties::default();
-    if let Some(content_type) = properties.content_type {
-        out = out.with_content_type(content_type.into_owned());
-    }
-    if properties.persistent {
-        out = out.with_delivery_mode(PERSISTENT);
-    }
-    if let Some(id) = properties.message_id {
-        out = out.with_message_id(id);
-    }
-    if let Some(id) = properties.correlation_id {
-        out = out.with_correlation_id(id);
-    }
-    if let Some(queue) = properties.reply_to {
-        out = out.with_reply_to(queue);
-    }
-    if let Some(after) = properties.expiration {
-        out = out.with_expiration(after.as_millis().to_string());
-    }
-    if !properties.headers.is_empty() {
-        out = out.with_headers(table_to_amqp(&properties.headers));
-    }
-    match properties.rare {
-        Some(rare) => with_rare(out, *rare),
-        None => out,
-    }
-}
-
-fn with_rare(mut out: AmqpProperties, rare: RareProperties) -> AmqpProperties {
-    if let Some(encoding) = rare.content_encoding {
-        out = out.with_content_encoding(encoding);
-    }
-    if let Some(priority) = rare.priority {
-        out = out.with_priority(priority);
-    }
-    if let Some(seconds) = rare.timestamp {
-        out = out.with_timestamp(seconds);
-    }
-    if let Some(kind) = rare.kind {
-        out = out.with_type_(kind);
-    }
-    if let Some(app) = rare.app_id {
-        out = out.with_app_id(app);
-    }
-    out
-}
-
 fn rare(properties: &AmqpProperties) -> Option<Box<RareProperties>> {
     let rare = RareProperties {
         content_encoding: properties.content_encoding().clone(),
@@ -96,16 +48,13 @@ fn from_amqp(properties: &AmqpProperties) -> Properties {
     }
 }
 
-/// Takes the message out of a delivery; the rest of the delivery is needed to settle it.
-pub(super) fn take_message(
-    delivery: &mut amiquip::Delivery,
-    oversized: Option<Oversized>,
-) -> Arc<Message> {
+/// Converts a message that was got from a queue.
+pub(super) fn message(delivery: amiquip::Delivery, oversized: Option<Oversized>) -> Arc<Message> {
     Arc::new(Message {
-        exchange: Cow::Owned(std::mem::take(&mut delivery.exchange)),
-        routing_key: std::mem::take(&mut delivery.routing_key),
-        properties: from_amqp(&std::mem::take(&mut delivery.properties)),
-        body: std::mem::take(&mut delivery.body),
+        exchange: Cow::Owned(delivery.exchange),
+        routing_key: delivery.routing_key,
+        properties: from_amqp(&delivery.properties),
+        body: delivery.body,
         oversized,
     })
 }
@@ -206,25 +155,18 @@ impl From<amiquip::Error> for ChannelFailure {
     }
 }
 
-/// Returns the delivery in a consumer's message, or the reason why no more will arrive.
-pub(super) fn delivery_of(message: ConsumerMessage) -> Result<amiquip::Delivery, ChannelFailure> {
+/// Returns the reason for which a consumer has ended, from its last message.
+pub(super) fn end_of_consumer(message: ConsumerMessage) -> ChannelFailure {
     let lost = match message {
-        ConsumerMessage::Delivery(delivery) => return Ok(delivery),
-        ConsumerMessage::ServerClosedChannel(error) => return Err(error.into()),
+        ConsumerMessage::Delivery(_) => "a delivery has missed its route".to_owned(),
+        ConsumerMessage::ServerClosedChannel(error) => return error.into(),
         ConsumerMessage::ServerClosedConnection(error) => error.to_string(),
         ConsumerMessage::ServerCancelled => {
             "the broker cancelled a consumer; was its queue deleted?".to_owned()
         }
         _ => "a consumer has ended".to_owned(),
     };
-    Err(ChannelFailure::Lost(lost))
-}
-
-fn table_to_amqp(headers: &HeaderTable) -> FieldTable {
-    let fields = headers.iter();
-    fields
-        .map(|(name, value)| (name.to_owned(), value_to_amqp(value)))
-        .collect()
+    ChannelFailure::Lost(lost)
 }
 
 fn table_from_amqp(table: &FieldTable) -> HeaderTable {
@@ -232,22 +174,6 @@ fn table_from_amqp(table: &FieldTable) -> HeaderTable {
     fields
         .map(|(name, value)| (name.clone(), value_from_amqp(value)))
         .collect()
-}
-
-fn value_to_amqp(value: &HeaderValue) -> AmqpValue {
-    match value {
-        HeaderValue::Void => AmqpValue::Void,
-        HeaderValue::Bool(value) => AmqpValue::Boolean(*value),
-        HeaderValue::Int(value) => AmqpValue::LongLongInt(*value),
-        HeaderValue::Float(value) => AmqpValue::Double(*value),
-        HeaderValue::Text(text) => AmqpValue::LongString(text.clone()),
-        HeaderValue::Bytes(bytes) => AmqpValue::ByteArray(bytes.clone()),
-        HeaderValue::Timestamp(seconds) => AmqpValue::Timestamp(*seconds),
-        HeaderValue::List(values) => {
-            AmqpValue::FieldArray(values.iter().map(value_to_amqp).collect())
-        }
-        HeaderValue::Table(table) => AmqpValue::FieldTable(table_to_amqp(table)),
-    }
 }
 
 /// Converts a header value. The recursion is bounded, as the stream limits the nesting.

@@ -65,6 +65,7 @@ impl IoHandle {
         let mut threads = Vec::from_iter(listener);
         let (started, first) = bounded(1);
         let mut io = IoThread {
+            number,
             peer: config.log_name().into(),
             config,
             receiver,
@@ -143,6 +144,7 @@ impl IoHandle {
 }
 
 struct IoThread {
+    number: u64,
     peer: Arc<str>,
     config: Config,
     receiver: CommandReceiver,
@@ -216,7 +218,8 @@ impl IoThread {
         let Connected {
             mut connection,
             observed,
-            transit,
+            writer,
+            routes,
         } = connected;
         self.sessions += 1;
         // The broker may be another one, or have other settings.
@@ -230,7 +233,8 @@ impl IoThread {
                 watchdog: &self.watchdog,
                 state_notifier: &self.state_notifier,
                 observed: &observed,
-                transit,
+                writer: writer.writer(),
+                routes: &routes,
                 limits: &self.limits,
                 operation_timeout: self.config.operation_timeout,
                 idle_timeout: self.config.idle_timeout,
@@ -271,7 +275,8 @@ impl IoThread {
         let mut attempts = 0;
         loop {
             self.state_notifier.notify(ConnectionState::Connecting);
-            let NotConnected { error, was_refused } = match connect(&self.config, &self.watchdog) {
+            let connected = connect(self.number, &self.config, &self.watchdog);
+            let NotConnected { error, was_refused } = match connected {
                 Ok(connected) => return Ok(connected),
                 Err(failed) => failed,
             };

@@ -1,13 +1,15 @@
 //! The handle through which other threads use an open link.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
 use super::coalesce_buffer::{Added, CoalesceBuffer};
-use super::command::{Command, GetResult, LinkId, Outgoing, Refusal};
+use super::command::{Command, GetResult, LinkId, Outgoing, Refusal, WaitingCount, WaitingMark};
 use super::command_port::CommandPort;
+use super::link_outlet::{LinkOutlet, Settled};
 use crate::base::log_relay;
 use crate::error::{Error, Phase, Result};
 use crate::transport::{
@@ -19,6 +21,8 @@ pub(super) struct AmqpLinkHandle {
     pub(super) link: LinkId,
     pub(super) port: CommandPort,
     pub(super) limits: Arc<Limits>,
+    pub(super) outlet: Arc<LinkOutlet>,
+    pub(super) waiting: WaitingCount,
     pub(super) coalesce_buffer: Arc<CoalesceBuffer>,
     pub(super) refusal: Refusal,
 }
@@ -62,16 +66,25 @@ impl AmqpLinkHandle {
 impl LinkHandle for AmqpLinkHandle {
     fn publish(
         &self,
-        publication: Publication,
+        mut publication: Publication,
         confirm: Option<ConfirmSender>,
         deadline: Instant,
     ) -> Result<()> {
         self.port.check_thread()?;
         publication.check(&self.limits)?;
-        if publication.coalesce.is_some() && !is_large(publication.body.len()) {
-            return self.publish_coalesced(publication, deadline);
+        if !is_large(publication.body.len()) {
+            if publication.coalesce.is_some() {
+                return self.publish_coalesced(publication, deadline);
+            }
+            if confirm.is_none()
+                && self.waiting.load(Ordering::SeqCst) == 0
+                && self.outlet.try_publish(&mut publication)
+            {
+                return Ok(());
+            }
         }
-        let outgoing = Outgoing::new(self.link, publication, confirm);
+        let mut outgoing = Outgoing::new(self.link, publication, confirm);
+        outgoing.waits = Some(WaitingMark::new(&self.waiting));
         if self.port.sender.send(outgoing, deadline) {
             return Ok(());
         }
@@ -166,12 +179,25 @@ impl LinkHandle for AmqpLinkHandle {
 
 impl Settler for AmqpLinkHandle {
     fn settle(&self, session: u64, tag: u64, outcome: Disposition) {
-        let _ = self.port.command(Command::Settle {
-            link: self.link,
-            session,
-            tag,
-            outcome: outcome.checked(&self.limits),
-        });
+        if self.port.owner.is_another() {
+            return; // the connection is the parent's
+        }
+        let (link, outcome) = (self.link, outcome.checked(&self.limits));
+        let settled = match self.coalesce_buffer.has_unsent_replies() {
+            true => Settled::NotNow(outcome),
+            false => self.outlet.try_settle(session, tag, outcome),
+        };
+        let command = match settled {
+            Settled::Done => return,
+            Settled::MakesRoom => Command::PassOnWaiting { link },
+            Settled::NotNow(outcome) => Command::Settle {
+                link,
+                session,
+                tag,
+                outcome,
+            },
+        };
+        let _ = self.port.command(command);
     }
 
     /// Adds a reply to the coalesce buffer. It leaves over the connection that is up when it is

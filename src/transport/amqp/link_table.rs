@@ -137,6 +137,9 @@ impl LinkTable {
             Command::Open { link, registered } => self.add(link, *registered),
             // The broker requeued every unsettled delivery when the connection was lost.
             Command::Settle { .. } => {}
+            Command::SendFirst { link, publications } => self.send_first(link, publications),
+            // Dropped with their session, as the broker has requeued them.
+            Command::PassOnWaiting { .. } => {}
             // The next session sends what is in the coalesce buffers.
             Command::SendCoalesced { .. } => {}
             Command::Get { queue, done, .. } => {

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 
 use super::coalesce_buffer::CoalesceBuffer;
-use super::command::{self, Command, Refusal, RegisteredLink};
+use super::command::{self, Command, Refusal, RegisteredLink, WaitingCount};
 use super::command_port::CommandPort;
 use super::config::Config;
+use super::frame_max::FRAME_MAX;
 use super::io_thread::IoHandle;
 use super::link_handle::AmqpLinkHandle;
 use super::state_listener::Listener;
-use super::stream::FRAME_MAX;
 use crate::base::thread::OwnerProcess;
 use crate::error::{Error, Phase, Result};
 use crate::transport::{Limits, LinkHandle, LinkSpec, QueueDepth, Room, Settler, Sink, Transport};
@@ -73,6 +73,8 @@ impl Transport for AmqpTransport {
             link: self.last_link.fetch_add(1, Ordering::Relaxed) + 1,
             port: self.port.clone(),
             limits: Arc::clone(&self.limits),
+            outlet: Arc::default(),
+            waiting: WaitingCount::default(),
             coalesce_buffer: Arc::new(CoalesceBuffer::new(self.config.max_body)),
             refusal: Refusal::default(),
         });
@@ -85,6 +87,8 @@ impl Transport for AmqpTransport {
                 spec,
                 sink,
                 settler,
+                outlet: Arc::clone(&handle.outlet),
+                commands: self.port.sender.commands.clone(),
                 coalesce_buffer: Arc::clone(&handle.coalesce_buffer),
                 refusal: Arc::clone(&handle.refusal),
                 opening: Some(done),

@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
 
-use super::stream::Observed;
+use super::observed::Observed;
 use crate::base::deadline;
 
 /// The interval at which an operation is checked again while the broker is blocked.

@@ -2,7 +2,6 @@
 //! acknowledgements and rejections.
 //!
 //! All other frames are amiquip's.
-#![allow(dead_code, unused_imports, reason = "the session does not use it yet")]
 
 mod cursor;
 mod decode;

@@ -1,11 +1,12 @@
 //! The sending of coalesced messages: the requests with one routing key in one message.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::link_channel::LinkChannel;
 use super::state::lost;
 use super::{Session, SessionEnd};
-use crate::transport::amqp::coalesce_buffer::Messages;
+use crate::transport::amqp::coalesce_buffer::{BufferedReplies, CoalesceBuffer, Messages};
 use crate::transport::amqp::command::{LinkId, Outgoing};
 use crate::transport::amqp::convert::ChannelFailure;
 use crate::transport::{CoalesceLimits, Publication, is_large};
@@ -16,19 +17,14 @@ impl Session<'_> {
         let Some(registered) = self.io.link_table.get_mut(link) else {
             return Ok(());
         };
-        let Messages { requests, replies } = registered.coalesce_buffer.take();
+        let buffer = Arc::clone(&registered.coalesce_buffer);
+        let Messages { requests, replies } = buffer.take();
+        self.send_replies(link, &buffer, replies)?;
         if !self.link_channels.contains_key(&link) && !requests.is_empty() {
             for request in requests {
                 self.refuse_unopened(link, *request, None);
             }
             return Ok(());
-        }
-        for reply_batch in replies.reply_batches() {
-            if is_large(reply_batch.body.len()) {
-                self.publish(Outgoing::new(link, reply_batch, None))?;
-                continue;
-            }
-            self.publish_with(link, |link_channel| link_channel.publish(reply_batch, None))?;
         }
         let mut groups = BatchGroup::sort(requests).into_iter();
         for group in &mut groups {
@@ -48,6 +44,25 @@ impl Session<'_> {
             }
         }
         Ok(())
+    }
+
+    fn send_replies(
+        &mut self,
+        link: LinkId,
+        buffer: &CoalesceBuffer,
+        replies: BufferedReplies,
+    ) -> Result<(), SessionEnd> {
+        let count = replies.len();
+        let sent = replies.reply_batches().try_for_each(|reply_batch| {
+            if is_large(reply_batch.body.len()) {
+                return self.publish(Outgoing::new(link, reply_batch, None));
+            }
+            self.publish_with(link, |link_channel| {
+                link_channel.publish(&reply_batch, None)
+            })
+        });
+        buffer.replies_sent(count);
+        sent
     }
 
     fn publish_with(

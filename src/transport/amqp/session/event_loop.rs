@@ -60,7 +60,7 @@ impl Session<'_> {
             SessionEnd::Closed if self.blocked => self.io.watchdog.kill(),
             SessionEnd::Closed => {
                 for link_channel in std::mem::take(&mut self.link_channels).into_values() {
-                    let _ = link_channel.end(self.number);
+                    let _ = link_channel.end();
                 }
             }
         }
@@ -78,11 +78,23 @@ impl Session<'_> {
             self.send_coalesced(link)?;
         }
         loop {
+            if self.io.link_table.waiting() == 0 {
+                self.io.writer.open_to_all();
+            }
             match self.wait() {
                 LoopEvent::Command => self.commands()?,
                 LoopEvent::Outgoing => self.outgoing(BUDGET)?,
                 LoopEvent::Notice => self.notices()?,
-                LoopEvent::Deliveries(link) => self.deliveries(link)?,
+                LoopEvent::Deliveries(link) => {
+                    if let Some(link_channel) = self.link_channels.get(&link) {
+                        link_channel.route.pass_on_queued(BUDGET);
+                    }
+                }
+                LoopEvent::ConsumerEnded(link) => {
+                    if let Some(link_channel) = self.link_channels.get(&link) {
+                        link_channel.consumer_ended().map_err(lost)?;
+                    }
+                }
                 LoopEvent::Returns(link) => self.returns(link)?,
                 LoopEvent::Confirms(link) => {
                     if let Some(link_channel) = self.link_channels.get_mut(&link) {
@@ -93,8 +105,12 @@ impl Session<'_> {
                 LoopEvent::LargeConfirms => self.large_confirms()?,
                 LoopEvent::LargeReturns => self.large_returns()?,
                 LoopEvent::Room => {
-                    let _ = self.io.transit.woken().try_recv();
+                    let _ = self.io.writer.woken().try_recv();
                     self.run_deferred()?;
+                    // In turns, as a large message takes all the room that there is.
+                    if self.yield_turn.replace(!self.yield_turn.get()) {
+                        self.outgoing(BUDGET)?;
+                    }
                     self.send_large()?;
                 }
                 LoopEvent::RetryRefused => self.retry_refused()?,
@@ -109,17 +125,6 @@ impl Session<'_> {
                 }
             }
         }
-    }
-
-    fn deliveries(&mut self, link: LinkId) -> Result<(), SessionEnd> {
-        let _armed = self.arm();
-        let Some(link_channel) = self.link_channels.get_mut(&link) else {
-            return Ok(());
-        };
-        let mut fallbacks = Vec::new();
-        let result = link_channel.pass_on_deliveries(self.number, BUDGET, &mut fallbacks);
-        self.io.link_table.send_first(link, fallbacks);
-        result.map_err(lost)
     }
 
     fn returns(&mut self, link: LinkId) -> Result<(), SessionEnd> {
@@ -149,7 +154,7 @@ impl Session<'_> {
 
     pub(super) fn command(&mut self, command: Command) -> Result<(), SessionEnd> {
         let _armed = self.arm();
-        self.last_command = Instant::now();
+        self.last_use.set(Instant::now());
         match command {
             Command::Open { link, registered } => {
                 self.io.link_table.add(link, *registered);
@@ -165,6 +170,16 @@ impl Session<'_> {
                     return Ok(()); // the broker has requeued that delivery
                 }
                 self.settle(link, tag, outcome)
+            }
+            Command::SendFirst { link, publications } => {
+                self.io.link_table.send_first(link, publications);
+                Ok(())
+            }
+            Command::PassOnWaiting { link } => {
+                if let Some(link_channel) = self.link_channels.get(&link) {
+                    link_channel.route.pass_on_waiting();
+                }
+                Ok(())
             }
             Command::SendCoalesced { link } => self.send_coalesced(link),
             Command::Get { link, queue, done } => self.get(link, queue.as_deref(), &done),

@@ -11,6 +11,8 @@ use amiquip::{Channel, Confirm, Return};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::transport::amqp::command::{LinkId, Outgoing};
+use crate::transport::amqp::frames::ReplyQueueName;
+use crate::transport::amqp::routes::Registration;
 use crate::transport::{ConfirmOutcome, ConfirmSender, Publication, Returned};
 
 /// The large messages of a session, and the channel for them, once one was sent.
@@ -18,6 +20,8 @@ use crate::transport::{ConfirmOutcome, ConfirmSender, Publication, Returned};
 pub(super) struct LargeMessages<'c> {
     pub(super) channel: Option<LargeChannel<'c>>,
     pub(super) in_flight: Option<InFlight>,
+    /// The frames of the message in flight that are not appended yet.
+    pub(super) unsent: Option<UnsentFrames>,
     pub(super) waiting: VecDeque<LargeMessage>,
     /// The flushes of links that wait until the broker has all that was sent before.
     pub(super) flushes: Vec<(LinkId, Sender<()>)>,
@@ -25,6 +29,7 @@ pub(super) struct LargeMessages<'c> {
 
 pub(super) struct LargeChannel<'c> {
     pub(super) channel: &'c Channel,
+    pub(super) registration: Registration,
     pub(super) confirms: Receiver<Confirm>,
     pub(super) returns: Receiver<Return>,
 }
@@ -35,7 +40,7 @@ pub(super) struct LargeMessage {
     pub(super) publication: Publication,
     pub(super) confirm: Option<ConfirmSender>,
     /// The reply queue of the link, which may be closed before the message is sent.
-    pub(super) reply_queue: Option<String>,
+    pub(super) reply_queue: Option<ReplyQueueName>,
     /// The tag of the delivery to which this message is the reply; it is acknowledged when the
     /// reply is confirmed.
     pub(super) replies_to: Option<u64>,
@@ -88,6 +93,7 @@ impl<'c> LargeMessages<'c> {
 
     /// Takes the messages that are to be resent after a loss, and those that were never sent.
     pub(super) fn lost(&mut self, cause: &Arc<str>) -> Vec<Outgoing> {
+        self.unsent = None;
         let mut resend = Vec::new();
         if let Some(in_flight) = self.in_flight.take() {
             match (in_flight.resend, in_flight.confirm) {
@@ -111,6 +117,46 @@ impl<'c> LargeMessages<'c> {
     }
 }
 
+/// The size in bytes up to which frames are appended in one piece. The frames of other channels leave
+/// in between.
+const PIECE: usize = 128 << 10;
+
+/// The bytes of a frame beside its payload, and the position of the payload's size.
+const OVERHEAD: usize = 8;
+const SIZE_AT: usize = 3;
+
+/// The encoded frames of a message, which leave in pieces.
+pub(super) struct UnsentFrames {
+    frames: Vec<u8>,
+    sent: usize,
+}
+
+impl UnsentFrames {
+    pub(super) fn new(frames: Vec<u8>) -> Self {
+        Self { frames, sent: 0 }
+    }
+
+    /// Returns the next piece: whole frames, at least one. It is empty after the last one.
+    pub(super) fn next_piece(&self) -> &[u8] {
+        let rest = &self.frames[self.sent..];
+        let mut end = 0;
+        while let Some(size) = rest[end..].get(SIZE_AT..).and_then(<[u8]>::first_chunk) {
+            let next = end + OVERHEAD + u32::from_be_bytes(*size) as usize;
+            if end > 0 && next > PIECE {
+                break;
+            }
+            end = next;
+        }
+        &rest[..end]
+    }
+
+    /// Records that a piece of this size has been appended; returns true if more are left.
+    pub(super) fn appended(&mut self, size: usize) -> bool {
+        self.sent += size;
+        self.sent < self.frames.len()
+    }
+}
+
 impl InFlight {
     pub(super) fn of(message: &mut LargeMessage) -> Self {
         let publication = &mut message.publication;
@@ -123,6 +169,34 @@ impl InFlight {
             resend: publication.idempotent.then(|| publication.clone()),
             bytes: publication.body.len(),
             returned: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::amqp::frames;
+
+    #[test]
+    fn pieces_are_whole_frames_and_together_the_message() {
+        for frame_max in [4_096, 131_072, 0] {
+            let publication = Publication::new("", "q", vec![7; 1 << 20]);
+            let mut whole = Vec::new();
+            frames::publish(&mut whole, 1, frame_max, &publication, None);
+            let mut unsent = UnsentFrames::new(whole.clone());
+            let mut sent: Vec<u8> = Vec::new();
+            loop {
+                let piece = unsent.next_piece().to_vec();
+                assert_eq!(piece.last(), Some(&0xce), "it ends with a frame");
+                assert!(piece.len() <= PIECE || frame_max != 4_096);
+                sent.extend(&piece);
+                if !unsent.appended(piece.len()) {
+                    break;
+                }
+            }
+            assert!(unsent.next_piece().is_empty());
+            assert_eq!(sent, whole);
         }
     }
 }

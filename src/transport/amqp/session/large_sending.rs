@@ -3,17 +3,19 @@
 use amiquip::Confirm;
 use crossbeam_channel::{Select, TryRecvError};
 
-use super::large::{InFlight, LargeChannel};
+use super::large::{InFlight, LargeChannel, UnsentFrames};
 use super::link_ops::Opened;
-use super::publish::{PublishRefusal, publish};
+use super::publish_refusal::PublishRefusal;
 use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
 use crate::base::log_relay;
 use crate::transport::amqp::convert::{self, ChannelFailure};
+use crate::transport::amqp::link_outlet::ChannelClosed;
 use crate::transport::{ConfirmOutcome, Disposition, Refused};
 
 impl<'c> Session<'c> {
-    /// Sends the next large message, if none is in flight.
+    /// Sends more of the message in flight, or the next one if none is.
     pub(super) fn send_large(&mut self) -> Result<(), SessionEnd> {
+        self.send_pieces();
         while self.large.is_ready() && self.may_publish() {
             let Some(mut next) = self.large.waiting.pop_front() else {
                 return Ok(());
@@ -34,20 +36,33 @@ impl<'c> Session<'c> {
                     }
                 }
             }
-            let Some(LargeChannel { channel, .. }) = &self.large.channel else {
+            let Some(LargeChannel { registration, .. }) = &self.large.channel else {
                 return Ok(());
             };
-            let _armed = self.arm();
             self.large.in_flight = Some(InFlight::of(&mut next));
-            publish(
-                channel,
-                next.publication,
-                next.reply_queue,
-                &self.io.transit,
-            )
-            .map_err(lost)?;
+            let (publication, reply_queue) = (&next.publication, next.reply_queue.as_ref());
+            // A closed channel shows by the end of its confirms, as if this message had closed it.
+            let frames = registration.outlet.encode(publication, reply_queue);
+            self.large.unsent = frames.ok().map(UnsentFrames::new);
+            self.send_pieces();
         }
         Ok(())
+    }
+
+    /// Sends as much of the message in flight as there is room for.
+    fn send_pieces(&mut self) {
+        while self.large.unsent.is_some() && self.may_publish() {
+            let (Some(unsent), Some(large)) = (&mut self.large.unsent, &self.large.channel) else {
+                return;
+            };
+            let piece = unsent.next_piece();
+            let size = piece.len();
+            match large.registration.outlet.try_append(piece) {
+                Ok(false) => return,
+                Ok(true) if unsent.appended(size) => {}
+                Ok(true) | Err(ChannelClosed) => self.large.unsent = None,
+            }
+        }
     }
 
     /// Sends the large messages that wait, one after the other. Waits for each publisher confirm
@@ -63,9 +78,13 @@ impl<'c> Session<'c> {
             };
             let mut ready = Select::new();
             ready.recv(&confirms);
+            if self.large.unsent.is_some() {
+                ready.recv(self.io.writer.woken());
+            }
             if ready.ready_timeout(self.io.operation_timeout).is_err() {
                 return Ok(());
             }
+            let _ = self.io.writer.woken().try_recv();
             self.large_confirms()?;
         }
     }
@@ -94,8 +113,10 @@ impl<'c> Session<'c> {
         let opened = idle.and_then(|idle| {
             let returns = idle.channel.listen_for_returns()?;
             let confirms = idle.confirm()?.confirms;
+            let registration = self.register_alone(idle.channel);
             Ok(LargeChannel {
                 channel: idle.channel,
+                registration,
                 confirms,
                 returns,
             })
@@ -182,6 +203,7 @@ impl<'c> Session<'c> {
     /// Handles the end of the channel: either the broker has closed it because of the message
     /// in flight, or the whole connection has ended.
     fn large_closed(&mut self) -> Result<(), SessionEnd> {
+        self.large.unsent = None;
         let closed = self.large.channel.take().map(|it| it.channel.channel_id());
         let reason = closed.and_then(|channel| {
             let reason = self.io.observed.channel_close(channel)?;

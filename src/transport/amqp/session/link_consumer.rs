@@ -1,21 +1,17 @@
 //! The consumer of a link's channel: its start and its stop, and the end of the channel.
 
-use amiquip::{ConsumerMessage, FieldTable, QueueDeleteOptions};
+use amiquip::{Consumer, ConsumerMessage, FieldTable, QueueDeleteOptions};
 
 use super::declare::consume;
 use super::idle_channel::IdleChannel;
 use super::link_channel::LinkChannel;
 use crate::transport::amqp::convert::ChannelFailure;
-use crate::transport::{LinkSource, LinkSpec, Publication};
+use crate::transport::amqp::frames::ReplyQueueName;
+use crate::transport::{LinkSource, LinkSpec};
 
 impl<'c> LinkChannel<'c> {
-    /// Stops consuming. Passes on the deliveries that arrived before, and adds to `fallbacks`
-    /// the publications that the sink returns for them.
-    pub(super) fn stop_consuming(
-        &mut self,
-        session: u64,
-        fallbacks: &mut Vec<Publication>,
-    ) -> Result<(), ChannelFailure> {
+    /// Stops consuming, after all deliveries that arrived before have been passed on.
+    pub(super) fn stop_consuming(&mut self) -> Result<(), ChannelFailure> {
         let Some(consumer) = self.consumer.take() else {
             return Ok(());
         };
@@ -24,26 +20,10 @@ impl<'c> LinkChannel<'c> {
             self.channel
                 .queue_unbind(queue, exchange, key, no_arguments)?;
         }
-        for delivery in std::mem::take(&mut self.waiting) {
-            self.pass_on(delivery, session, fallbacks)?;
-        }
-        consumer.cancel()?;
-        // Up to the last message: amiquip sends it after it has answered the cancel,
-        // and ends the whole connection if the receiver has been dropped by then.
-        for message in consumer.receiver() {
-            match message {
-                // The sink handles it or hands it back to be requeued.
-                ConsumerMessage::Delivery(delivery) if self.acknowledges => {
-                    self.pass_on(delivery, session, fallbacks)?;
-                }
-                ConsumerMessage::Delivery(delivery) => {
-                    // Frees the place of the one oversized body that is kept.
-                    let tag = delivery.delivery_tag();
-                    drop(self.take_oversized(tag));
-                }
-                _ => break,
-            }
-        }
+        cancel(consumer)?;
+        // The thread that read the broker's answer had passed on every delivery before it, as far
+        // as these did not have to wait.
+        self.route.pass_on_all();
         Ok(())
     }
 
@@ -52,7 +32,8 @@ impl<'c> LinkChannel<'c> {
         if self.consumer.is_none() {
             let consumed = consume(self.channel, spec)?;
             self.consumer = consumed.consumer;
-            self.reply_queue = consumed.reply_queue;
+            let reply_queue = consumed.reply_queue.map(ReplyQueueName::new);
+            self.registration.outlet.set_reply_queue(reply_queue);
             if let (Some(queue), LinkSource::OwnQueue { bind, .. }) =
                 (consumed.own_queue, &spec.source)
             {
@@ -72,28 +53,27 @@ impl<'c> LinkChannel<'c> {
     }
 
     /// Ends the channel with its connection.
-    pub(super) fn end(mut self, session: u64) -> Result<(), ChannelFailure> {
+    pub(super) fn end(mut self) -> Result<(), ChannelFailure> {
         if self.requeues_at_once {
             // Dropping the consumer would cancel it: the next consumer would receive later
             // messages before the broker has requeued the unsettled ones.
             std::mem::forget(self.consumer.take());
             return Ok(());
         }
-        self.close(session).map(drop)
+        self.close().map(drop)
     }
 
     /// Closes the link in good order and returns its channel for reuse.
-    pub(super) fn close(mut self, session: u64) -> Result<IdleChannel<'c>, ChannelFailure> {
-        // Dropped, as nothing is sent for a closed link.
-        let mut fallbacks = Vec::new();
-        self.stop_consuming(session, &mut fallbacks)?;
-        if std::mem::take(&mut self.has_held) {
+    pub(super) fn close(mut self) -> Result<IdleChannel<'c>, ChannelFailure> {
+        self.stop_consuming()?;
+        let (has_held, tags) = self.unsettled.take_all();
+        if has_held {
             self.channel.nack_all(true)?;
-            self.unsettled.clear();
+        } else {
+            tags.into_iter().try_for_each(|tag| self.requeue(tag))?;
         }
-        for (_, delivery) in self.unsettled.drain() {
-            delivery.reject(self.channel, true)?;
-        }
+        // Nothing of this link follows on the channel, which the next link gets.
+        self.registration.outlet.close();
         self.delete_own_queue()?;
         if let Some(queue) = self.exclusive_queue {
             self.channel
@@ -103,7 +83,18 @@ impl<'c> LinkChannel<'c> {
         // before its answer have arrived then.
         self.channel.qos(0, 1, false)?;
         self.pass_on_confirms(usize::MAX)?;
-        self.pass_on_returns(&mut fallbacks)?;
+        // Dropped, as nothing is sent for a closed link.
+        self.pass_on_returns(&mut Vec::new())?;
         Ok(IdleChannel::after(self.channel, self.confirm_state))
     }
+}
+
+/// Cancels a consumer and waits until it has ended.
+pub(super) fn cancel(consumer: Consumer<'_>) -> Result<(), ChannelFailure> {
+    consumer.cancel()?;
+    // Up to the last message: amiquip sends it after it has answered the cancel,
+    // and ends the whole connection if the receiver has been dropped by then.
+    let mut messages = consumer.receiver().iter();
+    while let Some(ConsumerMessage::Delivery(_)) = messages.next() {}
+    Ok(())
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use amiquip::Channel;
+
 use super::idle_channel::IdleChannel;
 use super::link_channel::{LinkChannel, SessionShared};
 use super::state::lost;
@@ -10,6 +12,8 @@ use super::{Session, SessionEnd};
 use crate::base::log_relay;
 use crate::transport::amqp::command::LinkId;
 use crate::transport::amqp::convert::ChannelFailure;
+use crate::transport::amqp::link_outlet::{LinkOutlet, OpenChannel};
+use crate::transport::amqp::routes::Registration;
 
 /// The delay before the next attempt to open a link that the broker has refused to
 /// open after a reconnect.
@@ -53,7 +57,6 @@ impl<'c> Session<'c> {
     /// Removes the records of a channel that the broker has closed, once that has been handled.
     pub(super) fn forget_channel(&mut self, channel: u16) {
         self.io.observed.forget_channel_close(channel);
-        self.io.transit.forget(channel);
         self.open_channels = self.open_channels.saturating_sub(1);
     }
 
@@ -77,14 +80,17 @@ impl<'c> Session<'c> {
             return Ok(());
         };
         let shared = SessionShared {
+            session: self.number,
             observed: Arc::clone(self.io.observed),
-            transit: Arc::clone(&self.io.transit),
+            writer: Arc::clone(self.io.writer),
+            routes: Arc::clone(self.io.routes),
         };
-        match channel.and_then(|channel| LinkChannel::open(channel, registered, shared)) {
+        match channel.and_then(|channel| LinkChannel::open(channel, link, registered, shared)) {
             Ok(link_channel) => {
-                self.link_channels.insert(link, link_channel);
                 *registered.refusal.lock() = None;
                 registered.sink.opened();
+                link_channel.route.start();
+                self.link_channels.insert(link, link_channel);
                 if let Some(opening) = registered.opening.take() {
                     let _ = opening.try_send(Ok(()));
                 }
@@ -113,6 +119,24 @@ impl<'c> Session<'c> {
         }
     }
 
+    /// Opens an outlet for a channel of the session's own, on which only this thread publishes.
+    pub(super) fn register_alone(&self, channel: &Channel) -> Registration {
+        let outlet = Arc::new(LinkOutlet::default());
+        let number = channel.channel_id();
+        let registration = Registration::new(self.io.routes, number, Arc::clone(&outlet), None);
+        outlet.open(OpenChannel {
+            session: self.number,
+            channel: number,
+            frame_max: self.io.observed.frame_max() as usize,
+            reply_queue: None,
+            is_numbered: true,
+            writer: Arc::clone(self.io.writer),
+            observed: Arc::clone(self.io.observed),
+            unsettled: Arc::default(),
+        });
+        registration
+    }
+
     pub(super) fn retry_refused(&mut self) -> Result<(), SessionEnd> {
         self.retry_refused_at = None;
         for link in self.io.link_table.ids() {
@@ -129,10 +153,7 @@ impl<'c> Session<'c> {
             return Ok(());
         };
         if !on {
-            let mut fallbacks = Vec::new();
-            let stopped = link_channel.stop_consuming(self.number, &mut fallbacks);
-            self.io.link_table.send_first(link, fallbacks);
-            return stopped.map_err(lost);
+            return link_channel.stop_consuming().map_err(lost);
         }
         match self.io.link_table.get_mut(link) {
             Some(registered) => link_channel
@@ -150,10 +171,7 @@ impl<'c> Session<'c> {
         else {
             return Ok(());
         };
-        let mut fallbacks = Vec::new();
-        let changed = link_channel.set_prefetch(&registered.spec, self.number, &mut fallbacks);
-        self.io.link_table.send_first(link, fallbacks);
-        changed.map_err(lost)
+        link_channel.set_prefetch(&registered.spec).map_err(lost)
     }
 
     /// Closes a link after sending the messages accepted before.
@@ -162,7 +180,7 @@ impl<'c> Session<'c> {
         self.flush()?;
         let link_channel = self.link_channels.remove(&link);
         let channel = link_channel.as_ref().map(LinkChannel::channel_id);
-        match link_channel.map(|link_channel| link_channel.close(self.number)) {
+        match link_channel.map(|link_channel| link_channel.close()) {
             Some(Ok(idle)) => self.idle_channels.push(idle),
             // The broker has closed the channel, which the link does not need any more.
             Some(Err(ChannelFailure::Refused(_))) => {
@@ -198,7 +216,7 @@ impl<'c> Session<'c> {
             "coney::amqp",
             format_args!("the broker closed a channel, which is replaced: {reason}"),
         );
-        let fallbacks = link_channel.drain_after_loss(self.number);
+        let fallbacks = link_channel.drain_after_loss();
         link_channel.refused(&reason.into());
         self.io.link_table.send_first(link, fallbacks);
         self.link_channels.remove(&link);

@@ -13,11 +13,13 @@ pub(super) enum LoopEvent {
     Outgoing,
     Notice,
     Deliveries(LinkId),
+    /// The broker has ended a link's consumer, or its channel.
+    ConsumerEnded(LinkId),
     Returns(LinkId),
     Confirms(LinkId),
     LargeConfirms,
     LargeReturns,
-    /// amiquip has written frames, so there may be room for more.
+    /// Frames have been written, so there may be room for more.
     Room,
     RetryRefused,
     /// The session has not been used for its idle timeout.
@@ -51,14 +53,15 @@ impl Session<'_> {
         wakes.push(LoopEvent::Command);
         select.recv(&self.notices);
         wakes.push(LoopEvent::Notice);
-        if may_publish && (!self.deferred.is_empty() || self.large.is_ready()) {
+        let has_large = self.large.is_ready() || self.large.unsent.is_some();
+        if may_publish && (!self.deferred.is_empty() || has_large) {
             return LoopEvent::Room;
         }
         if may_publish {
             select.recv(&self.io.receiver.outgoing);
             wakes.push(LoopEvent::Outgoing);
         } else {
-            select.recv(self.io.transit.woken());
+            select.recv(self.io.writer.woken());
             wakes.push(LoopEvent::Room);
         }
         if let Some(confirms) = self.large.confirms() {
@@ -70,7 +73,11 @@ impl Session<'_> {
             wakes.push(LoopEvent::LargeReturns);
         }
         for (&link, link_channel) in &self.link_channels {
-            if let Some(deliveries) = link_channel.deliveries() {
+            if let Some(ends) = link_channel.consumer_ends() {
+                select.recv(ends);
+                wakes.push(LoopEvent::ConsumerEnded(link));
+            }
+            if let Some(deliveries) = link_channel.route.by_io_thread() {
                 select.recv(deliveries);
                 wakes.push(LoopEvent::Deliveries(link));
             }
@@ -98,8 +105,7 @@ impl Session<'_> {
         match ready {
             Some(index) => wakes.swap_remove(index),
             None if is_due(retry_at) => LoopEvent::RetryRefused,
-            None if is_due(idle_at) => LoopEvent::Idle,
-            None => LoopEvent::Sweep,
+            None => LoopEvent::Sweep, // and the next wait finds whether the session is idle
         }
     }
 }

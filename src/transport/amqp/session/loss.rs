@@ -15,7 +15,7 @@ impl Session<'_> {
         let reason = Arc::from(cause);
         let closed_link = self.closed_link();
         for (&link, link_channel) in &mut self.link_channels {
-            let fallbacks = link_channel.drain_after_loss(self.number);
+            let fallbacks = link_channel.drain_after_loss();
             self.io.link_table.send_first(link, fallbacks);
             for (publication, confirm) in link_channel.lost(&reason, closed_link != Some(link)) {
                 let resend = Outgoing::new(link, publication, Some(confirm));

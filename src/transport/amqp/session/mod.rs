@@ -12,7 +12,7 @@ mod link_ops;
 mod loop_event;
 mod loss;
 mod prefetch;
-mod publish;
+mod publish_refusal;
 mod queries;
 mod sending;
 mod state;

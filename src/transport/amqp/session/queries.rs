@@ -23,15 +23,14 @@ impl<'c> Session<'c> {
         queue: Option<&str>,
         done: &Sender<GetResult>,
     ) -> Result<(), SessionEnd> {
-        let number = self.number;
         // A message for which the caller does not wait any more is requeued as it is dropped.
         self.query(
             link,
             queue.unwrap_or("the link's own queue"),
             done,
             |link_channel| match queue {
-                Some(queue) => link_channel.get(queue, number),
-                None => link_channel.get_own(number),
+                Some(queue) => link_channel.get(queue),
+                None => link_channel.get_own(),
             },
         )
     }

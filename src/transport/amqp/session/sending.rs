@@ -5,6 +5,7 @@ use super::state::lost;
 use super::{Session, SessionEnd};
 use crate::base::log_relay;
 use crate::transport::amqp::command::{LinkId, Outgoing};
+use crate::transport::amqp::link_outlet::ChannelClosed;
 use crate::transport::{ConfirmSender, Disposition, Publication, Refused, is_large};
 
 impl Session<'_> {
@@ -33,19 +34,14 @@ impl Session<'_> {
             return Ok(());
         };
         link_channel.settle(tag, outcome).map_err(lost)?;
-        if link_channel.waiting.is_empty() {
-            return Ok(());
-        }
-        let mut fallbacks = Vec::new();
-        let result = link_channel.pass_on_waiting(self.number, &mut fallbacks);
-        self.io.link_table.send_first(link, fallbacks);
-        result.map_err(lost)
+        link_channel.route.pass_on_waiting();
+        Ok(())
     }
 
-    /// Returns true if more may be handed to amiquip: the broker is not blocked, and amiquip
-    /// has room.
+    /// Returns true if more may be sent: the broker is not blocked, and the writer has
+    /// room.
     pub(super) fn may_publish(&self) -> bool {
-        !self.blocked && !self.io.observed.is_blocked() && self.io.transit.has_room()
+        !self.blocked && !self.io.observed.is_blocked() && self.io.writer.has_room_or_wakes()
     }
 
     /// Executes the deferred commands, as far as possible.
@@ -108,8 +104,17 @@ impl Session<'_> {
     }
 
     pub(super) fn publish(&mut self, outgoing: Outgoing) -> Result<(), SessionEnd> {
+        let link = outgoing.link;
+        if let Some(link_channel) = self.link_channels.get_mut(&link)
+            && !link_channel.is_open()
+        {
+            let _armed = self.io.watchdog.arm(self.io.operation_timeout);
+            let failure = link_channel.ended(ChannelClosed);
+            // Not sent, so it goes first on the next channel.
+            self.io.link_table.resend.push_front(outgoing);
+            return self.link_channel_failed(link, failure);
+        }
         let Outgoing {
-            link,
             mut publication,
             confirm,
             ..
@@ -132,7 +137,7 @@ impl Session<'_> {
         };
         if publication.start_sending() {
             let _armed = self.io.watchdog.arm(self.io.operation_timeout);
-            let published = link_channel.publish(publication, confirm);
+            let published = link_channel.publish(&publication, confirm);
             return published.or_else(|failure| self.link_channel_failed(link, failure));
         }
         Ok(())

@@ -15,10 +15,11 @@ use super::link_channel::LinkChannel;
 use crate::transport::Limits;
 use crate::transport::amqp::command::{Command, CommandReceiver, LinkId};
 use crate::transport::amqp::convert::ChannelFailure;
+use crate::transport::amqp::frame_writer::FrameWriter;
 use crate::transport::amqp::link_table::LinkTable;
+use crate::transport::amqp::observed::Observed;
+use crate::transport::amqp::routes::Routes;
 use crate::transport::amqp::state_listener::StateNotifier;
-use crate::transport::amqp::stream::Observed;
-use crate::transport::amqp::transit::Transit;
 use crate::transport::amqp::watchdog::{Armed, Watchdog};
 
 /// The cause of a loss where only amiquip's thread knows the real one.
@@ -41,8 +42,10 @@ pub(in crate::transport::amqp) struct Session<'c> {
     pub(super) deferred: VecDeque<Command>,
     /// The time at which the links that the broker refused to open are tried again.
     pub(super) retry_refused_at: Option<Instant>,
-    /// The time of the last command.
-    pub(super) last_command: Instant,
+    /// The time of the last command, or at which the session was last found in use.
+    pub(super) last_use: Cell<Instant>,
+    /// True if it was in use when that was last looked at.
+    pub(super) was_in_use: Cell<bool>,
     /// The time from which expired messages are dropped again, if any have to wait.
     pub(super) next_sweep: Instant,
     /// Messages with large bodies.
@@ -61,7 +64,8 @@ pub(in crate::transport::amqp) struct SessionContext<'c> {
     pub(in crate::transport::amqp) watchdog: &'c Watchdog,
     pub(in crate::transport::amqp) state_notifier: &'c StateNotifier,
     pub(in crate::transport::amqp) observed: &'c Arc<Observed>,
-    pub(in crate::transport::amqp) transit: Arc<Transit>,
+    pub(in crate::transport::amqp) writer: &'c Arc<FrameWriter>,
+    pub(in crate::transport::amqp) routes: &'c Arc<Routes>,
     pub(in crate::transport::amqp) limits: &'c Limits,
     pub(in crate::transport::amqp) operation_timeout: Duration,
     /// The time after which the session ends if it is not used.
@@ -98,7 +102,8 @@ impl<'c> Session<'c> {
             blocked: false,
             deferred: VecDeque::new(),
             retry_refused_at: None,
-            last_command: Instant::now(),
+            last_use: Cell::new(Instant::now()),
+            was_in_use: Cell::new(false),
             next_sweep: Instant::now() + SWEEP_INTERVAL,
             large: LargeMessages::default(),
             open_channels: 0,
@@ -108,11 +113,15 @@ impl<'c> Session<'c> {
         })
     }
 
-    /// Returns the time at which the session ends, unless it is used before.
+    /// Returns the time at which the session ends, unless it is used before. Deliveries are settled
+    /// without a command, so a session in use is looked at again after the idle timeout.
     pub(super) fn idle_at(&self) -> Option<Instant> {
         let timeout = self.io.idle_timeout?;
-        let in_use = self.link_channels.values().any(LinkChannel::is_in_use);
-        (!in_use).then(|| self.last_command + timeout)
+        let is_in_use = self.link_channels.values().any(LinkChannel::is_in_use);
+        if self.was_in_use.replace(is_in_use) || is_in_use {
+            self.last_use.set(Instant::now());
+        }
+        Some(self.last_use.get() + timeout)
     }
 
     /// Guards one operation on the connection: if it takes longer than the

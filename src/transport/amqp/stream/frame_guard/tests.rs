@@ -1,11 +1,18 @@
 //! Unit tests of the frame guard.
 
 use super::*;
-use crate::transport::amqp::stream::FRAME_MAX;
+use crate::transport::amqp::coalesce_buffer::CoalesceBuffer;
+use crate::transport::amqp::command::RegisteredLink;
+use crate::transport::amqp::delivery_route::DeliveryRoute;
+use crate::transport::amqp::frame_max::FRAME_MAX;
+use crate::transport::amqp::frame_writer;
+use crate::transport::amqp::link_outlet::{LinkOutlet, OpenChannel};
+use crate::transport::amqp::routes::Registration;
+use crate::transport::{Disposition, LinkSpec, NoSink, PartialReply, Publication, Settler};
 use proptest::prelude::*;
 
 fn limited(max_body: usize) -> FrameGuard {
-    FrameGuard::new(max_body, 3 << 20)
+    FrameGuard::new(max_body, 3 << 20, Arc::default())
 }
 
 fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
@@ -217,5 +224,141 @@ proptest! {
         let mut guard = limited(1_000);
         let _ = pass(&mut guard, &noise, read_size);
         prop_assert!(guard.buffer.len() <= FRAME_MAX_BEFORE_TUNE + 2 * READ_SIZE);
+    }
+}
+
+/// A route whose deliveries a test takes.
+fn routed(channel: u16) -> (FrameGuard, Arc<DeliveryRoute>, Registration) {
+    let (commands, _) = crossbeam_channel::unbounded();
+    let registered = RegisteredLink {
+        spec: LinkSpec::default().reply_queue().coalesces(true),
+        sink: Arc::new(NoSink),
+        settler: Arc::new(NoSettler),
+        outlet: Arc::default(),
+        commands,
+        coalesce_buffer: Arc::new(CoalesceBuffer::new(1_000)),
+        refusal: Arc::default(),
+        opening: None,
+    };
+    let routes = Arc::<Routes>::default();
+    let route = Arc::new(DeliveryRoute::new((1, &registered), 1, Arc::default()));
+    let outlet = Arc::clone(&registered.outlet);
+    let registration = Registration::new(&routes, channel, outlet, Some(Arc::clone(&route)));
+    let mut guard = FrameGuard::new(1_000, 3 << 20, routes);
+    guard.next_sign_of_life += Duration::from_secs(3_600); // not before a test wants it
+    let tuned = frame(METHOD, &CONNECTION_TUNE);
+    assert_eq!(pass(&mut guard, &tuned, 100), Ok(tuned));
+    (guard, route, registration)
+}
+
+struct NoSettler;
+
+impl Settler for NoSettler {
+    fn settle(&self, _: u64, _: u64, _: Disposition) {}
+    fn reply(&self, _: u64, _: u64, _: PartialReply<'_>) {}
+}
+
+/// The frames of a message with the routing key `key` and this body, in frames of `size` bytes.
+fn delivery(channel: u8, tag: u64, body: &[u8], size: usize) -> Vec<u8> {
+    let mut method = vec![0, 60, 0, 60, 1, b't'];
+    method.extend(tag.to_be_bytes());
+    method.extend([0, 0, 3]);
+    method.extend(b"key");
+    let mut header = vec![0, 60, 0, 0];
+    header.extend((body.len() as u64).to_be_bytes());
+    header.extend([0, 0]);
+    let mut out = frame_on(channel, METHOD, &method);
+    out.extend(frame_on(channel, CONTENT_HEADER, &header));
+    for piece in body.chunks(size) {
+        out.extend(frame_on(channel, BODY, piece));
+    }
+    out
+}
+
+#[test]
+fn deliveries_with_a_route_leave_the_stream() {
+    let (mut guard, route, _registration) = routed(1);
+    let other = delivery(2, 1, b"other", 9);
+    let flow = frame_on(1, METHOD, &[0, 20, 0, 20, 1]);
+    let large = delivery(1, 3, &[7; 2_000], 500);
+    let bytes = [
+        delivery(1, 2, b"body", 3),
+        other.clone(),
+        large,
+        flow.clone(),
+    ]
+    .concat();
+    let passed = pass(&mut guard, &bytes, 50).unwrap();
+    assert_eq!(passed, [other, flow].concat());
+    let arrived: Vec<_> = route.by_io_thread().unwrap().try_iter().collect();
+    assert_eq!(arrived.len(), 2);
+    assert_eq!((arrived[0].tag, arrived[1].tag), (2, 3));
+    assert_eq!(arrived[0].message.body, b"body");
+    assert_eq!(arrived[0].message.routing_key, "key");
+    let oversized = arrived[1].message.oversized().unwrap();
+    assert_eq!(oversized.bytes(), 2_000);
+    assert!(arrived[1].message.body.is_empty());
+}
+
+#[test]
+fn a_body_longer_than_announced_is_refused() {
+    let (mut guard, _route, _registration) = routed(1);
+    let mut bytes = delivery(1, 1, b"body", 9);
+    let longer = bytes.len() - 4 - 8;
+    bytes.truncate(longer);
+    bytes.extend(frame(BODY, b"longer"));
+    assert_eq!(pass(&mut guard, &bytes, 50), Err(Violation::BadFrame));
+}
+
+/// amiquip ends a connection on which it reads nothing, although deliveries arrive.
+#[test]
+fn amiquip_gets_heartbeats_for_the_deliveries_that_it_does_not_see() {
+    let (mut guard, _route, _registration) = routed(1);
+    let one = delivery(1, 1, b"body", 9);
+    assert_eq!(pass(&mut guard, &one, 50), Ok(Vec::new()));
+    guard.next_sign_of_life = Instant::now();
+    assert_eq!(pass(&mut guard, &one, 500), Ok(HEARTBEAT_FRAME.to_vec()));
+    assert_eq!(pass(&mut guard, &one, 50), Ok(Vec::new()));
+}
+
+#[test]
+fn nothing_more_is_sent_on_a_channel_that_the_broker_has_closed() {
+    let (mut guard, _route, registration) = routed(1);
+    let open = |outlet: &LinkOutlet| outlet.publish(&Publication::new("", "q", Vec::new()), None);
+    let (writer, _peer) = frame_writer::connected();
+    registration.outlet.open(OpenChannel {
+        session: 1,
+        channel: 1,
+        frame_max: 0,
+        reply_queue: None,
+        is_numbered: false,
+        writer: Arc::clone(writer.writer()),
+        observed: Arc::default(),
+        unsettled: Arc::default(),
+    });
+    assert!(open(&registration.outlet).is_ok());
+    let close = frame(
+        METHOD,
+        &[0, 20, 0, 40, 1, 148, 3, b'b', b'a', b'd', 0, 0, 0, 0],
+    );
+    pass(&mut guard, &close, 50).unwrap();
+    assert!(open(&registration.outlet).is_err());
+}
+
+proptest! {
+    #[test]
+    fn deliveries_are_the_same_however_the_bytes_are_split(
+        bodies in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..300), 1..200usize), 0..8),
+        cut in 1..400usize,
+    ) {
+        let (mut guard, route, _registration) = routed(1);
+        let mut bytes = Vec::new();
+        for (tag, (body, size)) in bodies.iter().enumerate() {
+            bytes.extend(delivery(1, tag as u64, body, *size));
+        }
+        prop_assert_eq!(pass(&mut guard, &bytes, cut), Ok(Vec::new()));
+        let arrived = route.by_io_thread().unwrap().try_iter().map(|it| it.message.body.clone());
+        let sent = bodies.into_iter().map(|(body, _)| body);
+        prop_assert_eq!(arrived.collect::<Vec<_>>(), sent.collect::<Vec<_>>());
     }
 }

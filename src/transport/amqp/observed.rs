@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::frame::FRAME_MAX;
+use super::frame_max::FRAME_MAX;
 use crate::transport::Oversized;
 
 /// The facts that the stream has seen and amiquip does not report.
 #[derive(Debug)]
-pub(in crate::transport::amqp) struct Observed {
+pub(super) struct Observed {
     server_close: Mutex<Option<(u16, String)>>,
     /// The channels that the broker closed, with its reasons.
     channel_closes: Mutex<HashMap<u16, String>>,
@@ -39,17 +39,17 @@ impl Default for Observed {
 
 impl Observed {
     /// Returns the code and text of the broker's `connection.close`, if it sent one.
-    pub(in crate::transport::amqp) fn server_close(&self) -> Option<(u16, String)> {
+    pub(super) fn server_close(&self) -> Option<(u16, String)> {
         self.server_close.lock().clone()
     }
 
     /// Returns the broker's reason for closing a channel, if it closed it.
-    pub(in crate::transport::amqp) fn channel_close(&self, channel: u16) -> Option<String> {
+    pub(super) fn channel_close(&self, channel: u16) -> Option<String> {
         self.channel_closes.lock().get(&channel).cloned()
     }
 
     /// Returns a channel that the broker closed, with its reason, if it closed any.
-    pub(in crate::transport::amqp) fn any_channel_close(&self) -> Option<(u16, String)> {
+    pub(super) fn any_channel_close(&self) -> Option<(u16, String)> {
         let closes = self.channel_closes.lock();
         closes
             .iter()
@@ -59,32 +59,28 @@ impl Observed {
 
     /// Removes the record of a closed channel once it has been handled, so that it is not taken
     /// for the cause of a later loss.
-    pub(in crate::transport::amqp) fn forget_channel_close(&self, channel: u16) {
+    pub(super) fn forget_channel_close(&self, channel: u16) {
         self.channel_closes.lock().remove(&channel);
     }
 
     /// Returns the reason for which the guard refused the incoming bytes, if it did.
-    pub(in crate::transport::amqp) fn violation(&self) -> Option<String> {
+    pub(super) fn violation(&self) -> Option<String> {
         self.violation.lock().clone()
     }
 
     /// Returns the negotiated frame size, in bytes.
-    pub(in crate::transport::amqp) fn frame_max(&self) -> u32 {
+    pub(super) fn frame_max(&self) -> u32 {
         self.frame_max.load(Ordering::Relaxed)
     }
 
     /// Returns true if the broker is blocked: short of memory or disk, it reads nothing that is
     /// published.
-    pub(in crate::transport::amqp) fn is_blocked(&self) -> bool {
+    pub(super) fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::SeqCst)
     }
 
     /// Takes the record of a body that was left out because of its size.
-    pub(in crate::transport::amqp) fn take_oversized(
-        &self,
-        channel: u16,
-        tag: u64,
-    ) -> Option<Oversized> {
+    pub(super) fn take_oversized(&self, channel: u16, tag: u64) -> Option<Oversized> {
         if !self.has_oversized.load(Ordering::Acquire) {
             return None;
         }
@@ -95,32 +91,27 @@ impl Observed {
         found
     }
 
-    pub(in crate::transport::amqp) fn record_violation(&self, text: String) {
+    pub(super) fn record_violation(&self, text: String) {
         self.violation.lock().get_or_insert(text);
     }
 
-    pub(in crate::transport::amqp) fn record_channel_close(&self, channel: u16, reason: String) {
+    pub(super) fn record_channel_close(&self, channel: u16, reason: String) {
         self.channel_closes.lock().insert(channel, reason);
     }
 
-    pub(in crate::transport::amqp) fn record_server_close(&self, code: u16, text: String) {
+    pub(super) fn record_server_close(&self, code: u16, text: String) {
         self.server_close.lock().get_or_insert((code, text));
     }
 
-    pub(in crate::transport::amqp) fn record_frame_max(&self, bytes: u32) {
+    pub(super) fn record_frame_max(&self, bytes: u32) {
         self.frame_max.store(bytes, Ordering::Relaxed);
     }
 
-    pub(in crate::transport::amqp) fn record_blocked(&self, blocked: bool) {
+    pub(super) fn record_blocked(&self, blocked: bool) {
         self.blocked.store(blocked, Ordering::SeqCst);
     }
 
-    pub(in crate::transport::amqp) fn record_oversized(
-        &self,
-        channel: u16,
-        tag: u64,
-        oversized: Oversized,
-    ) {
+    pub(super) fn record_oversized(&self, channel: u16, tag: u64, oversized: Oversized) {
         self.oversized.lock().insert((channel, tag), oversized);
         self.has_oversized.store(true, Ordering::Release);
     }

@@ -1,40 +1,4 @@
-//! The publishing of one message through amiquip, and the reasons of the broker to refuse it.
-
-use amiquip::Channel;
-
-use crate::transport::Publication;
-use crate::transport::amqp::convert::{self, ChannelFailure};
-use crate::transport::amqp::transit::Transit;
-
-/// Publishes a message. `Ok` means that amiquip has queued it.
-pub(super) fn publish(
-    channel: &Channel,
-    publication: Publication,
-    reply_queue: Option<String>,
-    transit: &Transit,
-) -> Result<(), ChannelFailure> {
-    let mut properties = publication.properties;
-    let body = if publication.body.wants_reply_queue() {
-        let body = publication
-            .body
-            .fill(reply_queue.as_deref().unwrap_or_default());
-        properties.reply_to = reply_queue;
-        body
-    } else {
-        publication.body.fill("")
-    };
-    transit.add(channel.channel_id(), body.len());
-    Ok(channel.basic_publish(
-        publication.exchange,
-        amiquip::Publish {
-            body: &body,
-            routing_key: publication.routing_key,
-            mandatory: publication.mandatory,
-            immediate: false,
-            properties: convert::to_amqp(properties),
-        },
-    )?)
-}
+//! The reasons of the broker to refuse a message.
 
 /// The reason why the broker refused a message.
 pub(super) enum PublishRefusal {

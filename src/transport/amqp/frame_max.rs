@@ -1,4 +1,4 @@
 //! The size limit of AMQP frames.
 
 /// The largest frame size to negotiate, in bytes; RabbitMQ's default.
-pub(in crate::transport::amqp) const FRAME_MAX: u32 = 131_072;
+pub(super) const FRAME_MAX: u32 = 131_072;
