@@ -69,9 +69,10 @@
 //!
 //! | thread | how many | purpose |
 //! | --- | --- | --- |
-//! | `coney-io-N` | one per connection (a subscriber with an order has a second one; [counting a queue](Broker::queue_depth), a scan of the dead letters and [`transport::Link::get`] open one that ends when it is idle) | owns the connection: publishes, takes deliveries, routes replies, reconnects. Runs no user code |
+//! | `coney-io-N` | one per connection (a subscriber with an order has a second one; [counting a queue](Broker::queue_depth), a scan of the dead letters and [`transport::Link::get`] open one that ends when it is idle) | owns the connection: connects, declares, consumes, closes, reconnects, and sends what cannot leave at once. Runs no user code |
+//! | `coney-write-N` | one per connection | goes on writing when the socket is full; sleeps otherwise, as callers and workers write by themselves |
 //! | `coney-watch-N` | one per connection | shuts the socket down when an operation takes too long |
-//! | `amiquip-io` | one per connection | amiquip's: reads and writes the socket |
+//! | `amiquip-io` | one per connection | amiquip's: reads the socket, gives deliveries to the workers and wakes the callers whose replies have come. Runs no user code |
 //! | `coney-worker-SERVICE-N` | 10 per server or subscriber, or as many as its load needs, and one for redelivered messages | handlers |
 //! | `coney-lease-SCOPE` | one per server, or subscription, that deduplicates | renews the claims of handlers that run for long |
 //! | `coney-confirm-SERVICE` | one per server or subscriber | acknowledges republished messages once the broker has confirmed the copies |
