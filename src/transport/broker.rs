@@ -81,7 +81,8 @@ impl Broker {
 
     /// Closes the connection at once, for every client and server that uses it: their calls fail
     /// with [`ErrorKind::Closed`](crate::ErrorKind::Closed). To let running handlers finish, shut
-    /// the servers down first.
+    /// the servers down first. Messages that were accepted before are sent; of those that other
+    /// threads publish without a confirm while it closes, some may be dropped.
     ///
     /// Blocks until the connection's threads have ended, at most `timeout`.
     ///

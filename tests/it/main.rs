@@ -24,6 +24,7 @@ mod contract;
 mod dead_letters;
 mod deduplication;
 mod delays;
+mod direct_sending;
 mod discovery;
 mod documents;
 mod drained;

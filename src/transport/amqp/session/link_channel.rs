@@ -6,6 +6,7 @@ use std::sync::Arc;
 use amiquip::{Channel, Confirm, Consumer, ConsumerMessage, Return};
 use crossbeam_channel::{Receiver, TryRecvError};
 
+use super::CONNECTION_ENDED;
 use super::declare::{declare, declare_exclusive};
 use super::idle_channel::{ConfirmState, IdleChannel};
 use crate::message::CorrelationId;
@@ -185,6 +186,14 @@ impl<'c> LinkChannel<'c> {
         published.map_err(|closed| self.ended(closed))
     }
 
+    /// Returns the cause of the channel's end: the broker has closed it, or the connection is lost.
+    fn cause_of_end(&self) -> String {
+        match self.observed.channel_close(self.channel_id()) {
+            Some(_) => "the broker closed a channel".to_owned(),
+            None => CONNECTION_ENDED.to_owned(),
+        }
+    }
+
     /// Returns true if the channel can be published on, as far as is known.
     pub(super) fn is_open(&self) -> bool {
         self.registration.outlet.is_open()
@@ -195,7 +204,7 @@ impl<'c> LinkChannel<'c> {
     /// guarded by the watchdog.
     pub(super) fn ended(&mut self, _: ChannelClosed) -> ChannelFailure {
         self.last_returns.extend(self.returns.iter());
-        ChannelFailure::Lost("the broker closed a channel".to_owned())
+        ChannelFailure::Lost(self.cause_of_end())
     }
 
     /// Publishes requests with one routing key as one message.
@@ -313,9 +322,7 @@ impl<'c> LinkChannel<'c> {
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
-                    return Err(ChannelFailure::Lost(
-                        "the broker closed a channel".to_owned(),
-                    ));
+                    return Err(ChannelFailure::Lost(self.cause_of_end()));
                 }
             }
         }
@@ -338,9 +345,7 @@ impl<'c> LinkChannel<'c> {
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
-                    return Err(ChannelFailure::Lost(
-                        "the broker closed a channel".to_owned(),
-                    ));
+                    return Err(ChannelFailure::Lost(self.cause_of_end()));
                 }
             }
         }
