@@ -28,7 +28,7 @@ fn rare(properties: &AmqpProperties) -> Option<Box<RareProperties>> {
     (rare != RareProperties::default()).then(|| Box::new(rare))
 }
 
-fn from_amqp(properties: &AmqpProperties) -> Properties {
+pub(super) fn from_amqp(properties: &AmqpProperties) -> Properties {
     Properties {
         content_type: properties.content_type().clone().map(Cow::Owned),
         persistent: properties.delivery_mode().unwrap_or(TRANSIENT) == PERSISTENT,
@@ -121,6 +121,9 @@ pub(super) fn queue_arguments(options: &QueueOptions) -> FieldTable {
     }
     arguments
 }
+
+/// The cause of a loss where only amiquip's thread knows the real one.
+pub(super) const CONNECTION_ENDED: &str = "the connection has ended";
 
 /// The reason why an operation on a channel failed.
 pub(super) enum ChannelFailure {

@@ -1,14 +1,12 @@
 //! The reference for tests: amiquip's codec, and the conversion of its types.
 
-use std::borrow::Cow;
-use std::time::Duration;
-
 use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, gen_frame, parse_frame};
 use amq_protocol::protocol::AMQPClass;
 use amq_protocol::protocol::basic::{AMQPMethod, AMQPProperties, Publish};
 use amq_protocol::types::{AMQPValue, FieldTable};
 
-use crate::transport::{HeaderTable, HeaderValue, Properties, Publication, RareProperties};
+pub(super) use crate::transport::amqp::convert::from_amqp;
+use crate::transport::{HeaderTable, HeaderValue, Properties, Publication};
 
 const CLASS_BASIC: u16 = 60;
 
@@ -131,67 +129,5 @@ fn value_to_amqp(value: &HeaderValue) -> AMQPValue {
             AMQPValue::FieldArray(values.iter().map(value_to_amqp).collect())
         }
         HeaderValue::Table(table) => AMQPValue::FieldTable(table_to_amqp(table)),
-    }
-}
-
-/// Converts the properties of a received message.
-pub(super) fn from_amqp(properties: &AMQPProperties) -> Properties {
-    let rare = RareProperties {
-        content_encoding: properties.content_encoding().clone(),
-        priority: *properties.priority(),
-        timestamp: *properties.timestamp(),
-        kind: properties.type_().clone(),
-        app_id: properties.app_id().clone(),
-    };
-    Properties {
-        content_type: properties.content_type().clone().map(Cow::Owned),
-        persistent: *properties.delivery_mode() == Some(2),
-        message_id: properties.message_id().clone(),
-        correlation_id: properties.correlation_id().clone(),
-        reply_to: properties.reply_to().clone(),
-        expiration: properties
-            .expiration()
-            .as_ref()
-            .and_then(|text| text.parse().ok())
-            .map(Duration::from_millis),
-        headers: properties
-            .headers()
-            .as_ref()
-            .map(table_from_amqp)
-            .unwrap_or_default(),
-        rare: (rare != RareProperties::default()).then(|| Box::new(rare)),
-    }
-}
-
-fn table_from_amqp(table: &FieldTable) -> HeaderTable {
-    let fields = table.iter();
-    fields
-        .map(|(name, value)| (name.clone(), value_from_amqp(value)))
-        .collect()
-}
-
-fn value_from_amqp(value: &AMQPValue) -> HeaderValue {
-    match value {
-        AMQPValue::Void => HeaderValue::Void,
-        AMQPValue::Boolean(value) => HeaderValue::Bool(*value),
-        &AMQPValue::ShortShortInt(value) => HeaderValue::Int(value.into()),
-        &AMQPValue::ShortShortUInt(value) => HeaderValue::Int(value.into()),
-        &AMQPValue::ShortInt(value) => HeaderValue::Int(value.into()),
-        &AMQPValue::ShortUInt(value) => HeaderValue::Int(value.into()),
-        &AMQPValue::LongInt(value) => HeaderValue::Int(value.into()),
-        &AMQPValue::LongUInt(value) => HeaderValue::Int(value.into()),
-        AMQPValue::LongLongInt(value) => HeaderValue::Int(*value),
-        &AMQPValue::Float(value) => HeaderValue::Float(value.into()),
-        AMQPValue::Double(value) => HeaderValue::Float(*value),
-        AMQPValue::DecimalValue(decimal) => {
-            HeaderValue::Float(f64::from(decimal.value) / 10f64.powi(decimal.scale.into()))
-        }
-        AMQPValue::LongString(text) => HeaderValue::Text(text.clone()),
-        AMQPValue::ByteArray(bytes) => HeaderValue::Bytes(bytes.clone()),
-        AMQPValue::Timestamp(seconds) => HeaderValue::Timestamp(*seconds),
-        AMQPValue::FieldArray(values) => {
-            HeaderValue::List(values.iter().map(value_from_amqp).collect())
-        }
-        AMQPValue::FieldTable(table) => HeaderValue::Table(table_from_amqp(table)),
     }
 }

@@ -8,10 +8,11 @@ use crossbeam_channel::TryRecvError;
 
 use super::SWEEP_INTERVAL;
 use super::loop_event::LoopEvent;
-use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
+use super::state::{Session, SessionEnd, lost};
 use crate::base::log_relay;
 use crate::transport::ConnectionState;
 use crate::transport::amqp::command::{Command, LinkId};
+use crate::transport::amqp::convert::CONNECTION_ENDED;
 use crate::transport::amqp::watchdog::Watchdog;
 
 /// The number of events taken from one source before the others are checked again.

@@ -6,9 +6,9 @@ use crossbeam_channel::{Select, TryRecvError};
 use super::large::{InFlight, LargeChannel, UnsentFrames};
 use super::link_ops::Opened;
 use super::publish_refusal::PublishRefusal;
-use super::state::{CONNECTION_ENDED, Session, SessionEnd, lost};
+use super::state::{Session, SessionEnd, lost};
 use crate::base::log_relay;
-use crate::transport::amqp::convert::{self, ChannelFailure};
+use crate::transport::amqp::convert::{self, CONNECTION_ENDED, ChannelFailure};
 use crate::transport::amqp::link_outlet::ChannelClosed;
 use crate::transport::{ConfirmOutcome, Disposition, Refused};
 

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use amiquip::{Channel, Confirm, Consumer, ConsumerMessage, Return};
 use crossbeam_channel::{Receiver, TryRecvError};
 
-use super::CONNECTION_ENDED;
 use super::declare::{declare, declare_exclusive};
 use super::idle_channel::{ConfirmState, IdleChannel};
 use crate::message::CorrelationId;
 use crate::transport::amqp::command::{LinkId, RegisteredLink};
-use crate::transport::amqp::convert::{self, ChannelFailure};
+use crate::transport::amqp::convert::{self, CONNECTION_ENDED, ChannelFailure};
 use crate::transport::amqp::delivery_route::{DeliveryRoute, Incoming};
 use crate::transport::amqp::frame_writer::FrameWriter;
 use crate::transport::amqp::frames::ReplyQueueName;

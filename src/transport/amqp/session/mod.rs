@@ -18,6 +18,4 @@ mod sending;
 mod state;
 mod unconfirmed;
 
-pub(super) use self::state::{
-    CONNECTION_ENDED, SWEEP_INTERVAL, Session, SessionContext, SessionEnd,
-};
+pub(super) use self::state::{SWEEP_INTERVAL, Session, SessionContext, SessionEnd};

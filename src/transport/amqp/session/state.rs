@@ -22,9 +22,6 @@ use crate::transport::amqp::routes::Routes;
 use crate::transport::amqp::state_listener::StateNotifier;
 use crate::transport::amqp::watchdog::{Armed, Watchdog};
 
-/// The cause of a loss where only amiquip's thread knows the real one.
-pub(in crate::transport::amqp) const CONNECTION_ENDED: &str = "the connection has ended";
-
 /// One live connection: the event loop that owns its channels.
 pub(in crate::transport::amqp) struct Session<'c> {
     pub(super) number: u64,
