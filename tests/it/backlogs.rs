@@ -101,27 +101,25 @@ fn at_the_deadline_the_command_is_refused_and_not_sent(broker: &Broker) {
     assert_eq!(none.build().unwrap_err().kind(), ErrorKind::InvalidConfig);
 }
 
+/// The bound holds as far as the broker answers in time, and has counted what was sent 50 ms before:
+/// beside other tests it may not do so at first.
 fn a_batch_of_commands_stops_at_the_bound(broker: &Broker) {
-    let service = unique("work");
-    declare(broker, &service);
-    let client = ServiceClient::builder(broker, "shop")
-        .timeout(2_000 * MS)
-        .max_backlog(&service, 5)
-        .build()
-        .unwrap();
-    // Opens the link for commands: those of the batch that are let through must be in the queue when
-    // the client asks again, 50 ms later.
-    client.send(&service, "work", &7u64).unwrap();
-    let outcomes = client.send_batch(&service, "work", &[7u64; 8]);
-    let refused = outcomes.iter().filter(|outcome| {
-        let error = outcome.as_ref().err();
-        error.is_some_and(|it| it.refused_by() == Some(Refusal::Backlog))
+    eventually("a batch stops at the bound", || {
+        let service = unique("work");
+        declare(broker, &service);
+        let client = ServiceClient::builder(broker, "shop")
+            .timeout(2_000 * MS)
+            .max_backlog(&service, 5)
+            .build()
+            .unwrap();
+        let outcomes = client.send_batch(&service, "work", &[7u64; 8]);
+        let accepted = outcomes.iter().filter(|it| it.is_ok()).count();
+        let refused = outcomes.iter().filter(|outcome| {
+            let error = outcome.as_ref().err();
+            error.is_some_and(|it| it.refused_by() == Some(Refusal::Backlog))
+        });
+        (accepted, refused.count(), depth(broker, &service)) == (5, 3, 5)
     });
-    // The broker counts what it has; beside other tests, a few of the batch may come too late for that.
-    let accepted = outcomes.iter().filter(|it| it.is_ok()).count();
-    assert!((4..8).contains(&accepted), "{accepted}");
-    assert_eq!(refused.count(), 8 - accepted);
-    assert_eq!(depth(broker, &service), 1 + accepted);
 }
 
 fn threads_share_the_room_that_is_left(broker: &Broker) {
