@@ -101,8 +101,8 @@ fn at_the_deadline_the_command_is_refused_and_not_sent(broker: &Broker) {
     assert_eq!(none.build().unwrap_err().kind(), ErrorKind::InvalidConfig);
 }
 
-/// The bound holds as far as the broker answers in time, and has counted what was sent 50 ms before:
-/// beside other tests it may not do so at first.
+/// Checks the bound, which holds as far as the broker answers in time, and has counted what was sent
+/// 50 ms before: beside other tests it may not do so at first.
 fn a_batch_of_commands_stops_at_the_bound(broker: &Broker) {
     eventually("a batch stops at the bound", || {
         let service = unique("work");

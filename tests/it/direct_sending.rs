@@ -32,8 +32,8 @@ fn numbered(queue: &str, number: u64, size: usize) -> Publication {
     Publication::new("", queue, body)
 }
 
-/// While the socket is full, messages wait for the I/O thread. When it is written again, the same
-/// threads soon publish by themselves, and must not overtake what waits.
+/// Checks the order where the socket is full, so that messages wait for the I/O thread, and written
+/// again, so that the same threads publish by themselves: they must not overtake what waits.
 #[test]
 fn each_threads_messages_stay_in_order_whichever_way_they_take() {
     const THREADS: u64 = 8;
@@ -76,8 +76,8 @@ fn each_threads_messages_stay_in_order_whichever_way_they_take() {
     }
 }
 
-/// Deliveries are settled on several threads while their link or its broker is closed: each is
-/// acknowledged or requeued.
+/// Checks that each delivery is acknowledged or requeued, if several threads settle while their link
+/// or its broker is closed.
 #[test]
 fn settlements_race_with_the_end_of_their_link() {
     const DELIVERIES: u64 = 40;

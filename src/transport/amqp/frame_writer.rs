@@ -302,7 +302,7 @@ impl FrameWriter {
         }
     }
 
-    /// The thread: goes on writing where another thread could not.
+    /// Runs the thread, which goes on writing where another one could not.
     fn run(&self, poll: &Poll, stalled: &Receiver<()>) {
         let mut events = Events::with_capacity(1);
         while stalled.recv().is_ok() && !self.is_closed.load(Ordering::SeqCst) {

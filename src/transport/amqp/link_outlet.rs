@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::frame_writer::{FrameWriter, Priority};
 use super::frames::{self, ReplyQueueName};
@@ -41,7 +41,7 @@ pub(super) enum Settled {
     Done,
     /// Settled, and there may be room for deliveries that wait.
     MakesRoom,
-    /// The I/O thread has to do it: the broker is blocked, the writer is full, or the reply is
+    /// Left to the I/O thread: the broker is blocked, the writer is full, or the reply is
     /// large.
     NotNow(Disposition),
 }
@@ -93,10 +93,7 @@ impl LinkOutlet {
                 channel.encode(out, publication, None);
             }
         });
-        // Written without the lock, for which a thread that closes the channel waits.
-        let writer = Arc::clone(&channel.writer);
-        drop(open);
-        writer.flush_frames();
+        flush(open);
         appended
     }
 
@@ -133,12 +130,12 @@ impl LinkOutlet {
     pub(super) fn try_append(&self, frames: &[u8]) -> Result<bool, ChannelClosed> {
         let open = self.open.read();
         let channel = open.as_ref().ok_or(ChannelClosed)?;
-        let writer = Arc::clone(&channel.writer);
         let priority = Some(Priority::Message);
+        let writer = &channel.writer;
         let appended = writer.append(priority, |out| out.extend_from_slice(frames));
-        drop(open);
-        writer.flush_frames();
-        match appended || !writer.has_failed() {
+        let is_alive = appended || !writer.has_failed();
+        flush(open);
+        match is_alive {
             true => Ok(appended),
             false => Err(ChannelClosed),
         }
@@ -170,9 +167,7 @@ impl LinkOutlet {
             return Settled::NotNow(outcome);
         }
         let makes_room = channel.unsettled.has_waiting();
-        let writer = Arc::clone(&channel.writer);
-        drop(open);
-        writer.flush_frames();
+        flush(open);
         match makes_room {
             true => Settled::MakesRoom,
             false => Settled::Done,
@@ -193,10 +188,17 @@ impl LinkOutlet {
         let open = self.open.read();
         let channel = open.as_ref().ok_or(ChannelClosed)?;
         let appended = channel.writer.append(None, |out| encode(channel, out));
-        let writer = Arc::clone(&channel.writer);
-        drop(open);
-        writer.flush_frames();
+        flush(open);
         appended.then_some(()).ok_or(ChannelClosed)
+    }
+}
+
+/// Writes what was appended, without the lock: a thread that closes the channel waits for it.
+fn flush(open: RwLockReadGuard<'_, Option<OpenChannel>>) {
+    let writer = open.as_ref().map(|channel| Arc::clone(&channel.writer));
+    drop(open);
+    if let Some(writer) = writer {
+        writer.flush_frames();
     }
 }
 

@@ -310,7 +310,7 @@ fn a_body_longer_than_announced_is_refused() {
     assert_eq!(pass(&mut guard, &bytes, 50), Err(Violation::BadFrame));
 }
 
-/// amiquip ends a connection on which it reads nothing, although deliveries arrive.
+/// Checks the sign of life: amiquip ends a connection on which it reads nothing.
 #[test]
 fn amiquip_gets_heartbeats_for_the_deliveries_that_it_does_not_see() {
     let (mut guard, _route, _registration) = routed(1);
